@@ -1,0 +1,45 @@
+"""What a codec engine is. It knows tensors, and nothing of NATS, S3 or HTTP."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class DecodeStep:
+    """One step's outcome."""
+
+    done: int  # steps finished, this one included
+    total: int  # steps that the song takes
+    audio: np.ndarray | None = None  # float32 [samples, 2], the next stretch of the song that is final
+
+
+class CodecEngine(Protocol):
+    """Makes audio from token frames. Plain and synchronous; run it in a thread of its own."""
+
+    sample_rate: int  # Hz
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes that the weights take on the device."""
+
+    @property
+    def work_bytes(self) -> int:
+        """Upper estimate of the bytes that a decode needs on the device beside the weights."""
+
+    def load(self) -> None:
+        """Read the weights into host memory. Raises `ConfigError` when the checkpoint does not fit the layout."""
+
+    def to_device(self) -> None:
+        """Move the weights to the device."""
+
+    def to_host(self) -> None:
+        """Move the weights to host memory and give the device's memory back."""
+
+    def decode(self, codes: np.ndarray, *, seed: int) -> Iterator[DecodeStep]:
+        """Decode int16 codes ``[8, L]``; every ``next()`` runs one Euler step or one scalar decode, and no more.
+
+        The audio of all steps together has ``floor(L / 12.5 * sample_rate)`` samples a channel.
+        """

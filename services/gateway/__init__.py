@@ -1,0 +1,1 @@
+"""HTTP, websockets and the web page in front of JetStream. Never imports torch."""

@@ -1,0 +1,1 @@
+"""Lyrics and tags to audio tokens, on the device, while the lease allows it."""

@@ -1,0 +1,58 @@
+"""What a token engine is. It knows tensors, and nothing of NATS, S3 or HTTP."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from shared.prompt import Prompt
+
+
+@dataclass(frozen=True, kw_only=True)
+class Song:
+    """What an engine needs to know of a song."""
+
+    prompt: Prompt
+    max_frames: int  # 80 ms each, at least 1
+    temperature: float = 1.0  # 0 is greedy
+    topk: int = 50
+    cfg_scale: float = 1.5  # 1 runs one row instead of two
+    seed: int = 0  # same song, same engine, same frames
+
+
+class TokenEngine(Protocol):
+    """Makes frames for up to `slots` songs at once. Plain and synchronous; run it in a thread of its own.
+
+    Order of calls: `load` once; then turns of `to_device`, any number of `admit` / `step` / `drop`, `to_host`.
+    """
+
+    slots: int
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes that the weights take on the device."""
+
+    def song_bytes(self, song: Song) -> int:
+        """Bytes that a song's caches will take on the device."""
+
+    def load(self) -> None:
+        """Read the weights into host memory. Raises `ConfigError` when the checkpoint does not fit the layout."""
+
+    def to_device(self) -> None:
+        """Move the weights to the device."""
+
+    def to_host(self) -> None:
+        """Drop every song and cache, move the weights to host memory, give the device's memory back."""
+
+    def admit(self, song_id: str, song: Song) -> None:
+        """Take a song into the batch: allocate its caches and prefill its prompt."""
+
+    def step(self) -> dict[str, np.ndarray | None]:
+        """Make the next frame of every song in the batch.
+
+        Returns, a song, its frame as int16 ``[8]``, or None when the song has ended (by an end token or at
+        `max_frames`); an ended song has left the batch.
+        """
+
+    def drop(self, song_id: str) -> None:
+        """Take a song out of the batch and free its caches. Unknown ids are ignored."""

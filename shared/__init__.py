@@ -1,0 +1,1 @@
+"""What the services agree on: settings, messages, topology, job records, the GPU lease, object storage."""

@@ -1,0 +1,197 @@
+"""The official checkpoint layout: where things lie, what their dimensions are, and their tensors one by one.
+
+::
+
+    <path>/gen_config.json  tokenizer.json  HeartMuLa-oss-<version>/  HeartCodec-oss/
+
+Nothing here imports torch, so the gateway may read dimensions and the tokenizer.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from shared.errors import ConfigError
+
+FRAMES_PER_SECOND = 12.5
+FRAME_MS = 80
+
+
+class Flavor(msgspec.Struct, frozen=True, kw_only=True):
+    """Dimensions of one Llama stack."""
+
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    embed_dim: int
+    intermediate_dim: int
+    max_seq_len: int
+
+    @property
+    def head_dim(self) -> int:
+        return self.embed_dim // self.num_heads
+
+
+def _llama(layers: int, heads: int, kv: int, dim: int, ffn: int, positions: int) -> Flavor:
+    return Flavor(
+        num_layers=layers, num_heads=heads, num_kv_heads=kv, embed_dim=dim, intermediate_dim=ffn, max_seq_len=positions
+    )
+
+
+FLAVORS = {
+    "llama-3B": _llama(28, 24, 8, 3072, 8192, 8192),
+    "llama-300M": _llama(3, 8, 4, 3072, 8192, 2048),
+    "llama-7B": _llama(32, 32, 8, 4096, 14336, 8192),
+    "llama-400M": _llama(4, 8, 4, 3072, 8192, 2048),
+}
+
+
+class GenConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """`gen_config.json`: the special ids."""
+
+    text_bos_id: int = 128000
+    text_eos_id: int = 128001
+    audio_eos_id: int = 8193
+    empty_id: int = 0
+
+
+class _LMFile(msgspec.Struct, frozen=True, kw_only=True):
+    backbone_flavor: str
+    decoder_flavor: str
+    text_vocab_size: int
+    audio_vocab_size: int
+    audio_num_codebooks: int = 8
+    muq_dim: int = 512
+    flavors: dict[str, Flavor] = {}
+
+
+class LMConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Dimensions of the language model."""
+
+    version: str
+    backbone: Flavor
+    decoder: Flavor
+    text_vocab_size: int
+    audio_vocab_size: int
+    num_codebooks: int
+    muq_dim: int
+
+
+class CodecConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Dimensions of HeartCodec, as its `config.json` names them."""
+
+    dim: int
+    codebook_size: int
+    codebook_dim: int
+    num_quantizers: int
+    attention_head_dim: int
+    in_channels: int
+    num_attention_heads: int
+    num_layers: int
+    num_layers_2: int
+    out_channels: int
+    sample_rate: int
+    num_samples: int
+    upsample_factors: list[int]
+    upsample_kernel_sizes: list[int]
+    latent_hidden_dim: int
+    default_kernel_size: int
+    delay_kernel_size: int
+    init_channel: int
+    res_kernel_size: int
+
+
+class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
+    """A checkpoint folder whose small files have been read. Weights are read by `tensors`."""
+
+    path: Path
+    gen: GenConfig
+    lm: LMConfig
+    lm_path: Path
+    codec: CodecConfig
+    codec_path: Path
+    tokenizer_path: Path
+
+
+_T = TypeVar("_T")
+
+
+def _read(path: Path, kind: type[_T]) -> _T:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except FileNotFoundError:
+        raise ConfigError(f"{path} is missing: HEARTMULA_MODEL_PATH must name a folder as ckpt/README.md shows") from None
+    except (msgspec.DecodeError, OSError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from None
+
+
+def open_checkpoint(path: Path, version: str = "") -> Checkpoint:
+    """Read the configuration files of the checkpoint folder `path`.
+
+    `version` picks ``HeartMuLa-oss-<version>`` where there are several. Raises `ConfigError` when a file is missing
+    or malformed, or when the version is ambiguous.
+    """
+    gen = _read(path / "gen_config.json", GenConfig)
+    found = sorted(p.name.removeprefix("HeartMuLa-oss-") for p in path.glob("HeartMuLa-oss-*") if p.is_dir())
+    if version and version not in found:
+        raise ConfigError(f"HEARTMULA_MODEL_VERSION={version}: {path} has {', '.join(found) or 'no version'}")
+    if not version and len(found) != 1:
+        what = f"several versions ({', '.join(found)}): set HEARTMULA_MODEL_VERSION" if found else "no HeartMuLa-oss-*"
+        raise ConfigError(f"{path} has {what}")
+    version = version or found[0]
+    lm_path, codec_path = path / f"HeartMuLa-oss-{version}", path / "HeartCodec-oss"
+    raw = _read(lm_path / "config.json", _LMFile)
+    known = FLAVORS | raw.flavors
+    for flavor in (raw.backbone_flavor, raw.decoder_flavor):
+        if flavor not in known:
+            raise ConfigError(f"{lm_path / 'config.json'} names an unknown flavor {flavor!r}")
+    if not (path / "tokenizer.json").is_file():
+        raise ConfigError(f"{path / 'tokenizer.json'} is missing")
+    return Checkpoint(
+        path=path,
+        gen=gen,
+        lm=LMConfig(
+            version=version,
+            backbone=known[raw.backbone_flavor],
+            decoder=known[raw.decoder_flavor],
+            text_vocab_size=raw.text_vocab_size,
+            audio_vocab_size=raw.audio_vocab_size,
+            num_codebooks=raw.audio_num_codebooks,
+            muq_dim=raw.muq_dim,
+        ),
+        lm_path=lm_path,
+        codec=_read(codec_path / "config.json", CodecConfig),
+        codec_path=codec_path,
+        tokenizer_path=path / "tokenizer.json",
+    )
+
+
+def tensors(folder: Path) -> Iterator[tuple[str, Any]]:
+    """Yield ``(name, torch.Tensor)`` for every tensor in a folder of safetensors files, shard by shard.
+
+    With ``model.safetensors.index.json`` only the shards it names are read, else every ``*.safetensors``. A tensor is
+    read when it is yielded and belongs to the caller, so a loader that converts and drops each one never holds two
+    copies. Raises `ConfigError` for a missing or damaged shard.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            shards = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError):
+            raise ConfigError(f"{index} is not a safetensors index") from None
+    else:
+        shards = sorted(p.name for p in folder.glob("*.safetensors"))
+    if not shards:
+        raise ConfigError(f"{folder} holds no safetensors files")
+    for shard in shards:
+        try:
+            with safe_open(str(folder / shard), framework="pt") as file:
+                for name in file.keys():
+                    yield name, file.get_tensor(name)
+        except (OSError, SafetensorError) as error:
+            raise ConfigError(f"{folder / shard} cannot be read: {error}") from None

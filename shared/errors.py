@@ -1,0 +1,71 @@
+"""Everything this project raises on purpose.
+
+::
+
+    HeartMulaError
+    ├── ConfigError         an environment variable or checkpoint folder is wrong; the message names it
+    ├── InvalidRequest      a request the user has to change; carries the field
+    ├── QueueFull           the queue took its limit of songs; try again later
+    ├── Unavailable         NATS or the object store does not answer
+    ├── JobConflict         the job record is no longer in the state that an operation needs
+    ├── ObjectError         an object is missing or its checksum does not match
+    ├── DeviceFull          weights or a cache do not fit the device
+    ├── PhaseError          work was attempted outside its offload phase
+    │   └── LeaseLost       … because the lease on the device is gone
+    └── SongError           this song cannot be made; retrying does not help
+"""
+
+
+class HeartMulaError(Exception):
+    """Base of every error raised on purpose. Its message is fit to be shown to a user."""
+
+
+class ConfigError(HeartMulaError):
+    """A setting or a checkpoint folder cannot be used."""
+
+
+class InvalidRequest(HeartMulaError):
+    """A request that can never succeed as it stands.
+
+    `field` names the request's field, or is empty when the whole request is meant.
+    """
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(f"{field}: {message}" if field else message)
+        self.field = field
+
+
+class QueueFull(HeartMulaError):
+    """The queue holds as many songs as it may."""
+
+
+class Unavailable(HeartMulaError):
+    """A server that is needed does not answer. `service` is "nats" or "s3"."""
+
+    def __init__(self, service: str, message: str) -> None:
+        super().__init__(message)
+        self.service = service
+
+
+class JobConflict(HeartMulaError):
+    """A job record is not in the state that an operation needs."""
+
+
+class ObjectError(HeartMulaError):
+    """A stored object is missing, truncated or does not match its checksum."""
+
+
+class DeviceFull(HeartMulaError):
+    """An allocation does not fit the device."""
+
+
+class PhaseError(HeartMulaError):
+    """Weights were moved, or a step was run, outside the phase that allows it."""
+
+
+class LeaseLost(PhaseError):
+    """The lease on the device is no longer held. Nothing more may run on it."""
+
+
+class SongError(HeartMulaError):
+    """A song that cannot be made, however often it is tried."""

@@ -1,0 +1,209 @@
+"""Configuration from the environment, validated once at start.
+
+`Settings.load()` reads every ``HEARTMULA_*`` variable and raises `ConfigError` with the variable's name and what
+it may be. A misspelt ``HEARTMULA_*`` variable is an error too: a setting that is silently ignored costs an evening.
+"""
+
+import math
+import os
+import socket
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from shared.errors import ConfigError
+
+
+def _text(value: str) -> str:
+    if not value:
+        raise ValueError("must not be empty")
+    return value
+
+
+def _flag(value: str) -> bool:
+    known = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
+    try:
+        return known[value.strip().lower()]
+    except KeyError:
+        raise ValueError("must be true or false") from None
+
+
+def _integer(low: int, high: int) -> Callable[[str], int]:
+    def parse(value: str) -> int:
+        try:
+            number = int(value)
+        except ValueError:
+            raise ValueError(f"must be a whole number from {low} to {high}") from None
+        if not low <= number <= high:
+            raise ValueError(f"must be from {low} to {high}")
+        return number
+
+    return parse
+
+
+def _seconds(low: float, high: float) -> Callable[[str], float]:
+    def parse(value: str) -> float:
+        try:
+            number = float(value)
+        except ValueError:
+            number = math.nan
+        if not low <= number <= high:
+            raise ValueError(f"must be a number of seconds from {low:g} to {high:g}")
+        return number
+
+    return parse
+
+
+def _choice(*allowed: str) -> Callable[[str], str]:
+    def parse(value: str) -> str:
+        if value not in allowed:
+            raise ValueError(f"must be one of {', '.join(allowed)}")
+        return value
+
+    return parse
+
+
+def _url(*schemes: str) -> Callable[[str], str]:
+    def parse(value: str) -> str:
+        if not any(value.startswith(f"{scheme}://") and len(value) > len(scheme) + 3 for scheme in schemes):
+            raise ValueError(f"must be a URL starting with {' or '.join(f'{scheme}://' for scheme in schemes)}")
+        return value.rstrip("/")
+
+    return parse
+
+
+def _device(value: str) -> str:
+    kind, _, index = value.partition(":")
+    if value not in ("auto", "cpu", "cuda") and not (kind == "cuda" and index.isdigit()):
+        raise ValueError("must be auto, cpu, cuda or cuda:N")
+    return value
+
+
+def _token(value: str) -> str:
+    """One NATS subject token; it also becomes a file name."""
+    if not value or not all(c.isalnum() or c in "-_" for c in value):
+        raise ValueError("may hold letters, digits, - and _ only")
+    return value
+
+
+def _setting(variable: str, parse: Callable[[str], Any], default: Any, doc: str) -> Any:
+    return field(default=default, metadata={"variable": variable, "parse": parse, "doc": doc})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """All settings of all processes. A field left at its default was not set."""
+
+    model_path: Path = _setting(
+        "HEARTMULA_MODEL_PATH", lambda v: Path(_text(v)), Path("ckpt/demo"), "checkpoint folder (see ckpt/README.md)"
+    )
+    model_version: str = _setting(
+        "HEARTMULA_MODEL_VERSION", _text, "", "which HeartMuLa-oss-* folder, when the checkpoint folder holds several"
+    )
+    model_dtype: str = _setting(
+        "HEARTMULA_MODEL_DTYPE",
+        _choice("float16", "bfloat16", "float32"),
+        "",
+        "float16, bfloat16 or float32; unset: bfloat16 on CUDA (float16 before Ampere), float32 on the CPU",
+    )
+    engine: str = _setting(
+        "HEARTMULA_ENGINE",
+        _choice("native", "heartlib", "trivial"),
+        "native",
+        "native, heartlib (reference; must be installed) or trivial (makes beeps; tests the flow without a model)",
+    )
+    sequential_offload: bool = _setting(
+        "HEARTMULA_SEQUENTIAL_OFFLOAD", _flag, True, "false: the GPU is large enough for both models, both stay on it"
+    )
+    hybrid_mode: bool = _setting(
+        "HEARTMULA_HYBRID_MODE", _flag, False, "true: the language model stays on the CPU, only the codec uses the GPU"
+    )
+    output_path: Path | None = _setting(
+        "HEARTMULA_OUTPUT_PATH", lambda v: Path(_text(v)), None, "finished audio is also written to this folder"
+    )
+    device: str = _setting("HEARTMULA_DEVICE", _device, "auto", "auto, cpu, cuda or cuda:N")
+    gpu_id: str = _setting(
+        "HEARTMULA_GPU_ID", _token, "", "name of the device in the lease; unset: the GPU's UUID, or cpu-<host name>"
+    )
+    cpu_device_mb: int = _setting(
+        "HEARTMULA_CPU_DEVICE_MB",
+        _integer(1, 10_000_000),
+        0,
+        "size of the accounting device that stands in for a GPU on the CPU; unset: the machine's memory",
+    )
+    turn_seconds: float = _setting(
+        "HEARTMULA_TURN_SECONDS",
+        _seconds(0, 86400),
+        60.0,
+        "how long one worker may keep starting songs while the other one waits for the device",
+    )
+    lease_ttl: int = _setting(
+        "HEARTMULA_LEASE_TTL", _integer(2, 60), 10, "seconds until the lease of a dead worker expires; 15-20 on a cluster"
+    )
+    queue_limit: int = _setting(
+        "HEARTMULA_QUEUE_LIMIT", _integer(1, 100_000), 500, "songs that may wait in each lane; more are refused with 429"
+    )
+    host: str = _setting("HEARTMULA_HOST", _text, "127.0.0.1", "address the gateway listens on")
+    port: int = _setting("HEARTMULA_PORT", _integer(1, 65535), 8000, "port the gateway listens on")
+    data_dir: Path = _setting(
+        "HEARTMULA_DATA_DIR",
+        lambda v: Path(_text(v)),
+        Path("data"),
+        "state of the embedded servers, their credentials, the device locks; both workers of a GPU must share it",
+    )
+    nats_url: str = _setting(
+        "HEARTMULA_NATS_URL", _url("nats", "tls"), "", "your own NATS, credentials included; unset: the embedded server"
+    )
+    nats_port: int = _setting("HEARTMULA_NATS_PORT", _integer(1, 65535), 4222, "port of the embedded NATS server")
+    s3_endpoint: str = _setting(
+        "HEARTMULA_S3_ENDPOINT", _url("http", "https"), "", "your own S3 store; unset: the embedded one"
+    )
+    s3_port: int = _setting(
+        "HEARTMULA_S3_PORT", _integer(1, 65520), 8333, "port of the embedded S3 server; it also takes the nine above it"
+    )
+    s3_access_key: str = _setting("HEARTMULA_S3_ACCESS_KEY", _text, "", "credentials of your own S3 store")
+    s3_secret_key: str = _setting("HEARTMULA_S3_SECRET_KEY", _text, "", "credentials of your own S3 store")
+    s3_bucket: str = _setting("HEARTMULA_S3_BUCKET", _text, "heartmula", "bucket for tokens and audio")
+    s3_region: str = _setting("HEARTMULA_S3_REGION", _text, "us-east-1", "region of the S3 store")
+    log_level: str = _setting(
+        "HEARTMULA_LOG_LEVEL", _choice("debug", "info", "warning", "error"), "info", "debug, info, warning or error"
+    )
+
+    @classmethod
+    def load(cls, environ: Mapping[str, str] = os.environ) -> "Settings":
+        """Read and check every variable; raises `ConfigError` naming the first that is wrong."""
+        values: dict[str, Any] = {}
+        known = set()
+        for item in fields(cls):
+            variable = item.metadata["variable"]
+            known.add(variable)
+            raw = environ.get(variable, "")
+            if raw == "":  # compose files pass unset variables as empty ones
+                continue
+            try:
+                values[item.name] = item.metadata["parse"](raw)
+            except ValueError as error:
+                raise ConfigError(f"{variable} {error}, got {raw!r}") from None
+        unknown = sorted(v for v in environ if v.startswith("HEARTMULA_") and v not in known | _ELSEWHERE)
+        if unknown:
+            raise ConfigError(f"{unknown[0]} is not a setting of this version; README.md lists them all")
+        settings = cls(**values)
+        if settings.s3_endpoint and not (settings.s3_access_key and settings.s3_secret_key):
+            raise ConfigError("HEARTMULA_S3_ENDPOINT needs HEARTMULA_S3_ACCESS_KEY and HEARTMULA_S3_SECRET_KEY too")
+        return settings
+
+    def require_servers(self) -> None:
+        """Raise `ConfigError` unless NATS and S3 are named: a single service cannot start servers of its own."""
+        if not self.nats_url:
+            raise ConfigError("HEARTMULA_NATS_URL is not set; `make run` sets it for the embedded server")
+        if not self.s3_endpoint:
+            raise ConfigError("HEARTMULA_S3_ENDPOINT is not set; `make run` sets it for the embedded server")
+
+
+_ELSEWHERE = {"HEARTMULA_GOLDEN"}  # read by the golden tests, not by a service
+
+
+def host_name() -> str:
+    """This machine's name as one NATS subject token."""
+    return "".join(c if c.isalnum() or c in "-_" else "-" for c in socket.gethostname()) or "host"
