@@ -123,7 +123,9 @@ def _read(path: Path, kind: type[_T]) -> _T:
     try:
         return msgspec.json.decode(path.read_bytes(), type=kind)
     except FileNotFoundError:
-        raise ConfigError(f"{path} is missing: HEARTMULA_MODEL_PATH must name a folder as ckpt/README.md shows") from None
+        raise ConfigError(
+            f"{path} is missing: HEARTMULA_MODEL_PATH must name a folder laid out as in ckpt/README.md"
+        ) from None
     except (msgspec.DecodeError, OSError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from None
 

@@ -139,10 +139,16 @@ class Settings:
         "how long one worker may keep starting songs while the other one waits for the device",
     )
     lease_ttl: int = _setting(
-        "HEARTMULA_LEASE_TTL", _integer(2, 60), 10, "seconds until the lease of a dead worker expires; 15-20 on a cluster"
+        "HEARTMULA_LEASE_TTL",
+        _integer(2, 60),
+        10,
+        "seconds after which a dead worker's lease expires; 15-20 on a cluster",
     )
     queue_limit: int = _setting(
-        "HEARTMULA_QUEUE_LIMIT", _integer(1, 100_000), 500, "songs that may wait in each lane; more are refused with 429"
+        "HEARTMULA_QUEUE_LIMIT",
+        _integer(1, 100_000),
+        500,
+        "songs that may wait or run; more are refused with 429",
     )
     host: str = _setting("HEARTMULA_HOST", _text, "127.0.0.1", "address the gateway listens on")
     port: int = _setting("HEARTMULA_PORT", _integer(1, 65535), 8000, "port the gateway listens on")

@@ -1,0 +1,120 @@
+"""The job record and its state machine, by compare-and-set in the JOBS bucket.
+
+::
+
+    queued ──▶ generating ──▶ decoding ──▶ completed
+       └──────────┴──────────────┴──────▶ failed | cancelled
+
+A record that has ended never changes again. Message redelivery and deduplication are conveniences; this is the guard
+that makes a song end exactly once.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import nats
+from nats.js import JetStreamContext
+from nats.js.errors import APIError, NotFoundError
+
+from shared.errors import JobConflict, Unavailable
+from shared.messages import ENDED, SCHEMA, Job, Status
+from shared.topology import JOBS, TENANT
+
+ALLOWED: dict[Status, frozenset[Status]] = {
+    "queued": frozenset({"queued", "generating", "failed", "cancelled"}),
+    "generating": frozenset({"generating", "decoding", "failed", "cancelled", "queued"}),
+    "decoding": frozenset({"decoding", "completed", "failed", "cancelled"}),
+    "completed": frozenset(),
+    "failed": frozenset(),
+    "cancelled": frozenset(),
+}
+
+_WRONG_LAST_SEQUENCE = 10071
+
+
+def change(job: Job, **changes: Any) -> Job:
+    """A copy of the record with changes. Raises `JobConflict` when its state does not allow the new one."""
+    new = msgspec.structs.replace(job, **changes)
+    if new.status not in ALLOWED[job.status]:
+        raise JobConflict(f"the song is {job.status} and cannot become {new.status}")
+    if new.status in ENDED:
+        new = msgspec.structs.replace(new, completed_at=time.time(), fence=None)
+    return new
+
+
+class JobStore:
+    """Job records. Every method raises `Unavailable` when NATS does not answer."""
+
+    def __init__(self, js: JetStreamContext) -> None:
+        self._js = js
+        self._decoder = msgspec.json.Decoder(Job)
+
+    async def create(self, job: Job) -> None:
+        """Store a new record. Raises `JobConflict` when the id is taken."""
+        await self._put(job, 0)
+
+    async def get(self, job_id: str, tenant: str = TENANT) -> Job | None:
+        """The record, or None when there is none (never was, or expired)."""
+        entry = await self._get(job_id, tenant)
+        return entry[0] if entry else None
+
+    async def update(self, job_id: str, tenant: str, decide: Callable[[Job], Job]) -> Job:
+        """Read, decide, write, again while somebody else writes in between.
+
+        `decide` returns the new record (`change` helps) or raises; it may be called several times. Returning its
+        argument writes nothing. Raises `JobConflict` when there is no record, and whatever `decide` raises.
+        """
+        while True:
+            entry = await self._get(job_id, tenant)
+            if entry is None:
+                raise JobConflict("there is no record of this song")
+            job, revision = entry
+            new = decide(job)
+            if new is job:
+                return job
+            try:
+                await self._put(new, revision)
+            except JobConflict:
+                continue
+            return new
+
+    async def delete(self, job: Job) -> None:
+        """Forget a record that was created but whose song never got into the queue."""
+        headers = {"KV-Operation": "PURGE", "Nats-Rollup": "sub"}
+        try:
+            await self._js.publish(_subject(job.job_id, job.tenant), b"", headers=headers)
+        except (nats.errors.Error, APIError, TimeoutError) as error:
+            raise Unavailable("nats", f"the record of a song could not be removed: {error!r}") from error
+
+    async def _get(self, job_id: str, tenant: str) -> tuple[Job, int] | None:
+        try:
+            # From the leader: a stale read is caught by compare-and-set, but costs a round.
+            message = await self._js.get_msg(f"KV_{JOBS}", subject=_subject(job_id, tenant))
+        except NotFoundError:
+            return None
+        except (nats.errors.Error, APIError, TimeoutError) as error:
+            raise Unavailable("nats", f"job records cannot be read: {error!r}") from error
+        if not message.data:  # a delete marker
+            return None
+        job = self._decoder.decode(message.data)
+        if job.schema > SCHEMA:
+            raise JobConflict(f"the song was submitted by a newer version (schema {job.schema})")
+        assert message.seq is not None
+        return job, message.seq
+
+    async def _put(self, job: Job, revision: int) -> None:
+        headers = {"Nats-Expected-Last-Subject-Sequence": str(revision)}
+        try:
+            await self._js.publish(_subject(job.job_id, job.tenant), msgspec.json.encode(job), headers=headers)
+        except APIError as error:
+            if error.err_code == _WRONG_LAST_SEQUENCE:
+                raise JobConflict("the record changed meanwhile") from None
+            raise Unavailable("nats", f"job records cannot be written: {error!r}") from error
+        except (nats.errors.Error, TimeoutError) as error:
+            raise Unavailable("nats", f"job records cannot be written: {error!r}") from error
+
+
+def _subject(job_id: str, tenant: str) -> str:
+    return f"$KV.{JOBS}.{tenant}.{job_id}"

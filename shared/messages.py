@@ -1,0 +1,199 @@
+"""Every structure that crosses a process boundary, with a schema version.
+
+Requests come from users and are strict; messages, records and events come from ourselves and ignore fields that a
+newer version may have added.
+"""
+
+import time
+from datetime import UTC, datetime
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+SCHEMA = 1
+
+Status = Literal["queued", "generating", "decoding", "completed", "failed", "cancelled"]
+Priority = Literal["high", "normal"]
+AudioFormat = Literal["flac", "wav", "mp3"]
+Role = Literal["tokenizer", "codec"]
+
+ENDED: frozenset[Status] = frozenset({"completed", "failed", "cancelled"})
+DEFAULT_DURATION_MS = 120_000
+MAX_SEED = 2**53 - 1  # what JSON carries exactly everywhere
+
+
+class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What a user asks for. Limits that depend on the model are checked by the gateway at submission."""
+
+    lyrics: Annotated[str, Meta(max_length=60_000, description="the words, with [Verse], [Chorus] … lines")]
+    tags: Annotated[str, Meta(max_length=4_000, description="style, comma-separated: pop,piano,english")] = ""
+    max_duration_ms: (
+        Annotated[int, Meta(ge=80, le=3_600_000, description="longest song wanted; 80 ms make a frame")] | None
+    ) = None
+    temperature: Annotated[float, Meta(ge=0, le=5, description="0 always takes the likeliest token")] = 1.0
+    cfg_scale: Annotated[float, Meta(ge=0, le=20, description="guidance; 1 switches it off and is faster")] = 1.5
+    topk: Annotated[int, Meta(ge=1, le=100_000, description="sample among the k likeliest tokens")] = 50
+    seed: Annotated[int, Meta(ge=0, le=MAX_SEED, description="same seed, same song; random if absent")] | None = None
+    format: AudioFormat = "flac"
+    title: Annotated[str, Meta(max_length=300)] | None = None
+    priority: Priority = "normal"
+
+
+class TokenJob(msgspec.Struct, frozen=True, kw_only=True):
+    """A song waits for its tokens. Everything else is in the job record."""
+
+    schema: int = SCHEMA
+    job_id: str
+    tenant: str
+
+
+class DecodeJob(msgspec.Struct, frozen=True, kw_only=True):
+    """A stretch of a song's tokens waits for its audio."""
+
+    schema: int = SCHEMA
+    job_id: str
+    tenant: str
+    tokens_key: str  # object key of int16 [8, frames]
+    first_frame: int
+    frames: int
+    last: bool  # no further stretch follows
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    """The record of a song, the only truth about its state. Changed by compare-and-set alone."""
+
+    schema: int = SCHEMA
+    job_id: str
+    tenant: str
+    request: GenerateRequest  # max_duration_ms and seed filled in
+    status: Status = "queued"
+    created_at: float  # seconds since the epoch, as all times here
+    started_at: float | None = None
+    completed_at: float | None = None  # when it ended, however it ended
+    fence: int | None = None  # fencing token of the turn that works on it
+    attempts: int = 0  # turns that began on the current stage
+    frames: int | None = None  # tokens made, 80 ms each
+    audio_key: str | None = None
+    audio_bytes: int | None = None
+    duration_s: float | None = None
+    sample_rate: int | None = None
+    error: str | None = None
+
+
+class SongEvent(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind"):
+    """What every event of a song carries."""
+
+    job_id: str
+    status: Status
+    progress: float  # 0–100, never goes back
+
+
+class Queued(SongEvent, frozen=True, kw_only=True, tag="queued"):
+    """The song is durably in the queue."""
+
+
+class Stage(SongEvent, frozen=True, kw_only=True, tag="stage"):
+    """The song entered a stage; `phase` is the offload phase (0–4) that it runs in."""
+
+    stage: Literal["loading", "generating", "offloading", "decoding", "storing", "waiting"]
+    phase: int | None = None
+    detail: str | None = None  # in words, where there is something to say
+
+
+class Progress(SongEvent, frozen=True, kw_only=True, tag="progress"):
+    """Work done within a stage: token frames, or decoding steps."""
+
+    done: int
+    total: int
+    rate: float | None = None  # per second
+
+
+class Completed(SongEvent, frozen=True, kw_only=True, tag="completed"):
+    """The audio can be fetched."""
+
+    result_url: str
+    duration_s: float
+    format: AudioFormat
+    seed: int
+
+
+class Failed(SongEvent, frozen=True, kw_only=True, tag="failed"):
+    """The song will not be made."""
+
+    error: str
+
+
+class Cancelled(SongEvent, frozen=True, kw_only=True, tag="cancelled"):
+    """The song was cancelled."""
+
+
+AnyEvent = Queued | Stage | Progress | Completed | Failed | Cancelled
+
+
+class CloudEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """CloudEvents 1.0, structured mode. On a websocket `id` is the stream sequence, so that a client can resume."""
+
+    specversion: str = "1.0"
+    id: str
+    source: str = "heartmula"
+    type: str
+    subject: str
+    time: str
+    datacontenttype: str = "application/json"
+    data: AnyEvent
+
+
+class GpuFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """A device as a worker sees it. Memory in bytes; None where there is nothing to read it from."""
+
+    id: str
+    name: str
+    kind: Literal["cuda", "cpu"]
+    memory_total: int
+    memory_used: int
+    utilization: int | None = None  # per cent
+    temperature: int | None = None  # °C
+
+
+class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """A worker's heartbeat; gone from the WORKERS bucket when the worker is."""
+
+    schema: int = SCHEMA
+    role: Role
+    instance: str
+    host: str
+    pid: int
+    engine: str
+    model: str
+    gpu: GpuFigures
+    state: Literal["idle", "waiting", "working"]
+    phase: int | None = None
+    resident: list[str] = []
+    job_id: str | None = None
+    since: float
+
+
+class LeaseRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A contender's key in GPU_LOCK. `ticket` 0 means: the sequence of this very message."""
+
+    schema: int = SCHEMA
+    ticket: int
+    state: Literal["waiting", "held"]
+    role: str
+    owner: str  # instance
+    phase: int | None = None
+    since: float
+
+
+def timestamp(seconds: float) -> str:
+    """Seconds since the epoch as RFC 3339 in UTC, milliseconds."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def cloud_event(event: AnyEvent, event_id: str) -> CloudEvent:
+    """Wrap an event that happens now."""
+    kind = type(event).__struct_config__.tag
+    return CloudEvent(
+        id=event_id, type=f"heartmula.song.{kind}", subject=event.job_id, time=timestamp(time.time()), data=event
+    )

@@ -1,0 +1,181 @@
+"""The object store: S3 through the `minio` SDK in its own threads, and where everything lies.
+
+Keys carry the fencing token of the turn that wrote them, so that a worker which lost its lease writes elsewhere:
+
+- ``tokens/<job>/<fence>.safetensors``
+- ``audio/<job>/<fence>.<format>``
+"""
+
+import asyncio
+import io
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+import urllib3
+from minio import Minio
+from minio.deleteobjects import DeleteObject
+from minio.error import S3Error
+
+from shared.errors import ObjectError, Unavailable
+from shared.settings import Settings
+
+THREADS = 8
+_T = TypeVar("_T")
+_MISSING = {"NoSuchKey", "NoSuchBucket", "NoSuchObject", "ResourceNotFound"}
+
+
+def tokens_key(job_id: str, fence: int) -> str:
+    """Where the tokens of a song lie."""
+    return f"tokens/{job_id}/{fence}.safetensors"
+
+
+def audio_key(job_id: str, fence: int, suffix: str) -> str:
+    """Where the audio of a song lies."""
+    return f"audio/{job_id}/{fence}.{suffix}"
+
+
+@dataclass(frozen=True)
+class Stat:
+    """What the store knows of an object."""
+
+    size: int  # bytes
+    etag: str
+    content_type: str
+
+
+class ObjectStore:
+    """One bucket. Methods raise `ObjectError` for a missing object and `Unavailable` when the store does not answer."""
+
+    def __init__(self, settings: Settings) -> None:
+        url = urlsplit(settings.s3_endpoint)
+        pool = urllib3.PoolManager(
+            maxsize=THREADS,
+            timeout=urllib3.Timeout(connect=3, read=30),
+            retries=urllib3.Retry(total=2, backoff_factor=0.2, status_forcelist=[500, 502, 503, 504]),
+        )
+        self.bucket = settings.s3_bucket
+        self._region = settings.s3_region
+        self._client = Minio(
+            endpoint=url.netloc,
+            access_key=settings.s3_access_key,
+            secret_key=settings.s3_secret_key,
+            secure=url.scheme == "https",
+            region=settings.s3_region,  # without it the first presigned URL asks the network
+            http_client=pool,
+        )
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="s3")
+
+    def close(self) -> None:
+        """Let the threads go; what they still do is finished."""
+        self._threads.shutdown(wait=False)
+
+    async def ensure_bucket(self) -> None:
+        """Create the bucket unless it exists."""
+
+        def ensure() -> None:
+            if not self._client.bucket_exists(bucket_name=self.bucket):
+                try:
+                    self._client.make_bucket(bucket_name=self.bucket, location=self._region)
+                except S3Error as error:
+                    if error.code not in ("BucketAlreadyOwnedByYou", "BucketAlreadyExists"):
+                        raise
+
+        await self._run(ensure)
+
+    async def ping(self) -> None:
+        """Return when the bucket can be reached."""
+        if not await self._run(lambda: self._client.bucket_exists(bucket_name=self.bucket)):
+            raise Unavailable("s3", f"bucket {self.bucket} does not exist")
+
+    async def put(self, key: str, data: bytes, content_type: str = "application/octet-stream") -> None:
+        """Store bytes."""
+        await self._run(
+            lambda: self._client.put_object(
+                bucket_name=self.bucket,
+                object_name=key,
+                data=io.BytesIO(data),
+                length=len(data),
+                content_type=content_type,
+            )
+        )
+
+    async def put_file(self, key: str, path: Path, content_type: str) -> None:
+        """Store a file."""
+        await self._run(
+            lambda: self._client.fput_object(
+                bucket_name=self.bucket, object_name=key, file_path=str(path), content_type=content_type
+            )
+        )
+
+    async def get(self, key: str) -> bytes:
+        """Read a whole object."""
+
+        def read() -> bytes:
+            response = self._client.get_object(bucket_name=self.bucket, object_name=key)
+            try:
+                return bytes(response.read())
+            finally:
+                response.close()
+                response.release_conn()
+
+        return await self._run(read)
+
+    async def stat(self, key: str) -> Stat:
+        """Size, ETag and content type of an object."""
+        found = await self._run(lambda: self._client.stat_object(bucket_name=self.bucket, object_name=key))
+        return Stat(int(found.size or 0), str(found.etag or ""), str(found.content_type or "application/octet-stream"))
+
+    async def open(self, key: str, offset: int = 0, length: int = 0, block: int = 256 * 1024) -> "ObjectReader":
+        """Open an object, or `length` bytes of it from `offset`, to be read block by block."""
+        response = await self._run(
+            lambda: self._client.get_object(bucket_name=self.bucket, object_name=key, offset=offset, length=length)
+        )
+        return ObjectReader(self, response, block)
+
+    async def delete(self, prefix: str) -> None:
+        """Delete every object whose key begins with `prefix`."""
+
+        def delete() -> None:
+            found = self._client.list_objects(bucket_name=self.bucket, prefix=prefix, recursive=True)
+            names = (DeleteObject(str(item.object_name)) for item in found)
+            for error in self._client.remove_objects(bucket_name=self.bucket, delete_object_list=names):
+                raise ObjectError(f"{error.name} could not be deleted: {error.message}")
+
+        await self._run(delete)
+
+    async def _run(self, call: Callable[[], _T]) -> _T:
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+        except S3Error as error:
+            if error.code in _MISSING:
+                raise ObjectError(f"the object is gone: {error.code}") from None
+            raise Unavailable("s3", f"the object store refused: {error.code}, {error.message}") from error
+        except urllib3.exceptions.HTTPError as error:
+            raise Unavailable("s3", f"the object store does not answer: {type(error).__name__}") from error
+
+
+class ObjectReader:
+    """An open object, read in blocks: ``async for block in reader``. Close it when leaving early."""
+
+    def __init__(self, store: ObjectStore, response: urllib3.BaseHTTPResponse, block: int) -> None:
+        self._store = store
+        self._response = response
+        self._blocks: Iterator[bytes] = response.stream(block)
+
+    def __aiter__(self) -> "ObjectReader":
+        return self
+
+    async def __anext__(self) -> bytes:
+        block = await self._store._run(lambda: next(self._blocks, None))
+        if block is None:
+            raise StopAsyncIteration
+        return block
+
+    def close(self) -> None:
+        """Give the connection back."""
+        self._response.close()
+        self._response.release_conn()

@@ -1,0 +1,60 @@
+"""Token tensors as safetensors files: int16 ``[8, T]`` with what they belong to, and a checksum."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from shared.errors import ObjectError
+from shared.messages import SCHEMA
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenMeta:
+    """What a token tensor belongs to."""
+
+    job_id: str
+    model: str
+    seed: int
+    first_frame: int = 0
+
+
+def pack(codes: np.ndarray, meta: TokenMeta) -> bytes:
+    """Serialise int16 codes ``[8, T]``."""
+    codes = np.ascontiguousarray(codes, dtype=np.int16)  # safetensors silently corrupts strided arrays
+    metadata = {
+        "schema": str(SCHEMA),
+        "job_id": meta.job_id,
+        "model": meta.model,
+        "seed": str(meta.seed),
+        "first_frame": str(meta.first_frame),
+        "sha256": hashlib.sha256(codes.tobytes()).hexdigest(),
+    }
+    return save({"codes": codes}, metadata)
+
+
+def unpack(data: bytes, job_id: str) -> tuple[np.ndarray, TokenMeta]:
+    """Read codes ``[8, T]`` back. Raises `ObjectError` when they are damaged or of another song."""
+    try:
+        length = int.from_bytes(data[:8], "little")
+        metadata = json.loads(data[8 : 8 + length])["__metadata__"]
+        codes = load(data)["codes"]
+        meta = TokenMeta(
+            job_id=metadata["job_id"],
+            model=metadata["model"],
+            seed=int(metadata["seed"]),
+            first_frame=int(metadata["first_frame"]),
+        )
+        digest = metadata["sha256"]
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise ObjectError(f"the token file is damaged: {type(error).__name__}") from None
+    if hashlib.sha256(codes.tobytes()).hexdigest() != digest:
+        raise ObjectError("the token file is damaged: its checksum does not match")
+    if meta.job_id != job_id:
+        raise ObjectError("the token file belongs to another song")
+    if codes.dtype != np.int16 or codes.ndim != 2:
+        raise ObjectError(f"the token file holds {codes.dtype} {list(codes.shape)}, not int16 [8, T]")
+    return codes, meta

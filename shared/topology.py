@@ -1,0 +1,219 @@
+"""Every stream, consumer, bucket and subject, and the one bootstrap that creates them.
+
+`bootstrap` is idempotent and may run in every process at start. Why each setting is what it is: docs/topology.md.
+"""
+
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import nats
+from nats.aio.client import Client
+from nats.js import JetStreamContext
+from nats.js.api import (
+    AckPolicy,
+    ConsumerConfig,
+    DiscardPolicy,
+    PersistMode,
+    RetentionPolicy,
+    StorageType,
+    StreamConfig,
+)
+from nats.js.errors import BadRequestError, NotFoundError
+
+from shared.errors import Unavailable
+from shared.messages import Priority
+from shared.settings import Settings
+
+log = logging.getLogger(__name__)
+
+TENANT = "local"  # the tenant while no API keys are configured
+DAY = 86400.0
+
+JOB_TTL = 7 * DAY  # records
+TOK, DEC, EVENTS, FAULTS = "TOK", "DEC", "EVENTS", "FAULTS"
+JOBS, GPU_LOCK, WORKERS = "JOBS", "GPU_LOCK", "WORKERS"
+TOK_CONSUMERS: dict[Priority, str] = {"high": "tok-high", "normal": "tok-normal"}
+DEC_CONSUMER = "dec"
+WORKER_TTL = 15.0
+LOCK_MARKER_TTL = 60
+
+
+def token_subject(priority: Priority, job_id: str) -> str:
+    """Where a `TokenJob` is published."""
+    return f"jobs.tok.{priority}.{job_id}"
+
+
+def decode_subject(job_id: str) -> str:
+    """Where a `DecodeJob` is published."""
+    return f"jobs.dec.{job_id}"
+
+
+def dead_subject(stage: str, job_id: str) -> str:
+    """Where a message goes that failed for good."""
+    return f"dead.{stage}.{job_id}"
+
+
+def event_subject(tenant: str, job_id: str, kind: str) -> str:
+    """Where an event is published."""
+    return f"events.{tenant}.{job_id}.{kind}"
+
+
+def cancel_subject(job_id: str) -> str:
+    """Tells the worker that runs a job to stop; not kept."""
+    return f"ctl.cancel.{job_id}"
+
+
+def submit_subject(tenant: str) -> str:
+    """Where NATS clients ask for a song."""
+    return f"submit.{tenant}"
+
+
+def lock_key(gpu: str, role: str, instance: str) -> str:
+    """A contender's key in GPU_LOCK."""
+    return f"{gpu}.{role}.{instance}"
+
+
+def _queue(name: str, subject: str, limit: int) -> StreamConfig:
+    return StreamConfig(
+        name=name,
+        subjects=[subject],
+        retention=RetentionPolicy.WORK_QUEUE,
+        storage=StorageType.FILE,
+        discard=DiscardPolicy.NEW,
+        max_msgs=limit,
+        max_msgs_per_subject=1,
+        discard_new_per_subject=True,
+        max_msg_size=64 * 1024,
+        duplicate_window=3600,
+        allow_direct=True,
+    )
+
+
+def _bucket(name: str, **settings: Any) -> StreamConfig:
+    """A KV bucket is a stream by convention; made as one, because nats-py hides half of its settings."""
+    return StreamConfig(
+        name=f"KV_{name}",
+        subjects=[f"$KV.{name}.>"],
+        storage=StorageType.FILE,
+        discard=DiscardPolicy.NEW,
+        max_msgs_per_subject=1,
+        allow_rollup_hdrs=True,
+        deny_delete=True,
+        **settings,
+    )
+
+
+def streams(queue_limit: int) -> list[StreamConfig]:
+    """Every stream and bucket."""
+    advisory = "$JS.EVENT.ADVISORY.CONSUMER.MSG_TERMINATED"
+    return [
+        _queue(TOK, "jobs.tok.*.*", queue_limit),
+        # Larger than TOK: a song whose tokens were paid for must always find room.
+        _queue(DEC, "jobs.dec.*", 4 * queue_limit),
+        StreamConfig(
+            name=EVENTS,
+            subjects=["events.*.*.*"],
+            storage=StorageType.FILE,
+            persist_mode=PersistMode.ASYNC,  # with sync always, a file stream stalls at 1,000 events a second
+            max_age=DAY,
+            max_msgs_per_subject=200,
+            allow_direct=True,
+        ),
+        StreamConfig(
+            name=FAULTS,
+            subjects=["dead.*.*", f"{advisory}.{TOK}.*", f"{advisory}.{DEC}.*"],
+            storage=StorageType.FILE,
+            max_age=7 * DAY,
+            max_msgs=10_000,
+        ),
+        _bucket(JOBS, max_age=JOB_TTL, allow_direct=True),
+        # No direct gets: a follower's stale answer must never decide who holds the device.
+        _bucket(GPU_LOCK, allow_direct=False, allow_msg_ttl=True, subject_delete_marker_ttl=LOCK_MARKER_TTL),
+        _bucket(WORKERS, max_age=WORKER_TTL, allow_direct=True),
+    ]
+
+
+def consumers(ack_wait: float) -> list[tuple[str, ConsumerConfig]]:
+    """Every durable consumer with its stream. Two lanes are the priority."""
+
+    def pull(name: str, subject: str) -> ConsumerConfig:
+        # Deliveries are unlimited: attempts are counted in the job record, where giving a song back costs none.
+        return ConsumerConfig(
+            durable_name=name,
+            ack_policy=AckPolicy.EXPLICIT,
+            ack_wait=ack_wait,
+            max_deliver=-1,
+            filter_subject=subject,
+        )
+
+    lanes = [(TOK, pull(name, f"jobs.tok.{lane}.*")) for lane, name in TOK_CONSUMERS.items()]
+    return [*lanes, (DEC, pull(DEC_CONSUMER, "jobs.dec.*"))]
+
+
+async def bootstrap(js: JetStreamContext, settings: Settings) -> None:
+    """Create or update every stream, bucket and consumer. Raises `Unavailable` when JetStream does not answer."""
+    try:
+        for stream in streams(settings.queue_limit):
+            # Two services that start together may both find the stream missing; the server takes equal settings twice.
+            try:
+                await js.add_stream(stream)
+            except BadRequestError as error:
+                if error.err_code != 10058:  # exists with other settings
+                    raise
+                await js.update_stream(stream)
+        for name, consumer in consumers(ack_wait(settings)):
+            await js.add_consumer(name, consumer)
+    except (nats.errors.Error, OSError, TimeoutError) as error:
+        raise Unavailable("nats", f"JetStream could not be set up: {error!r}") from error
+
+
+def ack_wait(settings: Settings) -> float:
+    """Seconds without a sign of life after which a message goes to another worker; in step with the lease."""
+    return 3.0 * settings.lease_ttl
+
+
+async def connect(
+    settings: Settings, name: str, on_reconnect: Callable[[], Awaitable[None]] | None = None, **options: Any
+) -> Client:
+    """A connection that never gives up once it was up. Raises `Unavailable` when the first attempt fails.
+
+    The defaults of nats-py notice a hung server after more than twenty seconds and stop trying after sixty attempts.
+    """
+
+    async def on_error(error: Exception) -> None:  # permission denials arrive nowhere else
+        log.warning("nats: %s", error or type(error).__name__)
+
+    async def on_disconnect() -> None:
+        log.warning("nats: connection lost")
+
+    async def reconnected() -> None:
+        log.info("nats: connected again")
+        if on_reconnect is not None:
+            await on_reconnect()
+
+    try:
+        return await nats.connect(
+            settings.nats_url,
+            name=name,
+            error_cb=on_error,
+            disconnected_cb=on_disconnect,
+            reconnected_cb=reconnected,
+            allow_reconnect=True,
+            max_reconnect_attempts=-1,
+            reconnect_time_wait=0.25,
+            connect_timeout=5,
+            ping_interval=5,
+            max_outstanding_pings=2,
+            **options,
+        )
+    except (nats.errors.Error, OSError, TimeoutError) as error:
+        raise Unavailable("nats", f"no connection to NATS: {error or type(error).__name__}") from error
+
+
+async def purge_job(js: JetStreamContext, job_id: str) -> None:
+    """Take a job's messages out of both queues, whether waiting or being worked on."""
+    for stream, subject in ((TOK, f"jobs.tok.*.{job_id}"), (DEC, f"jobs.dec.{job_id}")):
+        with contextlib.suppress(NotFoundError):
+            await js.purge_stream(stream, subject=subject)
