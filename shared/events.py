@@ -10,7 +10,7 @@ import nats
 from nats.js import JetStreamContext
 from nats.js.errors import APIError
 
-from shared.messages import AnyEvent, Progress, cloud_event
+from shared.messages import AnyEvent, Progress, Status, cloud_event
 from shared.topology import event_subject
 
 log = logging.getLogger(__name__)
@@ -36,6 +36,11 @@ class EventPublisher:
             await self._js.publish(event_subject(tenant, event.job_id, kind), payload, timeout=2)
         except (nats.errors.Error, APIError, TimeoutError) as error:
             log.warning("event %s of %s not published: %r", kind, event.job_id, error)
+
+
+def progress_at_start(status: Status) -> float:
+    """Where progress stands when a song enters a state."""
+    return {"decoding": GENERATING_SHARE, "completed": 100.0}.get(status, 0.0)
 
 
 def generating(job_id: str, done: int, total: int, rate: float | None) -> Progress:

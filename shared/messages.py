@@ -86,7 +86,7 @@ class SongEvent(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind"):
 
     job_id: str
     status: Status
-    progress: float  # 0–100, never goes back
+    progress: float  # 0–100; the gateway sees to it that it never goes back
 
 
 class Queued(SongEvent, frozen=True, kw_only=True, tag="queued"):
@@ -96,9 +96,8 @@ class Queued(SongEvent, frozen=True, kw_only=True, tag="queued"):
 class Stage(SongEvent, frozen=True, kw_only=True, tag="stage"):
     """The song entered a stage; `phase` is the offload phase (0–4) that it runs in."""
 
-    stage: Literal["loading", "generating", "offloading", "decoding", "storing", "waiting"]
+    stage: Literal["loading", "generating", "waiting", "decoding", "storing"]
     phase: int | None = None
-    detail: str | None = None  # in words, where there is something to say
 
 
 class Progress(SongEvent, frozen=True, kw_only=True, tag="progress"):

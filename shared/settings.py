@@ -113,6 +113,9 @@ class Settings:
         "native",
         "native, heartlib (reference; must be installed) or trivial (makes beeps; tests the flow without a model)",
     )
+    trivial_step_ms: int = _setting(
+        "HEARTMULA_TRIVIAL_STEP_MS", _integer(0, 10_000), 0, "how long a step of the trivial engine takes"
+    )
     sequential_offload: bool = _setting(
         "HEARTMULA_SEQUENTIAL_OFFLOAD", _flag, True, "false: the GPU is large enough for both models, both stay on it"
     )

@@ -1,0 +1,149 @@
+"""The codec's part in a song: token tensor → audio file → object store → completed."""
+
+import asyncio
+import functools
+import logging
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from services.codec_worker.audio import CONTENT_TYPES, AudioWriter, SongTags
+from services.codec_worker.engine import CodecEngine
+from shared.delivery import Delivery, JobStopped
+from shared.events import DECODING_END, GENERATING_SHARE, decoding
+from shared.jobs import change
+from shared.messages import Completed, DecodeJob, Job, Role, Stage, Status
+from shared.objects import audio_key
+from shared.settings import Settings
+from shared.tokens import unpack
+from shared.topology import DEC, DEC_CONSUMER
+from shared.worker import Worker
+
+log = logging.getLogger(__name__)
+
+
+class DecodeStage:
+    """Runs a codec engine, song by song."""
+
+    role: Role = "codec"
+    status: Status = "decoding"
+    stream = DEC
+    consumers = (DEC_CONSUMER,)
+    wake_subject = "jobs.dec.>"
+    order = DecodeJob
+    label = "heartcodec"
+
+    def __init__(self, engine: CodecEngine, model: str, settings: Settings) -> None:
+        self.model = model
+        self._engine = engine
+        self._scratch = settings.data_dir / "tmp"
+        self._output = settings.output_path
+        self.load = engine.load
+        self.to_device = engine.to_device
+        self.to_host = engine.to_host
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of the engine's weights on the device."""
+        return self._engine.weight_bytes
+
+    def accepts(self, job: Job) -> bool:
+        """A song whose tokens are made: its decode job says so, even where its record does not yet."""
+        return job.status in ("generating", "decoding")
+
+    async def work(self, delivery: Delivery, worker: Worker) -> None:
+        """Decode one song, store it and complete its record."""
+        job, order, phase = delivery.job, delivery.order, delivery.turn.phase
+        assert isinstance(order, DecodeJob)
+        codes, _ = unpack(await worker.store.get(order.tokens_key), job.job_id)  # int16 [8, T]
+
+        await delivery.tell(
+            Stage(job_id=job.job_id, status="decoding", progress=GENERATING_SHARE, stage="decoding", phase=phase)
+        )
+        self._scratch.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=self._scratch, prefix="song-") as folder:
+            path = Path(folder) / f"{job.job_id}.{job.request.format}"
+            samples = await worker.in_engine(functools.partial(self._decode, delivery, codes, path))
+            await delivery.tell(
+                Stage(job_id=job.job_id, status="decoding", progress=DECODING_END, stage="storing", phase=phase)
+            )
+            key = audio_key(job.job_id, delivery.turn.fence, job.request.format)
+            await worker.store.put_file(key, path, CONTENT_TYPES[job.request.format])
+            if self._output is not None:
+                await asyncio.to_thread(_copy, path, self._output)
+            size = path.stat().st_size
+        try:
+            done = await self._complete(delivery, worker, key, size, samples, codes.shape[1])
+        except JobStopped:
+            await worker.store.delete(key)
+            raise
+        assert done.duration_s is not None and job.request.seed is not None
+        await delivery.tell(
+            Completed(
+                job_id=job.job_id,
+                status="completed",
+                progress=100,
+                result_url=f"/generate/{job.job_id}/result",
+                duration_s=done.duration_s,
+                format=job.request.format,
+                seed=job.request.seed,
+            )
+        )
+        await worker.store.delete(f"tokens/{job.job_id}/")
+
+    def _decode(self, delivery: Delivery, codes: np.ndarray, path: Path) -> int:
+        """Runs in the engine's thread. Returns the number of samples a channel."""
+        job, request = delivery.job, delivery.job.request
+        tags = SongTags(title=request.title, tags=request.tags, lyrics=request.lyrics, seed=request.seed)
+        delivery.turn.place_work("decode", self._engine.work_bytes)
+        samples = 0
+        try:
+            with AudioWriter(path, request.format, self._engine.sample_rate, tags) as writer:
+                steps = self._engine.decode(codes, seed=request.seed or 0)
+                while True:
+                    delivery.check()
+                    step = next(steps, None)
+                    if step is None:
+                        return samples
+                    if step.audio is not None:
+                        writer.write(step.audio)
+                        samples += len(step.audio)
+                    done, total = step.done, step.total
+                    delivery.progress(functools.partial(decoding, job.job_id, done, total), final=done == total)
+        finally:
+            delivery.turn.remove("decode")
+
+    async def _complete(
+        self, delivery: Delivery, worker: Worker, key: str, size: int, samples: int, frames: int
+    ) -> Job:
+        job, rate = delivery.job, self._engine.sample_rate
+
+        def complete(record: Job) -> Job:
+            if record.status != "decoding" or record.fence != delivery.turn.fence:
+                raise JobStopped(f"the song is {record.status} and no longer ours")
+            return change(
+                record,
+                status="completed",
+                audio_key=key,
+                audio_bytes=size,
+                duration_s=round(samples / rate, 3),
+                sample_rate=rate,
+                frames=frames,
+                error=None,
+            )
+
+        return await worker.jobs.update(job.job_id, job.tenant, complete)
+
+
+def _copy(path: Path, folder: Path) -> None:
+    """Copy under another name first: whoever watches the folder must not see half a file."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = folder / f".{path.name}.part"
+        shutil.copyfile(path, partial)
+        partial.replace(folder / path.name)
+    except OSError as error:
+        # The song is safe in the object store; a full or missing folder must not cost it.
+        log.error("HEARTMULA_OUTPUT_PATH: %s was not written there: %s", path.name, error)

@@ -1,0 +1,56 @@
+"""A token engine without a model: frames from a random generator. For testing the flow of jobs."""
+
+import time
+
+import numpy as np
+
+from services.tokenizer_worker.engine import Song
+
+CODEBOOKS, CODES = 8, 64
+
+
+class TrivialEngine:
+    """Makes `max_frames` frames that follow from the seed alone, at a settable pace."""
+
+    slots = 1
+    weight_bytes = 40 * 2**20
+
+    def __init__(self, step_ms: int) -> None:
+        self._pause = step_ms / 1000
+        self._songs: dict[str, tuple[Song, int]] = {}
+
+    def song_bytes(self, song: Song) -> int:
+        """A kilobyte a frame."""
+        return 1024 * song.max_frames
+
+    def load(self) -> None:
+        """Nothing to read."""
+
+    def to_device(self) -> None:
+        """Nothing to move."""
+
+    def to_host(self) -> None:
+        """Forget the songs."""
+        self._songs.clear()
+
+    def admit(self, song_id: str, song: Song) -> None:
+        """Begin a song."""
+        self._songs[song_id] = (song, 0)
+
+    def step(self) -> dict[str, np.ndarray | None]:
+        """The next frame of every song."""
+        time.sleep(self._pause)
+        made: dict[str, np.ndarray | None] = {}
+        for song_id, (song, done) in list(self._songs.items()):
+            if done == song.max_frames:
+                made[song_id] = None
+                del self._songs[song_id]
+            else:
+                random = np.random.default_rng((song.seed, done))
+                made[song_id] = random.integers(0, CODES, CODEBOOKS, dtype=np.int16)
+                self._songs[song_id] = (song, done + 1)
+        return made
+
+    def drop(self, song_id: str) -> None:
+        """Forget a song."""
+        self._songs.pop(song_id, None)

@@ -1,0 +1,114 @@
+"""One message being worked on: kept alive, cancellable, and settled exactly once."""
+
+import asyncio
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+import nats
+from nats.aio.msg import Msg
+from nats.js.errors import APIError
+
+from shared.errors import HeartMulaError, Unavailable
+from shared.events import EventPublisher
+from shared.jobs import JobStore
+from shared.messages import ENDED, AnyEvent, DecodeJob, Job, Progress, TokenJob
+from shared.phases import Turn
+
+log = logging.getLogger(__name__)
+
+PROGRESS_INTERVAL = 0.25  # seconds
+
+
+class JobStopped(HeartMulaError):
+    """The song was cancelled, or is no longer ours. Nothing is left to do for it."""
+
+
+class Drained(HeartMulaError):
+    """The worker is shutting down; the song goes back into the queue."""
+
+
+class Delivery:
+    """A claimed job: its message, its record, its events.
+
+    `check` and `progress` are called from the engine's thread, everything else from the worker's event loop.
+    """
+
+    def __init__(
+        self,
+        message: Msg,
+        order: TokenJob | DecodeJob,
+        job: Job,
+        turn: Turn,
+        *,
+        jobs: JobStore,
+        events: EventPublisher,
+        draining: threading.Event,
+        alive_every: float,
+    ) -> None:
+        self.message, self.order, self.job, self.turn = message, order, job, turn
+        self._jobs, self._events = jobs, events
+        self._draining = draining
+        self._alive_every = alive_every
+        self._stopped = threading.Event()
+        self._loop = asyncio.get_running_loop()
+        self._outbox: asyncio.Queue[AnyEvent] = asyncio.Queue()
+        self._last_progress = 0.0
+        self._tasks = [asyncio.create_task(self._keep_alive()), asyncio.create_task(self._post())]
+
+    # --- from the engine's thread
+
+    def check(self) -> None:
+        """Before every step: raise `LeaseLost`, `JobStopped` or `Drained` when the step must not run."""
+        self.turn.check_work()
+        if self._stopped.is_set():
+            raise JobStopped("the song was cancelled")
+        if self._draining.is_set():
+            raise Drained("the worker is shutting down")
+
+    def progress(self, make: Callable[[], Progress], *, final: bool = False) -> None:
+        """Report progress; `make` is called only when it is time for another event."""
+        now = time.monotonic()
+        if final or now - self._last_progress >= PROGRESS_INTERVAL:
+            self._last_progress = now
+            self._loop.call_soon_threadsafe(self._outbox.put_nowait, make())
+
+    # --- from the event loop
+
+    def stop(self) -> None:
+        """The song was cancelled: the next `check` raises."""
+        self._stopped.set()
+
+    async def tell(self, event: AnyEvent) -> None:
+        """Publish an event after those already reported."""
+        self._outbox.put_nowait(event)
+        await self._outbox.join()
+
+    async def close(self) -> None:
+        """Publish what is left and stop keeping the message alive."""
+        await self._outbox.join()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _post(self) -> None:
+        while True:
+            event = await self._outbox.get()
+            try:
+                await self._events.publish(self.job.tenant, event)
+            finally:
+                self._outbox.task_done()
+
+    async def _keep_alive(self) -> None:
+        """Tell JetStream that the message is being worked on, and look whether the song is still wanted:
+        the cancellation message is quick, the record is certain."""
+        while True:
+            await asyncio.sleep(self._alive_every)
+            with contextlib.suppress(nats.errors.Error, APIError, TimeoutError):
+                await self.message.in_progress()
+            with contextlib.suppress(Unavailable):
+                now = await self._jobs.get(self.job.job_id, self.job.tenant)
+                if now is None or now.status in ENDED or now.fence != self.job.fence:
+                    self._stopped.set()

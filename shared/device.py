@@ -1,0 +1,117 @@
+"""What lies on the device, process by process.
+
+On a CPU this is the device: an account with a capacity, in which nothing fits that would not fit a GPU of that size.
+On a GPU it runs beside the real memory. Every process keeps its own account in a file that it holds locked, so that
+the kernel closes the account of a process that dies, just as a driver frees its memory. `journal.jsonl` beside the
+accounts keeps every move, for whoever wants to prove that two models never met.
+"""
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from shared.errors import DeviceFull
+
+JOURNAL_BYTES = 4 * 2**20
+
+
+@dataclass(frozen=True)
+class Resident:
+    """Something that lies on the device."""
+
+    owner: str  # <role>.<instance>
+    label: str
+    nbytes: int
+
+
+class DeviceLedger:
+    """One process's account on a device. Methods may be called from any thread; they take microseconds."""
+
+    def __init__(self, folder: Path, owner: str, capacity: int) -> None:
+        """`folder` is shared by all processes that use the device; `capacity` in bytes."""
+        self._folder, self._owner, self.capacity = folder, owner, capacity
+        folder.mkdir(parents=True, exist_ok=True)
+        self._mine: dict[str, int] = {}
+        self._path = folder / f"{owner}.account"
+        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(self._fd, fcntl.LOCK_EX)
+
+    def place(self, label: str, nbytes: int) -> None:
+        """Book bytes on the device. Raises `DeviceFull` when they do not fit beside what others hold."""
+        with self._exclusive():
+            residents = [r for r in self._read() if (r.owner, r.label) != (self._owner, label)]
+            used = sum(r.nbytes for r in residents)
+            if used + nbytes > self.capacity:
+                held = ", ".join(f"{r.label} of {r.owner} ({_mb(r.nbytes)})" for r in residents) or "nothing"
+                raise DeviceFull(f"{label} needs {_mb(nbytes)} of a device of {_mb(self.capacity)} that holds {held}")
+            self._mine[label] = nbytes
+            self._write("place", label, nbytes)
+
+    def remove(self, label: str) -> None:
+        """Book bytes out again. Unknown labels are ignored."""
+        with self._exclusive():
+            nbytes = self._mine.pop(label, None)
+            if nbytes is not None:
+                self._write("remove", label, nbytes)
+
+    def clear(self) -> None:
+        """Book everything of this process out."""
+        for label in list(self._mine):
+            self.remove(label)
+
+    def residents(self) -> list[Resident]:
+        """What lies on the device, of every process."""
+        with self._exclusive():
+            return self._read()
+
+    def close(self) -> None:
+        """Close the account."""
+        self.clear()
+        self._path.unlink(missing_ok=True)
+        os.close(self._fd)
+
+    @contextmanager
+    def _exclusive(self) -> Iterator[None]:
+        fd = os.open(self._folder / "ledger.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(fd)
+
+    def _read(self) -> list[Resident]:
+        found = [Resident(self._owner, label, nbytes) for label, nbytes in self._mine.items()]
+        for path in self._folder.glob("*.account"):
+            if path == self._path:
+                continue
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:  # its process lives
+                booked = json.loads(path.read_bytes() or b"{}")
+                found += [Resident(path.stem, label, nbytes) for label, nbytes in booked.items()]
+            else:
+                path.unlink(missing_ok=True)
+            finally:
+                os.close(fd)
+        return found
+
+    def _write(self, move: str, label: str, nbytes: int) -> None:
+        account = json.dumps(self._mine).encode()
+        os.pwrite(self._fd, account, 0)
+        os.ftruncate(self._fd, len(account))
+        journal = self._folder / "journal.jsonl"
+        if journal.exists() and journal.stat().st_size > JOURNAL_BYTES:
+            journal.replace(self._folder / "journal.1.jsonl")
+        line = {"time": time.time(), "pid": os.getpid(), "owner": self._owner, "move": move, "label": label}
+        with journal.open("a") as file:
+            file.write(json.dumps(line | {"bytes": nbytes}) + "\n")
+
+
+def _mb(nbytes: int) -> str:
+    return f"{nbytes / 2**20:.0f} MB"
