@@ -1,0 +1,52 @@
+"""Real servers for every test that needs them: one NATS and one S3 server a session, emptied before each use."""
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import nats
+import pytest
+
+from deploy.local.servers import NatsServer, S3Server, free_port
+from shared.settings import Settings
+
+
+@pytest.fixture(scope="session")
+async def nats_server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[NatsServer]:
+    """A nats-server. Whoever kills it starts it again."""
+    server = NatsServer(tmp_path_factory.mktemp("nats"), free_port(), "tester", "secret")
+    await server.start()
+    yield server
+    await server.stop()
+
+
+@pytest.fixture(scope="session")
+async def s3_server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[S3Server]:
+    """An S3 server. Whoever kills it starts it again."""
+    server = S3Server(tmp_path_factory.mktemp("s3"), free_port(S3Server.ports), "tester", "secretsecret")
+    await server.start()
+    yield server
+    await server.stop()
+
+
+@pytest.fixture
+async def nats_settings(nats_server: NatsServer, tmp_path: Path) -> Settings:
+    """Settings for a test that needs NATS alone; all streams of the tests before are gone."""
+    client = await nats.connect(nats_server.url)
+    js = client.jetstream()
+    for stream in await js.streams_info():
+        await js.delete_stream(str(stream.config.name))
+    await client.close()
+    return Settings(nats_url=nats_server.url, data_dir=tmp_path, lease_ttl=2, engine="trivial")
+
+
+@pytest.fixture
+async def settings(nats_settings: Settings, s3_server: S3Server, tmp_path: Path) -> Settings:
+    """Settings for a test that needs both servers; the bucket is the test's own."""
+    return replace(
+        nats_settings,
+        s3_endpoint=s3_server.url,
+        s3_access_key=s3_server.access_key,
+        s3_secret_key=s3_server.secret_key,
+        s3_bucket="".join(c if c.isalnum() else "-" for c in tmp_path.name.lower())[:60].strip("-") or "test",
+    )
