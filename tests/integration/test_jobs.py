@@ -1,0 +1,84 @@
+"""Job records on a real server: every change by compare-and-set, and an end that stays."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+import nats
+import pytest
+from nats.js import JetStreamContext
+
+from shared.errors import JobConflict
+from shared.jobs import ALLOWED, JobStore, change
+from shared.messages import ENDED, GenerateRequest, Job, Status
+from shared.settings import Settings
+from shared.topology import TOK, bootstrap, streams
+
+
+def new_job(job_id: str = "song") -> Job:
+    return Job(job_id=job_id, tenant="local", request=GenerateRequest(lyrics="la", seed=1), created_at=time.time())
+
+
+@pytest.fixture
+async def js(nats_settings: Settings) -> AsyncIterator[JetStreamContext]:
+    client = await nats.connect(nats_settings.nats_url)
+    await bootstrap(client.jetstream(), nats_settings)
+    yield client.jetstream()
+    await client.close()
+
+
+async def test_bootstrap_may_run_again_and_changes_what_may_be_changed(
+    js: JetStreamContext, nats_settings: Settings
+) -> None:
+    await asyncio.gather(*(bootstrap(js, nats_settings) for _ in range(3)))
+    await bootstrap(js, replace(nats_settings, queue_limit=7))
+    info = await js.stream_info(TOK)
+    assert info.config.max_msgs == 7
+    assert {s.config.name for s in await js.streams_info()} == {s.name for s in streams(1)}
+
+
+async def test_a_record_is_created_once_and_read_back(js: JetStreamContext) -> None:
+    store = JobStore(js)
+    job = new_job()
+    await store.create(job)
+    with pytest.raises(JobConflict):
+        await store.create(job)
+    assert await store.get("song") == job
+    assert await store.get("other") is None
+    await store.delete(job)
+    assert await store.get("song") is None
+
+
+async def test_concurrent_changes_are_all_applied(js: JetStreamContext) -> None:
+    store = JobStore(js)
+    await store.create(new_job())
+    await asyncio.gather(
+        *(store.update("song", "local", lambda job: change(job, attempts=job.attempts + 1)) for _ in range(20))
+    )
+    job = await store.get("song")
+    assert job is not None
+    assert job.attempts == 20
+
+
+async def test_of_many_ends_exactly_one_wins(js: JetStreamContext) -> None:
+    store = JobStore(js)
+    await store.create(new_job())
+
+    async def end(status: Status) -> Status | None:
+        try:
+            return (await store.update("song", "local", lambda job: change(job, status=status))).status
+        except JobConflict:
+            return None
+
+    ends = [end("cancelled") if n % 2 else end("failed") for n in range(10)]
+    won = [status for status in await asyncio.gather(*ends) if status]
+    job = await store.get("song")
+    assert job is not None
+    assert won == [job.status]
+    assert job.completed_at is not None
+
+
+def test_an_ended_song_never_changes_again() -> None:
+    for end in ENDED:
+        assert ALLOWED[end] == frozenset()
