@@ -193,7 +193,7 @@ def tensors(folder: Path) -> Iterator[tuple[str, Any]]:
     for shard in shards:
         try:
             with safe_open(str(folder / shard), framework="pt") as file:
-                for name in file.keys():
+                for name in file.keys():  # noqa: SIM118 (not iterable itself)
                     yield name, file.get_tensor(name)
         except (OSError, SafetensorError) as error:
             raise ConfigError(f"{folder / shard} cannot be read: {error}") from None

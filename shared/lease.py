@@ -429,6 +429,9 @@ class _Contender:
         self._generation += 1
         with contextlib.suppress(nats.errors.Error, TimeoutError, OSError):
             await self._nc.close()
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:  # nats-py leaves an ordered consumer's behind
+            task.cancel()
+        await asyncio.sleep(0)
 
 
 class _Flock:

@@ -1,5 +1,6 @@
 """What differs between the two workers."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from shared.delivery import Delivery
@@ -12,17 +13,39 @@ if TYPE_CHECKING:
 class Stage(Protocol):
     """One worker's part in a song."""
 
-    role: Role
-    status: Status  # of a song that is in this stage
-    stream: str
-    consumers: tuple[str, ...]  # in the order of their priority
-    wake_subject: str  # a message here means work
-    order: type[TokenJob] | type[DecodeJob]
-    model: str  # for people
-    label: str  # of the weights on the device
+    @property
+    def role(self) -> Role: ...
 
     @property
-    def weight_bytes(self) -> int: ...
+    def status(self) -> Status:
+        """Of a song that is in this stage."""
+
+    @property
+    def stream(self) -> str: ...
+
+    @property
+    def consumers(self) -> Sequence[str]:
+        """In the order of their priority."""
+
+    @property
+    def wake_subject(self) -> str:
+        """A message here means work."""
+
+    @property
+    def order(self) -> type[TokenJob] | type[DecodeJob]:
+        """What the messages are."""
+
+    @property
+    def model(self) -> str:
+        """Its name, for people."""
+
+    @property
+    def label(self) -> str:
+        """Of the weights on the device."""
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of the weights on the device."""
 
     def load(self) -> None:
         """Read the weights into host memory."""

@@ -186,15 +186,17 @@ async def connect(
         log.warning("nats: %s", error or type(error).__name__)
 
     async def on_disconnect() -> None:
-        log.warning("nats: connection lost")
+        if not client.is_closed:
+            log.warning("nats: connection lost")
 
     async def reconnected() -> None:
         log.info("nats: connected again")
         if on_reconnect is not None:
             await on_reconnect()
 
+    client = Client()
     try:
-        return await nats.connect(
+        await client.connect(
             settings.nats_url,
             name=name,
             error_cb=on_error,
@@ -208,6 +210,7 @@ async def connect(
             max_outstanding_pings=2,
             **options,
         )
+        return client
     except (nats.errors.Error, OSError, TimeoutError) as error:
         raise Unavailable("nats", f"no connection to NATS: {error or type(error).__name__}") from error
 

@@ -70,7 +70,8 @@ class Worker:
         self._engine = ThreadPoolExecutor(1, thread_name_prefix="engine")
         self._draining = threading.Event()
         self._wake = asyncio.Event()
-        self._state: str = "idle"
+        self._news = asyncio.Event()  # something changed that the next heartbeat tells: sends it now
+        self._waiting = False
         self._since = time.time()
         self._turn: Turn | None = None
         self._current: Delivery | None = None
@@ -156,7 +157,9 @@ class Worker:
         while True:
             with contextlib.suppress(nats.errors.Error, APIError, TimeoutError):
                 await self.js.publish(self._worker_subject(), msgspec.json.encode(self._status()), timeout=2)
-            await asyncio.sleep(HEARTBEAT)
+            self._news.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._news.wait(), HEARTBEAT)
 
     def _worker_subject(self) -> str:
         return f"$KV.{WORKERS}.{self.stage.role}.{self.instance}"
@@ -172,7 +175,7 @@ class Worker:
             engine=self.settings.engine,
             model=self.stage.model,
             gpu=figures(self.device, self.ledger),
-            state="working" if turn else "waiting" if self._state == "waiting" else "idle",
+            state="working" if turn else "waiting" if self._waiting else "idle",
             phase=turn.phase if turn else None,
             resident=[r.label for r in self.ledger.residents() if r.owner == own],
             job_id=current.job.job_id if current else None,
@@ -215,6 +218,7 @@ class Worker:
                 await self._tell_loading(delivery)
                 await self._load(turn)
                 await turn.enter(plan.work)
+                self._news.set()
             except BaseException:
                 await self.inbox.give_back(delivery)
                 await delivery.close()
@@ -228,6 +232,7 @@ class Worker:
                 if self._draining.is_set() or (over and others):
                     break
                 self._current = delivery = await self.inbox.next(turn, None)
+                self._news.set()
             await turn.enter(plan.leave)
         finally:
             self._current = None
@@ -235,7 +240,8 @@ class Worker:
 
     async def _acquire(self, message: Msg | None) -> Held | None:
         """Wait for the device, keeping alive a message that is in hand already. None when draining."""
-        self._state = "waiting"
+        self._waiting = True
+        self._news.set()
         wanted = asyncio.create_task(self.lease.acquire())
         try:
             while not wanted.done():
@@ -248,7 +254,7 @@ class Worker:
                     await message.in_progress()
             return wanted.result()
         finally:
-            self._state = "idle"
+            self._waiting = False
             if not wanted.done():
                 wanted.cancel()
                 await asyncio.gather(wanted, return_exceptions=True)
@@ -264,7 +270,11 @@ class Worker:
     async def _load(self, turn: Turn) -> None:
         if not self._resident:
             turn.place_weights(self.stage.label, self.stage.weight_bytes)
-            await self.in_engine(self.stage.to_device)
+            try:
+                await self.in_engine(self.stage.to_device)
+            except BaseException:
+                self.ledger.clear()
+                raise
             self._resident = True
 
     async def _leave(self, held: Held) -> None:
@@ -277,6 +287,7 @@ class Worker:
         finally:
             self._turn = None
             self._since = time.time()
+            self._news.set()
             await held.release()
 
     async def _work(self, delivery: Delivery) -> None:

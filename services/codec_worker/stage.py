@@ -79,7 +79,8 @@ class DecodeStage:
         except JobStopped:
             await worker.store.delete(key)
             raise
-        assert done.duration_s is not None and job.request.seed is not None
+        assert done.duration_s is not None
+        assert job.request.seed is not None
         await delivery.tell(
             Completed(
                 job_id=job.job_id,

@@ -1,0 +1,156 @@
+"""A flow under test: worker processes on real servers, and songs put into the queue as the gateway does it."""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import fields
+from pathlib import Path
+
+import msgspec
+import nats
+from nats.js import JetStreamContext
+
+from shared.jobs import JobStore
+from shared.messages import ENDED, CloudEvent, GenerateRequest, Job, Priority, TokenJob
+from shared.objects import ObjectStore
+from shared.settings import Settings
+from shared.topology import EVENTS, TENANT, bootstrap, token_subject
+
+PATIENCE = 60.0  # seconds; generous, because a busy machine is not a fault
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    """The environment that gives a child these settings."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("HEARTMULA_")}
+    for item in fields(Settings):
+        value = getattr(settings, item.name)
+        if value != item.default:
+            env[item.metadata["variable"]] = str(value).lower() if isinstance(value, bool) else str(value)
+    return env | {"OMP_NUM_THREADS": "1"}
+
+
+class Flow:
+    """Worker processes and the songs they work on."""
+
+    def __init__(self, settings: Settings, js: JetStreamContext) -> None:
+        self.settings, self.js = settings, js
+        self.jobs, self.store = JobStore(js), ObjectStore(settings)
+        self.processes: list[asyncio.subprocess.Process] = []
+
+    async def worker(self, role: str) -> asyncio.subprocess.Process:
+        """Start a worker process."""
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", f"services.{role}_worker", env=environment(self.settings)
+        )
+        self.processes.append(process)
+        return process
+
+    async def submit(
+        self, seconds: float = 4, *, priority: Priority = "normal", lyrics: str = "la la", seed: int = 1, **more: object
+    ) -> str:
+        """Put a song into the queue; returns its id."""
+        values = {"lyrics": lyrics, "max_duration_ms": round(seconds * 1000), "seed": seed, "priority": priority} | more
+        job = Job(
+            job_id=str(uuid.uuid4()),
+            tenant=TENANT,
+            request=msgspec.convert(values, GenerateRequest),
+            created_at=time.time(),
+        )
+        await self.jobs.create(job)
+        order = TokenJob(job_id=job.job_id, tenant=TENANT)
+        await self.js.publish(token_subject(priority, job.job_id), msgspec.json.encode(order))
+        return job.job_id
+
+    async def until(self, job_id: str, condition: Callable[[Job], bool]) -> Job:
+        """Wait until a song's record fulfils a condition."""
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            job = await self.jobs.get(job_id)
+            assert job is not None
+            if condition(job):
+                return job
+            await asyncio.sleep(0.05)
+        raise AssertionError(f"the song is still {job}")
+
+    async def ended(self, job_id: str) -> Job:
+        """Wait for a song's end."""
+        return await self.until(job_id, lambda job: job.status in ENDED)
+
+    async def until_event(self, job_id: str, kind: str) -> None:
+        """Wait until an event of a kind was published."""
+        deadline = time.monotonic() + PATIENCE
+        while kind not in [event.data.__struct_config__.tag for event in await self.events(job_id)]:
+            assert time.monotonic() < deadline, f"no {kind} event"
+            await asyncio.sleep(0.05)
+
+    async def events(self, job_id: str) -> list[CloudEvent]:
+        """Every event of a song so far, in order."""
+        found: list[CloudEvent] = []
+        info = await self.js.stream_info(EVENTS, subjects_filter=f"events.{TENANT}.{job_id}.*")
+        if not info.state.subjects:
+            return found
+        subscription = await self.js.subscribe(f"events.{TENANT}.{job_id}.*", ordered_consumer=True, stream=EVENTS)
+        for _ in range(sum(info.state.subjects.values())):
+            message = await subscription.next_msg(timeout=5)
+            found.append(msgspec.json.decode(message.data, type=CloudEvent))
+        await subscription.unsubscribe()
+        return found
+
+    async def keys(self, prefix: str = "") -> list[str]:
+        """Keys of the stored objects."""
+        client, bucket = self.store._client, self.store.bucket
+        found = await asyncio.to_thread(
+            lambda: [str(o.object_name) for o in client.list_objects(bucket_name=bucket, prefix=prefix, recursive=True)]
+        )
+        return sorted(found)
+
+    def journal(self) -> list[dict[str, object]]:
+        """Every move onto and off the device."""
+        (path,) = Path(self.settings.data_dir).glob("device/*/journal.jsonl")
+        return [json.loads(line) for line in path.read_text().splitlines()]
+
+    async def stop(self, process: asyncio.subprocess.Process, number: int = signal.SIGTERM) -> int:
+        """End a worker; returns its exit code."""
+        if process.returncode is None:
+            process.send_signal(number)
+        return await process.wait()
+
+
+@asynccontextmanager
+async def open_flow(settings: Settings, *roles: str) -> AsyncIterator[Flow]:
+    """A flow with one worker process of each role; all are ended at the end."""
+    client = await nats.connect(settings.nats_url, max_reconnect_attempts=-1, reconnect_time_wait=0.1)
+    js = client.jetstream()
+    await bootstrap(js, settings)
+    flow = Flow(settings, js)
+    await flow.store.ensure_bucket()
+    try:
+        for role in roles:
+            await flow.worker(role)
+        yield flow
+    finally:
+        for process in flow.processes:
+            if process.returncode is None:
+                process.kill()
+            await process.wait()
+        flow.store.close()
+        await client.close()
+
+
+def overlaps(journal: list[dict[str, object]], one: str = "heartmula", other: str = "heartcodec") -> int:
+    """How often both labels lay on the device at the same time."""
+    resident: set[object] = set()
+    met = 0
+    for move in journal:
+        if move["move"] == "place":
+            resident.add(move["label"])
+        else:
+            resident.discard(move["label"])
+        met += {one, other} <= resident
+    return met

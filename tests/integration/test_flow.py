@@ -1,0 +1,287 @@
+"""The flow of a job between the workers, on real servers, with an engine that needs no model."""
+
+import asyncio
+import io
+import signal
+from dataclasses import replace
+
+import msgspec
+import numpy as np
+import soundfile
+from nats.js.api import DeliverPolicy
+
+from deploy.local.servers import NatsServer, S3Server
+from shared.jobs import change
+from shared.messages import DecodeJob
+from shared.settings import Settings
+from shared.tokens import TokenMeta, pack
+from shared.topology import DEC, FAULTS, TOK, cancel_subject, decode_subject, purge_job, token_subject
+from tests.integration.flow import Flow, open_flow, overlaps
+
+SMALL = 60  # MB: room for either model of the trivial engine (40 and 30), not for both
+
+
+async def test_songs_end_as_audio_and_the_models_never_meet(settings: Settings) -> None:
+    settings = replace(settings, cpu_device_mb=SMALL, output_path=settings.data_dir / "out")
+    async with open_flow(settings, "tokenizer", "codec") as flow:
+        ids = [await flow.submit(seconds, seed=n) for n, seconds in enumerate((4, 1.04, 0.08))]
+        jobs = [await flow.ended(job_id) for job_id in ids]
+        assert [job.status for job in jobs] == ["completed"] * 3, jobs
+        for job, frames in zip(jobs, (50, 13, 1), strict=True):
+            assert (job.frames, job.duration_s) == (frames, frames * 0.08)
+            assert job.audio_key is not None
+            data = await flow.store.get(job.audio_key)
+            audio, rate = soundfile.read(io.BytesIO(data))
+            assert (rate, audio.shape) == (8000, (frames * 640, 2))
+            assert np.abs(audio).max() > 0.1
+            assert (settings.data_dir / "out" / f"{job.job_id}.flac").read_bytes() == data
+        await flow.until_event(ids[-1], "completed")
+        for process in flow.processes:
+            assert await flow.stop(process) == 0
+        # Nothing is left of the way: no tokens, no messages, nothing on the device, no scratch files.
+        assert await flow.keys() == sorted(str(job.audio_key) for job in jobs)
+        for stream in (TOK, DEC):
+            assert (await flow.js.stream_info(stream)).state.messages == 0
+        journal = flow.journal()
+        assert {"heartmula", "heartcodec", "kv-cache", "decode"} == {move["label"] for move in journal}
+        assert overlaps(journal) == 0
+        assert not list(settings.data_dir.glob("device/*/*.account"))
+        assert not list((settings.data_dir / "tmp").iterdir())
+
+
+async def test_every_step_is_told_and_progress_never_goes_back(settings: Settings) -> None:
+    async with open_flow(replace(settings, trivial_step_ms=20), "tokenizer", "codec") as flow:
+        job_id = await flow.submit(4)
+        await flow.ended(job_id)
+        await flow.until_event(job_id, "completed")
+        events = [event.data for event in await flow.events(job_id)]
+        stages = [event.stage for event in events if type(event).__name__ == "Stage"]
+        assert stages == ["loading", "generating", "waiting", "loading", "decoding", "storing"]
+        phases = [event.phase for event in events if type(event).__name__ == "Stage"]
+        assert phases == [0, 1, None, 2, 3, 3]
+        progress = [event.progress for event in events]
+        assert progress == sorted(progress)
+        assert progress[-1] == 100
+        assert len({value for value in progress if 0 < value < 80}) >= 3
+
+
+async def test_the_same_seed_gives_the_same_song(settings: Settings) -> None:
+    async with open_flow(settings, "tokenizer", "codec") as flow:
+        keys = [(await flow.ended(await flow.submit(2, seed=seed, format="wav"))).audio_key for seed in (5, 5, 6)]
+        first, second, third = [soundfile.read(io.BytesIO(await flow.store.get(str(key))))[0] for key in keys]
+        assert np.array_equal(first, second)
+        assert not np.array_equal(first, third)
+
+
+async def test_the_high_lane_goes_first(settings: Settings) -> None:
+    async with open_flow(settings) as flow:
+        ids = [await flow.submit(0.8), await flow.submit(0.8), await flow.submit(0.8, priority="high")]
+        await flow.worker("tokenizer")
+        await flow.worker("codec")
+        jobs = [await flow.ended(job_id) for job_id in ids]
+        started = [job.started_at or 0 for job in jobs]
+        assert started[2] < started[0] < started[1]
+
+
+async def cancel(flow: Flow, job_id: str) -> None:
+    await flow.jobs.update(job_id, "local", lambda job: change(job, status="cancelled"))
+    await purge_job(flow.js, job_id)
+    await flow.js._nc.publish(cancel_subject(job_id), b"")
+
+
+async def test_cancelled_songs_stop_and_free_the_device_for_the_next(settings: Settings) -> None:
+    # Ten minutes long unless it is stopped.
+    async with open_flow(replace(settings, trivial_step_ms=500), "tokenizer", "codec") as flow:
+        running, queued = await flow.submit(96), await flow.submit(96)
+        await flow.until(running, lambda job: job.status == "generating")
+        await flow.until_event(running, "progress")
+        for job_id in (queued, running):
+            await cancel(flow, job_id)
+        next_one = await flow.submit(0.16)
+        assert (await flow.ended(next_one)).status == "completed"
+        for job_id in (queued, running):
+            job = await flow.jobs.get(job_id)
+            assert job is not None
+            assert job.status == "cancelled"
+        assert await flow.keys("tokens/") == []
+        queued_job = await flow.jobs.get(queued)
+        assert queued_job is not None
+        assert queued_job.started_at is None
+
+
+async def test_a_song_is_cancelled_while_it_is_decoded(settings: Settings) -> None:
+    async with open_flow(settings, "tokenizer") as flow:
+        job_id = await flow.submit(100)
+        await flow.until(job_id, lambda job: job.status == "decoding")
+        flow.settings = replace(settings, trivial_step_ms=1000)
+        await flow.worker("codec")
+        await flow.until(job_id, lambda job: job.fence is not None)
+        await cancel(flow, job_id)
+        flow.settings = settings
+        after = await flow.submit(0.16)
+        assert (await flow.ended(after)).status == "completed"
+        assert await flow.keys(f"audio/{job_id}") == []
+
+
+async def test_a_killed_tokenizer_costs_no_song(settings: Settings) -> None:
+    async with open_flow(replace(settings, trivial_step_ms=40), "tokenizer", "codec") as flow:
+        ids = [await flow.submit(4), await flow.submit(4)]
+        await flow.until(ids[0], lambda job: job.status == "generating")
+        await flow.until_event(ids[0], "progress")
+        flow.processes[0].kill()
+        await flow.worker("tokenizer")
+        jobs = [await flow.ended(job_id) for job_id in ids]
+        assert [job.status for job in jobs] == ["completed", "completed"]
+        assert len(await flow.keys("audio/")) == 2
+        assert overlaps(flow.journal()) == 0
+
+
+async def test_a_killed_codec_costs_no_song(settings: Settings) -> None:
+    async with open_flow(replace(settings, trivial_step_ms=300), "codec") as flow:
+        flow.settings = settings
+        await flow.worker("tokenizer")
+        job_id = await flow.submit(30)
+        await flow.until(job_id, lambda job: job.status == "decoding" and job.fence is not None)
+        flow.processes[0].kill()
+        await flow.worker("codec")
+        job = await flow.ended(job_id)
+        assert (job.status, job.duration_s) == ("completed", 30)
+        assert len(await flow.keys("audio/")) == 1
+
+
+async def test_a_song_that_kills_its_worker_three_times_is_given_up(settings: Settings) -> None:
+    async with open_flow(replace(settings, trivial_step_ms=100)) as flow:
+        poison = await flow.submit(80)
+        for attempt in (1, 2, 3):
+            worker = await flow.worker("tokenizer")
+            await flow.until(poison, lambda job, n=attempt: job.attempts == n)
+            worker.kill()
+            await worker.wait()
+        flow.settings = settings
+        for role in ("tokenizer", "codec"):
+            await flow.worker(role)
+        after = await flow.submit(1)
+        assert (await flow.ended(after)).status == "completed"
+        job = await flow.ended(poison)
+        assert job.status == "failed"
+        assert "3 times" in (job.error or "")
+
+
+async def test_sigterm_gives_the_song_back_without_counting_an_attempt(settings: Settings) -> None:
+    async with open_flow(replace(settings, trivial_step_ms=100), "tokenizer", "codec") as flow:
+        job_id = await flow.submit(60)
+        for _ in range(4):  # more often than a song may fail
+            await flow.until_event(job_id, "progress")
+            assert await flow.stop(flow.processes[-1 if _ else 0]) == 0
+            job = await flow.jobs.get(job_id)
+            assert job is not None
+            assert (job.status, job.attempts) == ("generating", 0)
+            await flow.worker("tokenizer")
+            await flow.until(job_id, lambda job: job.attempts == 1)
+        assert await flow.stop(flow.processes[-1]) == 0
+        flow.settings = settings
+        await flow.worker("tokenizer")
+        assert (await flow.ended(job_id)).status == "completed"
+
+
+async def test_a_nats_restart_in_the_middle_costs_no_song(settings: Settings, nats_server: NatsServer) -> None:
+    async with open_flow(replace(settings, trivial_step_ms=40, lease_ttl=6), "tokenizer", "codec") as flow:
+        ids = [await flow.submit(6), await flow.submit(6)]
+        await flow.until_event(ids[0], "progress")
+        nats_server.kill()
+        await asyncio.sleep(0.5)
+        await nats_server.start()
+        assert [(await flow.ended(job_id)).status for job_id in ids] == ["completed", "completed"]
+        assert len(await flow.keys("audio/")) == 2
+        assert all(process.returncode is None for process in flow.processes)
+
+
+async def test_a_store_restart_in_the_middle_costs_no_song(settings: Settings, s3_server: S3Server) -> None:
+    async with open_flow(replace(settings, trivial_step_ms=40), "tokenizer", "codec") as flow:
+        job_id = await flow.submit(2)
+        await flow.until_event(job_id, "progress")
+        s3_server.kill()
+        await asyncio.sleep(4)
+        await s3_server.start()
+        job = await flow.ended(job_id)
+        assert (job.status, job.error) == ("completed", None)
+
+
+async def test_a_holder_that_lost_its_lease_stops_before_its_next_step(settings: Settings) -> None:
+    async with open_flow(replace(settings, trivial_step_ms=50), "tokenizer", "codec") as flow:
+        job_id = await flow.submit(8)
+        await flow.until_event(job_id, "progress")
+        stopped = flow.processes[0]
+        stopped.send_signal(signal.SIGSTOP)
+        await asyncio.sleep(settings.lease_ttl + 1)
+        stopped.send_signal(signal.SIGCONT)
+        # It finds its lease gone, frees the device, gives the song back, and makes it in another turn.
+        job = await flow.ended(job_id)
+        assert job.status == "completed"
+        assert job.attempts == 1
+        assert overlaps(flow.journal()) == 0
+        moves = [move["move"] for move in flow.journal() if move["label"] == "heartmula"]
+        assert moves == ["place", "remove", "place", "remove"]
+
+
+async def test_damaged_tokens_fail_the_song_with_a_reason_and_the_queue_moves_on(settings: Settings) -> None:
+    async with open_flow(settings, "tokenizer") as flow:
+        bad = await flow.submit(1)
+        await flow.until(bad, lambda job: job.status == "decoding")
+        (key,) = await flow.keys(f"tokens/{bad}/")
+        data = bytearray(await flow.store.get(key))
+        data[-1] ^= 1
+        await flow.store.put(key, bytes(data))
+        good = await flow.submit(1)
+        await flow.worker("codec")
+        assert (await flow.ended(good)).status == "completed"
+        job = await flow.ended(bad)
+        assert job.status == "failed"
+        assert "checksum" in (job.error or "")
+        await flow.until_event(bad, "failed")
+        message = await flow.js.get_last_msg(FAULTS, f"dead.codec.{bad}")
+        assert "checksum" in (message.headers or {})["Reason"]
+
+
+async def test_a_message_that_is_no_job_is_put_aside(settings: Settings) -> None:
+    async with open_flow(settings) as flow:
+        await flow.js.publish(token_subject("normal", "junk"), b"{not json")
+        await flow.js.publish(decode_subject("junk"), b'{"job_id": 3}')
+        for role in ("tokenizer", "codec"):
+            await flow.worker(role)
+        assert (await flow.ended(await flow.submit(1))).status == "completed"
+        subscription = await flow.js.subscribe("dead.>", stream=FAULTS, deliver_policy=DeliverPolicy.ALL)
+        found = {(await subscription.next_msg(timeout=5)).subject for _ in range(2)}
+        assert found == {"dead.tokenizer.junk", "dead.codec.junk"}
+
+
+async def test_a_second_decode_job_for_the_same_song_changes_nothing(settings: Settings) -> None:
+    async with open_flow(settings, "tokenizer", "codec") as flow:
+        job_id = await flow.submit(1)
+        done = await flow.ended(job_id)
+        codes = np.zeros((8, 13), np.int16)
+        await flow.store.put("tokens/again", pack(codes, TokenMeta(job_id=job_id, model="m", seed=1)))
+        order = DecodeJob(job_id=job_id, tenant="local", tokens_key="tokens/again", first_frame=0, frames=13, last=True)
+        await flow.js.publish(decode_subject(job_id), msgspec.json.encode(order))
+        await flow.ended(await flow.submit(1))
+        assert await flow.jobs.get(job_id) == done
+        assert await flow.keys(f"audio/{job_id}/") == [done.audio_key]
+
+
+async def test_without_offload_both_models_stay_on_the_device(settings: Settings) -> None:
+    async with open_flow(replace(settings, sequential_offload=False), "tokenizer", "codec") as flow:
+        for _ in range(3):
+            assert (await flow.ended(await flow.submit(1))).status == "completed"
+        moves = [(move["move"], move["label"]) for move in flow.journal() if str(move["label"]).startswith("heart")]
+        assert sorted(moves) == [("place", "heartcodec"), ("place", "heartmula")]
+
+
+async def test_in_hybrid_mode_only_the_codec_uses_the_device(settings: Settings) -> None:
+    settings = replace(settings, hybrid_mode=True, cpu_device_mb=SMALL, gpu_id="card")
+    async with open_flow(settings, "tokenizer", "codec") as flow:
+        assert (await flow.ended(await flow.submit(1))).status == "completed"
+        labels = {
+            path.parent.name: {line.split('"label": "')[1].split('"')[0] for line in path.read_text().splitlines()}
+            for path in settings.data_dir.glob("device/*/journal.jsonl")
+        }
+        assert labels == {"card": {"heartcodec", "decode"}, "card-host": {"heartmula", "kv-cache"}}
