@@ -204,7 +204,7 @@ async def connect(
             reconnected_cb=reconnected,
             allow_reconnect=True,
             max_reconnect_attempts=-1,
-            reconnect_time_wait=0.25,
+            reconnect_time_wait=0.25,  # type: ignore[arg-type]  # seconds; a fraction works
             connect_timeout=5,
             ping_interval=5,
             max_outstanding_pings=2,

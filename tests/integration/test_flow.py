@@ -12,7 +12,7 @@ from nats.js.api import DeliverPolicy
 
 from deploy.local.servers import NatsServer, S3Server
 from shared.jobs import change
-from shared.messages import DecodeJob
+from shared.messages import DecodeJob, Job, Stage
 from shared.settings import Settings
 from shared.tokens import TokenMeta, pack
 from shared.topology import DEC, FAULTS, TOK, cancel_subject, decode_subject, purge_job, token_subject
@@ -55,10 +55,15 @@ async def test_every_step_is_told_and_progress_never_goes_back(settings: Setting
         await flow.ended(job_id)
         await flow.until_event(job_id, "completed")
         events = [event.data for event in await flow.events(job_id)]
-        stages = [event.stage for event in events if type(event).__name__ == "Stage"]
-        assert stages == ["loading", "generating", "waiting", "loading", "decoding", "storing"]
-        phases = [event.phase for event in events if type(event).__name__ == "Stage"]
-        assert phases == [0, 1, None, 2, 3, 3]
+        stages = [(event.stage, event.phase) for event in events if isinstance(event, Stage)]
+        assert stages == [
+            ("loading", 0),
+            ("generating", 1),
+            ("waiting", None),
+            ("loading", 2),
+            ("decoding", 3),
+            ("storing", 3),
+        ]
         progress = [event.progress for event in events]
         assert progress == sorted(progress)
         assert progress[-1] == 100
@@ -153,8 +158,12 @@ async def test_a_song_that_kills_its_worker_three_times_is_given_up(settings: Se
     async with open_flow(replace(settings, trivial_step_ms=100)) as flow:
         poison = await flow.submit(80)
         for attempt in (1, 2, 3):
+
+            def begun(job: Job, attempt: int = attempt) -> bool:
+                return job.attempts == attempt
+
             worker = await flow.worker("tokenizer")
-            await flow.until(poison, lambda job, n=attempt: job.attempts == n)
+            await flow.until(poison, begun)
             worker.kill()
             await worker.wait()
         flow.settings = settings

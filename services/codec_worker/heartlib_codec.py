@@ -1,0 +1,89 @@
+"""The reference implementation behind the `CodecEngine` interface, for comparison. It is an optional dependency."""
+
+import importlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from services.codec_worker.engine import DecodeStep
+from services.codec_worker.model import HeartCodec
+from shared.checkpoint import Checkpoint
+from shared.errors import ConfigError, DeviceFull, PhaseError
+
+
+class HeartlibCodec:
+    """A `CodecEngine` that drives heartlib's ``HeartCodec.detokenize``: a whole song in one step, so that neither
+    cancellation nor progress comes before its end.
+
+    What the reference does to songs of some lengths, losing their last seconds, and to codes beyond the codebooks, it
+    does here too. Raises `ConfigError` when heartlib is not installed.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, device: str, dtype: str) -> None:
+        try:
+            self._reference: Any = importlib.import_module("heartlib.heartcodec.modeling_heartcodec")
+        except ImportError as error:
+            raise ConfigError("HEARTMULA_ENGINE=heartlib needs heartlib: pip install '.[heartlib]'") from error
+        self.sample_rate = checkpoint.codec.sample_rate
+        self._checkpoint = checkpoint
+        self._device = torch.device(device)
+        self._dtype: torch.dtype = getattr(torch, dtype)
+        self._model: Any = None
+        self._on_device = False
+        with torch.device("meta"):
+            self._blank = HeartCodec(checkpoint.codec, torch.float32)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all parameters, the encoder's included; before `load`, of those that decoding needs."""
+        if self._model is None:
+            return self._blank.weight_bytes
+        return sum(int(p.nbytes) for p in self._model.parameters())
+
+    @property
+    def work_bytes(self) -> int:
+        """As for the native engine: the reference decodes a window at a time as well."""
+        return self._blank.work_bytes(744)
+
+    def load(self) -> None:
+        """Raises `ConfigError` for whatever heartlib stumbles over."""
+        folder = self._checkpoint.codec_path
+        try:
+            model = self._reference.HeartCodec.from_pretrained(str(folder), dtype=self._dtype)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise ConfigError(f"heartlib cannot load {folder}: {error}") from None
+        self._model = model.eval()
+
+    def to_device(self) -> None:
+        """Raises `PhaseError` before `load`, `DeviceFull` with the weights back on the host."""
+        if self._model is None:
+            raise PhaseError("the codec is not loaded")
+        try:
+            self._model.to(self._device)
+        except torch.OutOfMemoryError as error:
+            self.to_host()
+            raise DeviceFull(f"the device's memory is full: {error}") from None
+        self._on_device = True
+
+    def to_host(self) -> None:
+        """Move the weights to the host."""
+        self._on_device = False
+        if self._model is not None:
+            self._model.to("cpu")
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def decode(self, codes: np.ndarray, *, seed: int) -> Iterator[DecodeStep]:
+        """The whole song in one step. Raises `PhaseError` or `DeviceFull`."""
+        if not self._on_device:
+            raise PhaseError("the codec is not on the device")
+        devices = [self._device] if self._device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(seed)
+            try:
+                waveform = self._model.detokenize(torch.from_numpy(codes.astype(np.int64)), disable_progress=True)
+            except torch.OutOfMemoryError as error:
+                raise DeviceFull(f"the device's memory is full: {error}") from None
+        yield DecodeStep(1, 1, np.ascontiguousarray(waveform.float().cpu().numpy().T))

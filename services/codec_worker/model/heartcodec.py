@@ -1,0 +1,44 @@
+"""HeartCodec's weights, as far as decoding needs them."""
+
+import math
+
+import torch
+from torch import nn
+
+from services.codec_worker.model.estimator import Estimator
+from services.codec_worker.model.quantizer import Quantizer
+from services.codec_worker.model.scalar import ScalarDecoder
+from shared.checkpoint import CodecConfig
+
+LATENT_RATE = 25  # Hz
+
+
+class HeartCodec(nn.Module):
+    """Codes → conditioning, latents → velocity, latents → waveform.
+
+    `dtype` is the estimator's; the scalar decoder stays in fp32, where rounding errors would be heard.
+    """
+
+    def __init__(self, config: CodecConfig, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.config = config
+        self.quantizer = Quantizer(config, dtype)
+        self.estimator = Estimator(config, dtype)
+        self.scalar = ScalarDecoder(config)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of all parameters."""
+        return sum(p.nbytes for p in self.parameters())
+
+    def work_bytes(self, window_latents: int) -> int:
+        """Upper estimate of what decoding a window takes beside the weights: four copies of the widest activation."""
+        config, widest = self.config, 0
+        samples = window_latents
+        for n, factor in enumerate(config.upsample_factors, start=1):
+            samples *= factor
+            widest = max(widest, samples * (config.init_channel << (len(config.upsample_factors) - n)))
+        widest = max(widest, samples * config.num_samples * config.init_channel)
+        heads, dim = config.num_attention_heads, 2 * config.num_attention_heads * config.attention_head_dim
+        estimator = 2 * window_latents * (heads * window_latents + 16 * math.ceil(8 * dim / 3))
+        return 4 * max(4 * 2 * widest, estimator)

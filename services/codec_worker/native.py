@@ -1,0 +1,131 @@
+"""The native codec engine: this project's own HeartCodec behind the `CodecEngine` interface."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from services.codec_worker.engine import DecodeStep
+from services.codec_worker.model import EulerSolver, HeartCodec, Schedule, Splicer, WindowPlan, load_weights
+from services.codec_worker.model.flow import GUIDANCE
+from shared.checkpoint import Checkpoint
+from shared.errors import DeviceFull, PhaseError
+
+
+class NativeCodec:
+    """Decodes songs window by window on the CPU or one CUDA device, one song at a time.
+
+    `dtype` is the estimator's: float32, bfloat16 or float16. A song is decoded the same way however often it is
+    decoded: the noise of each window follows from the song's seed and the window's index alone. Host memory keeps the
+    weights; moving to CUDA copies them, moving back frees the copies, since weights do not change.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, device: str, dtype: str) -> None:
+        self.sample_rate = checkpoint.codec.sample_rate
+        self._checkpoint = checkpoint
+        self._device = torch.device(device)
+        with torch.device("meta"):
+            self._model = HeartCodec(checkpoint.codec, getattr(torch, dtype)).requires_grad_(False)
+        self._host: dict[str, Tensor] = {}
+        self._schedule: Schedule | None = None
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes that `to_device` moves."""
+        return self._model.weight_bytes
+
+    @property
+    def work_bytes(self) -> int:
+        """Of one window."""
+        return self._model.work_bytes(2 * self._plan(1).window)
+
+    def load(self) -> None:
+        """Read the weights into host memory. Raises `ConfigError`."""
+        self._model.to_empty(device="cpu")
+        load_weights(self._model, self._checkpoint.codec_path)
+        if self._device.type == "cuda":
+            self._host = {name: p.data.pin_memory() for name, p in self._model.named_parameters()}
+        else:
+            self._host = {name: p.data for name, p in self._model.named_parameters()}
+
+    @torch.inference_mode()
+    def to_device(self) -> None:
+        """Raises `DeviceFull` with the weights back on the host."""
+        if not self._host:
+            raise PhaseError("the codec is not loaded")
+        try:
+            for name, parameter in self._model.named_parameters():
+                parameter.data = self._host[name].to(self._device, non_blocking=True)
+            self._schedule = Schedule(self._model.estimator)
+        except torch.OutOfMemoryError as error:
+            self.to_host()
+            raise DeviceFull(f"the device's memory is full: {error}") from None
+
+    @torch.inference_mode()
+    def to_host(self) -> None:
+        """The device's memory is given back to the driver."""
+        self._schedule = None
+        for name, parameter in self._model.named_parameters():
+            parameter.data = self._host[name]
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def decode(self, codes: np.ndarray, *, seed: int) -> Iterator[DecodeStep]:
+        """int16 ``[8, L]`` → steps; a window takes its Euler steps and one for its waveform.
+
+        Codes outside the codebooks add nothing. Raises `ValueError` for codes of another shape or an empty song,
+        `PhaseError` when the weights are not on the device, `DeviceFull`.
+        """
+        if codes.ndim != 2 or codes.shape[0] != self._checkpoint.codec.num_quantizers or codes.shape[1] == 0:
+            raise ValueError(f"codes of shape {list(codes.shape)} are not a song")
+        if self._schedule is None:
+            raise PhaseError("the codec is not on the device")
+        return self._steps(codes, seed, self._schedule)
+
+    def _plan(self, frames: int) -> WindowPlan:
+        return WindowPlan(frames, self.sample_rate)
+
+    def _steps(self, codes: np.ndarray, seed: int, schedule: Schedule) -> Iterator[DecodeStep]:
+        plan = self._plan(codes.shape[1])
+        splicer, context = Splicer(plan), torch.zeros(0, self._checkpoint.codec.out_channels, device=self._device)
+        done, total = 0, plan.count * (len(schedule) + 1)
+        for index in range(plan.count):
+            solver = self._begin(plan.cut(codes, index), noise(seed, index, plan, context.shape[1]), context, schedule)
+            while not solver.finished:
+                self._advance(solver)
+                done += 1
+                yield DecodeStep(done, total)
+            context = solver.latents[-plan.context :]
+            done += 1
+            yield DecodeStep(done, total, splicer.add(self._waveform(solver.latents)))
+
+    # Inference mode is entered within each step: around a generator it would leak into whoever runs it.
+
+    @torch.inference_mode()
+    def _begin(self, codes: np.ndarray, noise: Tensor, context: Tensor, schedule: Schedule) -> EulerSolver:
+        mu = self._model.quantizer(torch.from_numpy(codes.astype(np.int64)).to(self._device))
+        return EulerSolver(self._model.estimator, schedule, mu, noise.to(self._device), context, GUIDANCE)
+
+    @torch.inference_mode()
+    def _advance(self, solver: EulerSolver) -> None:
+        try:
+            solver.step()
+        except torch.OutOfMemoryError as error:
+            raise DeviceFull(f"the device's memory is full: {error}") from None
+
+    @torch.inference_mode()
+    def _waveform(self, latents: Tensor) -> np.ndarray:
+        try:
+            waveform: np.ndarray = self._model.scalar(latents).cpu().numpy()
+        except torch.OutOfMemoryError as error:
+            raise DeviceFull(f"the device's memory is full: {error}") from None
+        return waveform
+
+
+def noise(seed: int, window: int, plan: WindowPlan, channels: int) -> Tensor:
+    """The noise that a window starts from, fp32 ``[latents, channels]``; drawn on the host, so that all devices
+    start alike."""
+    mixed = np.random.SeedSequence((seed, window)).generate_state(1, np.uint64)[0]
+    generator = torch.Generator().manual_seed(int(mixed >> np.uint64(1)))
+    return torch.randn(2 * plan.window, channels, generator=generator)

@@ -1,0 +1,61 @@
+"""Windows: every sample once and in order, for songs of every length."""
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from services.codec_worker.model import Splicer, WindowPlan
+
+LENGTHS = (
+    st.integers(1, 4000)
+    | st.integers(0, 12).map(lambda n: 104 + 320 * n)
+    | st.integers(1, 12).map(lambda n: 52 + 320 * n)
+)
+
+
+@given(LENGTHS)
+def test_the_windows_cover_the_song_and_none_is_idle(frames: int) -> None:
+    plan = WindowPlan(frames, 48000)
+    assert (plan.window, plan.hop, plan.overlap, plan.context) == (372, 320, 52, 104)
+    assert (plan.window_samples, plan.overlap_samples) == (1_428_480, 199_680)
+    covered = (plan.count - 1) * plan.hop + plan.window
+    assert covered >= frames
+    assert plan.count == 1 or covered - plan.hop < frames
+
+
+@given(LENGTHS)
+def test_each_window_holds_the_codes_of_its_place(frames: int) -> None:
+    plan = WindowPlan(frames, 48000)
+    codes = np.arange(frames)[None].repeat(8, axis=0)
+    for index in range(plan.count):
+        cut = plan.cut(codes, index)
+        assert cut.shape == (8, plan.window)
+        assert np.array_equal(cut[0], (index * plan.hop + np.arange(plan.window)) % frames)
+
+
+@settings(deadline=None)
+@given(st.integers(1, 500) | st.integers(0, 4).map(lambda n: 26 + 80 * n), st.sampled_from([600, 1000]))
+def test_windows_of_one_signal_join_to_that_signal(frames: int, rate: int) -> None:
+    plan = WindowPlan(frames, rate, 7.44)
+    length = plan.count * plan.window_samples
+    signal = np.stack([np.arange(length), -np.arange(length)]).astype(np.float32)
+    hop = plan.window_samples - plan.overlap_samples
+    splicer = Splicer(plan)
+    stretches = [splicer.add(signal[:, n * hop : n * hop + plan.window_samples]) for n in range(plan.count)]
+    joined = np.concatenate(stretches)
+    assert joined.shape == (plan.samples, 2)
+    np.testing.assert_allclose(joined.T, signal[:, : plan.samples], rtol=1e-6)
+    # All but the last window hand out a whole hop as soon as they are decoded.
+    assert all(len(stretch) == hop for stretch in stretches[:-1])
+
+
+def test_neighbours_are_cross_faded_from_one_to_the_other() -> None:
+    plan = WindowPlan(160, 600, 7.44)
+    splicer = Splicer(plan)
+    one, two = (np.full((2, plan.window_samples), level, np.float32) for level in (1.0, 3.0))
+    joined = np.concatenate([splicer.add(one), splicer.add(two)])[:, 0]
+    start = plan.window_samples - plan.overlap_samples
+    fade = joined[start : start + plan.overlap_samples]
+    assert (joined[:start] == 1).all()
+    assert (fade[0], fade[-1]) == (1, 3)
+    assert (np.diff(fade) > 0).all()
