@@ -29,4 +29,5 @@ def test_it_decodes_a_song(golden_checkpoint: Checkpoint) -> None:
     assert step.audio.shape == (100 * engine.sample_rate * 2 // 25, 2)
     assert np.isfinite(step.audio).all()
     (again,) = engine.decode(codes, seed=1)
+    assert again.audio is not None
     assert np.array_equal(step.audio, again.audio)

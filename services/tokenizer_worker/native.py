@@ -1,0 +1,203 @@
+"""The native token engine: this project's own HeartMuLa behind the `TokenEngine` interface."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from services.tokenizer_worker.engine import Song
+from services.tokenizer_worker.model import (
+    HeartMuLa,
+    KVCache,
+    Sampler,
+    exponential_noise,
+    frame_seed,
+    load_weights,
+)
+from shared.checkpoint import Checkpoint
+from shared.errors import DeviceFull, PhaseError, SongError
+
+# Looked up in host memory, a prompt at a time; on a device they would be a tenth of the weights.
+_HOST_ONLY = "text_embeddings"
+
+
+@dataclass(kw_only=True)
+class SongState:
+    """All that changes while a song is made. Nothing else is needed to make its next frame."""
+
+    song: Song
+    sampler: Sampler
+    backbone_cache: KVCache  # positions 0 … prompt + max_frames − 1
+    depth_cache: KVCache  # codebooks 0 … 7, overwritten every frame
+    hidden: Tensor  # [rows, D], after the last position fed
+    frames: int = 0  # made so far: the index of the next one, and with the seed all of its randomness
+    last: Tensor | None = None  # int64 [8], the frame made last, still to be fed
+
+
+class NativeEngine:
+    """A `TokenEngine` that runs the official weights on the CPU or one CUDA device, one song at a time.
+
+    `dtype` is float32, bfloat16 or float16. A song has at most `max_frames` frames in all, its first included; the
+    reference makes one more. It ends before the first frame in which any code is `audio_eos_id` or above, even if
+    that is its very first (the reference does not look at that one). Other codes outside the codec's codebooks pass.
+
+    Host memory keeps the weights for good. Moving to CUDA copies them and moving back frees the copies, since weights
+    do not change; on the CPU neither copies anything. Methods that allocate on the device raise `DeviceFull`.
+    """
+
+    slots = 1
+
+    def __init__(self, checkpoint: Checkpoint, device: str, dtype: str) -> None:
+        self._checkpoint = checkpoint
+        self._device = torch.device(device)
+        self._dtype: torch.dtype = getattr(torch, dtype)
+        with torch.device("meta"):
+            self._blank = HeartMuLa(checkpoint.lm, self._dtype)
+        self._host: dict[str, Tensor] = {}
+        self._model: HeartMuLa | None = None
+        self._on_device = False
+        self._songs: dict[str, SongState] = {}
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes that `to_device` moves: everything but the text embeddings."""
+        return sum(tensor.nbytes for name, tensor in _tensors(self._blank) if name != _HOST_ONLY)
+
+    def song_bytes(self, song: Song) -> int:
+        """Bytes of both KV caches; activations come on top, a prompt's worth at `admit`."""
+        lm, rows = self._checkpoint.lm, _rows(song)
+        backbone = KVCache.size(lm.backbone, rows, song.prompt.length + song.max_frames, self._dtype)
+        return backbone + KVCache.size(lm.decoder, rows, lm.num_codebooks, self._dtype)
+
+    @torch.no_grad()  # not inference mode: weights are swapped in place
+    def load(self) -> None:
+        """Read the weights into host memory in the engine's dtype. Raises the `ConfigError`s of `load_weights`."""
+        model = HeartMuLa(self._checkpoint.lm, self._dtype)
+        load_weights(model, self._checkpoint.lm_path)
+        self._model = model
+        self._host = {name: tensor.data for name, tensor in _tensors(model)}
+
+    @torch.no_grad()
+    def to_device(self) -> None:
+        """Raises `PhaseError` before `load`, and `DeviceFull` with the weights back on the host."""
+        if self._model is None:
+            raise PhaseError("the language model is not loaded")
+        try:
+            with _device_memory():
+                for name, tensor in _tensors(self._model):
+                    if name != _HOST_ONLY:
+                        tensor.data = self._host[name].to(self._device)
+        except DeviceFull:
+            self.to_host()
+            raise
+        self._on_device = True
+
+    @torch.no_grad()
+    def to_host(self) -> None:
+        """Forget the songs and the device's copies of the weights. Fine to call at any time."""
+        self._on_device = False
+        self._songs.clear()
+        if self._model is not None:
+            for name, tensor in _tensors(self._model):
+                tensor.data = self._host[name]
+        self._release()
+
+    @torch.inference_mode()
+    def admit(self, song_id: str, song: Song) -> None:
+        """Allocate the song's caches at their full size and prefill its prompt.
+
+        Raises `SongError` when prompt and frames exceed the model's positions, `ValueError` when there is no free
+        slot or the id is taken, `PhaseError` when the weights are not on the device.
+        """
+        model = self._ready()
+        if song_id in self._songs or len(self._songs) == self.slots:
+            raise ValueError(f"no slot for song {song_id}: {', '.join(self._songs)} of {self.slots} in the batch")
+        positions, limit = song.prompt.length + song.max_frames, self._checkpoint.lm.backbone.max_seq_len
+        if positions > limit:
+            raise SongError(
+                f"the prompt's {song.prompt.length} positions and {song.max_frames} frames exceed the model's {limit}"
+            )
+        rows = _rows(song)
+        with _device_memory():
+            cache, depth_cache = model.backbone_cache(rows, positions), model.depth_cache(rows)
+            hidden = model.advance(model.embed_prompt(song.prompt.tags, song.prompt.lyrics, rows), cache, 0)
+        self._songs[song_id] = SongState(
+            song=song,
+            sampler=Sampler(song.temperature, song.topk, song.cfg_scale),
+            backbone_cache=cache,
+            depth_cache=depth_cache,
+            hidden=hidden,
+        )
+
+    @torch.inference_mode()
+    def step(self) -> dict[str, np.ndarray | None]:
+        """Frames are int16 ``[8]``. After `DeviceFull` the song is still there and the same frame may be tried again.
+
+        Raises `PhaseError` when the weights are not on the device.
+        """
+        model = self._ready()
+        made: dict[str, np.ndarray | None] = {}
+        for song_id, state in list(self._songs.items()):
+            with _device_memory():
+                frame = self._next_frame(model, state)
+            if frame is None:
+                self.drop(song_id)
+            made[song_id] = frame
+        return made
+
+    def drop(self, song_id: str) -> None:
+        """Works on the device or off it."""
+        if self._songs.pop(song_id, None) is not None:
+            self._release()
+
+    def _next_frame(self, model: HeartMuLa, state: SongState) -> np.ndarray | None:
+        song, lm = state.song, self._checkpoint.lm
+        if state.frames == song.max_frames:
+            return None
+        if state.last is not None:
+            position = song.prompt.length + state.frames - 1
+            state.hidden = model.advance(model.embed_frame(state.last, _rows(song)), state.backbone_cache, position)
+        noise: Tensor | None = None  # [8, Va]
+        if song.temperature > 0:
+            # Drawn on the host, so that every device draws alike; from the frame's own seed, so that a song can
+            # go on at any frame without a saved generator.
+            generator = torch.Generator().manual_seed(frame_seed(song.seed, state.frames))
+            noise = exponential_noise(generator, lm.num_codebooks, lm.audio_vocab_size).to(self._device)
+
+        def choose(codebook: int, logits: Tensor) -> Tensor:
+            return state.sampler.draw(logits, None if noise is None else noise[codebook])
+
+        state.last = model.frame(state.hidden, state.depth_cache, choose)
+        state.frames += 1
+        codes: np.ndarray = state.last.to("cpu", torch.int16).numpy()
+        return None if (codes >= self._checkpoint.gen.audio_eos_id).any() else codes
+
+    def _ready(self) -> HeartMuLa:
+        if self._model is None or not self._on_device:
+            raise PhaseError("the language model is not on the device")
+        return self._model
+
+    def _release(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _rows(song: Song) -> int:
+    """A conditional row and, unless guidance leaves it as it is, an unconditional one."""
+    return 1 if song.cfg_scale == 1 else 2
+
+
+def _tensors(model: HeartMuLa) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()
+
+
+@contextmanager
+def _device_memory() -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise DeviceFull(f"the device's memory is full: {error}") from None

@@ -1,0 +1,49 @@
+"""The adapter to the reference. All but the first test need heartlib installed."""
+
+import sys
+
+import numpy as np
+import pytest
+
+from services.tokenizer_worker.engine import Song, TokenEngine
+from services.tokenizer_worker.heartlib_engine import HeartlibEngine
+from services.tokenizer_worker.native import NativeEngine
+from shared.checkpoint import Checkpoint
+from shared.errors import ConfigError, SongError
+from shared.prompt import Prompter
+
+
+def test_heartlib_missing(golden_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith("heartlib.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "heartlib", None)
+    with pytest.raises(ConfigError, match=r"HEARTMULA_ENGINE=heartlib needs heartlib"):
+        HeartlibEngine(golden_checkpoint, "cpu", "float32")
+
+
+def generate(engine: TokenEngine, song: Song) -> np.ndarray:
+    """All frames of a song, ``[T, codebooks]``."""
+    engine.admit("song", song)
+    frames = []
+    while (frame := engine.step()["song"]) is not None:
+        frames.append(frame)
+    return np.stack(frames) if frames else np.zeros((0, 8), np.int16)
+
+
+def test_same_songs_as_the_native_engine(golden_checkpoint: Checkpoint) -> None:
+    """Greedy and sampled, with and without guidance; rows change from song to song, which the reference cannot do."""
+    pytest.importorskip("heartlib")
+    prompt = Prompter(golden_checkpoint).encode("Piano,Happy", "[Verse]\nHello World")
+    heartlib = HeartlibEngine(golden_checkpoint, "cpu", "float32")
+    native = NativeEngine(golden_checkpoint, "cpu", "float32")
+    engines: list[TokenEngine] = [heartlib, native]
+    for engine in engines:
+        engine.load()
+        engine.to_device()
+    for temperature, cfg_scale in [(0, 1.0), (0, 1.5), (1.0, 1.0), (1.0, 3.0)]:
+        song = Song(prompt=prompt, max_frames=20, temperature=temperature, cfg_scale=cfg_scale, seed=7)
+        theirs, ours = (generate(engine, song) for engine in engines)
+        assert len(ours) > 0
+        assert np.array_equal(ours, theirs)
+    with pytest.raises(SongError, match="guidance"):
+        heartlib.admit("song", Song(prompt=prompt, max_frames=5, cfg_scale=0.5))
