@@ -169,7 +169,10 @@ class Settings:
         "HEARTMULA_S3_ENDPOINT", _url("http", "https"), "", "your own S3 store; unset: the embedded one"
     )
     s3_port: int = _setting(
-        "HEARTMULA_S3_PORT", _integer(1, 65520), 8333, "port of the embedded S3 server; it also takes the nine above it"
+        "HEARTMULA_S3_PORT",
+        _integer(1, 55527),
+        8333,
+        "port of the embedded S3 server; it also takes the nine above it, and the one 10,008 above",
     )
     s3_access_key: str = _setting("HEARTMULA_S3_ACCESS_KEY", _text, "", "credentials of your own S3 store")
     s3_secret_key: str = _setting("HEARTMULA_S3_SECRET_KEY", _text, "", "credentials of your own S3 store")

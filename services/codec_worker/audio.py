@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -78,7 +79,7 @@ class AudioWriter:
                     flac[name] = value
             flac.save()
             return
-        file = (MP3 if self._format == "mp3" else WAVE)(self._path)
+        file: Any = (MP3 if self._format == "mp3" else WAVE)(self._path)
         if file.tags is None:
             file.add_tags()
         id3: ID3 = file.tags

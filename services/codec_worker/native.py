@@ -44,10 +44,7 @@ class NativeCodec:
         """Read the weights into host memory. Raises `ConfigError`."""
         self._model.to_empty(device="cpu")
         load_weights(self._model, self._checkpoint.codec_path)
-        if self._device.type == "cuda":
-            self._host = {name: p.data.pin_memory() for name, p in self._model.named_parameters()}
-        else:
-            self._host = {name: p.data for name, p in self._model.named_parameters()}
+        self._host = {name: p.data for name, p in self._model.named_parameters()}
 
     @torch.inference_mode()
     def to_device(self) -> None:
@@ -56,7 +53,7 @@ class NativeCodec:
             raise PhaseError("the codec is not loaded")
         try:
             for name, parameter in self._model.named_parameters():
-                parameter.data = self._host[name].to(self._device, non_blocking=True)
+                parameter.data = self._host[name].to(self._device)
             self._schedule = Schedule(self._model.estimator)
         except torch.OutOfMemoryError as error:
             self.to_host()

@@ -1,0 +1,52 @@
+# Everything happens in .venv. `make run` is all a first visitor needs.
+PYTHON ?= python3
+TORCH ?= 2.13.0
+MODELS := ckpt/official
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: help install run demo test lint models clean
+
+help:
+	@echo 'make run      install if needed, then start everything: web page, API, workers, NATS, object store'
+	@echo 'make demo     let the running stack make a song, and save it here'
+	@echo 'make test     lint, then all tests'
+	@echo 'make lint     ruff, mypy, import-linter'
+	@echo 'make models   fetch the official weights (22 GB) into $(MODELS)'
+	@echo 'make clean    remove what was built; .venv, data and ckpt stay'
+
+install: $(STAMP)
+
+# Some distributions ship Python without ensurepip: then the system's pip puts one into the environment.
+# torch comes first and alone: which of its builds (CPU, CUDA) is right depends on the machine, not on constraints.txt.
+$(STAMP): pyproject.toml constraints.txt
+	@test -x $(BIN)/pip || $(PYTHON) -m venv --clear .venv || { \
+		$(PYTHON) -m venv --clear --without-pip .venv && $(PYTHON) -m pip --python $(BIN)/python install pip; }
+	$(BIN)/python -m pip install --quiet torch==$(TORCH)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[local,dev]'
+	@touch $@
+
+run: install
+	@exec $(BIN)/python -m deploy.local
+
+demo: install
+	@exec $(BIN)/python -m deploy.local.demo
+
+test: lint
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: install
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+models: install
+	$(BIN)/hf download HeartMuLa/HeartMuLaGen gen_config.json tokenizer.json --local-dir $(MODELS)
+	$(BIN)/hf download HeartMuLa/HeartMuLa-oss-3B-happy-new-year --local-dir $(MODELS)/HeartMuLa-oss-3B
+	$(BIN)/hf download HeartMuLa/HeartCodec-oss-20260123 --local-dir $(MODELS)/HeartCodec-oss
+	@echo 'now: HEARTMULA_MODEL_PATH=$(MODELS) make run'
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find shared services deploy tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,189 @@
+"""The local stack: embedded servers and services, started in the order in which they need each other.
+
+Parts stop in reverse order. When one dies, all stop; when this process is killed, the kernel kills them (`guard`).
+"""
+
+import asyncio
+import fcntl
+import http.client
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from deploy.local.credentials import load_credentials
+from deploy.local.processes import Process
+from deploy.local.servers import NatsServer, PortInUse, S3Server, Server, StartFailed, port_is_free
+from shared.errors import ConfigError
+from shared.settings import Settings
+
+_GATEWAY_SECONDS = 60.0
+_WORKERS_SECONDS = 120.0  # torch alone takes half a minute to import from a cold disk
+
+
+@dataclass(frozen=True)
+class Service:
+    """A service of this project and how it is started."""
+
+    name: str
+    command: tuple[str, ...]
+    grace: float = 15.0  # seconds from SIGTERM to SIGKILL; a worker gives its song back meanwhile
+
+    @classmethod
+    def module(cls, name: str, module: str) -> "Service":
+        """A service that is a Python module."""
+        return cls(name, (sys.executable, "-m", module))
+
+
+GATEWAY = Service.module("gateway", "services.gateway")
+WORKERS = (
+    Service.module("codec worker", "services.codec_worker"),
+    Service.module("tokenizer worker", "services.tokenizer_worker"),
+)
+
+
+class Stack:
+    """Everything that `make run` runs. `run` is called once, in the main thread."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        environ: Mapping[str, str],
+        gateway: Service = GATEWAY,
+        workers: Sequence[Service] = WORKERS,
+    ) -> None:
+        self._settings = settings
+        self._environ = dict(environ)
+        self._gateway = gateway
+        self._workers = workers
+        self._host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
+        self._started: list[Server | Process] = []
+        self._watchers: list[asyncio.Task[None]] = []
+        self._outcome: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def run(self) -> None:
+        """Start everything, say ``ready: <url>``, and stop everything on SIGINT, SIGTERM or SIGHUP.
+
+        Raises `ConfigError` when something must be set otherwise, `StartFailed` when a part dies or never gets ready.
+        """
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup means what it says
+                loop.add_signal_handler(number, self._interrupt)
+        with _only_stack(self._settings.data_dir):
+            starting = asyncio.create_task(self._start())
+            starting.add_done_callback(self._start_ended)
+            try:
+                await self._outcome
+            finally:
+                starting.cancel()
+                await asyncio.gather(starting, return_exceptions=True)
+                await self._stop()
+
+    async def _start(self) -> None:
+        settings = self._settings
+        if not port_is_free(settings.port, settings.host):
+            raise PortInUse(f"port {settings.port} for the gateway is in use: set HEARTMULA_PORT to another port")
+        servers: list[Server] = []
+        if not (settings.nats_url and settings.s3_endpoint):
+            known = load_credentials(settings.data_dir)
+            if not settings.nats_url:
+                broker = NatsServer(settings.data_dir, settings.nats_port, known.nats_user, known.nats_password)
+                self._environ["HEARTMULA_NATS_URL"] = broker.url
+                servers.append(broker)
+            if not settings.s3_endpoint:
+                store = S3Server(settings.data_dir, settings.s3_port, known.s3_access_key, known.s3_secret_key)
+                self._environ["HEARTMULA_S3_ENDPOINT"] = store.url
+                self._environ["HEARTMULA_S3_ACCESS_KEY"] = store.access_key
+                self._environ["HEARTMULA_S3_SECRET_KEY"] = store.secret_key
+                servers.append(store)
+        for server in servers:
+            await self._add(server)
+        await self._add(self._service(self._gateway, {}))
+        await self._until("/livez", "the gateway", _GATEWAY_SECONDS)
+        threads = {"OMP_NUM_THREADS": str(len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count())}
+        for worker in self._workers:
+            await self._add(self._service(worker, threads))
+        # Without workers the gateway is healthy too: songs may wait for them.
+        await self._until("/health", "the workers", _WORKERS_SECONDS, said='"status":"ok"')
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        print(f"ready: http://{host}:{settings.port}", flush=True)
+
+    def _service(self, service: Service, defaults: Mapping[str, str]) -> Process:
+        return Process(service.name, service.command, env={**defaults, **self._environ}, grace=service.grace)
+
+    async def _add(self, part: Server | Process) -> None:
+        print(f"starting {part.name}", flush=True)
+        self._started.append(part)
+        await part.start()
+        self._watchers.append(asyncio.create_task(self._watch(part.process if isinstance(part, Server) else part)))
+
+    async def _watch(self, part: Process) -> None:
+        await part.wait()
+        self._fail(StartFailed(part.obituary()))
+
+    async def _until(self, path: str, who: str, seconds: float, said: str = "") -> None:
+        deadline = time.monotonic() + seconds
+        answer = (0, "")
+        while answer[0] != 200 or said not in answer[1]:
+            if time.monotonic() > deadline:
+                last = f": GET {path} says {answer[0]} {answer[1]}" if answer[0] else ""
+                raise StartFailed(f"{who} did not get ready within {seconds:g} s{last}")
+            await asyncio.sleep(0.1)
+            answer = await asyncio.to_thread(self._get, path)
+
+    def _get(self, path: str) -> tuple[int, str]:
+        connection = http.client.HTTPConnection(self._host, self._settings.port, timeout=5)
+        try:
+            connection.request("GET", path)
+            response = connection.getresponse()
+            return response.status, response.read(1000).decode(errors="replace")
+        except (OSError, http.client.HTTPException):
+            return 0, ""
+        finally:
+            connection.close()
+
+    def _interrupt(self) -> None:
+        if self._outcome.done():  # asked twice: no more patience
+            for part in self._started:
+                part.kill()
+        else:
+            self._outcome.set_result(None)
+
+    def _start_ended(self, starting: asyncio.Task[None]) -> None:
+        if not starting.cancelled() and (error := starting.exception()):
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        if not self._outcome.done():
+            self._outcome.set_exception(error)
+
+    async def _stop(self) -> None:
+        for watcher in self._watchers:
+            watcher.cancel()
+        for part in reversed(self._started):
+            await part.stop()
+
+
+@contextmanager
+def _only_stack(data_dir: Path) -> Iterator[None]:
+    """Hold the data folder's lock, which the kernel takes back however this process ends."""
+    try:
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = os.open(data_dir / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise ConfigError(f"HEARTMULA_DATA_DIR={data_dir} cannot be used: {error.strerror}") from None
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f"another stack runs on {data_dir.absolute()}: stop it, or set HEARTMULA_DATA_DIR to another folder"
+            ) from None
+        yield
+    finally:
+        os.close(lock)

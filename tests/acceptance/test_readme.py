@@ -1,0 +1,218 @@
+"""What the README promises, on the whole system: the stack, its first curl, a song, a cancel, a clean end."""
+
+import asyncio
+import io
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import soundfile
+import websockets
+
+from deploy.local.servers import S3Server, free_port
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+
+
+class RunningStack:
+    """`make run`, as far as it is not `make`."""
+
+    def __init__(self, data: Path) -> None:
+        self.data = data
+        self.port = free_port()
+        env = {name: value for name, value in os.environ.items() if not name.startswith("HEARTMULA_")}
+        env |= {
+            "HEARTMULA_PORT": str(self.port),
+            "HEARTMULA_NATS_PORT": str(free_port()),
+            "HEARTMULA_S3_PORT": str(free_port(S3Server.ports)),
+            "HEARTMULA_DATA_DIR": str(data),
+            "HEARTMULA_OUTPUT_PATH": str(data / "songs"),
+        }
+        self.log = data.parent / "stack.log"
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "deploy.local"], cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT
+            )
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def until_ready(self) -> None:
+        """Wait for the line that the README names."""
+        with self.log.open() as log:
+            text = ""
+            while f"ready: {self.url}\n" not in text:
+                assert self.process.poll() is None, text
+                time.sleep(0.05)
+                text += log.read()
+
+    def processes(self) -> set[int]:
+        """This stack and its children, and theirs."""
+        table = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
+        parents = {int(pid): int(parent) for pid, parent in (line.split() for line in table.splitlines())}
+        found = {self.process.pid}
+        while more := {pid for pid, parent in parents.items() if parent in found} - found:
+            found |= more
+        return found
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
+    stack = RunningStack(tmp_path_factory.mktemp("stack") / "data")
+    try:
+        stack.until_ready()
+        yield stack
+    finally:
+        stack.process.send_signal(signal.SIGINT)
+        stack.process.wait(60)
+
+
+@pytest.fixture
+async def client(stack: RunningStack) -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(base_url=stack.url, timeout=30) as client:
+        yield client
+
+
+def first_curl(stack: RunningStack) -> dict[str, Any]:
+    """Runs the README's first curl, to the letter but for the port."""
+    found = re.search(r"^curl -X POST .*?(?=\n```)", README, re.MULTILINE | re.DOTALL)
+    assert found
+    command = found[0].replace("localhost:8000", f"127.0.0.1:{stack.port}").replace("\\\n", " ")
+    done = subprocess.run([*shlex.split(command), "-sS"], capture_output=True, text=True, check=True)
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer
+
+
+async def watch(stack: RunningStack, events_url: str) -> list[dict[str, Any]]:
+    """Everything that a websocket says until the server closes it."""
+    async with websockets.connect(f"ws://127.0.0.1:{stack.port}{events_url}") as socket:
+        frames = [json.loads(frame) async for frame in socket]
+    assert socket.close_code == 1000
+    return frames
+
+
+async def test_the_first_song(stack: RunningStack, client: httpx.AsyncClient) -> None:
+    health = (await client.get("/health")).json()
+    assert health["status"] == "ok"
+    assert health["workers"] == {"tokenizer": 1, "codec": 1}
+
+    accepted = first_curl(stack)
+    assert set(accepted) >= {"job_id", "status", "status_url", "result_url"}
+    watching = asyncio.create_task(watch(stack, accepted["events_url"]))
+    assert (await client.get(accepted["result_url"])).status_code == 409
+    resident: set[str] = set()
+    both = False
+    while not watching.done():
+        for gpu in (await client.get("/api/gpu")).json()["gpus"]:
+            resident |= set(gpu["resident"])
+            both = both or {"heartmula", "heartcodec"} <= set(gpu["resident"])
+        await asyncio.sleep(0.1)
+    assert not both
+
+    frames = await watching
+    assert frames[0]["type"] == "snapshot"
+    progress = [frame["progress"] if frame["type"] == "snapshot" else frame["data"]["progress"] for frame in frames]
+    assert (progress[0], progress[-1]) == (0, 100)
+    assert progress == sorted(progress)
+    assert len(set(progress)) > 5
+    stages = [frame["data"].get("stage") for frame in frames[1:] if frame["data"]["kind"] == "stage"]
+    assert stages == ["loading", "generating", "waiting", "loading", "decoding", "storing"]
+    ids = [int(frame["id"]) for frame in frames[1:]]
+    assert ids == sorted(set(ids))
+
+    status = (await client.get(accepted["status_url"])).json()
+    assert {"job_id", "status", "progress", "created_at", "completed_at"} <= set(status)
+    assert (status["status"], status["progress"]) == ("completed", 100)
+    result = await client.get(accepted["result_url"])
+    assert result.headers["content-type"] == "audio/flac"
+    audio, rate = soundfile.read(io.BytesIO(result.content))
+    assert rate == status["sample_rate"]
+    assert audio.ndim == 2
+    assert audio.shape[1] == 2
+    # The model may end a song earlier; this checkpoint does not within 20 s.
+    assert audio.shape[0] == 20 * rate
+    assert np.isfinite(audio).all()
+    assert audio.std() > 0.01
+    assert (stack.data / "songs" / f"{accepted['job_id']}.flac").read_bytes() == result.content
+    part = await client.get(accepted["result_url"], headers={"Range": "bytes=100-199"})
+    assert (part.status_code, part.content) == (206, result.content[100:200])
+
+
+async def test_a_second_song_is_cancelled_while_it_runs(stack: RunningStack, client: httpx.AsyncClient) -> None:
+    request = {"lyrics": "[Verse]\nOn and on", "tags": "slow,sad,piano", "max_duration_ms": 70_000}
+    accepted = (await client.post("/generate", json=request)).json()
+    while (await client.get(accepted["status_url"])).json()["status"] == "queued":
+        await asyncio.sleep(0.05)
+    watching = asyncio.create_task(watch(stack, accepted["events_url"]))
+    answer = await client.delete(f"/generate/{accepted['job_id']}")
+    assert (answer.status_code, answer.json()["status"]) == (200, "cancelled")
+    last = (await watching)[-1]
+    assert (last.get("status") or last["data"]["status"]) == "cancelled"
+    assert (await client.get(accepted["result_url"])).status_code == 410
+    # The device is free again.
+    while any(gpu["lease"] or gpu["resident"] for gpu in (await client.get("/api/gpu")).json()["gpus"]):
+        await asyncio.sleep(0.1)
+
+
+async def test_the_same_seed_gives_the_same_song(client: httpx.AsyncClient) -> None:
+    request = {"lyrics": "la", "tags": "pop", "max_duration_ms": 2000, "seed": 7, "format": "wav", "title": "Twice"}
+    results = []
+    for _ in range(2):
+        accepted = (await client.post("/generate", json=request)).json()
+        while (status := (await client.get(accepted["status_url"])).json())["status"] != "completed":
+            assert status["status"] != "failed", status
+            await asyncio.sleep(0.1)
+        results.append((await client.get(accepted["result_url"])).content)
+    assert results[0] == results[1]
+
+
+async def test_a_song_too_long_for_the_model_is_told_the_longest_that_fits(client: httpx.AsyncClient) -> None:
+    request: dict[str, Any] = {"lyrics": "la la", "tags": "pop", "max_duration_ms": 3_600_000}
+    refused = await client.post("/generate", json=request)
+    assert refused.status_code == 422
+    assert refused.headers["content-type"].startswith("application/problem+json")
+    longest = re.search(r"(\d+) ms", refused.json()["detail"])
+    assert longest
+    accepted = await client.post("/generate", json=request | {"max_duration_ms": int(longest[1])})
+    assert accepted.status_code == 202
+    await client.delete(f"/generate/{accepted.json()['job_id']}")
+
+
+async def test_the_page_is_there_and_asks_nobody_else(client: httpx.AsyncClient) -> None:
+    page = await client.get("/")
+    assert page.headers["content-type"].startswith("text/html")
+    assert "default-src 'self'" in page.headers["content-security-policy"]
+    links = re.findall(r'(?:src|href)="([^"#]+)"', page.text)
+    assert links
+    for link in links:
+        assert link.startswith("/")
+        assert (await client.get(link)).status_code == 200
+
+
+def test_ctrl_c_leaves_nothing_running(tmp_path: Path) -> None:
+    stack = RunningStack(tmp_path / "data")
+    try:
+        stack.until_ready()
+        processes = stack.processes()
+        assert len(processes) >= 6
+        credentials = stack.data / "credentials.json"
+        assert credentials.stat().st_mode & 0o777 == 0o600
+    finally:
+        stack.process.send_signal(signal.SIGINT)
+    assert stack.process.wait(60) == 0
+    alive = [pid for pid in processes if Path(f"/proc/{pid}").exists()]
+    assert alive == []
+    assert {path.name for path in tmp_path.iterdir()} == {"data", "stack.log"}

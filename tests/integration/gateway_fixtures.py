@@ -1,0 +1,200 @@
+"""A gateway under test: its process, an HTTP client, and a hand that does what workers would do."""
+
+import asyncio
+import contextlib
+import json
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import nats
+import websockets
+from nats.aio.client import Client
+from websockets.asyncio.client import ClientConnection
+
+from deploy.local.servers import free_port
+from shared.events import EventPublisher
+from shared.jobs import JobStore, change
+from shared.messages import AnyEvent, Completed, Job, Progress, Stage, Status
+from shared.objects import ObjectStore, audio_key
+from shared.settings import Settings
+from shared.topology import TENANT
+from tests.integration.flow import PATIENCE, environment
+
+SONG = {"lyrics": "[Verse]\nla la la", "tags": "pop,piano", "max_duration_ms": 4000}
+
+
+class House:
+    """A running gateway and everything that a test does to it."""
+
+    def __init__(self, settings: Settings, log: Path) -> None:
+        self.settings, self.log = settings, log
+        self.base = f"http://{settings.host}:{settings.port}"
+        self.http = httpx.AsyncClient(base_url=self.base, timeout=30, trust_env=False)
+        self.store = ObjectStore(settings)
+        self.process: asyncio.subprocess.Process
+        self.nc: Client
+        self.jobs: JobStore
+        self.events: EventPublisher
+
+    async def start(self) -> None:
+        """Start the gateway process; return when it serves."""
+        with self.log.open("ab") as out:
+            self.process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "services.gateway", env=environment(self.settings), stderr=out
+            )
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            with contextlib.suppress(httpx.TransportError):
+                if (await self.http.get("/readyz")).status_code == 200:
+                    return
+            assert self.process.returncode is None, self.log.read_text()
+            assert time.monotonic() < deadline, self.log.read_text()
+            await asyncio.sleep(0.05)
+
+    async def stop(self, number: int = signal.SIGTERM) -> int:
+        """End the gateway process; returns its exit code."""
+        if self.process.returncode is None:
+            self.process.send_signal(number)
+        return await self.process.wait()
+
+    async def connect(self) -> None:
+        """A NATS connection of the test's own."""
+        self.nc = await nats.connect(
+            self.settings.nats_url, max_reconnect_attempts=-1, reconnect_time_wait=0.1, error_cb=_ignore
+        )
+        self.js = self.nc.jetstream()
+        self.jobs, self.events = JobStore(self.js), EventPublisher(self.js)
+
+    async def submit(self, **values: Any) -> str:
+        """Ask for a song; returns its id."""
+        answer = await self.http.post("/generate", json=SONG | values)
+        assert answer.status_code == 202, answer.text
+        return str(answer.json()["job_id"])
+
+    async def job(self, job_id: str) -> Job:
+        """The record of a song."""
+        job = await self.jobs.get(job_id)
+        assert job is not None
+        return job
+
+    async def become(self, job_id: str, *path: Status, **changes: Any) -> Job:
+        """Take a song's record through states, as workers do."""
+        for status in path:
+            more = changes if status == path[-1] else {}
+            job = await self.jobs.update(job_id, TENANT, lambda job, s=status, m=more: change(job, status=s, **m))  # type: ignore[misc]
+        return job
+
+    async def tell(self, event: AnyEvent) -> None:
+        """Publish an event, as workers do."""
+        await self.events.publish(TENANT, event)
+
+    async def progress(self, job_id: str, percent: float) -> None:
+        """Publish progress of a song that is being generated."""
+        await self.tell(
+            Progress(job_id=job_id, status="generating", progress=percent, done=round(percent), total=100)
+        )
+
+    async def stage(self, job_id: str) -> None:
+        """Publish that generating began."""
+        await self.tell(Stage(job_id=job_id, status="generating", progress=0, stage="generating", phase=1))
+
+    async def complete(self, job_id: str, audio: bytes = b"0123456789" * 100) -> None:
+        """Finish a song: audio, record, event."""
+        job = await self.job(job_id)
+        key = audio_key(job_id, 7, job.request.format)
+        await self.store.put(key, audio, "audio/flac")
+        path: tuple[Status, ...] = ("generating", "decoding", "completed")
+        known: tuple[Status, ...] = ("queued", *path)
+        await self.become(
+            job_id, *path[known.index(job.status) :], audio_key=key, audio_bytes=len(audio), duration_s=4.0
+        )
+        await self.tell(
+            Completed(
+                job_id=job_id,
+                status="completed",
+                progress=100,
+                result_url=f"/generate/{job_id}/result",
+                duration_s=4.0,
+                format=job.request.format,
+                seed=job.request.seed or 0,
+            )
+        )
+
+    @asynccontextmanager
+    async def watch(self, job_id: str, after: object = None) -> AsyncIterator["Watcher"]:
+        """A websocket on a song's events."""
+        url = f"{self.base.replace('http', 'ws', 1)}/generate/{job_id}/events"
+        if after is not None:
+            url += f"?after={after}"
+        async with websockets.connect(url, proxy=None) as connection:
+            yield Watcher(connection)
+
+
+class Watcher:
+    """The client's end of a websocket."""
+
+    def __init__(self, connection: ClientConnection) -> None:
+        self.connection = connection
+
+    async def frame(self) -> dict[str, Any]:
+        """The next frame."""
+        found: dict[str, Any] = json.loads(await asyncio.wait_for(self.connection.recv(), PATIENCE))
+        return found
+
+    async def closed(self) -> int:
+        """Wait for the close; returns its code. Nothing else may come."""
+        try:
+            frame = await asyncio.wait_for(self.connection.recv(), PATIENCE)
+        except websockets.ConnectionClosed as closed:
+            assert closed.rcvd is not None
+            return closed.rcvd.code
+        raise AssertionError(f"instead of the close came {frame!r}")
+
+    async def rest(self) -> tuple[list[dict[str, Any]], int]:
+        """All frames up to the close, and its code."""
+        frames = []
+        while True:
+            try:
+                frames.append(await self.frame())
+            except websockets.ConnectionClosed as closed:
+                assert closed.rcvd is not None
+                return frames, closed.rcvd.code
+
+
+async def eventually(ask: Any, what: str) -> Any:
+    """Wait until an asynchronous question is answered with something true."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        if found := await ask():
+            return found
+        assert time.monotonic() < deadline, what
+        await asyncio.sleep(0.05)
+
+
+@asynccontextmanager
+async def open_house(settings: Settings, tmp_path: Path, **changes: Any) -> AsyncIterator[House]:
+    """A gateway process on real servers, ended at the end."""
+    house = House(replace(settings, port=free_port(), **changes), tmp_path / "gateway.log")
+    try:
+        await house.start()
+        await house.connect()
+        yield house
+    finally:
+        if house.process.returncode is None:
+            house.process.kill()
+            await house.process.wait()
+        await house.http.aclose()
+        if hasattr(house, "nc"):
+            await house.nc.close()
+        house.store.close()
+
+
+async def _ignore(error: Exception) -> None:
+    """Tests kill servers."""

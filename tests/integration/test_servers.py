@@ -1,0 +1,153 @@
+"""The embedded servers themselves: where they keep things, and that what they acknowledged outlives a SIGKILL."""
+
+import io
+import os
+import signal
+import stat
+from pathlib import Path
+
+import nats
+import nats.errors
+import pytest
+import urllib3
+from minio import Minio
+from minio.error import S3Error
+
+from deploy.local import servers
+from deploy.local.servers import NatsServer, PortInUse, S3Server, free_port
+from shared.errors import HeartMulaError
+
+
+def client(server: S3Server, access: str = "", secret: str = "") -> Minio:
+    return Minio(
+        server.url.removeprefix("http://"),
+        access or server.access_key,
+        secret or server.secret_key,
+        secure=False,
+        region="us-east-1",
+        http_client=urllib3.PoolManager(timeout=10, retries=False),
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A data folder with the worst name that a user may give it."""
+    return tmp_path / 'so, a "data" folder\'s name'
+
+
+def sockets(server: S3Server) -> list[str]:
+    ports = [str(port) for port in (*range(server.port, server.port + 10), server.port + 10_008)]
+    return [path.name for path in Path("/tmp").glob("seaweedfs-*.sock") if path.stem.rpartition("-")[2] in ports]
+
+
+async def test_a_message_outlives_a_killed_nats_server(folder: Path) -> None:
+    async with servers.nats_server(folder, free_port(), "user", "pass-word") as server:
+        nc = await nats.connect(server.url)
+        await nc.jetstream().add_stream(name="SONGS", subjects=["songs"])
+        for i in range(20):
+            await nc.jetstream().publish("songs", b"%d" % i)
+        await nc.close()
+
+        first = server.pid
+        server.kill()
+        assert await server.wait() == -signal.SIGKILL
+        await server.start()
+        assert server.pid != first
+
+        nc = await nats.connect(server.url)
+        assert (await nc.jetstream().stream_info("SONGS")).state.messages == 20
+        await nc.close()
+    assert not server.process.running
+
+
+async def test_nats_lets_nobody_in_without_the_password(folder: Path) -> None:
+    async with servers.nats_server(folder, free_port(), "user", "password") as server:
+        for wrong in (f"nats://127.0.0.1:{server.port}", server.url.replace("password", "passwort")):
+            with pytest.raises(nats.errors.Error):
+                await nats.connect(wrong, allow_reconnect=False)
+        assert stat.S_IMODE((folder / "nats.conf").stat().st_mode) == 0o600
+
+
+async def test_nats_listens_on_the_loopback_interface_and_syncs_always(tmp_path: Path) -> None:
+    config = NatsServer(tmp_path, 14_222, "user", "password").config
+    assert 'listen: "127.0.0.1:14222"' in config
+    assert "sync_interval: always" in config
+
+
+async def test_an_object_outlives_a_killed_s3_server(folder: Path) -> None:
+    async with servers.s3_server(folder, free_port(S3Server.ports), "key", "secretsecret") as server:
+        client(server).make_bucket("songs")
+        for i in range(20):
+            client(server).put_object("songs", f"{i}.flac", io.BytesIO(b"%d" % i * 50_000), -1, part_size=5 << 20)
+
+        server.kill()
+        assert sockets(server) == []
+        await server.start()
+
+        for i in range(20):
+            with client(server).get_object("songs", f"{i}.flac") as response:
+                assert response.read() == b"%d" % i * 50_000
+
+
+async def test_objects_stay_when_port_and_credentials_change(folder: Path) -> None:
+    async with servers.s3_server(folder, free_port(S3Server.ports), "key", "secretsecret") as server:
+        client(server).make_bucket("songs")
+        client(server).put_object("songs", "a", io.BytesIO(b"la la la"), 8)
+    async with servers.s3_server(folder, free_port(S3Server.ports), "other", "othersecret") as server:
+        client(server).put_object("songs", "b", io.BytesIO(b"la"), 2)
+        with client(server).get_object("songs", "a") as response:
+            assert response.read() == b"la la la"
+        with pytest.raises(S3Error, match="InvalidAccessKeyId"):
+            client(server, "key", "secretsecret").list_buckets()
+
+
+async def test_s3_lets_nobody_in_without_the_secret_on_any_port(folder: Path) -> None:
+    async with servers.s3_server(folder, free_port(S3Server.ports), "key", "secretsecret") as server:
+        client(server).make_bucket("songs")
+        client(server).put_object("songs", "a", io.BytesIO(b"la la la"), 8)
+        with pytest.raises(S3Error, match="SignatureDoesNotMatch"):
+            client(server, "key", "wrong").list_buckets()
+        http = urllib3.PoolManager(timeout=5, retries=False)
+        for port in range(server.port, server.port + S3Server.ports):
+            for path in ("songs/a", "buckets/songs/a"):
+                try:
+                    response = http.request("GET", f"http://127.0.0.1:{port}/{path}")
+                except urllib3.exceptions.HTTPError:
+                    continue  # nobody listens there, or it speaks gRPC
+                assert b"la la la" not in response.data, f"port {port} serves {path} to anybody"
+
+
+async def test_the_servers_write_nowhere_but_below_their_folder(folder: Path) -> None:
+    async with (
+        servers.nats_server(folder, free_port(), "user", "password"),
+        servers.s3_server(folder, free_port(S3Server.ports), "key", "secretsecret") as s3,
+    ):
+        client(s3).make_bucket("songs")
+    assert sorted(path.name for path in folder.iterdir()) == ["logs", "nats", "nats.conf", "s3"]
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert sockets(s3) == []
+
+
+async def test_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:
+    (tmp_path / "nats").write_text("a file where the store should be")
+    server = NatsServer(tmp_path, free_port(), "user", "password")
+    with pytest.raises(HeartMulaError, match=r"nats ended with exit code 1; its log ends:\n(.|\n)*storage directory"):
+        await server.start()
+    assert not server.process.running
+
+
+async def test_a_second_server_on_the_port_leaves_the_first_alone(tmp_path: Path) -> None:
+    async with servers.nats_server(tmp_path / "a", free_port(), "user", "password") as first:
+        with pytest.raises(PortInUse):
+            await NatsServer(tmp_path / "b", first.port, "user", "password").start()
+        await (await nats.connect(first.url)).close()
+
+
+async def test_the_servers_get_none_of_the_users_secrets(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "the user's own")
+    async with servers.s3_server(folder, free_port(S3Server.ports), "key", "secretsecret") as server:
+        assert b"AWS_SESSION_TOKEN" not in Path(f"/proc/{server.pid}/environ").read_bytes()
+        # Secrets of the stack itself are in no command line, which everyone may read.
+        assert b"secretsecret" not in Path(f"/proc/{server.pid}/cmdline").read_bytes()
+        assert os.getpgid(server.pid) == server.pid

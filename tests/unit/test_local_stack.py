@@ -1,0 +1,448 @@
+"""The local stack's runner with trivial services in place of the real ones, and the demo with a trivial stack."""
+
+import asyncio
+import json
+import os
+import re
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+
+from deploy.local import demo
+from deploy.local.credentials import load_credentials
+from deploy.local.processes import Process
+from deploy.local.servers import NatsServer, PortInUse, S3Server, free_port
+from shared.errors import ConfigError
+
+ROOT = Path(__file__).parents[2]
+PATIENCE = 30.0  # seconds until a test that waits for something gives up
+
+# A stack whose gateway answers 200 to everything, at first without workers, and whose worker is a Python expression from the environment.
+STACK = """
+import os, sys
+from deploy.local import __main__, stack
+
+GATEWAY = '''
+import http.server, os, signal, sys
+looks = ["degraded", "degraded"]
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        if self.path == "/health":
+            status = looks.pop() if looks else "ok"
+            print("gateway is", status, flush=True)
+            self.wfile.write(('{"status":"%s"}' % status).encode())
+    def log_message(self, *args):
+        pass
+def stop(*args):
+    print("gateway stops", flush=True)
+    sys.exit()
+signal.signal(signal.SIGTERM, stop)
+print("gateway", os.getpid(), flush=True)
+http.server.HTTPServer(("127.0.0.1", int(os.environ["HEARTMULA_PORT"])), Handler).serve_forever()
+'''
+
+class Stack(stack.Stack):
+    def __init__(self, settings, environ):
+        worker = stack.Service("codec worker", (sys.executable, "-c", os.environ["WORKER"]))
+        super().__init__(settings, environ, stack.Service("gateway", (sys.executable, "-c", GATEWAY)), [worker])
+
+__main__.Stack = Stack
+sys.exit(__main__.main())
+"""
+
+WORKER = """
+import os, signal, sys, time
+def stop(*args):
+    print("worker stops", flush=True)
+    sys.exit()
+signal.signal(signal.SIGTERM, stop)
+print("worker", os.getpid(), os.environ["HEARTMULA_NATS_URL"], os.environ["OMP_NUM_THREADS"], flush=True)
+time.sleep(1000)
+"""
+
+
+def gone(pid: int) -> bool:
+    """Whether a process has ended; one that nobody waited for yet has."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except OSError:
+        return True
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.02)
+
+
+class Run:
+    """A trivial stack in a process of its own."""
+
+    def __init__(self, data_dir: Path, port: int, worker: str = WORKER, **environ: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", STACK],
+            cwd=ROOT,
+            env={
+                **{key: value for key, value in os.environ.items() if not key.startswith("HEARTMULA_")},
+                "HEARTMULA_DATA_DIR": str(data_dir),
+                "HEARTMULA_PORT": str(port),
+                # Both named: the embedded servers stay out of these tests.
+                "HEARTMULA_NATS_URL": "nats://elsewhere:4222",
+                "HEARTMULA_S3_ENDPOINT": "http://elsewhere:9000",
+                "HEARTMULA_S3_ACCESS_KEY": "key",
+                "HEARTMULA_S3_SECRET_KEY": "secret",
+                "WORKER": worker,
+                **environ,
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.lines: list[str] = []
+
+    def until_line(self, start: str) -> str:
+        """The first line with this start, which may have been written already."""
+        for line in self.lines:
+            if line.startswith(start):
+                return line
+        assert self.process.stdout
+        impatience = threading.Timer(PATIENCE, self.process.kill)
+        impatience.start()
+        try:
+            for line in self.process.stdout:
+                self.lines.append(line.rstrip("\n"))
+                if line.startswith(start):
+                    return self.lines[-1]
+        finally:
+            impatience.cancel()
+        raise AssertionError(f"no line {start!r} in {self.lines}; {self.end()}")
+
+    def pids(self) -> list[int]:
+        """Of the gateway and the worker, as far as they have told."""
+        found = [re.match(r"(gateway|worker) (\d+)", line) for line in self.lines]
+        return [int(match[2]) for match in found if match]
+
+    def end(self) -> tuple[int, str]:
+        """Exit code and standard error."""
+        out, err = self.process.communicate(timeout=PATIENCE)
+        self.lines += out.splitlines()
+        return self.process.returncode, err
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[Callable[..., Run]]:
+    runs: list[Run] = []
+
+    def start(worker: str = WORKER, *, data_dir: Path = tmp_path / "data", port: int = 0, **environ: str) -> Run:
+        runs.append(Run(data_dir, port or free_port(), worker, **environ))
+        return runs[-1]
+
+    yield start
+    for one in runs:
+        if one.process.poll() is None:
+            one.process.kill()
+            one.end()
+
+
+def test_the_stack_says_ready_once_gateway_and_workers_run(run: Callable[..., Run]) -> None:
+    port = free_port()
+    stack = run(port=port, OMP_NUM_THREADS="7")
+    assert stack.until_line("ready") == f"ready: http://127.0.0.1:{port}"
+    started = [line for line in stack.lines if line.startswith("starting")]
+    assert started == ["starting gateway", "starting codec worker"]
+    assert stack.until_line("worker").split()[2:] == ["nats://elsewhere:4222", "7"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_stops_all_parts_last_one_first(run: Callable[..., Run], number: signal.Signals) -> None:
+    stack = run()
+    stack.until_line("ready")
+    stack.until_line("worker")
+    stack.process.send_signal(number)
+    assert stack.end() == (0, "")
+    assert stack.lines[-2:] == ["worker stops", "gateway stops"]
+    assert len(stack.pids()) == 2
+    assert all(gone(pid) for pid in stack.pids())
+
+
+def test_nothing_survives_a_killed_runner(run: Callable[..., Run]) -> None:
+    stack = run()
+    stack.until_line("ready")
+    stack.until_line("worker")
+    pids = stack.pids()
+    assert len(pids) == 2
+    assert not any(gone(pid) for pid in pids)
+    stack.process.kill()
+    until(lambda: all(gone(pid) for pid in pids))
+
+
+def test_a_part_that_dies_stops_the_stack_and_is_named(run: Callable[..., Run]) -> None:
+    stack = run("import sys; sys.exit(3)")
+    assert stack.end() == (1, "error: codec worker ended with exit code 3\n")
+    assert stack.lines[-1] == "gateway stops"
+
+
+def test_a_part_that_is_killed_later_stops_the_stack_too(run: Callable[..., Run]) -> None:
+    stack = run()
+    stack.until_line("ready")
+    stack.until_line("worker")
+    gateway, worker = stack.pids()
+    os.kill(worker, signal.SIGKILL)
+    assert stack.end() == (1, "error: codec worker was ended by SIGKILL\n")
+    assert gone(gateway)
+
+
+def test_one_data_folder_has_one_stack(run: Callable[..., Run], tmp_path: Path) -> None:
+    first = run()
+    first.until_line("ready")
+    code, error = run().end()
+    assert code == 2
+    assert error == (
+        f"error: another stack runs on {tmp_path / 'data'}: stop it, or set HEARTMULA_DATA_DIR to another folder\n"
+    )
+    assert first.process.poll() is None
+
+
+def test_a_folder_is_free_again_after_a_killed_runner(run: Callable[..., Run]) -> None:
+    first = run()
+    first.until_line("ready")
+    first.process.kill()
+    first.process.wait()
+    assert run().until_line("ready")
+
+
+def test_the_gateways_port_is_taken(run: Callable[..., Run], tmp_path: Path) -> None:
+    port = free_port()
+    run(port=port).until_line("ready")
+    code, error = run(port=port, data_dir=tmp_path / "other").end()
+    assert (code, error) == (
+        2,
+        f"error: port {port} for the gateway is in use: set HEARTMULA_PORT to another port\n",
+    )
+
+
+def test_a_wrong_setting_is_one_line(run: Callable[..., Run]) -> None:
+    stack = run(HEARTMULA_DEVICE="tpu")
+    assert stack.end() == (2, "error: HEARTMULA_DEVICE must be auto, cpu, cuda or cuda:N, got 'tpu'\n")
+    assert stack.lines == []
+
+
+def test_a_data_folder_that_cannot_be_made(run: Callable[..., Run], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    code, error = run(data_dir=tmp_path / "file" / "data").end()
+    assert code == 2
+    assert "HEARTMULA_DATA_DIR" in error
+    assert "Traceback" not in error
+
+
+def test_credentials_are_private_random_and_stay(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    made = load_credentials(tmp_path / "a")
+    path = tmp_path / "a" / "credentials.json"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert load_credentials(tmp_path / "a") == made
+    other = load_credentials(tmp_path / "b")
+    assert made.nats_password != other.nats_password
+    assert made.s3_secret_key != other.s3_secret_key
+
+
+def test_damaged_credentials_are_not_replaced_silently(tmp_path: Path) -> None:
+    path = tmp_path / "credentials.json"
+    path.write_text('{"nats_user": ')
+    with pytest.raises(ConfigError, match=r"credentials\.json"):
+        load_credentials(tmp_path)
+    assert path.read_text() == '{"nats_user": '
+
+
+@pytest.mark.parametrize("offset", [0, 5, 10_008])
+async def test_a_server_whose_port_is_taken_names_the_setting(tmp_path: Path, offset: int) -> None:
+    first = free_port(S3Server.ports)
+    with socket.create_server(("127.0.0.1", first + offset)):
+        with pytest.raises(PortInUse, match=rf"port {first + offset} .*HEARTMULA_S3_PORT"):
+            await S3Server(tmp_path, first, "key", "secret").start()
+        with pytest.raises(PortInUse, match=rf"port {first + offset} .*HEARTMULA_NATS_PORT"):
+            await NatsServer(tmp_path, first + offset, "user", "password").start()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_port_too_high_for_the_object_store_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="HEARTMULA_S3_PORT may be at most 55527"):
+        S3Server(tmp_path, 55_528, "key", "secret")
+
+
+def python(code: str, log: Path, grace: float = PATIENCE) -> Process:
+    return Process("part", [sys.executable, "-c", code], log=log, grace=grace)
+
+
+async def until_written(log: Path) -> str:
+    async with asyncio.timeout(PATIENCE):
+        while not (log.exists() and log.read_text().endswith("\n")):
+            await asyncio.sleep(0.02)
+    return log.read_text()
+
+
+async def test_a_part_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    part = python(
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True); time.sleep(1000)",
+        log,
+        grace=0.2,
+    )
+    await part.start()
+    await until_written(log)
+    await part.stop()
+    assert part.returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("how", ["stop", "kill", "exit"])
+async def test_a_parts_own_children_end_with_it(tmp_path: Path, how: str) -> None:
+    log = tmp_path / "log"
+    child = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True); time.sleep(1000)"
+    part = python(
+        "import subprocess, sys, time\n"
+        f"child = subprocess.Popen([sys.executable, '-c', {child!r}], stdout=subprocess.PIPE)\n"
+        "child.stdout.readline()\n"
+        "print(child.pid, flush=True)\n" + ("" if how == "exit" else "time.sleep(1000)"),
+        log,
+    )
+    await part.start()
+    child_pid = int(await until_written(log))
+    if how == "stop":
+        await part.stop()
+    elif how == "kill":
+        part.kill()
+    await part.wait()
+    until(lambda: gone(child_pid))
+
+
+async def test_a_dead_part_shows_the_end_of_this_starts_log(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    part = python("import os; print('first', os.getpid())", log)
+    await part.start()
+    first = part.pid
+    await part.wait()
+    await part.start()
+    await part.wait()
+    assert part.obituary() == f"part ended with exit code 0; its log ends:\nfirst {part.pid}"
+    assert log.read_text() == f"first {first}\nfirst {part.pid}\n"
+
+
+async def test_a_command_that_does_not_exist_says_so(tmp_path: Path) -> None:
+    part = Process("part", [str(tmp_path / "nothing")], log=tmp_path / "log")
+    await part.start()
+    assert await part.wait() == 1
+    assert "nothing cannot be run: No such file" in part.obituary()
+
+
+class Gateway:
+    """As much of the gateway as the demo sees."""
+
+    def __init__(self, *, events: bool, end: str = "completed") -> None:
+        self.events = events
+        self.end = end
+        self.submitted: Any = None
+        self.asked = 0
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            return
+        if scope["type"] == "websocket":
+            await receive()
+            if not self.events:
+                await send({"type": "websocket.close", "code": 4404})
+                return
+            await send({"type": "websocket.accept"})
+            for frame in (
+                {"status": "queued", "progress": 0},
+                {"type": "song.progress", "data": {"status": "generating", "progress": 40.5}},
+                {"type": "song.ended", "data": {"status": self.end, "progress": 100}},
+            ):
+                await send({"type": "websocket.send", "text": json.dumps(frame)})
+            await send({"type": "websocket.close", "code": 1000})
+            return
+        headers, body, status = [(b"content-type", b"application/json")], b"", 200
+        if scope["method"] == "POST":
+            self.submitted = json.loads((await receive())["body"])
+            job = {"job_id": "j1", "status": "queued", "status_url": "/generate/j1/status"}
+            body = json.dumps(job | {"result_url": "/generate/j1/result", "events_url": "/generate/j1/events"}).encode()
+            status = 202
+        elif scope["path"].endswith("/status"):
+            self.asked += 1
+            state = self.end if self.asked > 1 or self.events else "decoding"
+            body = json.dumps({"status": state, "progress": 70, "error": "no voice"}).encode()
+        else:
+            name = b'attachment; filename="../hello.flac"'
+            headers, body = [(b"content-type", b"audio/flac"), (b"content-disposition", name)], b"fLaC" * 100
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[Gateway], str]]:
+    servers: list[tuple[uvicorn.Server, threading.Thread]] = []
+
+    def start(gateway: Gateway) -> str:
+        port = free_port()
+        server = uvicorn.Server(uvicorn.Config(gateway, port=port, log_level="critical", ws="websockets-sansio"))
+        thread = threading.Thread(target=server.run)
+        thread.start()
+        servers.append((server, thread))
+        until(lambda: server.started)
+        return f"http://127.0.0.1:{port}"
+
+    yield start
+    for server, thread in servers:
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.mark.parametrize("events", [True, False])
+def test_the_demo_follows_the_song_and_saves_it(
+    events: bool,
+    serve: Callable[[Gateway], str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    gateway = Gateway(events=events)
+    url = serve(gateway)
+    assert demo.make_song(url) == 0
+    assert demo.make_song(url) == 0
+    assert gateway.submitted == {
+        "lyrics": "[Verse]\nHello world\n[Chorus]\nLa la la",
+        "tags": "pop,piano,english",
+        "max_duration_ms": 20_000,
+    }
+    saved = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*.*"))
+    assert saved == [Path("here/hello-j1.flac"), Path("here/hello.flac")]
+    assert (tmp_path / "here" / "hello.flac").read_bytes() == b"fLaC" * 100
+    out = capsys.readouterr().out
+    assert ("40 % generating" if events else "70 % decoding") in out
+    assert (gateway.asked == 0) == events
+    assert "saved " + str(tmp_path / "here" / "hello.flac") in out
+
+
+def test_the_demo_says_why_a_song_failed(serve: Callable[[Gateway], str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert demo.make_song(serve(Gateway(events=True, end="failed"))) == 1
+    assert "the song failed: no voice" in capsys.readouterr().err
+
+
+def test_the_demo_without_a_stack_says_how_to_start_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert demo.make_song(f"http://127.0.0.1:{free_port()}") == 1
+    assert "start one with `make run`" in capsys.readouterr().err
