@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import json
 import signal
 import sys
@@ -14,11 +15,13 @@ from typing import Any
 
 import httpx
 import nats
+import pytest
 import websockets
 from nats.aio.client import Client
+from nats.js import JetStreamContext
 from websockets.asyncio.client import ClientConnection
 
-from deploy.local.servers import free_port
+from deploy.local.servers import NatsServer, S3Server, free_port
 from shared.events import EventPublisher
 from shared.jobs import JobStore, change
 from shared.messages import AnyEvent, Completed, Job, Progress, Stage, Status
@@ -40,6 +43,7 @@ class House:
         self.store = ObjectStore(settings)
         self.process: asyncio.subprocess.Process
         self.nc: Client
+        self.js: JetStreamContext
         self.jobs: JobStore
         self.events: EventPublisher
 
@@ -84,12 +88,11 @@ class House:
         assert job is not None
         return job
 
-    async def become(self, job_id: str, *path: Status, **changes: Any) -> Job:
-        """Take a song's record through states, as workers do."""
+    async def become(self, job_id: str, *path: Status, **changes: Any) -> None:
+        """Take a song's record through states, as workers do; the changes come with the last one."""
         for status in path:
             more = changes if status == path[-1] else {}
-            job = await self.jobs.update(job_id, TENANT, lambda job, s=status, m=more: change(job, status=s, **m))  # type: ignore[misc]
-        return job
+            await self.jobs.update(job_id, TENANT, functools.partial(change, status=status, **more))
 
     async def tell(self, event: AnyEvent) -> None:
         """Publish an event, as workers do."""
@@ -97,9 +100,7 @@ class House:
 
     async def progress(self, job_id: str, percent: float) -> None:
         """Publish progress of a song that is being generated."""
-        await self.tell(
-            Progress(job_id=job_id, status="generating", progress=percent, done=round(percent), total=100)
-        )
+        await self.tell(Progress(job_id=job_id, status="generating", progress=percent, done=round(percent), total=100))
 
     async def stage(self, job_id: str) -> None:
         """Publish that generating began."""
@@ -150,12 +151,9 @@ class Watcher:
 
     async def closed(self) -> int:
         """Wait for the close; returns its code. Nothing else may come."""
-        try:
-            frame = await asyncio.wait_for(self.connection.recv(), PATIENCE)
-        except websockets.ConnectionClosed as closed:
-            assert closed.rcvd is not None
-            return closed.rcvd.code
-        raise AssertionError(f"instead of the close came {frame!r}")
+        with pytest.raises(websockets.ConnectionClosed) as closed:
+            await asyncio.wait_for(self.connection.recv(), PATIENCE)
+        return _code(closed.value)
 
     async def rest(self) -> tuple[list[dict[str, Any]], int]:
         """All frames up to the close, and its code."""
@@ -164,8 +162,12 @@ class Watcher:
             try:
                 frames.append(await self.frame())
             except websockets.ConnectionClosed as closed:
-                assert closed.rcvd is not None
-                return frames, closed.rcvd.code
+                return frames, _code(closed)
+
+
+def _code(closed: websockets.ConnectionClosed) -> int:
+    assert closed.rcvd is not None, "the server left without a close frame"
+    return closed.rcvd.code
 
 
 async def eventually(ask: Any, what: str) -> Any:
@@ -176,6 +178,23 @@ async def eventually(ask: Any, what: str) -> Any:
             return found
         assert time.monotonic() < deadline, what
         await asyncio.sleep(0.05)
+
+
+async def fresh_settings(nats_server: NatsServer, s3_server: S3Server, folder: Path) -> Settings:
+    """Settings for a gateway that the tests of a module share; all streams of the tests before are gone."""
+    client = await nats.connect(nats_server.url)
+    for stream in await client.jetstream().streams_info():
+        await client.jetstream().delete_stream(str(stream.config.name))
+    await client.close()
+    return Settings(
+        nats_url=nats_server.url,
+        s3_endpoint=s3_server.url,
+        s3_access_key=s3_server.access_key,
+        s3_secret_key=s3_server.secret_key,
+        s3_bucket=folder.name.lower().replace("_", "-"),
+        data_dir=folder,
+        lease_ttl=2,
+    )
 
 
 @asynccontextmanager

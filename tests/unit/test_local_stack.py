@@ -27,7 +27,8 @@ from shared.errors import ConfigError
 ROOT = Path(__file__).parents[2]
 PATIENCE = 30.0  # seconds until a test that waits for something gives up
 
-# A stack whose gateway answers 200 to everything, at first without workers, and whose worker is a Python expression from the environment.
+# A stack whose gateway answers 200 to everything, at first without workers, and whose worker is a Python expression
+# from the environment.
 STACK = """
 import os, sys
 from deploy.local import __main__, stack

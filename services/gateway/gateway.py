@@ -1,0 +1,126 @@
+"""Everything that answers need, opened once: connections, records, events, and tasks that outlive a request."""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Coroutine
+from typing import Any
+
+import nats
+from nats.aio.client import Client
+
+from services.gateway.health import Health
+from services.gateway.hub import Hub
+from services.gateway.intake import Intake
+from services.gateway.submission import Submission
+from services.gateway.validation import Fitter
+from shared.checkpoint import open_checkpoint
+from shared.errors import ConfigError, Unavailable
+from shared.events import EventPublisher
+from shared.jobs import JobStore
+from shared.objects import ObjectStore
+from shared.prompt import Prompter
+from shared.settings import Settings, host_name
+from shared.topology import bootstrap, connect
+
+log = logging.getLogger(__name__)
+
+START_PATIENCE = 60.0  # seconds that the servers may take to come up
+_CLOSE_PATIENCE = 5.0
+
+
+class Gateway:
+    """One gateway. Several may run side by side; none keeps anything that another one lacks."""
+
+    def __init__(self, settings: Settings, nc: Client, store: ObjectStore, prompter: Prompter) -> None:
+        self.settings, self.nc, self.store = settings, nc, store
+        self.js = nc.jetstream(timeout=5)
+        self.jobs, self.events = JobStore(self.js), EventPublisher(self.js)
+        self.hub = Hub(nc, self.js, settings)
+        self.health = Health(nc, store)
+        self.submission = Submission(self.js, Fitter(prompter), self.health, self.spawn)
+        self._intake = Intake(nc, self.submission, self.spawn)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def ready(self) -> bool:
+        """Whether NATS is there and set up."""
+        return self.nc.is_connected
+
+    @classmethod
+    async def open(cls, settings: Settings, patience: float = START_PATIENCE) -> "Gateway":
+        """Connect and set up what is missing, trying again for `patience` seconds.
+
+        Raises `ConfigError` for a checkpoint that cannot be read, `Unavailable` when a server does not come up.
+        """
+        prompter = await asyncio.to_thread(_prompter, settings)
+        deadline = time.monotonic() + patience
+        told = False
+        while True:
+            try:
+                return await cls._open(settings, prompter)
+            except Unavailable as error:
+                if time.monotonic() > deadline:
+                    raise
+                if not told:
+                    log.info("waiting for the servers: %s", error)
+                    told = True
+                await asyncio.sleep(0.5)
+
+    @classmethod
+    async def _open(cls, settings: Settings, prompter: Prompter) -> "Gateway":
+        opened: list[Gateway] = []
+
+        async def on_reconnect() -> None:
+            for gateway in opened:
+                gateway.hub.renew()
+
+        # pending_size 0: what is published while the connection is lost fails at once, instead of arriving later.
+        nc = await connect(settings, f"gateway-{host_name()[:24]}", on_reconnect, pending_size=0)
+        store = ObjectStore(settings)
+        try:
+            await bootstrap(nc.jetstream(timeout=5), settings)
+            await store.ensure_bucket()
+            gateway = cls(settings, nc, store, prompter)
+            await gateway.hub.start()
+            await gateway._intake.start()
+        except BaseException:
+            await nc.close()
+            store.close()
+            raise
+        opened.append(gateway)
+        return gateway
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run something that no answer waits for."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            log.error("unexpected %s", type(error).__name__, exc_info=error)
+
+    async def close(self) -> None:
+        """Take no more songs, finish what was begun, and let go."""
+        with contextlib.suppress(nats.errors.Error, TimeoutError, OSError):
+            await self._intake.stop()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=_CLOSE_PATIENCE)
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.hub.close()
+        with contextlib.suppress(nats.errors.Error, TimeoutError, OSError):
+            await self.nc.close()
+        self.store.close()
+
+
+def _prompter(settings: Settings) -> Prompter:
+    checkpoint = open_checkpoint(settings.model_path, settings.model_version)
+    try:
+        return Prompter(checkpoint)
+    except Exception as error:  # the tokenizers library raises nothing narrower
+        raise ConfigError(f"{checkpoint.tokenizer_path} cannot be read: {error}") from None

@@ -1,0 +1,168 @@
+"""Whether a song could be taken and made: both servers probed, workers and queues counted."""
+
+import asyncio
+import logging
+import time
+from datetime import UTC, datetime, timedelta
+from typing import Literal
+
+import msgspec
+import nats
+from nats.aio.client import Client
+from nats.js import JetStreamContext
+from nats.js.errors import APIError, NotFoundError
+
+from shared.errors import HeartMulaError, Unavailable
+from shared.messages import WorkerStatus
+from shared.objects import ObjectStore
+from shared.topology import DEC, TOK, WORKER_TTL, WORKERS
+
+log = logging.getLogger(__name__)
+
+PROBE_SECONDS = 2.0
+_FRESH_SECONDS = 1.0
+
+
+class Server(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Whether a server answers."""
+
+    ok: bool
+    error: str | None = None
+
+
+class WorkerCount(msgspec.Struct, frozen=True, kw_only=True):
+    """Live workers by role."""
+
+    tokenizer: int
+    codec: int
+
+
+class QueueDepth(msgspec.Struct, frozen=True, kw_only=True):
+    """Songs that wait for a stage or are in it; None when NATS does not say."""
+
+    tokens: int | None = None
+    decode: int | None = None
+
+
+class HealthBody(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer of ``/health``."""
+
+    status: Literal["ok", "degraded", "unavailable"]
+    nats: Server
+    object_store: Server
+    workers: WorkerCount
+    queue: QueueDepth
+
+
+class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """What one round of probes found."""
+
+    taken: float  # monotonic
+    nats: Server
+    object_store: Server
+    workers: list[WorkerStatus]
+    queue: QueueDepth
+
+    @property
+    def body(self) -> HealthBody:
+        """As users are told."""
+        count = WorkerCount(**{role: sum(w.role == role for w in self.workers) for role in ("tokenizer", "codec")})
+        able = self.nats.ok and self.object_store.ok
+        full = count.tokenizer and count.codec
+        return HealthBody(
+            status="unavailable" if not able else "ok" if full else "degraded",
+            nats=self.nats,
+            object_store=self.object_store,
+            workers=count,
+            queue=self.queue,
+        )
+
+
+class Health:
+    """Probes at most once a second, however many ask."""
+
+    def __init__(self, nc: Client, store: ObjectStore) -> None:
+        self._nc, self._store = nc, store
+        self._js = nc.jetstream(timeout=PROBE_SECONDS)
+        self._latest: Snapshot | None = None
+        self._probing = asyncio.Lock()
+        self._ping: asyncio.Task[None] | None = None
+
+    async def snapshot(self) -> Snapshot:
+        """What is known, at most a second old."""
+        async with self._probing:
+            if self._latest is None or time.monotonic() - self._latest.taken > _FRESH_SECONDS:
+                self._latest = await self._probe()
+            return self._latest
+
+    async def require_store(self) -> None:
+        """Raise `Unavailable` when the store was away at the last probe and still is: a song would only wait."""
+        if self._latest is not None and not self._latest.object_store.ok:
+            found = (await self.snapshot()).object_store
+            if not found.ok:
+                raise Unavailable("s3", found.error or "the object store does not answer")
+
+    async def _probe(self) -> Snapshot:
+        (server, queue), store, workers = await asyncio.gather(
+            self._probe_nats(), self._probe_store(), self._probe_workers()
+        )
+        return Snapshot(taken=time.monotonic(), nats=server, object_store=store, workers=workers, queue=queue)
+
+    async def _probe_nats(self) -> tuple[Server, QueueDepth]:
+        try:
+            async with asyncio.timeout(PROBE_SECONDS):
+                tok, dec = await asyncio.gather(self._js.stream_info(TOK), self._js.stream_info(DEC))
+        except NotFoundError:
+            return Server(ok=False, error="the queues are missing: restart the gateway"), QueueDepth()
+        except (nats.errors.Error, APIError, TimeoutError, OSError) as error:
+            return Server(ok=False, error=f"NATS does not answer: {_why(error)}"), QueueDepth()
+        return Server(ok=True), QueueDepth(tokens=tok.state.messages, decode=dec.state.messages)
+
+    async def _probe_store(self) -> Server:
+        # A store that hangs must not be asked again and again: each question keeps one of the client's threads.
+        if self._ping is None or self._ping.done():
+            self._ping = asyncio.create_task(self._store.ping())
+            self._ping.add_done_callback(lambda task: task.cancelled() or task.exception())
+        try:
+            async with asyncio.timeout(PROBE_SECONDS):
+                await asyncio.shield(self._ping)
+        except HeartMulaError as error:
+            return Server(ok=False, error=str(error))
+        except TimeoutError:
+            return Server(ok=False, error="the object store does not answer in time")
+        return Server(ok=True)
+
+    async def _probe_workers(self) -> list[WorkerStatus]:
+        try:
+            async with asyncio.timeout(PROBE_SECONDS):
+                return await read_workers(self._js)
+        except (nats.errors.Error, APIError, TimeoutError, OSError):
+            return []
+
+
+async def read_workers(js: JetStreamContext) -> list[WorkerStatus]:
+    """The latest heartbeat of every live worker."""
+    info = await js.stream_info(f"KV_{WORKERS}", subjects_filter=f"$KV.{WORKERS}.>")
+    found = await asyncio.gather(*(_read_worker(js, subject) for subject in sorted(info.state.subjects or {})))
+    return [worker for worker in found if worker is not None]
+
+
+async def _read_worker(js: JetStreamContext, subject: str) -> WorkerStatus | None:
+    try:
+        message = await js.get_msg(f"KV_{WORKERS}", subject=subject)
+    except NotFoundError:
+        return None
+    old = message.time is not None and datetime.now(UTC) - message.time > timedelta(seconds=WORKER_TTL)
+    if not message.data or old:
+        return None
+    try:
+        return msgspec.json.decode(message.data, type=WorkerStatus)
+    except msgspec.DecodeError as error:
+        log.warning("the heartbeat %s cannot be read: %s", subject, error)
+        return None
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, nats.errors.OutboundBufferLimitError | nats.errors.ConnectionClosedError):
+        return "no connection"
+    return str(error).removeprefix("nats: ") or "no answer in time"

@@ -1,0 +1,240 @@
+"""All events of all songs, followed once, and handed to whoever listens in this process."""
+
+import asyncio
+import contextlib
+import logging
+from collections import OrderedDict, deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import msgspec
+import nats
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.js import JetStreamContext
+from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, RawStreamMsg
+from nats.js.errors import APIError, NotFoundError
+
+from shared.errors import Unavailable
+from shared.messages import CloudEvent, Progress
+from shared.settings import Settings
+from shared.topology import EVENTS, bootstrap
+
+log = logging.getLogger(__name__)
+
+MAILBOX_EVENTS = 64
+_HEARTBEAT = 1.0  # seconds
+_SILENCE = 4.0  # seconds without even a heartbeat after which the consumer is made anew
+_PEAKS = 10_000  # songs whose progress is remembered
+
+
+@dataclass(frozen=True)
+class StoredEvent:
+    """An event and its place in the stream."""
+
+    sequence: int
+    event: CloudEvent
+
+
+def read_event(sequence: int, data: bytes) -> StoredEvent | None:
+    """An event as stored; None for one that this version does not know."""
+    try:
+        return StoredEvent(sequence, msgspec.json.decode(data, type=CloudEvent))
+    except msgspec.DecodeError as error:
+        log.warning("event %d cannot be read: %s", sequence, error)
+        return None
+
+
+class Mailbox:
+    """Events for one listener. One that is slow loses old progress, never a change of state."""
+
+    def __init__(self) -> None:
+        self.lost = False  # the listener has to begin anew
+        self._waiting: deque[StoredEvent] = deque()
+        self._filled = asyncio.Event()
+
+    def put(self, stored: StoredEvent) -> None:
+        """Add an event; never waits."""
+        if len(self._waiting) >= MAILBOX_EVENTS:
+            old = next((item for item in self._waiting if isinstance(item.event.data, Progress)), None)
+            if old is None:
+                self.give_up()
+                return
+            self._waiting.remove(old)
+        self._waiting.append(stored)
+        self._filled.set()
+
+    def give_up(self) -> None:
+        """Tell the listener that it cannot be told everything."""
+        self.lost = True
+        self._filled.set()
+
+    async def get(self) -> StoredEvent | None:
+        """The next event; None when there will be none because events were lost."""
+        await self._filled.wait()
+        if self.lost:
+            return None
+        stored = self._waiting.popleft()
+        if not self._waiting:
+            self._filled.clear()
+        return stored
+
+
+class Hub:
+    """Follows the EVENTS stream with one consumer and fans out by song.
+
+    The consumer is an ordered one made by hand: nats-py's own is silent for seconds after a server restart. It begins
+    after the last event that was seen, so a lost connection loses nothing.
+    """
+
+    def __init__(self, nc: Client, js: JetStreamContext, settings: Settings) -> None:
+        self._nc, self._js, self._settings = nc, js, settings
+        self._last = 0  # sequence of the latest event seen
+        self._mailboxes: dict[str, set[Mailbox]] = {}
+        self._peaks: OrderedDict[str, float] = OrderedDict()  # the furthest progress of recent songs
+        self._task: asyncio.Task[None] | None = None
+        self._following: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Follow from now on. Raises `Unavailable`."""
+        try:
+            self._last = (await self._js.stream_info(EVENTS)).state.last_seq
+        except (nats.errors.Error, TimeoutError, OSError) as error:
+            raise Unavailable("nats", f"events cannot be followed: {error!r}") from error
+        self._task = asyncio.create_task(self._run(), name="hub")
+
+    async def close(self) -> None:
+        """Stop following."""
+        for task in (self._task, self._following):
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+        if self._following is not None:
+            await asyncio.gather(self._following, return_exceptions=True)
+
+    def renew(self) -> None:
+        """The connection was lost and is back: what the server knew of us may be gone."""
+        if self._following is not None:
+            self._following.cancel()
+
+    def peak(self, job_id: str) -> float:
+        """The furthest progress that was seen of a song: one that is begun again does not go back."""
+        return self._peaks.get(job_id, 0.0)
+
+    @property
+    def listeners(self) -> int:
+        """How many mailboxes are open."""
+        return sum(len(found) for found in self._mailboxes.values())
+
+    @contextlib.contextmanager
+    def listen(self, job_id: str) -> Iterator[Mailbox]:
+        """A mailbox for a song's events from now on."""
+        mailbox = Mailbox()
+        self._mailboxes.setdefault(job_id, set()).add(mailbox)
+        try:
+            yield mailbox
+        finally:
+            self._mailboxes[job_id].discard(mailbox)
+            if not self._mailboxes[job_id]:
+                del self._mailboxes[job_id]
+
+    async def _run(self) -> None:
+        while True:
+            self._following = asyncio.create_task(self._follow(), name="hub-consumer")
+            try:
+                await asyncio.wait({self._following})
+            finally:
+                self._following.cancel()
+            if not self._following.cancelled() and (error := self._following.exception()):
+                log.debug("events: following again after %r", error)
+                await asyncio.sleep(0.25)
+
+    async def _follow(self) -> None:
+        await self._check_stream()
+        inbox = self._nc.new_inbox()
+        subscription = await self._nc.subscribe(inbox)
+        consumer = ""
+        try:
+            info = await self._js.add_consumer(
+                EVENTS,
+                ConsumerConfig(
+                    deliver_subject=inbox,
+                    deliver_policy=DeliverPolicy.BY_START_SEQUENCE,
+                    opt_start_seq=self._last + 1,
+                    ack_policy=AckPolicy.NONE,
+                    idle_heartbeat=_HEARTBEAT,
+                    inactive_threshold=30.0,
+                    mem_storage=True,
+                    num_replicas=1,
+                ),
+            )
+            consumer = info.name
+            received = 0
+            while True:
+                message = await subscription.next_msg(timeout=_SILENCE)
+                headers = message.headers or {}
+                if headers.get("Status"):
+                    if int(headers.get("Nats-Last-Consumer", received)) != received:
+                        return  # something was dropped on the way
+                    continue
+                received += 1
+                if message.metadata.sequence.consumer != received:
+                    return
+                self._dispatch(message)
+        finally:
+            with contextlib.suppress(nats.errors.Error, TimeoutError, OSError):
+                await subscription.unsubscribe()
+                if consumer:
+                    await asyncio.wait_for(self._js.delete_consumer(EVENTS, consumer), 1)
+
+    async def _check_stream(self) -> None:
+        """The stream may be gone, or shorter than we saw it: its last events need not survive a power cut."""
+        try:
+            last = (await self._js.stream_info(EVENTS)).state.last_seq
+        except NotFoundError:
+            await bootstrap(self._js, self._settings)
+            last = 0
+        if last < self._last:
+            self._last = last
+            for mailboxes in self._mailboxes.values():
+                for mailbox in mailboxes:
+                    mailbox.give_up()
+
+    def _dispatch(self, message: Msg) -> None:
+        self._last = message.metadata.sequence.stream
+        stored = read_event(self._last, message.data)
+        if stored is None:
+            return
+        song = stored.event.data
+        if song.progress > self._peaks.get(song.job_id, 0.0):
+            self._peaks[song.job_id] = song.progress
+            self._peaks.move_to_end(song.job_id)
+            if len(self._peaks) > _PEAKS:
+                self._peaks.popitem(last=False)
+        for mailbox in self._mailboxes.get(song.job_id, ()):
+            mailbox.put(stored)
+
+
+async def newest(js: JetStreamContext, subject: str) -> StoredEvent | None:
+    """The latest event on a subject, which may hold wildcards; from the leader. Raises `Unavailable`."""
+    message = await _message(js, subject)
+    return read_event(message.seq or 0, message.data or b"") if message else None
+
+
+async def following(js: JetStreamContext, subject: str, sequence: int) -> StoredEvent | None:
+    """The first event on a subject from `sequence` on; from the leader. Raises `Unavailable`."""
+    while (message := await _message(js, subject, sequence)) is not None:
+        sequence = message.seq or 0
+        if stored := read_event(sequence, message.data or b""):
+            return stored
+        sequence += 1
+    return None
+
+
+async def _message(js: JetStreamContext, subject: str, sequence: int | None = None) -> RawStreamMsg | None:
+    try:
+        return await js.get_msg(EVENTS, seq=sequence, subject=subject, next=sequence is not None)
+    except NotFoundError:
+        return None
+    except (nats.errors.Error, APIError, TimeoutError, OSError) as error:
+        raise Unavailable("nats", f"events cannot be read: {error!r}") from error

@@ -1,0 +1,129 @@
+"""Errors as RFC 9457 problem details: one table of kinds, one way from an exception to an answer."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from litestar import Request, Response
+from litestar.exceptions import HTTPException, MethodNotAllowedException
+
+from shared.errors import HeartMulaError, InvalidRequest, JobConflict, QueueFull, Unavailable
+
+log = logging.getLogger(__name__)
+
+MEDIA_TYPE = "application/problem+json"
+RETRY_SECONDS = 15  # what a client is told to wait when the queue is full or a server is away
+
+# The last part of `type`, which never changes, and its title.
+TITLES = {
+    "invalid-request": "The request has to be changed",
+    "malformed-json": "The body is not JSON",
+    "unsupported-media-type": "The body's type is not supported",
+    "too-large": "The body is too large",
+    "queue-full": "The queue is full",
+    "unavailable": "A server that is needed does not answer",
+    "conflict": "The song's state does not allow this",
+    "not-ready": "The song is not finished yet",
+    "no-audio": "There is no audio",
+    "unknown-job": "There is no such song",
+    "not-found": "There is nothing at this address",
+    "method-not-allowed": "This address does not take this method",
+    "range-not-satisfiable": "The range lies outside the audio",
+    "refused": "The request was refused",
+    "internal": "Something went wrong in the gateway",
+}
+_HTTP_KINDS = {404: "not-found", 405: "method-not-allowed", 413: "too-large", 415: "unsupported-media-type"}
+_HTTP_DETAILS = {
+    404: "check the address; the web page is at / and the API begins with /generate",
+    413: "the body may have at most 256 KiB",
+}
+
+
+class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """An RFC 9457 problem detail, as it is documented."""
+
+    type: str
+    title: str
+    status: int
+    detail: str  # what to change
+    field: str | None = None  # of the request, where one is at fault
+    service: str | None = None  # "nats" or "s3", where one is away
+
+
+class Refusal(HeartMulaError):
+    """An answer other than the one that was asked for."""
+
+    def __init__(
+        self,
+        status: int,
+        kind: str,
+        detail: str,
+        *,
+        field: str = "",
+        headers: Mapping[str, str] | None = None,
+        members: Mapping[str, Any] | None = None,
+    ) -> None:
+        """`members` are added to the problem detail."""
+        super().__init__(detail)
+        self.status, self.kind, self.detail, self.field = status, kind, detail, field
+        self.headers, self.members = dict(headers or {}), dict(members or {})
+
+    def body(self) -> dict[str, Any]:
+        """The problem detail."""
+        found = {
+            "type": f"/problems/{self.kind}",
+            "title": TITLES[self.kind],
+            "status": self.status,
+            "detail": self.detail,
+        }
+        return found | ({"field": self.field} if self.field else {}) | self.members
+
+    def response(self) -> Response[bytes]:
+        """The HTTP answer."""
+        return Response(
+            msgspec.json.encode(self.body()),
+            status_code=self.status,
+            media_type=MEDIA_TYPE,
+            headers={"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"} | self.headers,
+        )
+
+
+def unknown_job() -> Refusal:
+    """Nobody knows the song, or no longer."""
+    return Refusal(404, "unknown-job", "no song has this id; records are kept for a week")
+
+
+def refusal(error: Exception) -> Refusal:
+    """What is answered to an exception, whatever it is. What nobody foresaw is logged, and not told."""
+    retry = {"Retry-After": str(RETRY_SECONDS)}
+    match error:
+        case Refusal():
+            return error
+        case InvalidRequest():
+            return Refusal(422, "invalid-request", str(error), field=error.field)
+        case QueueFull():
+            return Refusal(429, "queue-full", str(error), headers=retry)
+        case Unavailable():
+            return Refusal(503, "unavailable", str(error), headers=retry, members={"service": error.service})
+        case JobConflict():
+            return Refusal(409, "conflict", str(error))
+        case HTTPException() if error.status_code < 500:
+            return _http(error)
+    log.error("unexpected %s", type(error).__name__, exc_info=error)
+    return Refusal(500, "internal", "this is a fault of the gateway; its log says more")
+
+
+def _http(error: HTTPException) -> Refusal:
+    status = error.status_code
+    kind = _HTTP_KINDS.get(status, "refused")
+    detail = _HTTP_DETAILS.get(status) or error.detail or TITLES[kind]
+    headers = {str(name).title(): str(value) for name, value in (error.headers or {}).items()}
+    if isinstance(error, MethodNotAllowedException) and (allow := headers.get("Allow")):
+        detail = f"this address takes {allow}"
+    return Refusal(status, kind, detail, headers=headers)
+
+
+def answer_error(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
+    """Litestar's exception handler for everything."""
+    return refusal(error).response()

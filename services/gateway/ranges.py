@@ -1,0 +1,51 @@
+"""The parts of RFC 9110 that seeking in audio needs: byte ranges and entity tags."""
+
+import re
+from dataclasses import dataclass
+
+_RANGE = re.compile(r"\s*bytes\s*=\s*(\d*)\s*-\s*(\d*)\s*", re.IGNORECASE | re.ASCII)
+_TAG = re.compile(r'(?:W/)?("[^"]*")')
+
+
+@dataclass(frozen=True)
+class ByteRange:
+    """Bytes `first` to `last`, both included."""
+
+    first: int
+    last: int
+
+    @property
+    def length(self) -> int:
+        """How many bytes."""
+        return self.last - self.first + 1
+
+
+class NotSatisfiable(Exception):
+    """A range that lies outside."""
+
+
+def parse_range(header: str, size: int) -> ByteRange | None:
+    """The range that is asked for; None where the header is to be ignored, as it is with several ranges.
+
+    Raises `NotSatisfiable`.
+    """
+    found = _RANGE.fullmatch(header)
+    if not found or len(header) > 100 or not (found[1] or found[2]):
+        return None
+    if not found[1]:
+        length = min(int(found[2]), size)
+        if length == 0:
+            raise NotSatisfiable
+        return ByteRange(size - length, size - 1)
+    first = int(found[1])
+    last = min(int(found[2]), size - 1) if found[2] else size - 1
+    if found[2] and int(found[2]) < first:
+        return None
+    if first >= size:
+        raise NotSatisfiable
+    return ByteRange(first, last)
+
+
+def tag_matches(header: str, etag: str) -> bool:
+    """Whether an If-None-Match header names the tag."""
+    return header.strip() == "*" or etag in _TAG.findall(header)

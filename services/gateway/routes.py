@@ -1,0 +1,119 @@
+"""The HTTP routes. Each says what it takes and answers; how is elsewhere."""
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import msgspec
+from litestar import Request, Response, delete, get, post, route
+from litestar.datastructures import State
+from litestar.di import NamedDependency
+from litestar.enums import HttpMethod
+from litestar.openapi.datastructures import ResponseSpec
+from litestar.openapi.spec import OpenAPIMediaType, Operation, RequestBody, Schema
+from litestar.params import FromPath
+from litestar.types import ASGIApp
+
+from services.gateway import gpu, songs
+from services.gateway.gateway import Gateway
+from services.gateway.health import HealthBody
+from services.gateway.pages import Pages
+from services.gateway.problems import MEDIA_TYPE, Problem, Refusal
+from services.gateway.results import audio_answer
+from services.gateway.submission import AcceptedBody
+from shared.messages import GenerateRequest
+
+NO_STORE = {"Cache-Control": "no-store"}
+GET_AND_HEAD = [HttpMethod.GET, HttpMethod.HEAD]
+AnyRequest = Request[Any, Any, State]
+
+
+def _refusals(*codes: int) -> dict[int, ResponseSpec]:
+    return {
+        code: ResponseSpec(Problem, media_type=MEDIA_TYPE, generate_examples=False, description="refused")
+        for code in codes
+    }
+
+
+@dataclass
+class _TakesRequest(Operation):
+    """The body is decoded strictly by hand, so Litestar does not know of it."""
+
+    def __post_init__(self) -> None:
+        _, components = msgspec.json.schema_components([GenerateRequest])
+        schema = cast("Schema", components["GenerateRequest"])  # written out as it is
+        self.request_body = RequestBody(content={"application/json": OpenAPIMediaType(schema=schema)}, required=True)
+
+
+@post("/generate", status_code=202, operation_class=_TakesRequest, responses=_refusals(400, 413, 415, 422, 429, 503))
+async def generate(request: AnyRequest, gateway: NamedDependency[Gateway]) -> Response[AcceptedBody]:
+    """Ask for a song. It is durably in the queue when this answers."""
+    media_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    if media_type != "application/json":  # it also keeps other sites' forms out
+        raise Refusal(415, "unsupported-media-type", "send JSON, with Content-Type: application/json")
+    accepted = (await gateway.submission.submit(await request.body())).body
+    return Response(accepted, headers=NO_STORE | {"Location": accepted.status_url, "Retry-After": "1"})
+
+
+@get("/generate/{job_id:str}/status", responses=_refusals(404, 503))
+async def status(gateway: NamedDependency[Gateway], job_id: FromPath[str]) -> Response[songs.StatusBody]:
+    """How a song is coming along."""
+    body = await songs.describe(gateway, await songs.find_job(gateway, job_id))
+    return Response(body, headers=NO_STORE)
+
+
+@route(
+    "/generate/{job_id:str}/result",
+    http_method=GET_AND_HEAD,
+    responses=_refusals(404, 409, 410, 416, 503),
+    name="result",
+)
+async def result(request: AnyRequest, gateway: NamedDependency[Gateway], job_id: FromPath[str]) -> ASGIApp:
+    """The audio of a finished song; byte ranges are served."""
+    job = await songs.find_job(gateway, job_id)
+    return cast("ASGIApp", await audio_answer(gateway, job, request.method, request.headers))
+
+
+@delete("/generate/{job_id:str}", status_code=200, responses=_refusals(404, 409, 503))
+async def cancel(gateway: NamedDependency[Gateway], job_id: FromPath[str]) -> Response[songs.CancelledBody]:
+    """Cancel a song, queued or running."""
+    return Response(await songs.cancel(gateway, job_id), headers=NO_STORE)
+
+
+@get("/health")
+async def health(gateway: NamedDependency[Gateway]) -> Response[HealthBody]:
+    """Whether a song could be taken and made; 503 when it could not even be taken."""
+    body = (await gateway.health.snapshot()).body
+    return Response(body, status_code=503 if body.status == "unavailable" else 200, headers=NO_STORE)
+
+
+@get("/api/gpu", responses=_refusals(503))
+async def gpus(gateway: NamedDependency[Gateway]) -> Response[gpu.GpusBody]:
+    """Every device, who holds it and who waits for it."""
+    return Response(await gpu.gpus(gateway), headers=NO_STORE)
+
+
+@route("/", http_method=GET_AND_HEAD, include_in_schema=False)
+async def index(request: AnyRequest, pages: NamedDependency[Pages]) -> Response[bytes]:
+    """The web page."""
+    return pages.answer(request, "index.html")
+
+
+@route("/static/{name:path}", http_method=GET_AND_HEAD, include_in_schema=False)
+async def static(request: AnyRequest, pages: NamedDependency[Pages], name: FromPath[str]) -> Response[bytes]:
+    """What the web page is made of."""
+    return pages.answer(request, name.lstrip("/"))
+
+
+@get("/livez", include_in_schema=False)
+async def livez() -> dict[str, bool]:
+    """This process answers."""
+    return {"ok": True}
+
+
+@get("/readyz", include_in_schema=False)
+async def readyz(gateway: NamedDependency[Gateway]) -> Response[dict[str, bool]]:
+    """NATS is connected and set up."""
+    return Response({"ok": gateway.ready}, status_code=200 if gateway.ready else 503, headers=NO_STORE)
+
+
+ROUTES = (generate, status, result, cancel, health, gpus, index, static, livez, readyz)

@@ -1,0 +1,71 @@
+"""uvicorn around the application: started when NATS and the store are there, stopped without losing anybody."""
+
+import asyncio
+import contextlib
+import logging
+import signal
+from collections.abc import Iterator
+
+import uvicorn
+
+from services.gateway.app import create_app
+from services.gateway.gateway import Gateway
+from shared.errors import ConfigError
+from shared.settings import Settings
+
+_GRACE_SECONDS = 10
+
+
+class GatewayServer(uvicorn.Server):
+    """Serves one gateway. Whoever runs it decides about signals."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        settings = gateway.settings
+        super().__init__(
+            uvicorn.Config(
+                create_app(gateway),
+                host=settings.host,
+                port=settings.port,
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                lifespan="on",
+                ws="websockets-sansio",
+                ws_per_message_deflate=False,
+                ws_max_size=64 * 1024,
+                timeout_graceful_shutdown=_GRACE_SECONDS,
+            )
+        )
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """uvicorn's own ends a clean stop with the signal, as exit code 143."""
+        yield
+
+    def stop(self) -> None:
+        """Shut down: sockets close with 1012, answers under way are finished. The second time without patience."""
+        self.force_exit = self.should_exit
+        self.should_exit = True
+
+
+async def serve(settings: Settings) -> None:
+    """Run the gateway until SIGTERM or SIGINT. Raises `ConfigError` or `Unavailable` when it cannot begin."""
+    gateway = await Gateway.open(settings)
+    try:
+        server = GatewayServer(gateway)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, server.stop)
+        try:
+            await server.serve()
+        except SystemExit:  # uvicorn's way to say that it cannot listen; it has logged why
+            raise ConfigError(
+                f"cannot listen on {settings.host}:{settings.port}: set HEARTMULA_HOST and HEARTMULA_PORT"
+            ) from None
+    finally:
+        await gateway.close()
+
+
+def quieten() -> None:
+    """Silence what libraries say about every connection."""
+    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)

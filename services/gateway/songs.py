@@ -1,0 +1,137 @@
+"""One song as users see it: its state, and its end by cancellation."""
+
+import asyncio
+import logging
+import re
+
+import msgspec
+import nats
+from nats.js.errors import APIError
+
+from services.gateway.gateway import Gateway
+from services.gateway.hub import newest
+from services.gateway.problems import Refusal, unknown_job
+from shared.errors import HeartMulaError
+from shared.events import progress_at_start
+from shared.jobs import change
+from shared.messages import AudioFormat, Cancelled, Job, Progress, Stage, Status, timestamp
+from shared.topology import TENANT, cancel_subject, event_subject, purge_job
+
+log = logging.getLogger(__name__)
+
+_ID = re.compile(r"[0-9A-Za-z-]{1,64}")
+
+
+class StatusBody(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The answer of ``/generate/{job_id}/status``."""
+
+    job_id: str
+    status: Status
+    progress: float  # 0–100, never goes back
+    created_at: str  # RFC 3339, as all times here
+    completed_at: str | None  # when it ended, however it ended
+    stage: str | None = None  # what is being done, while it runs
+    error: str | None = None
+    seed: int | None = None
+    duration: float | None = None  # seconds of audio
+    sample_rate: int | None = None  # Hz
+    title: str | None = None
+    format: AudioFormat | None = None
+
+
+class CancelledBody(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer to a cancellation."""
+
+    job_id: str
+    status: Status
+
+
+async def find_job(gateway: Gateway, job_id: str) -> Job:
+    """The record of a song. Raises a 404 `Refusal`; an id that is none must not get into a subject."""
+    job = await gateway.jobs.get(job_id) if _ID.fullmatch(job_id) else None
+    if job is None:
+        raise unknown_job()
+    return job
+
+
+async def describe(gateway: Gateway, job: Job) -> StatusBody:
+    """The state of a song. How far it is comes from its events, the rest from its record."""
+    running = job.status in ("generating", "decoding")
+    progress, stage = await asyncio.gather(_progress(gateway, job), _stage(gateway, job) if running else _nothing())
+    return StatusBody(
+        job_id=job.job_id,
+        status=job.status,
+        progress=progress,
+        created_at=timestamp(job.created_at),
+        completed_at=None if job.completed_at is None else timestamp(job.completed_at),
+        stage=stage,
+        error=job.error if job.status == "failed" else None,  # before, it is that of an attempt
+        seed=job.request.seed,
+        duration=job.duration_s,
+        sample_rate=job.sample_rate,
+        title=job.request.title,
+        format=job.request.format,
+    )
+
+
+async def _progress(gateway: Gateway, job: Job) -> float:
+    if job.status == "completed":
+        return 100.0
+    if job.status == "queued":  # there are no events to look for
+        return 0.0
+    stored = await newest(gateway.js, event_subject(job.tenant, job.job_id, "progress"))
+    told = stored.event.data.progress if stored and isinstance(stored.event.data, Progress) else 0.0
+    # A song that is begun again after a worker's death has newer events with less progress.
+    return max(told, gateway.hub.peak(job.job_id), progress_at_start(job.status))
+
+
+async def _stage(gateway: Gateway, job: Job) -> str | None:
+    stored = await newest(gateway.js, event_subject(job.tenant, job.job_id, "stage"))
+    return stored.event.data.stage if stored and isinstance(stored.event.data, Stage) else None
+
+
+async def _nothing() -> None:
+    return None
+
+
+async def cancel(gateway: Gateway, job_id: str) -> CancelledBody:
+    """Cancel a song, queued or running. Raises a 404 or 409 `Refusal`."""
+    before = await find_job(gateway, job_id)
+
+    def decide(job: Job) -> Job:
+        nonlocal before
+        before = job
+        if job.status == "cancelled":
+            return job
+        if job.status in ("completed", "failed"):
+            raise Refusal(409, "conflict", f"the song is {job.status}; only one that has not ended can be cancelled")
+        return change(job, status="cancelled")
+
+    job = await gateway.jobs.update(job_id, TENANT, decide)
+    # From here on it is cancelled, whatever else fails: workers look at the record.
+    try:
+        await gateway.nc.publish(cancel_subject(job_id))
+        await purge_job(gateway.js, job_id)
+    except (nats.errors.Error, APIError, TimeoutError, OSError) as error:
+        log.warning("%s: cancelled, but its messages were not removed: %r", job_id, error)
+    if before.status != "cancelled":
+        log.info("%s: cancelled", job_id)
+        progress = await _last_progress(gateway, job)
+        await gateway.events.publish(TENANT, Cancelled(job_id=job_id, status="cancelled", progress=progress))
+    gateway.spawn(_delete_objects(gateway, job_id))
+    return CancelledBody(job_id=job_id, status=job.status)
+
+
+async def _last_progress(gateway: Gateway, job: Job) -> float:
+    try:
+        return await _progress(gateway, job)
+    except HeartMulaError:
+        return 0.0
+
+
+async def _delete_objects(gateway: Gateway, job_id: str) -> None:
+    for prefix in (f"tokens/{job_id}/", f"audio/{job_id}/"):
+        try:
+            await gateway.store.delete(prefix)
+        except HeartMulaError as error:
+            log.warning("%s: cancelled, but what lies under %s was not deleted: %s", job_id, prefix, error)

@@ -1,0 +1,85 @@
+// Talking to the gateway: requests whose failures are words, and the events of a song.
+
+/** A request that was refused. `field` is the name of the input that it is about, or "". */
+export class Refused extends Error {
+  constructor(status, message, field = "") {
+    super(message);
+    this.status = status;
+    this.field = field;
+  }
+}
+
+/** Fetch JSON; throws `Refused` with a text that can be shown. */
+export async function ask(path, options = {}) {
+  let response;
+  try {
+    response = await fetch(path, options);
+  } catch {
+    throw new Refused(0, "The server does not answer. Is it still running?");
+  }
+  let body = {};
+  try {
+    body = await response.json();
+  } catch {
+    // an answer without a body, or one from a proxy
+  }
+  // /health answers 503 with the same body that it has when all is well.
+  if (response.ok || path === "/health") return body;
+  let text = body.detail || `The server answered ${response.status} ${response.statusText}.`;
+  if (body.field && text.startsWith(`${body.field}: `)) text = text.slice(body.field.length + 2);
+  throw new Refused(response.status, sentence(text), body.field || "");
+}
+
+function sentence(text) {
+  const first = text.charAt(0).toUpperCase() + text.slice(1);
+  return /[.!?]$/.test(first) ? first : `${first}.`;
+}
+
+const LONGEST_PAUSE = 10_000; // ms between two attempts to connect
+
+/**
+ * Follow a song to its end. `onState` gets every state, `onEnd` is called once: with "unknown" when there is no such
+ * song, else with "". Returns a function that stops following.
+ */
+export function follow(jobId, onState, onEnd) {
+  let last = null; // id of the latest event that arrived
+  let pause = 500;
+  let socket = null;
+  let timer = 0;
+  let stopped = false;
+
+  function connect() {
+    const url = new URL(`/generate/${jobId}/events`, location.href);
+    url.protocol = url.protocol.replace("http", "ws");
+    if (last !== null) url.searchParams.set("after", last);
+    socket = new WebSocket(url);
+    socket.onmessage = (message) => {
+      pause = 500;
+      const frame = JSON.parse(message.data);
+      if (frame.type === "snapshot") {
+        last ??= frame.id;
+        onState(frame);
+      } else {
+        last = frame.id;
+        onState(frame.data);
+      }
+    };
+    socket.onclose = (closed) => {
+      if (stopped) return;
+      if (closed.code === 1000 || closed.code === 4404) {
+        stopped = true;
+        onEnd(closed.code === 4404 ? "unknown" : "");
+        return;
+      }
+      timer = setTimeout(connect, pause);
+      pause = Math.min(pause * 2, LONGEST_PAUSE);
+    };
+  }
+
+  connect();
+  return () => {
+    stopped = true;
+    clearTimeout(timer);
+    socket.close();
+  };
+}

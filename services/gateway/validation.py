@@ -1,0 +1,108 @@
+"""From bytes to a request that the model can fulfil. Everything a user can do wrong is told in words here."""
+
+import asyncio
+import re
+import secrets
+import unicodedata
+
+import msgspec
+
+from services.gateway.problems import Refusal
+from shared.checkpoint import FRAME_MS
+from shared.errors import InvalidRequest
+from shared.messages import DEFAULT_DURATION_MS, MAX_SEED, GenerateRequest
+from shared.prompt import Prompter
+
+MAX_BODY = 256 * 1024  # bytes
+
+_decoder = msgspec.json.Decoder(GenerateRequest, strict=True)
+_AT = re.compile(r" - at `\$(?:\.(\w+))?`$")
+_NAMED = re.compile(r"(?:unknown|required) field `(.*)`", re.DOTALL)
+_TYPES = {"int": "a whole number", "float": "a number", "str": "text", "bool": "true or false", "null": "null"} | {
+    "array": "a list",
+    "object": "an object",
+}
+
+
+def decode_request(data: bytes) -> GenerateRequest:
+    """Read a request. Raises `InvalidRequest` for what it says, `Refusal` where it is no JSON or too large."""
+    if len(data) > MAX_BODY:
+        raise Refusal(413, "too-large", "the body may have at most 256 KiB")
+    if not data.strip():
+        raise Refusal(400, "malformed-json", 'the body is empty; send an object such as {"lyrics": "la la la"}')
+    try:
+        request = _decoder.decode(data)
+    except msgspec.ValidationError as error:
+        raise _in_words(str(error)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        what = "not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
+        raise Refusal(400, "malformed-json", f"{what}; the body must be one JSON object in UTF-8") from None
+    _check_text("lyrics", request.lyrics, "\n\r\t")
+    _check_text("tags", request.tags, "\n\r\t")
+    _check_text("title", request.title or "", "")
+    if not request.lyrics.strip() and not request.tags.strip():
+        raise InvalidRequest("lyrics", "give lyrics or tags; both are blank")
+    return request
+
+
+def _in_words(message: str) -> InvalidRequest:
+    """msgspec's message as a person would say it."""
+    at = _AT.search(message)
+    field = at[1] or "" if at else ""
+    message = _AT.sub("", message)
+    if named := _NAMED.search(message):
+        known = ", ".join(GenerateRequest.__struct_fields__)
+        if "required" in message:
+            return InvalidRequest(named[1], "is required")
+        return InvalidRequest(named[1][:100], f"is not a field; there are {known}")
+    if wrong := re.fullmatch(r"Expected `([\w |]+)`, got `(\w+)`", message):
+        wanted = " or ".join(_TYPES.get(name, name) for name in wrong[1].split(" | "))
+        return InvalidRequest(field, f"must be {wanted}, not {_TYPES.get(wrong[2], wrong[2])}")
+    if limit := re.fullmatch(r"Expected `(\w+)` (of length )?([<>]=) ([\d.]+)", message):
+        bound = "at most" if limit[3] == "<=" else "at least"
+        return InvalidRequest(field, f"must {'have' if limit[2] else 'be'} {bound} {limit[4]}{_unit(limit[2])}")
+    if choice := re.fullmatch(r"Invalid enum value (.*)", message):
+        allowed = {"format": "flac, wav or mp3", "priority": "high or normal"}.get(field, "another value")
+        return InvalidRequest(field, f"must be {allowed}, not {choice[1][:100]}")
+    return InvalidRequest(field, message)
+
+
+def _unit(length: str | None) -> str:
+    return " characters" if length else ""
+
+
+def _check_text(field: str, text: str, allowed: str) -> None:
+    for position, character in enumerate(text):
+        if unicodedata.category(character) in ("Cc", "Cs") and character not in allowed:
+            raise InvalidRequest(
+                field, f"holds the control character U+{ord(character):04X} at position {position}; leave it out"
+            )
+
+
+class Fitter:
+    """Fits requests to the model: its vocabulary and its positions, which prompt and frames share."""
+
+    def __init__(self, prompter: Prompter) -> None:
+        self._prompter = prompter
+
+    async def fit(self, request: GenerateRequest) -> GenerateRequest:
+        """The request with `max_duration_ms` and `seed` filled in. Raises `InvalidRequest` when it cannot be met."""
+        # Long lyrics take a while, and the tokenizer lets other threads run.
+        longest = await asyncio.to_thread(self._longest, request)
+        if longest < FRAME_MS:
+            tokens = 1 - longest // FRAME_MS
+            raise InvalidRequest("lyrics", f"{tokens} tokens too long: not even one frame fits beside lyrics and tags")
+        wanted = request.max_duration_ms
+        if wanted is not None and wanted // FRAME_MS * FRAME_MS > longest:
+            raise InvalidRequest(
+                "max_duration_ms",
+                f"at most {longest} ms fit beside these lyrics and tags; ask for less or shorten them",
+            )
+        return msgspec.structs.replace(
+            request,
+            max_duration_ms=min(DEFAULT_DURATION_MS, longest) if wanted is None else wanted,
+            seed=secrets.randbelow(MAX_SEED + 1) if request.seed is None else request.seed,
+        )
+
+    def _longest(self, request: GenerateRequest) -> int:
+        return self._prompter.longest_ms(self._prompter.encode(request.tags, request.lyrics))
