@@ -16,6 +16,7 @@ from shared.events import EventPublisher
 from shared.jobs import JobStore
 from shared.messages import ENDED, AnyEvent, DecodeJob, Job, Progress, TokenJob
 from shared.phases import Turn
+from shared.tasks import end
 
 log = logging.getLogger(__name__)
 
@@ -89,9 +90,7 @@ class Delivery:
     async def close(self) -> None:
         """Publish what is left and stop keeping the message alive."""
         await self._outbox.join()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end(*self._tasks)
 
     async def _post(self) -> None:
         while True:

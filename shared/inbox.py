@@ -77,7 +77,8 @@ class Inbox:
                     if message := await self._fetch_from(name, 0.2):
                         return message
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), POLL)
+                async with asyncio.timeout(POLL):
+                    await self._wake.wait()
         return None
 
     async def _fetch(self) -> Msg | None:

@@ -34,6 +34,7 @@ from nats.js.errors import APIError, NotFoundError
 from shared.errors import LeaseLost, Unavailable
 from shared.messages import LeaseRecord
 from shared.settings import Settings
+from shared.tasks import end
 from shared.topology import GPU_LOCK, LOCK_MARKER_TTL, connect, lock_key
 
 log = logging.getLogger(__name__)
@@ -132,7 +133,11 @@ class Lease:
 
     async def acquire(self) -> Held:
         """Wait until the device is ours. Cancelling leaves the queue."""
-        token = await self._call(self._contender.acquire())
+        try:
+            token = await self._call(self._contender.acquire())
+        except asyncio.CancelledError:
+            await self._call(self._contender.withdraw())
+            raise
         return Held(self._contender, self, token)
 
     async def close(self) -> None:
@@ -170,6 +175,7 @@ class _Contender:
         self._changed = asyncio.Event()
         self._writing = asyncio.Lock()
         self._renewing: asyncio.Task[None] | None = None
+        self._acquiring: asyncio.Task[object] | None = None
         self._nc: Client
         self._js: JetStreamContext
 
@@ -213,7 +219,8 @@ class _Contender:
                 delivered = info.delivered.consumer_seq if info.delivered else 0
                 expected = (info.num_pending or 0) + delivered
                 if received < expected:
-                    await asyncio.wait_for(snapshot.wait(), 2)
+                    async with asyncio.timeout(2):
+                        await snapshot.wait()
                 if generation == self._generation:
                     self._complete = True
                     self._changed.set()
@@ -326,6 +333,7 @@ class _Contender:
     async def acquire(self) -> int:
         if self.token:
             raise RuntimeError("the lease is held already")
+        self._acquiring = asyncio.current_task()
         try:
             while True:
                 await self._enter_queue()
@@ -334,6 +342,12 @@ class _Contender:
         except BaseException:
             await self.release()
             raise
+
+    async def withdraw(self) -> None:
+        """Whoever waited waits no more; what `acquire` got meanwhile is given back."""
+        if self._acquiring is not None:
+            await end(self._acquiring)
+        await self.release()
 
     async def _enter_queue(self) -> None:
         while True:
@@ -358,7 +372,8 @@ class _Contender:
             if self._complete and head is not None and head.ticket == self._ticket and head.owner == self._instance:
                 return await self._confirm()
             try:
-                await asyncio.wait_for(self._changed.wait(), self._ttl / 4)
+                async with asyncio.timeout(self._ttl / 4):
+                    await self._changed.wait()
             except TimeoutError:
                 await self._recheck_head()
         return False
@@ -429,9 +444,8 @@ class _Contender:
         self._generation += 1
         with contextlib.suppress(nats.errors.Error, TimeoutError, OSError):
             await self._nc.close()
-        for task in asyncio.all_tasks() - {asyncio.current_task()}:  # nats-py leaves an ordered consumer's behind
-            task.cancel()
-        await asyncio.sleep(0)
+        mine = asyncio.current_task()
+        await end(*(task for task in asyncio.all_tasks() if task is not mine))  # nats-py leaves some behind
 
 
 class _Flock:

@@ -168,9 +168,10 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
     gpu: GpuFigures
     state: Literal["idle", "waiting", "working"]
     phase: int | None = None
-    resident: list[str] = []
+    resident: list[str] = []  # all that lies on the device, of every worker
     job_id: str | None = None
-    since: float
+    since: float  # of the state
+    sent: float  # of two workers on a device the later one knows better what lies there
 
 
 class LeaseRecord(msgspec.Struct, frozen=True, kw_only=True):

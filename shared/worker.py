@@ -37,6 +37,7 @@ from shared.objects import ObjectStore
 from shared.phases import PLANS, Turn
 from shared.settings import Settings, host_name
 from shared.stage import Stage
+from shared.tasks import end
 from shared.topology import WORKER_TTL, WORKERS, ack_wait, bootstrap, cancel_subject, connect
 
 log = logging.getLogger(__name__)
@@ -91,9 +92,7 @@ class Worker:
             # A side task that dies takes the worker with it: half a worker is worse than none.
             beat, serve = asyncio.create_task(self._heartbeat()), asyncio.create_task(self._serve())
             done, pending = await asyncio.wait({beat, serve}, return_when=asyncio.FIRST_COMPLETED)
-            for task in pending:
-                task.cancel()
-            await asyncio.gather(*pending, return_exceptions=True)
+            await end(*pending)
             for task in done:
                 task.result()
         finally:
@@ -159,14 +158,14 @@ class Worker:
                 await self.js.publish(self._worker_subject(), msgspec.json.encode(self._status()), timeout=2)
             self._news.clear()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._news.wait(), HEARTBEAT)
+                async with asyncio.timeout(HEARTBEAT):
+                    await self._news.wait()
 
     def _worker_subject(self) -> str:
         return f"$KV.{WORKERS}.{self.stage.role}.{self.instance}"
 
     def _status(self) -> WorkerStatus:
         turn, current = self._turn, self._current
-        own = f"{self.stage.role}.{self.instance}"
         return WorkerStatus(
             role=self.stage.role,
             instance=self.instance,
@@ -177,9 +176,10 @@ class Worker:
             gpu=figures(self.device, self.ledger),
             state="working" if turn else "waiting" if self._waiting else "idle",
             phase=turn.phase if turn else None,
-            resident=[r.label for r in self.ledger.residents() if r.owner == own],
+            resident=[resident.label for resident in self.ledger.residents()],
             job_id=current.job.job_id if current else None,
             since=self._since,
+            sent=time.time(),
         )
 
     # --- turns
@@ -255,9 +255,7 @@ class Worker:
             return wanted.result()
         finally:
             self._waiting = False
-            if not wanted.done():
-                wanted.cancel()
-                await asyncio.gather(wanted, return_exceptions=True)
+            await end(wanted)
 
     async def _tell_loading(self, delivery: Delivery) -> None:
         job = delivery.job

@@ -98,7 +98,8 @@ class Process:
         if self.running:
             self._signal(signal.SIGTERM)
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._child.wait(), self.grace)
+                async with asyncio.timeout(self.grace):
+                    await self._child.wait()
             self.kill()
         await self.wait()
 

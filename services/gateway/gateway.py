@@ -22,6 +22,7 @@ from shared.jobs import JobStore
 from shared.objects import ObjectStore
 from shared.prompt import Prompter
 from shared.settings import Settings, host_name
+from shared.tasks import end
 from shared.topology import bootstrap, connect
 
 log = logging.getLogger(__name__)
@@ -109,9 +110,7 @@ class Gateway:
             await self._intake.stop()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=_CLOSE_PATIENCE)
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end(*self._tasks)
         await self.hub.close()
         with contextlib.suppress(nats.errors.Error, TimeoutError, OSError):
             await self.nc.close()

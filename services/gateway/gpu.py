@@ -81,9 +81,9 @@ def arrange(snapshot: Snapshot, leases: list[LeaseView]) -> GpusBody:
 
 
 def _device(workers: list[WorkerStatus], leases: list[LeaseView]) -> GpuBody:
-    # Whoever holds the device sends a heartbeat at every step; the others may be some seconds behind.
-    busy = [worker for worker in workers if worker.state == "working"]
-    figures: GpuFigures = (busy or workers)[0].gpu
+    # Each heartbeat tells all that lies on the device. Put together, two of them could tell of two moments.
+    latest = max(workers, key=lambda worker: worker.sent)
+    figures: GpuFigures = latest.gpu
     held = next((view for view in leases if view.state == "held"), None)
     return GpuBody(
         id=figures.id,
@@ -100,7 +100,7 @@ def _device(workers: list[WorkerStatus], leases: list[LeaseView]) -> GpuBody:
             for view in leases
             if view.state == "waiting"
         ],
-        resident=sorted({label for worker in workers for label in worker.resident}),
+        resident=sorted(latest.resident),
         workers=[
             WorkerBody(
                 role=worker.role,

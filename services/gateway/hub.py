@@ -18,6 +18,7 @@ from nats.js.errors import APIError, NotFoundError
 from shared.errors import Unavailable
 from shared.messages import CloudEvent, Progress
 from shared.settings import Settings
+from shared.tasks import end
 from shared.topology import EVENTS, bootstrap
 
 log = logging.getLogger(__name__)
@@ -105,12 +106,10 @@ class Hub:
 
     async def close(self) -> None:
         """Stop following."""
-        for task in (self._task, self._following):
-            if task is not None:
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
+        if self._task is not None:
+            await end(self._task)
         if self._following is not None:
-            await asyncio.gather(self._following, return_exceptions=True)
+            await end(self._following)
 
     def renew(self) -> None:
         """The connection was lost and is back: what the server knew of us may be gone."""
@@ -185,7 +184,8 @@ class Hub:
             with contextlib.suppress(nats.errors.Error, TimeoutError, OSError):
                 await subscription.unsubscribe()
                 if consumer:
-                    await asyncio.wait_for(self._js.delete_consumer(EVENTS, consumer), 1)
+                    async with asyncio.timeout(1):
+                        await self._js.delete_consumer(EVENTS, consumer)
 
     async def _check_stream(self) -> None:
         """The stream may be gone, or shorter than we saw it: its last events need not survive a power cut."""

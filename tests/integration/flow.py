@@ -119,7 +119,8 @@ class Flow:
         """End a worker; returns its exit code."""
         if process.returncode is None:
             process.send_signal(number)
-        return await process.wait()
+        async with asyncio.timeout(PATIENCE):
+            return await process.wait()
 
 
 @asynccontextmanager

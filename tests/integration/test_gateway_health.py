@@ -1,0 +1,239 @@
+"""Health with servers away, devices, the page, and a gateway that cannot begin."""
+
+import asyncio
+import sys
+import time
+from dataclasses import replace
+
+import msgspec
+import pytest
+
+from deploy.local.servers import NatsServer, S3Server, free_port
+from shared.messages import GpuFigures, LeaseRecord, Role, WorkerStatus
+from shared.settings import Settings
+from shared.topology import GPU_LOCK, WORKERS, lock_key
+from tests.integration.flow import environment
+from tests.integration.gateway_fixtures import SONG, House, eventually, open_house
+
+
+async def beat(house: House, role: Role, kind: str = "cpu", **changes: object) -> None:
+    """A worker's heartbeat."""
+    figures = GpuFigures(id="gpu-1", name="A device", kind=kind, memory_total=1000, memory_used=300)  # type: ignore[arg-type]
+    status = WorkerStatus(
+        role=role,
+        instance=f"{role}-1",
+        host="h",
+        pid=1,
+        engine="native",
+        model="m",
+        gpu=figures,
+        state="idle",
+        since=1.0,
+        sent=time.time(),
+    )
+    status = msgspec.structs.replace(status, **changes)
+    await house.js.publish(f"$KV.{WORKERS}.{role}.{role}-1", msgspec.json.encode(status))
+
+
+async def eventually_status(house: House, status: str) -> dict[str, object]:
+    """Health, once it says so: it may be a second old."""
+
+    async def ask() -> dict[str, object] | None:
+        answer = await house.http.get("/health")
+        body: dict[str, object] = answer.json()
+        assert answer.status_code == (503 if body["status"] == "unavailable" else 200)
+        return body if body["status"] == status else None
+
+    found: dict[str, object] = await eventually(ask, f"health never became {status}")
+    return found
+
+
+async def test_health_counts_live_workers_and_waiting_songs(settings: Settings) -> None:
+    async with open_house(settings, settings.data_dir) as house:
+        body = await eventually_status(house, "degraded")
+        assert body == {
+            "status": "degraded",
+            "nats": {"ok": True},
+            "object_store": {"ok": True},
+            "workers": {"tokenizer": 0, "codec": 0},
+            "queue": {"tokens": 0, "decode": 0},
+        }
+        await house.submit()
+        await beat(house, "tokenizer")
+        await beat(house, "codec")
+        body = await eventually_status(house, "ok")
+        assert body["workers"] == {"tokenizer": 1, "codec": 1}
+        assert body["queue"] == {"tokens": 1, "decode": 0}
+        await house.js.publish(f"$KV.{WORKERS}.codec.codec-1", b"", headers={"KV-Operation": "DEL"})
+        assert (await eventually_status(house, "degraded"))["workers"] == {"tokenizer": 1, "codec": 0}
+
+
+async def test_devices_are_told_with_who_holds_and_who_waits(settings: Settings) -> None:
+    async with open_house(settings, settings.data_dir) as house:
+        assert (await house.http.get("/api/gpu")).json() == {
+            "available": False,
+            "gpus": [],
+            "queue": {"tokens": 0, "decode": 0},
+        }
+        for role, state in (("tokenizer", "held"), ("codec", "waiting")):
+            record = LeaseRecord(ticket=0, state=state, role=role, owner=f"{role}-1", phase=1, since=2.0)  # type: ignore[arg-type]
+            await house.js.publish(f"$KV.{GPU_LOCK}.{lock_key('gpu-1', role, role)}", msgspec.json.encode(record))
+        await beat(house, "codec", "cuda", resident=["what lay there before"])
+        await beat(house, "tokenizer", "cuda", state="working", resident=["language model"], phase=1)
+
+        async def both() -> dict[str, object] | None:
+            body: dict[str, object] = (await house.http.get("/api/gpu")).json()
+            gpus = body["gpus"]
+            assert isinstance(gpus, list)
+            return body if gpus and len(gpus[0]["workers"]) == 2 else None
+
+        body = await eventually(both, "the workers were not seen")
+        assert body["available"] is True
+        (gpu,) = body["gpus"]
+        since = "1970-01-01T00:00:02.000Z"
+        assert (gpu["id"], gpu["kind"], gpu["memory_free"], gpu["resident"]) == (
+            "gpu-1",
+            "cuda",
+            700,
+            ["language model"],
+        )
+        lease = gpu["lease"]
+        assert lease.pop("fence") > 0
+        assert lease == {"role": "tokenizer", "owner": "tokenizer-1", "phase": 1, "since": since}
+        assert gpu["waiting"] == [{"role": "codec", "owner": "codec-1", "since": since}]
+        await beat(house, "codec")
+        await beat(house, "tokenizer")
+
+        async def cpu() -> bool:
+            body = (await house.http.get("/api/gpu")).json()
+            return body["available"] is False and [gpu["kind"] for gpu in body["gpus"]] == ["cpu"]
+
+        await eventually(cpu, "the CPU was taken for a GPU")
+
+
+async def test_without_the_broker_songs_are_refused_until_it_is_back(
+    settings: Settings, nats_server: NatsServer
+) -> None:
+    async with open_house(settings, settings.data_dir) as house:
+        job_id = await house.submit()
+        nats_server.kill()
+        try:
+            answer = await house.http.post("/generate", json=SONG)
+            assert answer.status_code == 503
+            assert answer.headers["content-type"] == "application/problem+json"
+            assert (answer.json()["type"], answer.json()["service"]) == ("/problems/unavailable", "nats")
+            assert int(answer.headers["retry-after"]) > 0
+            for method, path in (("GET", "status"), ("GET", "result"), ("DELETE", "")):
+                url = f"/generate/{job_id}/{path}".rstrip("/")
+                assert (await house.http.request(method, url)).status_code == 503
+            assert (await house.http.get("/api/gpu")).status_code == 503
+            body = await eventually_status(house, "unavailable")
+            assert (body["nats"]["ok"], body["object_store"]["ok"]) == (False, True)  # type: ignore[index]
+            assert (await house.http.get("/livez")).status_code == 200
+            assert (await house.http.get("/readyz")).status_code == 503
+            async with house.watch(job_id) as watcher:
+                assert await watcher.closed() == 1012
+        finally:
+            await nats_server.start()
+        await eventually_status(house, "degraded")
+        assert (await house.http.get("/readyz")).status_code == 200
+        assert (await house.http.get(f"/generate/{job_id}/status")).json()["status"] == "queued"
+        await house.submit()
+
+
+async def test_without_the_store_songs_are_refused_until_it_is_back(settings: Settings, s3_server: S3Server) -> None:
+    async with open_house(settings, settings.data_dir) as house:
+        job_id = await house.submit()
+        await house.complete(job_id)
+        s3_server.kill()
+        try:
+            body = await eventually_status(house, "unavailable")
+            assert (body["nats"]["ok"], body["object_store"]["ok"]) == (True, False)  # type: ignore[index]
+            answer = await house.http.post("/generate", json=SONG)
+            assert (answer.status_code, answer.json()["service"]) == (503, "s3")
+            answer = await house.http.get(f"/generate/{job_id}/result")
+            assert (answer.status_code, answer.json()["service"]) == (503, "s3")
+            assert (await house.http.get("/readyz")).status_code == 200
+        finally:
+            await s3_server.start()
+        await eventually_status(house, "degraded")
+        await house.submit()
+        assert (await house.http.get(f"/generate/{job_id}/result")).status_code == 200
+
+
+async def test_the_page_and_its_files(settings: Settings) -> None:
+    async with open_house(settings, settings.data_dir) as house:
+        for path, kind in (
+            ("/", "text/html"),
+            ("/static/app.js", "text/javascript"),
+            ("/static/style.css", "text/css"),
+        ):
+            answer = await house.http.get(path)
+            assert answer.status_code == 200
+            assert answer.headers["content-type"].startswith(kind)
+            assert "default-src 'self'" in answer.headers["content-security-policy"]
+            assert "unsafe" not in answer.headers["content-security-policy"]
+            assert answer.headers["x-content-type-options"] == "nosniff"
+            assert answer.headers["referrer-policy"]
+            etag = answer.headers["etag"]
+            assert (await house.http.get(path, headers={"If-None-Match": etag})).status_code == 304
+            assert (await house.http.head(path)).headers["content-length"] == str(len(answer.content))
+        for path in ("/static/", "/static/none.js", "/static/%2e%2e/app.py", "/static//etc/passwd"):
+            assert (await house.http.get(path)).status_code == 404
+
+
+async def test_the_schema_documents_the_request(settings: Settings) -> None:
+    async with open_house(settings, settings.data_dir) as house:
+        schema = (await house.http.get("/schema/openapi.json")).json()
+        body = schema["paths"]["/generate"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+        assert body["required"] == ["lyrics"]
+        assert body["additionalProperties"] is False
+        assert body["properties"]["lyrics"]["maxLength"] == 60_000
+        assert {"202", "422", "429", "503"} <= set(schema["paths"]["/generate"]["post"]["responses"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "words"),
+    [
+        ({"HEARTMULA_NATS_URL": ""}, 2, "HEARTMULA_NATS_URL"),
+        ({"HEARTMULA_PORT": "0"}, 2, "HEARTMULA_PORT"),
+        ({"HEARTMULA_MODEL_PATH": "nowhere"}, 2, "HEARTMULA_MODEL_PATH"),
+    ],
+)
+async def test_a_wrong_setting_is_told_in_one_line(
+    settings: Settings, changes: dict[str, str], code: int, words: str
+) -> None:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "services.gateway"), env=environment(settings) | changes, stderr=asyncio.subprocess.PIPE
+    )
+    _, said = await process.communicate()
+    assert process.returncode == code
+    assert said.count(b"\n") == 1
+    assert words in said.decode()
+
+
+async def test_a_port_that_is_taken_is_told_in_words(settings: Settings) -> None:
+    async with open_house(settings, settings.data_dir) as house:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "services.gateway"), env=environment(house.settings), stderr=asyncio.subprocess.PIPE
+        )
+        _, said = await process.communicate()
+        assert process.returncode == 2
+        assert "HEARTMULA_PORT" in said.decode().splitlines()[-1]
+
+
+async def test_a_gateway_waits_for_a_broker_that_comes_late(
+    settings: Settings, nats_server: NatsServer, s3_server: S3Server
+) -> None:
+    await nats_server.stop()
+    restarted = asyncio.create_task(_later(nats_server))
+    async with open_house(replace(settings, port=free_port()), settings.data_dir) as house:
+        await house.submit()
+    await restarted
+
+
+async def _later(server: NatsServer) -> None:
+    began = time.monotonic()
+    while time.monotonic() - began < 1:
+        await asyncio.sleep(0.1)
+    await server.start()

@@ -1,0 +1,104 @@
+"""Songs from NATS clients, and a queue that is full."""
+
+import asyncio
+import json
+from typing import Any
+
+import nats
+import pytest
+from nats.js.errors import APIError, NotFoundError
+
+from shared.settings import Settings
+from shared.topology import JOBS, TENANT, TOK, submit_subject, token_subject
+from tests.integration.gateway_fixtures import SONG, House, eventually, open_house
+
+SUBJECT = submit_subject(TENANT)
+
+
+async def ask(house: House, body: object) -> dict[str, Any]:
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    answer: dict[str, Any] = json.loads((await house.nc.request(SUBJECT, data, timeout=10)).data)
+    return answer
+
+
+async def test_nats_clients_ask_for_songs(settings: Settings) -> None:
+    async with open_house(settings, settings.data_dir) as house:
+        answer = await ask(house, SONG)
+        job_id = answer["job_id"]
+        message = await house.js.get_msg(TOK, subject=token_subject("normal", job_id))
+        base = f"/generate/{job_id}"
+        assert answer == {
+            "stream": TOK,
+            "seq": message.seq,
+            "duplicate": False,
+            "job_id": job_id,
+            "status": "queued",
+            "status_url": f"{base}/status",
+            "result_url": f"{base}/result",
+            "events_url": f"{base}/events",
+        }
+        assert (await house.http.get(answer["status_url"])).json()["status"] == "queued"
+
+        ack = await house.js.publish(SUBJECT, json.dumps(SONG).encode())
+        assert (ack.stream, ack.duplicate) == (TOK, False)
+        assert ack.seq == answer["seq"] + 1
+
+        for body, code, words in (
+            (b"{", 400, "JSON"),
+            ({"lyrics": 1}, 422, "lyrics: must be text"),
+            ({"lyrics": "la", "seed": "1"}, 422, "seed: must be a whole number"),
+            (b"x" * 300_000, 413, "256 KiB"),
+        ):
+            answer = await ask(house, body)
+            assert answer["error"]["code"] == code
+            assert words in answer["error"]["description"]
+            assert "(" not in answer["error"]["description"].split()[0]  # no Python repr
+        with pytest.raises(APIError) as refused:
+            await house.js.publish(SUBJECT, b'{"lyrics": "la", "topk": 0}')
+        assert refused.value.code == 422
+        assert refused.value.description
+        assert "topk" in refused.value.description
+
+        many = await asyncio.gather(*(ask(house, SONG) for _ in range(60)))
+        assert len({answer["job_id"] for answer in many}) == 60
+
+        before = (await house.js.stream_info(TOK)).state.messages
+        await house.nc.publish(SUBJECT, json.dumps(SONG).encode())  # with nobody to answer
+
+        async def taken() -> bool:
+            return (await house.js.stream_info(TOK)).state.messages == before + 1
+
+        await eventually(taken, "a plain publish was not taken")
+        assert "Traceback" not in house.log.read_text()
+
+
+async def test_a_full_queue_refuses_and_leaves_no_record(settings: Settings) -> None:
+    async with open_house(settings, settings.data_dir, queue_limit=2) as house:
+        first, _ = await house.submit(), await house.submit()
+        answer = await house.http.post("/generate", json=SONG)
+        assert answer.status_code == 429
+        assert answer.json()["type"] == "/problems/queue-full"
+        assert int(answer.headers["retry-after"]) > 0
+        error = (await ask(house, SONG))["error"]
+        assert (error["code"], error["err_code"]) == (429, 10077)
+
+        bucket = await house.js.stream_info(f"KV_{JOBS}", subjects_filter=f"$KV.{JOBS}.>")
+        records = []
+        for subject in bucket.state.subjects or {}:
+            try:
+                records.append((await house.js.get_msg(f"KV_{JOBS}", subject=subject)).data)
+            except NotFoundError:
+                continue
+        assert sum(bool(record) for record in records) == 2
+
+        assert (await house.http.delete(f"/generate/{first}")).status_code == 200
+        assert (await house.http.post("/generate", json=SONG)).status_code == 202
+
+
+async def test_the_service_shows_itself(settings: Settings) -> None:
+    async with open_house(settings, settings.data_dir) as house:
+        info = json.loads((await house.nc.request("$SRV.INFO.heartmula", timeout=10)).data)
+        assert [endpoint["subject"] for endpoint in info["endpoints"]] == [SUBJECT]
+        await house.stop()
+        with pytest.raises(nats.errors.NoRespondersError):
+            await house.nc.request(SUBJECT, b"{}", timeout=10)

@@ -1,0 +1,110 @@
+"""What the gateway does without servers."""
+
+import subprocess
+import sys
+
+import pytest
+
+from services.gateway.hub import MAILBOX_EVENTS, Mailbox, StoredEvent
+from services.gateway.intake import error_body
+from services.gateway.problems import refusal
+from services.gateway.ranges import ByteRange, NotSatisfiable, parse_range, tag_matches
+from services.gateway.results import disposition
+from shared.errors import QueueFull
+from shared.messages import AnyEvent, Failed, GenerateRequest, Job, Progress, Stage, cloud_event
+
+
+def stored(sequence: int, event: AnyEvent) -> StoredEvent:
+    return StoredEvent(sequence, cloud_event(event, str(sequence)))
+
+
+def progress(sequence: int) -> StoredEvent:
+    return stored(sequence, Progress(job_id="j", status="generating", progress=1, done=1, total=2))
+
+
+def stage(sequence: int) -> StoredEvent:
+    return stored(sequence, Stage(job_id="j", status="generating", progress=0, stage="generating"))
+
+
+def test_torch_is_not_imported() -> None:
+    code = "import sys, services.gateway.app, services.gateway.server; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+async def test_a_slow_listener_loses_old_progress_and_nothing_else() -> None:
+    mailbox = Mailbox()
+    mailbox.put(stage(1))
+    for sequence in range(2, MAILBOX_EVENTS * 3):
+        mailbox.put(progress(sequence))
+    mailbox.put(stored(1000, Failed(job_id="j", status="failed", progress=1, error="x")))
+    found = [await mailbox.get() for _ in range(MAILBOX_EVENTS)]
+    sequences = [item.sequence for item in found if item]
+    assert sequences[0] == 1
+    assert sequences[-1] == 1000
+    assert sequences == sorted(sequences)
+    assert sequences[-2] == MAILBOX_EVENTS * 3 - 1
+
+
+async def test_a_listener_that_would_lose_a_state_has_to_begin_anew() -> None:
+    mailbox = Mailbox()
+    for sequence in range(MAILBOX_EVENTS + 1):
+        mailbox.put(stage(sequence))
+    assert mailbox.lost
+    assert await mailbox.get() is None
+
+
+@pytest.mark.parametrize(
+    ("header", "found"),
+    [
+        ("bytes=0-0", ByteRange(0, 0)),
+        ("bytes=5-", ByteRange(5, 9)),
+        ("bytes=-3", ByteRange(7, 9)),
+        ("bytes=-300", ByteRange(0, 9)),
+        ("bytes=0-1,3-4", None),
+        ("bytes=4-3", None),
+        ("bytes=-", None),
+        ("", None),
+        ("bytes=" + "0" * 5000 + "-", None),
+    ],
+)
+def test_ranges(header: str, found: ByteRange | None) -> None:
+    assert parse_range(header, 10) == found
+
+
+@pytest.mark.parametrize(("header", "size"), [("bytes=10-", 10), ("bytes=-0", 10), ("bytes=0-", 0), ("bytes=-1", 0)])
+def test_ranges_that_lie_outside(header: str, size: int) -> None:
+    with pytest.raises(NotSatisfiable):
+        parse_range(header, size)
+
+
+def test_tags() -> None:
+    assert tag_matches('W/"b", "a"', '"a"')
+    assert tag_matches(" * ", '"a"')
+    assert not tag_matches('"ab"', '"a"')
+    assert not tag_matches("", '"a"')
+
+
+@pytest.mark.parametrize(
+    ("title", "name"),
+    [
+        (None, "j.flac"),
+        ("../../etc/passwd", "etc passwd.flac"),
+        ("...", "j.flac"),
+        ("歌", "j.flac"),
+        ('a"b\\c', "a b c.flac"),
+        ("100%41", "100_41.flac"),
+    ],
+)
+def test_file_names_are_safe(title: str | None, name: str) -> None:
+    job = Job(job_id="j", tenant="local", request=GenerateRequest(lyrics="la", title=title), created_at=0)
+    header = disposition(job)
+    assert f'inline; filename="{name}"; ' in header
+    header.encode("ascii")
+
+
+def test_unforeseen_errors_tell_nothing() -> None:
+    assert "secret" not in str(refusal(RuntimeError("secret")).body())
+
+
+def test_errors_for_nats_clients_have_the_members_that_their_libraries_know() -> None:
+    assert error_body(refusal(QueueFull("full"))) == {"code": 429, "err_code": 10077, "description": "full"}
