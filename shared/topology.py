@@ -3,6 +3,7 @@
 `bootstrap` is idempotent and may run in every process at start. Why each setting is what it is: docs/topology.md.
 """
 
+import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable
@@ -38,6 +39,7 @@ TOK_CONSUMERS: dict[Priority, str] = {"high": "tok-high", "normal": "tok-normal"
 DEC_CONSUMER = "dec"
 WORKER_TTL = 15.0
 LOCK_MARKER_TTL = 60
+_FIRST_SECONDS = 5.0  # for the first connection
 
 
 def token_subject(priority: Priority, job_id: str) -> str:
@@ -182,8 +184,13 @@ async def connect(
     The defaults of nats-py notice a hung server after more than twenty seconds and stop trying after sixty attempts.
     """
 
+    refused: list[Exception] = []  # why there is no first connection yet
+
     async def on_error(error: Exception) -> None:  # permission denials arrive nowhere else
-        log.warning("nats: %s", error or type(error).__name__)
+        if first:
+            refused.append(error)
+        else:
+            log.warning("nats: %s", error or type(error).__name__)
 
     async def on_disconnect() -> None:
         if not client.is_closed:
@@ -194,25 +201,30 @@ async def connect(
         if on_reconnect is not None:
             await on_reconnect()
 
-    client = Client()
+    client, first = Client(), True
     try:
-        await client.connect(
-            settings.nats_url,
-            name=name,
-            error_cb=on_error,
-            disconnected_cb=on_disconnect,
-            reconnected_cb=reconnected,
-            allow_reconnect=True,
-            max_reconnect_attempts=-1,
-            reconnect_time_wait=0.25,  # type: ignore[arg-type]  # seconds; a fraction works
-            connect_timeout=5,
-            ping_interval=5,
-            max_outstanding_pings=2,
-            **options,
-        )
+        # Unlimited attempts mean the first connection too: nats-py would try for ever, without a word.
+        async with asyncio.timeout(_FIRST_SECONDS):
+            await client.connect(
+                settings.nats_url,
+                name=name,
+                error_cb=on_error,
+                disconnected_cb=on_disconnect,
+                reconnected_cb=reconnected,
+                allow_reconnect=True,
+                max_reconnect_attempts=-1,
+                reconnect_time_wait=0.25,  # type: ignore[arg-type]  # seconds; a fraction works
+                connect_timeout=5,
+                ping_interval=5,
+                max_outstanding_pings=2,
+                **options,
+            )
+        first = False
         return client
     except (nats.errors.Error, OSError, TimeoutError) as error:
-        raise Unavailable("nats", f"no connection to NATS: {error or type(error).__name__}") from error
+        # Refused credentials say more than the closed connections around them.
+        why = next((e for e in refused if "authorization" in str(e).lower()), refused[-1] if refused else error)
+        raise Unavailable("nats", f"no connection to NATS: {str(why) or type(why).__name__}") from error
 
 
 async def purge_job(js: JetStreamContext, job_id: str) -> None:

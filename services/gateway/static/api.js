@@ -24,7 +24,7 @@ export async function ask(path, options = {}) {
     // an answer without a body, or one from a proxy
   }
   // /health answers 503 with the same body that it has when all is well.
-  if (response.ok || path === "/health") return body;
+  if (response.ok || (path === "/health" && body.workers)) return body;
   let text = body.detail || `The server answered ${response.status} ${response.statusText}.`;
   if (body.field && text.startsWith(`${body.field}: `)) text = text.slice(body.field.length + 2);
   throw new Refused(response.status, sentence(text), body.field || "");
@@ -38,7 +38,8 @@ function sentence(text) {
 const LONGEST_PAUSE = 10_000; // ms between two attempts to connect
 
 /**
- * Follow a song to its end. `onState` gets every state, `onEnd` is called once: with "unknown" when there is no such
+ * Follow a song to its end. `onState` gets every state, or `{reconnecting: true}`;
+ * `onEnd` is called once: with "unknown" when there is no such
  * song, else with "". Returns a function that stops following.
  */
 export function follow(jobId, onState, onEnd) {
@@ -71,6 +72,7 @@ export function follow(jobId, onState, onEnd) {
         onEnd(closed.code === 4404 ? "unknown" : "");
         return;
       }
+      onState({ reconnecting: true });
       timer = setTimeout(connect, pause);
       pause = Math.min(pause * 2, LONGEST_PAUSE);
     };

@@ -73,7 +73,7 @@ const gigabytes = (bytes) => `${(bytes / 2 ** 30).toFixed(1)} GB`;
 function device(gpu) {
   const memory = `${gigabytes(gpu.memory_used)} of ${gigabytes(gpu.memory_total)}`;
   const lies = gpu.resident.length ? `, holds ${gpu.resident.join(" and ")}` : "";
-  const turn = gpu.lease ? `, ${gpu.lease.role}'s turn` : "";
+  const turn = gpu.lease ? `, ${gpu.lease.role}'s turn in phase ${gpu.lease.phase ?? "–"}` : "";
   return `${gpu.name}: ${memory}${lies}${turn}`;
 }
 

@@ -4,6 +4,7 @@ import { ask, follow } from "./api.js";
 
 const KEY = "heartmula.songs";
 const KEPT = 50;
+const RETRY_AFTER = 3_000; // ms
 const ENDED = new Set(["completed", "failed", "cancelled"]);
 const WORDS = {
   queued: "Waiting",
@@ -77,6 +78,10 @@ function row(song) {
   }
 
   function show(state) {
+    if (state.reconnecting) {
+      say("Reconnecting…");
+      return;
+    }
     stage = state.stage ?? stage;
     say(state.status === "queued" || ENDED.has(state.status) ? WORDS[state.status] : STAGES[stage] ?? WORDS[state.status]);
     part("progress").value = state.progress;
@@ -101,8 +106,10 @@ function row(song) {
       const state = await ask(`/generate/${song.id}/status`);
       show(state);
       if (state.status === "completed") play(state);
+      part(".error").hidden = state.status !== "failed";
     } catch (error) {
       complain(error.message);
+      setTimeout(() => item.isConnected && finish(why), RETRY_AFTER);
     }
   }
 
