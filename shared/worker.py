@@ -9,12 +9,11 @@ import logging
 import os
 import secrets
 import signal
-import sys
 import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import msgspec
 import nats
@@ -25,7 +24,7 @@ from nats.js.errors import APIError
 
 from shared.delivery import Delivery, Drained, JobStopped
 from shared.device import DeviceLedger
-from shared.errors import ConfigError, DeviceFull, JobConflict, LeaseLost, SongError, Unavailable
+from shared.errors import DeviceFull, JobConflict, LeaseLost, SongError, Unavailable
 from shared.events import progress_at_start
 from shared.gpu import Device, figures
 from shared.inbox import Inbox
@@ -310,26 +309,3 @@ class Worker:
             await self.inbox.retry_or_fail(delivery, error)
         finally:
             await delivery.close()
-
-
-def main(build: Callable[[Settings], Coroutine[Any, Any, Worker]]) -> int:
-    """Run a worker process to its end; returns its exit code."""
-    try:
-        settings = Settings.load()
-        settings.require_servers()
-        logging.basicConfig(
-            level=settings.log_level.upper(), format="%(asctime)s %(levelname)-7s %(name)s: %(message)s"
-        )
-        asyncio.run(_main(settings, build))
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except Unavailable as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
-async def _main(settings: Settings, build: Callable[[Settings], Coroutine[Any, Any, Worker]]) -> None:
-    worker = await build(settings)
-    await worker.run()

@@ -6,8 +6,9 @@ from services.codec_worker.engine import CodecEngine
 from services.codec_worker.stage import DecodeStage
 from shared.checkpoint import Checkpoint, open_checkpoint
 from shared.gpu import Device, choose_device
+from shared.process import run
 from shared.settings import Settings
-from shared.worker import Worker, main
+from shared.worker import Worker
 
 
 def build_engine(settings: Settings, checkpoint: Checkpoint) -> tuple[CodecEngine, Device, str]:
@@ -33,12 +34,12 @@ def build_engine(settings: Settings, checkpoint: Checkpoint) -> tuple[CodecEngin
     return NativeCodec(checkpoint, device.torch_name, dtype), device, "HeartCodec-oss"
 
 
-async def build(settings: Settings) -> Worker:
-    """The codec worker."""
+async def serve(settings: Settings) -> None:
+    """Work until SIGTERM or SIGINT."""
     checkpoint = open_checkpoint(settings.model_path, settings.model_version)
     engine, device, name = build_engine(settings, checkpoint)
-    return Worker(settings, DecodeStage(engine, name, settings), device)
+    await Worker(settings, DecodeStage(engine, name, settings), device).run()
 
 
 if __name__ == "__main__":
-    sys.exit(main(build))
+    sys.exit(run(serve))

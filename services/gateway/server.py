@@ -50,6 +50,7 @@ class GatewayServer(uvicorn.Server):
 
 async def serve(settings: Settings) -> None:
     """Run the gateway until SIGTERM or SIGINT. Raises `ConfigError` or `Unavailable` when it cannot begin."""
+    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)  # it has a line for every connection
     gateway = await Gateway.open(settings)
     try:
         server = GatewayServer(gateway)
@@ -64,8 +65,3 @@ async def serve(settings: Settings) -> None:
             ) from None
     finally:
         await gateway.close()
-
-
-def quieten() -> None:
-    """Silence what libraries say about every connection."""
-    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)

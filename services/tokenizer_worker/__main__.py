@@ -6,9 +6,10 @@ from services.tokenizer_worker.engine import TokenEngine
 from services.tokenizer_worker.stage import TokenStage
 from shared.checkpoint import Checkpoint, open_checkpoint
 from shared.gpu import Device, choose_device
+from shared.process import run
 from shared.prompt import Prompter
 from shared.settings import Settings
-from shared.worker import Worker, main
+from shared.worker import Worker
 
 
 def build_engine(settings: Settings, checkpoint: Checkpoint) -> tuple[TokenEngine, Device, str]:
@@ -36,12 +37,12 @@ def build_engine(settings: Settings, checkpoint: Checkpoint) -> tuple[TokenEngin
     return NativeEngine(checkpoint, device.torch_name, dtype), device, name
 
 
-async def build(settings: Settings) -> Worker:
-    """The tokenizer worker."""
+async def serve(settings: Settings) -> None:
+    """Work until SIGTERM or SIGINT."""
     checkpoint = open_checkpoint(settings.model_path, settings.model_version)
     engine, device, name = build_engine(settings, checkpoint)
-    return Worker(settings, TokenStage(engine, Prompter(checkpoint), name), device)
+    await Worker(settings, TokenStage(engine, Prompter(checkpoint), name), device).run()
 
 
 if __name__ == "__main__":
-    sys.exit(main(build))
+    sys.exit(run(serve))

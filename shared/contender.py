@@ -1,0 +1,373 @@
+"""A contender for a device: the protocol behind `shared.lease`, whose docstring tells how it works.
+
+Everything here runs on the lease's own event loop; only what says so may be read from other threads.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import nats
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.js import JetStreamContext
+from nats.js.api import DeliverPolicy
+from nats.js.errors import APIError, NotFoundError
+
+from shared.errors import LeaseLost
+from shared.messages import LeaseRecord
+from shared.settings import Settings
+from shared.tasks import end
+from shared.topology import GPU_LOCK, LOCK_MARKER_TTL, connect, lock_key
+
+log = logging.getLogger(__name__)
+
+PREFIX = f"$KV.{GPU_LOCK}."
+STREAM = f"KV_{GPU_LOCK}"
+_WRONG_LAST_SEQUENCE = 10071
+
+
+@dataclass(frozen=True)
+class LeaseView:
+    """A contender as others see it."""
+
+    gpu: str
+    role: str
+    owner: str
+    state: str  # "held" or "waiting"
+    phase: int | None
+    since: float  # seconds since the epoch
+    ticket: int
+    fence: int  # sequence of its latest write; the fencing token at the moment of taking
+
+
+def read_view(subject: str, data: bytes, sequence: int) -> LeaseView:
+    record = msgspec.json.decode(data, type=LeaseRecord)
+    gpu = subject.removeprefix(PREFIX).split(".")[0]
+    ticket = record.ticket or sequence
+    return LeaseView(gpu, record.role, record.owner, record.state, record.phase, record.since, ticket, sequence)
+
+
+class Contender:
+    """The protocol. Lives on the lease thread; `token`, `deadline` and `others` may be read from any."""
+
+    def __init__(self, settings: Settings, gpu: str, role: str, instance: str, scope: str, lock: Path) -> None:
+        self._settings = settings
+        self._ttl = settings.lease_ttl
+        self._role, self._instance = role, instance
+        self._subject = PREFIX + lock_key(gpu, role, instance)
+        self._scope = PREFIX + scope
+        self._flock = _Flock(lock)
+        self.token = 0  # fencing token while held, else 0
+        self.deadline = 0.0  # monotonic; nothing may run on the device after it
+        self._ticket = 0  # 0: not in the queue
+        self._sequence = 0  # of our latest write
+        self._phase: int | None = None
+        self._since = 0.0
+        self._views: dict[str, LeaseView] = {}  # replaced as a whole, so that other threads may read it
+        self._complete = False  # the snapshot that `_views` began with has been read
+        self._generation = 0
+        self._changed = asyncio.Event()
+        self._writing = asyncio.Lock()
+        self._renewing: asyncio.Task[None] | None = None
+        self._acquiring: asyncio.Task[object] | None = None
+        self._nc: Client
+        self._js: JetStreamContext
+
+    # --- following the others
+
+    async def start(self) -> None:
+        # pending_size 0: a renewal must not be sent later than it was timed.
+        self._nc = await connect(
+            self._settings, f"lease-{self._role}-{self._instance}", on_reconnect=self._follow, pending_size=0
+        )
+        self._js = self._nc.jetstream(timeout=max(1.0, self._ttl / 4))
+        await self._follow()
+
+    async def _follow(self) -> None:
+        """Read who is there and follow every change; again after a reconnect, from a fresh snapshot."""
+        self._complete = False
+        self._generation += 1
+        generation, received, snapshot = self._generation, 0, asyncio.Event()
+        expected: int | None = None
+
+        async def on_message(message: Msg) -> None:
+            nonlocal received
+            if generation == self._generation:
+                self._observe(message)
+                received += 1
+                if expected is not None and received >= expected:
+                    snapshot.set()
+
+        while generation == self._generation:
+            self._views, received, expected = {}, 0, None
+            try:
+                subscription = await self._js.subscribe(
+                    self._scope,
+                    stream=STREAM,
+                    ordered_consumer=True,
+                    deliver_policy=DeliverPolicy.LAST_PER_SUBJECT,
+                    idle_heartbeat=1,
+                    cb=on_message,
+                )
+                info = await subscription.consumer_info()
+                delivered = info.delivered.consumer_seq if info.delivered else 0
+                expected = (info.num_pending or 0) + delivered
+                if received < expected:
+                    async with asyncio.timeout(2):
+                        await snapshot.wait()
+                if generation == self._generation:
+                    self._complete = True
+                    self._changed.set()
+                else:
+                    await subscription.unsubscribe()
+                return
+            except (nats.errors.Error, APIError, TimeoutError) as error:
+                log.warning("lease: cannot follow the others yet: %r", error)
+                await asyncio.sleep(0.25)
+
+    def _observe(self, message: Msg) -> None:
+        sequence = message.metadata.sequence.stream
+        headers = message.headers or {}
+        gone = not message.data or "KV-Operation" in headers or "Nats-Marker-Reason" in headers
+        views = dict(self._views)
+        if gone:
+            views.pop(message.subject, None)
+            if message.subject == self._subject and sequence > self._sequence:
+                self._lose("its key is gone")
+        else:
+            views[message.subject] = read_view(message.subject, message.data, sequence)
+        self._views = views
+        self._changed.set()
+
+    def others(self) -> list[LeaseView]:
+        """Everybody else in the queue, the next one first."""
+        mine = self._subject
+        found = [view for subject, view in self._views.items() if subject != mine]
+        return sorted(found, key=lambda view: view.ticket)
+
+    # --- our own key
+
+    async def _write(self, state: str, ticket: int, timeout: float) -> int:
+        """One compare-and-set write of our key; moves the deadline. Raises what `publish` raises."""
+        record = LeaseRecord(
+            ticket=ticket,
+            state="held" if state == "held" else "waiting",
+            role=self._role,
+            owner=self._instance,
+            phase=self._phase,
+            since=self._since,
+        )
+        headers = {
+            "Nats-TTL": f"{self._ttl}s",
+            "Nats-Expected-Last-Subject-Sequence": str(self._sequence),
+        }
+        sent = time.monotonic()
+        ack = await self._js.publish(self._subject, msgspec.json.encode(record), timeout=timeout, headers=headers)
+        self._sequence = ack.seq
+        self.deadline = sent + self._ttl - 1
+        return ack.seq
+
+    async def _last(self) -> tuple[int, LeaseRecord | None]:
+        """Sequence and record of our key as the leader has it; (0, None) when there is nothing at all."""
+        try:
+            message = await self._js.get_msg(STREAM, subject=self._subject)
+        except NotFoundError:
+            return 0, None
+        record = msgspec.json.decode(message.data, type=LeaseRecord) if message.data else None
+        return message.seq or 0, record
+
+    async def _update(self) -> bool:
+        """Write our key with its present state. False when there was no answer; raises `LeaseLost` when it is gone."""
+        async with self._writing:
+            if not self._ticket:
+                raise LeaseLost("the lease on the device is gone")
+            try:
+                await self._write("held" if self.token else "waiting", self._ticket, self._ttl / 4)
+                return True
+            except APIError as error:
+                if error.err_code != _WRONG_LAST_SEQUENCE:
+                    log.warning("lease: renewal refused: %r", error)
+                    return False
+            except (nats.errors.Error, TimeoutError, OSError):
+                return False
+            # Either an earlier write got through without an answer, or the key is gone.
+            try:
+                sequence, record = await self._last()
+            except (nats.errors.Error, APIError, TimeoutError, OSError):
+                return False
+            if record is None or (record.ticket or sequence) != self._ticket:
+                self._lose("its key was replaced")
+                raise LeaseLost("the lease on the device is gone")
+            self._sequence = sequence
+        return await self._update()
+
+    async def _renew(self) -> None:
+        pause = self._ttl / 4
+        while self._ticket:
+            await asyncio.sleep(pause)
+            if not self._ticket:
+                return
+            if time.monotonic() >= self.deadline:
+                self._lose("it could not be renewed in time")
+                return
+            try:
+                pause = self._ttl / 4 if await self._update() else 0.25
+            except LeaseLost:
+                return
+
+    def _lose(self, why: str) -> None:
+        if self.token:
+            log.error("lease lost: %s", why)
+        self.token = 0
+        self._ticket = 0
+        self._changed.set()
+
+    # --- taking, changing, giving back
+
+    async def acquire(self) -> int:
+        if self.token:
+            raise RuntimeError("the lease is held already")
+        self._acquiring = asyncio.current_task()
+        try:
+            while True:
+                await self._enter_queue()
+                if await self._wait_for_turn():
+                    return self.token
+        except BaseException:
+            await self.release()
+            raise
+
+    async def withdraw(self) -> None:
+        """Whoever waited waits no more; what `acquire` got meanwhile is given back."""
+        if self._acquiring is not None:
+            await end(self._acquiring)
+        await self.release()
+
+    async def _enter_queue(self) -> None:
+        while True:
+            async with self._writing:
+                try:
+                    self._sequence, _ = await self._last()
+                    self._phase, self._since = None, time.time()
+                    self._ticket = await self._write("waiting", 0, self._ttl / 4)
+                    break
+                except (nats.errors.Error, APIError, TimeoutError, OSError) as error:
+                    log.debug("lease: cannot enter the queue yet: %r", error)
+            await asyncio.sleep(0.25)
+        self._renewing = asyncio.create_task(self._renew())
+
+    async def _wait_for_turn(self) -> bool:
+        """True when the lease is ours; False when our place in the queue is lost."""
+        while self._ticket:
+            self._changed.clear()
+            views = self._views
+            head = min(views.values(), key=lambda view: view.ticket, default=None)
+            # Having seen our own first write, we have seen every lower ticket: they are older in the same stream.
+            if self._complete and head is not None and head.ticket == self._ticket and head.owner == self._instance:
+                return await self._confirm()
+            try:
+                async with asyncio.timeout(self._ttl / 4):
+                    await self._changed.wait()
+            except TimeoutError:
+                await self._recheck_head()
+        return False
+
+    async def _recheck_head(self) -> None:
+        """Markers can be missed across a restart; ask the leader whether the head is still there."""
+        head = min(self._views.items(), key=lambda item: item[1].ticket, default=None)
+        if head is None or head[0] == self._subject:
+            return
+        try:
+            message = await self._js.get_msg(STREAM, subject=head[0])
+            gone = not message.data
+        except NotFoundError:
+            gone = True
+        except (nats.errors.Error, APIError, TimeoutError, OSError):
+            return
+        if gone:
+            self._views = {subject: view for subject, view in self._views.items() if subject != head[0]}
+
+    async def _confirm(self) -> bool:
+        while self._ticket:
+            async with self._writing:
+                try:
+                    self.token = await self._write("held", self._ticket, self._ttl / 4)
+                    break
+                except (nats.errors.Error, APIError, TimeoutError, OSError) as error:
+                    log.debug("lease: not confirmed yet: %r", error)
+            await asyncio.sleep(0.05)
+            with contextlib.suppress(LeaseLost):
+                await self._update()
+        while self.token:
+            # A holder that was stopped, not killed, may still have work queued on the device: wait for the process.
+            if self._flock.take():
+                return True
+            await asyncio.sleep(0.05)
+        return False
+
+    async def enter(self, token: int, phase: int) -> None:
+        self._phase = phase
+        while True:
+            if self.token != token or time.monotonic() >= self.deadline:
+                raise LeaseLost("the lease on the device is gone")
+            if await self._update():
+                return
+            await asyncio.sleep(0.1)
+
+    async def release(self) -> None:
+        """Leave the queue or give the device back: a delete marker, by compare-and-set."""
+        ticket, self._ticket, self.token = self._ticket, 0, 0
+        if self._renewing is not None:
+            self._renewing.cancel()
+            self._renewing = None
+        self._flock.release()
+        if not ticket:
+            return
+        headers = {
+            "KV-Operation": "DEL",
+            "Nats-TTL": f"{LOCK_MARKER_TTL}s",
+            "Nats-Expected-Last-Subject-Sequence": str(self._sequence),
+        }
+        async with self._writing:
+            # Where there is no answer the key expires by itself.
+            with contextlib.suppress(nats.errors.Error, APIError, TimeoutError, OSError):
+                await self._js.publish(self._subject, b"", timeout=self._ttl / 4, headers=headers)
+
+    async def close(self) -> None:
+        await self.release()
+        self._generation += 1
+        with contextlib.suppress(nats.errors.Error, TimeoutError, OSError):
+            await self._nc.close()
+        mine = asyncio.current_task()
+        await end(*(task for task in asyncio.all_tasks() if task is not mine))  # nats-py leaves some behind
+
+
+class _Flock:
+    """A file lock: what the kernel guarantees on one host, whatever the network says."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._fd: int | None = None
+
+    def take(self) -> bool:
+        """Take the lock if it is free."""
+        if self._fd is None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def release(self) -> None:
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
