@@ -10,8 +10,6 @@ from services.codec_worker.model.quantizer import Quantizer
 from services.codec_worker.model.scalar import ScalarDecoder
 from shared.checkpoint import CodecConfig
 
-LATENT_RATE = 25  # Hz
-
 
 class HeartCodec(nn.Module):
     """Codes → conditioning, latents → velocity, latents → waveform.
