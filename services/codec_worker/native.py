@@ -1,6 +1,7 @@
 """The native codec engine: this project's own HeartCodec behind the `CodecEngine` interface."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -52,12 +53,13 @@ class NativeCodec:
         if not self._host:
             raise PhaseError("the codec is not loaded")
         try:
-            for name, parameter in self._model.named_parameters():
-                parameter.data = self._host[name].to(self._device)
-            self._schedule = Schedule(self._model.estimator)
-        except torch.OutOfMemoryError as error:
+            with _device_memory():
+                for name, parameter in self._model.named_parameters():
+                    parameter.data = self._host[name].to(self._device)
+                self._schedule = Schedule(self._model.estimator)
+        except DeviceFull:
             self.to_host()
-            raise DeviceFull(f"the device's memory is full: {error}") from None
+            raise
 
     @torch.inference_mode()
     def to_host(self) -> None:
@@ -101,23 +103,28 @@ class NativeCodec:
 
     @torch.inference_mode()
     def _begin(self, codes: np.ndarray, noise: Tensor, context: Tensor, schedule: Schedule) -> EulerSolver:
-        mu = self._model.quantizer(torch.from_numpy(codes.astype(np.int64)).to(self._device))
-        return EulerSolver(self._model.estimator, schedule, mu, noise.to(self._device), context, GUIDANCE)
+        with _device_memory():
+            mu = self._model.quantizer(torch.from_numpy(codes.astype(np.int64)).to(self._device))
+            return EulerSolver(self._model.estimator, schedule, mu, noise.to(self._device), context, GUIDANCE)
 
     @torch.inference_mode()
     def _advance(self, solver: EulerSolver) -> None:
-        try:
+        with _device_memory():
             solver.step()
-        except torch.OutOfMemoryError as error:
-            raise DeviceFull(f"the device's memory is full: {error}") from None
 
     @torch.inference_mode()
     def _waveform(self, latents: Tensor) -> np.ndarray:
-        try:
+        with _device_memory():
             waveform: np.ndarray = self._model.scalar(latents).cpu().numpy()
-        except torch.OutOfMemoryError as error:
-            raise DeviceFull(f"the device's memory is full: {error}") from None
         return waveform
+
+
+@contextmanager
+def _device_memory() -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise DeviceFull(f"the device's memory is full: {error}") from None
 
 
 def noise(seed: int, window: int, plan: WindowPlan, channels: int) -> Tensor:

@@ -18,11 +18,13 @@ class Convolution(nn.Module):
         self.weight = nn.Parameter(torch.empty(outputs, inputs, kernel))
         self.bias = nn.Parameter(torch.empty(outputs))
         self.dilation = dilation
-        self.padding = (kernel // 2, kernel // 2) if look_ahead else (dilation * (kernel - 1), 0)
+        self.padding = kernel // 2 if look_ahead else dilation * (kernel - 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """``[channels, inputs, T]`` → ``[channels, outputs, T]``."""
-        return F.conv1d(F.pad(x, self.padding), self.weight, self.bias, dilation=self.dilation)
+        # Padded on both sides and cut again: padding on the left alone would copy `x`, the largest thing in memory.
+        padded = F.conv1d(x, self.weight, self.bias, padding=self.padding, dilation=self.dilation)
+        return padded[..., : x.shape[-1]]
 
 
 class Upsampling(nn.Module):

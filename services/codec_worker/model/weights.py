@@ -16,70 +16,78 @@ _UNUSED = re.compile(
     r"|flow_matching\.vq_embed\.project_in\."
     r"|flow_matching\.vq_embed\.layers\.\d+\._codebook\.(embed_avg|cluster_size|initted)$"
 )
-_RENAMED = (
-    (r"^scalar_model\.decoder\.", "scalar.decoder."),
-    (r"^flow_matching\.vq_embed\.project_out\.", "quantizer.project_out."),
-    (r"^flow_matching\.cond_feature_emb\.", "quantizer.cond_feature_emb."),
-    (r"^flow_matching\.estimator\.", "estimator."),
-    (r"\.emb\.timestep_embedder\.", "."),
-    (r"\.(attn|mlp)\.", "."),
-    (r"\.(attn_norm|mlp_norm)\.weight$", r".\1"),
-    (r"\.layer\.", "."),
+_OFFICIAL = (  # how the checkpoint calls what the model calls otherwise
+    (r"^quantizer\.project_out\.", "flow_matching.vq_embed.project_out."),
+    (r"^quantizer\.cond_feature_emb\.", "flow_matching.cond_feature_emb."),
+    (r"^estimator\.", "flow_matching.estimator."),
+    (r"\.(adaln_single|adaln_single_2)\.(linear_[12])\.", r".\1.emb.timestep_embedder.\2."),
+    (r"\.([qkvo]_proj)\.", r".attn.\1."),
+    (r"\.(gate|up|down)\.", r".mlp.\1."),
+    (r"\.(attn_norm|mlp_norm)$", r".\1.weight"),
+    (r"^scalar\.decoder\.", "scalar_model.decoder."),
+    (r"\.up_conv\.", ".up_conv.layer."),
 )
-_CODEBOOK = re.compile(r"flow_matching\.vq_embed\.layers\.(\d+)\._codebook\.embed$")
-_WEIGHT_NORM = re.compile(r"^(.*)\.parametrizations\.weight\.original([01])$")
+_CODEBOOKS = "quantizer.embed"
+_CODEBOOK = "flow_matching.vq_embed.layers.{}._codebook.embed"
+_WEIGHT_NORM = ".parametrizations.weight.original"  # 0: magnitude, 1: direction
 
 
 @torch.no_grad()
 def load_weights(model: HeartCodec, folder: Path) -> None:
     """Fill a model on the CPU from a checkpoint folder, each tensor straight into its place and dtype.
 
-    Raises `ConfigError` naming the tensor that is missing, unexpected or of another shape.
+    Raises `ConfigError` with the checkpoint's name of a tensor that is missing, unexpected or of another shape.
     """
-    places = dict(model.named_parameters())
-    left = set(places) - {"quantizer.embed"}
-    books = set(range(model.config.num_quantizers))
+    places = _places(model)
+    left = set(places)
     halves: dict[str, dict[str, Tensor]] = {}  # weight-normed tensors of which one half has been read
 
     def put(source: str, name: str, tensor: Tensor) -> None:
         if name not in left:
             raise ConfigError(f"{folder}: unexpected tensor {source}")
-        _copy(folder, source, places[name], tensor)
+        _check(folder, source, tensor, list(places[name].shape))
+        places[name].copy_(tensor)
         left.discard(name)
 
     for source, tensor in tensors(folder):
         if _UNUSED.match(source):
             continue
-        if book := _CODEBOOK.match(source):
-            index = int(book[1])
-            if index not in books:
-                raise ConfigError(f"{folder}: unexpected tensor {source}")
-            _copy(folder, source, places["quantizer.embed"][index], tensor[0])
-            books.discard(index)
+        stem, normed, half = source.partition(_WEIGHT_NORM)
+        if not normed:
+            put(source, source, tensor)
             continue
-        name = source
-        for pattern, replacement in _RENAMED:
-            name = re.sub(pattern, replacement, name)
-        if normed := _WEIGHT_NORM.match(name):
-            pair = halves.setdefault(normed[1], {})
-            pair[normed[2]] = tensor.float()
-            if len(pair) == 2:
-                put(source, f"{normed[1]}.weight", _fold(pair["0"], pair["1"]))
-                del halves[normed[1]]
-        else:
-            put(source, name, tensor)
-    missing = sorted(left) + [f"codebook {n}" for n in sorted(books)]
-    if missing:
-        raise ConfigError(f"{folder}: {len(missing)} tensors are missing, among them {missing[0]}")
+        pair = halves.setdefault(stem, {})
+        pair[half] = tensor.float()
+        if pair.keys() == {"0", "1"}:
+            _check(folder, f"{stem}{_WEIGHT_NORM}0", pair["0"], [len(pair["1"])] + [1] * (pair["1"].ndim - 1))
+            put(f"{stem}{_WEIGHT_NORM}1", f"{stem}.weight", _fold(pair["0"], pair["1"]))
+            del halves[stem]
+    for stem, pair in halves.items():
+        left.discard(f"{stem}.weight")
+        left |= {f"{stem}{_WEIGHT_NORM}{half}" for half in {"0", "1"} - pair.keys()}
+    if left:
+        raise ConfigError(f"{folder}: {len(left)} tensors are missing, among them {min(left)}")
+
+
+def _places(model: HeartCodec) -> dict[str, Tensor]:
+    """The model's parameters under the checkpoint's names, weight norm folded."""
+    places: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters():
+        if name == _CODEBOOKS:
+            places |= {_CODEBOOK.format(n): parameter[n : n + 1] for n in range(len(parameter))}
+            continue
+        for pattern, official in _OFFICIAL:
+            name = re.sub(pattern, official, name)
+        places[name] = parameter
+    return places
+
+
+def _check(folder: Path, source: str, tensor: Tensor, shape: list[int]) -> None:
+    if list(tensor.shape) != shape:
+        raise ConfigError(f"{folder}: {source} is {list(tensor.shape)}, expected {shape}")
 
 
 def _fold(magnitude: Tensor, direction: Tensor) -> Tensor:
     """Weight norm (Salimans & Kingma 2016) over all dimensions but the first: g · v / ‖v‖, fp32."""
     norm: Tensor = torch.linalg.vector_norm(direction, dim=tuple(range(1, direction.ndim)), keepdim=True)
     return direction * (magnitude / norm)
-
-
-def _copy(folder: Path, source: str, place: Tensor, tensor: Tensor) -> None:
-    if place.shape != tensor.shape:
-        raise ConfigError(f"{folder}: {source} is {list(tensor.shape)}, the configuration says {list(place.shape)}")
-    place.copy_(tensor)
