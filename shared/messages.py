@@ -71,8 +71,11 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     created_at: float  # seconds since the epoch, as all times here
     started_at: float | None = None
     completed_at: float | None = None  # when it ended, however it ended
+    digest: str | None = None  # of what was submitted, where a key makes submitting it again harmless
     fence: int | None = None  # fencing token of the turn that works on it
-    attempts: int = 0  # turns that began on the current stage
+    attempts: int = 0  # turns that began on the current stage and were not given back
+    tokens_key: str | None = None  # object key of its tokens; while they are made, of the latest checkpoint
+    remade: int = 0  # how often its tokens were damaged or gone and had to be made again
     frames: int | None = None  # tokens made, 80 ms each
     audio_key: str | None = None
     audio_bytes: int | None = None
@@ -92,12 +95,20 @@ class SongEvent(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind"):
 class Queued(SongEvent, frozen=True, kw_only=True, tag="queued"):
     """The song is durably in the queue."""
 
+    queue_position: int | None = None  # songs before it
+    eta: str | None = None  # when it is expected to be completed, RFC 3339
+
 
 class Stage(SongEvent, frozen=True, kw_only=True, tag="stage"):
-    """The song entered a stage; `phase` is the offload phase (0–4) that it runs in."""
+    """The song entered a stage; `phase` is the offload phase (0–4) that it runs in.
 
-    stage: Literal["loading", "generating", "waiting", "decoding", "storing"]
+    `paused` means that the device went to somebody else: the song goes on from `frames`.
+    """
+
+    stage: Literal["loading", "generating", "paused", "waiting", "decoding", "storing"]
     phase: int | None = None
+    frames: int | None = None  # made already, in `generating` and `paused`
+    memory_used: int | None = None  # bytes on the device
 
 
 class Progress(SongEvent, frozen=True, kw_only=True, tag="progress"):
@@ -106,6 +117,7 @@ class Progress(SongEvent, frozen=True, kw_only=True, tag="progress"):
     done: int
     total: int
     rate: float | None = None  # per second
+    eta: str | None = None  # as in `Queued`
 
 
 class Completed(SongEvent, frozen=True, kw_only=True, tag="completed"):
@@ -155,6 +167,15 @@ class GpuFigures(msgspec.Struct, frozen=True, kw_only=True):
     temperature: int | None = None  # °C
 
 
+class PhaseMemory(msgspec.Struct, frozen=True, kw_only=True):
+    """Memory at the two ends of a phase of a worker's latest turn, in bytes."""
+
+    phase: int
+    device_before: int
+    device_after: int | None = None  # None while it lasts
+    host: int  # resident set of the worker's process at its begin
+
+
 class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
     """A worker's heartbeat; gone from the WORKERS bucket when the worker is."""
 
@@ -169,7 +190,12 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
     state: Literal["idle", "waiting", "working"]
     phase: int | None = None
     resident: list[str] = []  # all that lies on the device, of every worker
-    job_id: str | None = None
+    jobs: list[str] = []  # songs that it works on
+    slots: int = 1  # songs that it can work on at once
+    rate: float | None = None  # frames a second of late, of all its songs together; for the codec frames decoded
+    song_frames: float | None = None  # mean length of its latest songs
+    memory: list[PhaseMemory] = []
+    problem: str | None = None  # why it cannot work, for people
     since: float  # of the state
     sent: float  # of two workers on a device the later one knows better what lies there
 

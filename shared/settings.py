@@ -141,6 +141,21 @@ class Settings:
         60.0,
         "how long one worker may keep starting songs while the other one waits for the device",
     )
+    batch: int = _setting(
+        "HEARTMULA_BATCH", _integer(1, 256), 1, "songs that are made at once; fewer where memory does not suffice"
+    )
+    checkpoint_seconds: float = _setting(
+        "HEARTMULA_CHECKPOINT_SECONDS",
+        _seconds(0.08, 3600),
+        5.0,
+        "seconds of music after which a song's tokens are saved again; what a crash can cost",
+    )
+    sweep_seconds: float = _setting(
+        "HEARTMULA_SWEEP_SECONDS",
+        _seconds(1, 86400),
+        300.0,
+        "pause between two searches for what crashes left behind; only what is older than this is touched",
+    )
     lease_ttl: int = _setting(
         "HEARTMULA_LEASE_TTL",
         _integer(2, 60),

@@ -176,7 +176,7 @@ class Worker:
             state="working" if turn else "waiting" if self._waiting else "idle",
             phase=turn.phase if turn else None,
             resident=[resident.label for resident in self.ledger.residents()],
-            job_id=current.job.job_id if current else None,
+            jobs=[current.job.job_id] if current else [],
             since=self._since,
             sent=time.time(),
         )

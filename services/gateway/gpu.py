@@ -36,7 +36,7 @@ class WorkerBody(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     state: str
     phase: int | None
-    job_id: str | None
+    jobs: list[str]
     since: str
 
 
@@ -110,7 +110,7 @@ def _device(workers: list[WorkerStatus], leases: list[LeaseView]) -> GpuBody:
                 model=worker.model,
                 state=worker.state,
                 phase=worker.phase,
-                job_id=worker.job_id,
+                jobs=worker.jobs,
                 since=timestamp(worker.since),
             )
             for worker in workers

@@ -44,14 +44,19 @@ class TokenEngine(Protocol):
     def to_host(self) -> None:
         """Drop every song and cache, move the weights to host memory, give the device's memory back."""
 
-    def admit(self, song_id: str, song: Song) -> None:
-        """Take a song into the batch: allocate its caches and prefill its prompt."""
+    def admit(self, song_id: str, song: Song, frames: np.ndarray | None = None) -> None:
+        """Take a song into the batch: allocate its caches and prefill its prompt.
+
+        With `frames`, int16 ``[8, T]`` made before (by this engine or another one like it), the song goes on after
+        them, as if it had never been interrupted. Raises `DeviceFull` when the batch as it is leaves no room; then
+        the song is not in it and nothing else has changed.
+        """
 
     def step(self) -> dict[str, np.ndarray | None]:
         """Make the next frame of every song in the batch.
 
         Returns, a song, its frame as int16 ``[8]``, or None when the song has ended (by an end token or at
-        `max_frames`); an ended song has left the batch.
+        `max_frames`); an ended song has left the batch. After `DeviceFull` every song is as it was before.
         """
 
     def drop(self, song_id: str) -> None:
