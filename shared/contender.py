@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 PREFIX = f"$KV.{GPU_LOCK}."
 STREAM = f"KV_{GPU_LOCK}"
 _WRONG_LAST_SEQUENCE = 10071
+_PHASE_DELAY = 0.05  # seconds; phases that are over sooner are not written down, each write costs a disk's sync
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ class Contender:
         self._changed = asyncio.Event()
         self._writing = asyncio.Lock()
         self._renewing: asyncio.Task[None] | None = None
+        self._telling: asyncio.Task[None] | None = None  # writes the phase down
         self._acquiring: asyncio.Task[object] | None = None
         self._nc: Client
         self._js: JetStreamContext
@@ -313,13 +315,17 @@ class Contender:
         return False
 
     async def enter(self, token: int, phase: int) -> None:
+        if self.token != token or time.monotonic() >= self.deadline:
+            raise LeaseLost("the lease on the device is gone")
         self._phase = phase
-        while True:
-            if self.token != token or time.monotonic() >= self.deadline:
-                raise LeaseLost("the lease on the device is gone")
-            if await self._update():
-                return
-            await asyncio.sleep(0.1)
+        if self._telling is None or self._telling.done():
+            self._telling = asyncio.create_task(self._tell_phase(token))
+
+    async def _tell_phase(self, token: int) -> None:
+        await asyncio.sleep(_PHASE_DELAY)
+        with contextlib.suppress(LeaseLost):
+            if self.token == token:
+                await self._update()
 
     async def release(self) -> None:
         """Leave the queue or give the device back: a delete marker, by compare-and-set."""
@@ -330,15 +336,26 @@ class Contender:
         self._flock.release()
         if not ticket:
             return
+        async with self._writing:
+            # Where there is no answer the key expires by itself.
+            with contextlib.suppress(nats.errors.Error, APIError, TimeoutError, OSError):
+                try:
+                    await self._delete()
+                except APIError as error:
+                    if error.err_code != _WRONG_LAST_SEQUENCE:
+                        raise
+                    # A renewal that was cancelled before it was answered?
+                    self._sequence, record = await self._last()
+                    if record is not None and (record.ticket or self._sequence) == ticket:
+                        await self._delete()
+
+    async def _delete(self) -> None:
         headers = {
             "KV-Operation": "DEL",
             "Nats-TTL": f"{LOCK_MARKER_TTL}s",
             "Nats-Expected-Last-Subject-Sequence": str(self._sequence),
         }
-        async with self._writing:
-            # Where there is no answer the key expires by itself.
-            with contextlib.suppress(nats.errors.Error, APIError, TimeoutError, OSError):
-                await self._js.publish(self._subject, b"", timeout=self._ttl / 4, headers=headers)
+        await self._js.publish(self._subject, b"", timeout=self._ttl / 4, headers=headers)
 
     async def close(self) -> None:
         await self.release()

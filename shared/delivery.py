@@ -1,4 +1,4 @@
-"""One message being worked on: kept alive, cancellable, and settled exactly once."""
+"""One message being worked on: kept alive, paused or cancelled between two steps, and settled exactly once."""
 
 import asyncio
 import contextlib
@@ -21,20 +21,21 @@ from shared.tasks import end
 log = logging.getLogger(__name__)
 
 PROGRESS_INTERVAL = 0.25  # seconds
+_LAST_EVENTS = 5.0  # seconds for publishing what is left
 
 
 class JobStopped(HeartMulaError):
     """The song was cancelled, or is no longer ours. Nothing is left to do for it."""
 
 
-class Drained(HeartMulaError):
-    """The worker is shutting down; the song goes back into the queue."""
+class Paused(HeartMulaError):
+    """The song goes back into the queue, through no fault of its own, and goes on from there."""
 
 
 class Delivery:
     """A claimed job: its message, its record, its events.
 
-    `check` and `progress` are called from the engine's thread, everything else from the worker's event loop.
+    Methods belong to the engine's thread or to the worker's event loop, as marked.
     """
 
     def __init__(
@@ -46,14 +47,14 @@ class Delivery:
         *,
         jobs: JobStore,
         events: EventPublisher,
-        draining: threading.Event,
-        alive_every: float,
+        alive_every: float,  # seconds
     ) -> None:
         self.message, self.order, self.job, self.turn = message, order, job, turn
-        self._jobs, self._events = jobs, events
-        self._draining = draining
-        self._alive_every = alive_every
+        self.off_device = asyncio.Event()  # nothing of this song is on the device any more
+        self.paused = threading.Event()
         self._stopped = threading.Event()
+        self._jobs, self._events = jobs, events
+        self._alive_every = alive_every
         self._loop = asyncio.get_running_loop()
         self._outbox: asyncio.Queue[AnyEvent] = asyncio.Queue()
         self._last_progress = 0.0
@@ -62,19 +63,27 @@ class Delivery:
     # --- from the engine's thread
 
     def check(self) -> None:
-        """Before every step: raise `LeaseLost`, `JobStopped` or `Drained` when the step must not run."""
+        """Before every step: raise `LeaseLost` or `JobStopped` when the step must not run."""
         self.turn.check_work()
         if self._stopped.is_set():
             raise JobStopped("the song was cancelled")
-        if self._draining.is_set():
-            raise Drained("the worker is shutting down")
+
+    def check_pause(self) -> None:
+        """Raise `Paused` when the song should leave the device. A stage that can go on from where it was asks for it
+        between two steps, others never do."""
+        if self.paused.is_set():
+            raise Paused("the device goes to somebody else")
 
     def progress(self, make: Callable[[], Progress], *, final: bool = False) -> None:
         """Report progress; `make` is called only when it is time for another event."""
         now = time.monotonic()
         if final or now - self._last_progress >= PROGRESS_INTERVAL:
             self._last_progress = now
-            self._loop.call_soon_threadsafe(self._outbox.put_nowait, make())
+            self.tell_from_engine(make())
+
+    def tell_from_engine(self, event: AnyEvent) -> None:
+        """`tell`, from the engine's thread."""
+        self._loop.call_soon_threadsafe(self._outbox.put_nowait, event)
 
     # --- from the event loop
 
@@ -82,14 +91,15 @@ class Delivery:
         """The song was cancelled: the next `check` raises."""
         self._stopped.set()
 
-    async def tell(self, event: AnyEvent) -> None:
-        """Publish an event after those already reported."""
+    def tell(self, event: AnyEvent) -> None:
+        """Publish an event after those already reported, in its own time."""
         self._outbox.put_nowait(event)
-        await self._outbox.join()
 
     async def close(self) -> None:
         """Publish what is left and stop keeping the message alive."""
-        await self._outbox.join()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_EVENTS):
+                await self._outbox.join()
         await end(*self._tasks)
 
     async def _post(self) -> None:

@@ -9,6 +9,7 @@
     ├── Unavailable         NATS or the object store does not answer
     ├── JobConflict         the job record is no longer in the state that an operation needs
     ├── ObjectError         an object is missing or its checksum does not match
+    │   └── TokensLost      … and it holds the tokens of a song, which can be made again
     ├── DeviceFull          weights or a cache do not fit the device
     ├── PhaseError          work was attempted outside its offload phase
     │   └── LeaseLost       … because the lease on the device is gone
@@ -53,6 +54,10 @@ class JobConflict(HeartMulaError):
 
 class ObjectError(HeartMulaError):
     """A stored object is missing, truncated or does not match its checksum."""
+
+
+class TokensLost(ObjectError):
+    """The tokens of a song are missing or damaged; they can be made again."""
 
 
 class DeviceFull(HeartMulaError):

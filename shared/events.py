@@ -10,7 +10,17 @@ import nats
 from nats.js import JetStreamContext
 from nats.js.errors import APIError
 
-from shared.messages import AnyEvent, Progress, Status, cloud_event
+from shared.messages import (
+    ENDED,
+    AnyEvent,
+    Cancelled,
+    Completed,
+    Failed,
+    Job,
+    Progress,
+    Status,
+    cloud_event,
+)
 from shared.topology import event_subject
 
 log = logging.getLogger(__name__)
@@ -32,10 +42,32 @@ class EventPublisher:
         """Publish one event and wait until the stream has it."""
         kind = str(type(event).__struct_config__.tag)
         payload = msgspec.json.encode(cloud_event(event, next(self._ids)))
+        # A song's end may be told again by whoever finds its message after a crash; the stream keeps one.
+        headers = {"Nats-Msg-Id": f"{event.job_id}:{kind}"} if event.status in ENDED else None
         try:
-            await self._js.publish(event_subject(tenant, event.job_id, kind), payload, timeout=2)
+            await self._js.publish(event_subject(tenant, event.job_id, kind), payload, timeout=2, headers=headers)
         except (nats.errors.Error, APIError, TimeoutError) as error:
             log.warning("event %s of %s not published: %r", kind, event.job_id, error)
+
+
+def end_event(job: Job) -> Completed | Failed | Cancelled:
+    """The event of a song's end, from its record."""
+    match job.status:
+        case "completed":
+            return Completed(
+                job_id=job.job_id,
+                status="completed",
+                progress=100,
+                result_url=f"/generate/{job.job_id}/result",
+                duration_s=job.duration_s or 0.0,
+                format=job.request.format,
+                seed=job.request.seed or 0,
+            )
+        case "failed":
+            return Failed(job_id=job.job_id, status="failed", progress=0, error=job.error or "for no known reason")
+        case "cancelled":
+            return Cancelled(job_id=job.job_id, status="cancelled", progress=0)
+    raise ValueError(f"the song has not ended, it is {job.status}")
 
 
 def progress_at_start(status: Status) -> float:

@@ -17,19 +17,25 @@ from nats.js import JetStreamContext
 from nats.js.errors import APIError
 
 from shared.delivery import Delivery, JobStopped
-from shared.errors import JobConflict, ObjectError, SongError, Unavailable
-from shared.events import EventPublisher
+from shared.errors import JobConflict, ObjectError, QueueFull, SongError, Unavailable
+from shared.events import EventPublisher, end_event
 from shared.jobs import JobStore, change
-from shared.messages import ENDED, SCHEMA, Failed, Job
+from shared.messages import ENDED, SCHEMA, Job
 from shared.objects import ObjectStore
 from shared.phases import Turn
+from shared.policy import lanes
+from shared.queues import queue_tokens
 from shared.stage import Stage
-from shared.topology import dead_subject
+from shared.topology import dead_subject, work_subject
 
 log = logging.getLogger(__name__)
 
-MAX_ATTEMPTS = 3
+MAX_FAILURES = 3  # errors that a song may raise
+MAX_ATTEMPTS = 5  # workers that may die while working on a song without getting it any further
+MAX_REMADE = 2  # times that the tokens of a song are made again
 POLL = 1.0  # seconds between looks at the queue when nothing announces work
+_TAKE_SECONDS = 2.0
+_LOOKS, _SECOND_LOOK = 5, 0.01  # looks after an announcement, and seconds between them
 
 
 class Inbox:
@@ -43,68 +49,82 @@ class Inbox:
         store: ObjectStore,
         *,
         ack_wait: float,  # seconds
-        closing: threading.Event,  # nothing more is wanted; deliveries stop at their next check
-        wake: asyncio.Event,  # ends `wait` early
+        closing: threading.Event,  # nothing more is wanted
+        wake: asyncio.Event,  # set when something may have come; ends `wait` early
     ) -> None:
         self.jobs, self.events = JobStore(js), EventPublisher(js)
         self._nc, self._js, self._stage, self._store = nc, js, stage, store
         self._ack_wait, self._closing, self._wake = ack_wait, closing, wake
+        self._hint = False  # a song was given back: it waits, but does not count as pending
         self._last_probe = 0.0
-        self._pulls: dict[str, JetStreamContext.PullSubscription] = {}
+        self._highs = 0  # songs of the high lane in a row
 
     async def open(self) -> None:
         """Listen for announcements of work."""
 
-        async def on_work(_: Msg) -> None:
+        async def on_work(message: Msg) -> None:
+            self._hint = self._hint or message.subject == work_subject(self._stage.role)
             self._wake.set()
 
-        await self._nc.subscribe(self._stage.wake_subject, cb=on_work)
+        for subject in (self._stage.wake_subject, work_subject(self._stage.role)):
+            await self._nc.subscribe(subject, cb=on_work)
 
-    async def wait(self) -> Msg | None:
-        """Return when a song waits; with its message where it had been given to a worker before."""
+    # --- looking and fetching
+
+    async def wait(self) -> None:
+        """Return when songs wait, or when closing."""
+        looks = 1
         while not self._closing.is_set():
             self._wake.clear()
+            if self._hint:
+                self._hint = False
+                return
             busy = False
-            for name in self._stage.consumers:
+            for name in self._stage.consumers.values():
                 info = await self._js.consumer_info(self._stage.stream, name)
                 if info.num_pending:
-                    return None
+                    return
                 busy = busy or bool(info.num_ack_pending)
             # A message that a dead worker held does not count as pending; only asking for it shows it.
             if busy and time.monotonic() - self._last_probe > self._ack_wait / 6:
                 self._last_probe = time.monotonic()
-                for name in self._stage.consumers:
-                    if message := await self._fetch_from(name, 0.2):
-                        return message
+                for name in self._stage.consumers.values():
+                    if message := await self._take(name):
+                        await message.nak()
+                        return
+            # An announcement may arrive a moment before the message is on disk and counts.
+            looks = max(looks - 1, 0)
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(POLL):
+                async with asyncio.timeout(_SECOND_LOOK if looks else POLL):
                     await self._wake.wait()
-        return None
+                    looks = _LOOKS
 
-    async def _fetch(self) -> Msg | None:
-        for name in self._stage.consumers:
-            info = await self._js.consumer_info(self._stage.stream, name)
-            if info.num_pending and (message := await self._fetch_from(name, 1.0)):
-                return message
-        return None
-
-    async def _fetch_from(self, consumer: str, timeout: float) -> Msg | None:
-        # One message and a short wait: larger or longer fetches stall across a reconnect.
-        if consumer not in self._pulls:
-            self._pulls[consumer] = await self._js.pull_subscribe_bind(consumer, self._stage.stream)
-        try:
-            return (await self._pulls[consumer].fetch(1, timeout=timeout))[0]
-        except TimeoutError:
-            return None
-
-    async def next(self, turn: Turn, message: Msg | None) -> Delivery | None:
-        """The next song that needs this stage, claimed under the turn's fencing token."""
-        while (message := message or await self._fetch()) is not None:
-            delivery = await self._claim(turn, message)
-            if delivery is not None:
+    async def next(self, turn: Turn) -> Delivery | None:
+        """The next song that needs this stage, claimed under the turn's fencing token; None when none waits."""
+        self._hint = False
+        while True:
+            for lane in lanes(self._highs):
+                name = self._stage.consumers.get(lane)
+                if name is not None and (message := await self._take(name)):
+                    self._highs = self._highs + 1 if lane == "high" else 0
+                    break
+            else:
+                self._highs = 0
+                return None
+            if delivery := await self._claim(turn, message):
                 return delivery
-            message = None
-        return None
+
+    async def _take(self, consumer: str) -> Msg | None:
+        """One message if there is one. A pull request that waits would stall across a reconnect."""
+        subject = f"$JS.API.CONSUMER.MSG.NEXT.{self._stage.stream}.{consumer}"
+        # Old style, with a subscription of its own: a message arrives under its own subject, not the reply's.
+        answer = await self._nc.request(subject, b'{"batch":1,"no_wait":true}', timeout=_TAKE_SECONDS, old_style=True)
+        status = (answer.headers or {}).get("Status")
+        if status is None:
+            return answer
+        if status in ("404", "408"):
+            return None
+        raise Unavailable("nats", f"the queue answers {status} {(answer.headers or {}).get('Description', '')}")
 
     async def _claim(self, turn: Turn, message: Msg) -> Delivery | None:
         try:
@@ -116,13 +136,16 @@ class Inbox:
             log.warning("left for a newer worker: %s has schema %d", order.job_id, order.schema)
             await message.nak(delay=60)
             return None
+        seen: Job | None = None
 
         def claim(job: Job) -> Job:
+            nonlocal seen
+            seen = job
             if not self._stage.accepts(job):
                 raise JobStopped(f"the song is {job.status} already")
             attempts = job.attempts + 1 if job.status == self._stage.status else 1
             if attempts > MAX_ATTEMPTS:
-                raise SongError(job.error or f"its worker died {MAX_ATTEMPTS} times while working on it")
+                raise SongError(f"its worker died {MAX_ATTEMPTS} times while working on it")
             return change(
                 job,
                 status=self._stage.status,
@@ -135,50 +158,76 @@ class Inbox:
             job = await self.jobs.update(order.job_id, order.tenant, claim)
         except (JobStopped, JobConflict) as reason:  # ended, handed on, or its record expired
             log.info("%s: nothing to do, %s", order.job_id, reason)
-            await message.ack_sync()
+            await self._finish_for(message, seen)
             return None
         except SongError as error:
             await self.fail(message, order.job_id, order.tenant, str(error))
             return None
-        return Delivery(
-            message,
-            order,
-            job,
-            turn,
-            jobs=self.jobs,
-            events=self.events,
-            draining=self._closing,
-            alive_every=self._ack_wait / 3,
-        )
+        return Delivery(message, order, job, turn, jobs=self.jobs, events=self.events, alive_every=self._ack_wait / 3)
 
-    async def give_back(self, delivery: Delivery) -> None:
+    async def _finish_for(self, message: Msg, job: Job | None) -> None:
+        """Do what a worker that died after its last write to the record may not have come to."""
+        if job is not None and job.status in ENDED:
+            await self.events.publish(job.tenant, end_event(job))
+        elif job is not None and job.status == "queued":  # sent back for its tokens
+            await queue_tokens(self._js, job)
+        await message.ack_sync()
+
+    # --- settling
+
+    async def give_back(self, delivery: Delivery, delay: float = 0) -> None:
         """Into the queue again, through no fault of the song: the attempt does not count."""
 
         def uncount(job: Job) -> Job:
-            if job.fence != delivery.job.fence or job.status in ENDED:
+            if job.fence != delivery.turn.fence or job.status in ENDED or not job.attempts:
                 return job
-            return change(job, attempts=max(0, job.attempts - 1))
+            return change(job, attempts=job.attempts - 1)
 
         with contextlib.suppress(JobConflict, Unavailable, nats.errors.Error, APIError, TimeoutError):
             await self.jobs.update(delivery.job.job_id, delivery.job.tenant, uncount)
         with contextlib.suppress(nats.errors.Error, APIError, TimeoutError):
-            await delivery.message.nak()
+            await delivery.message.nak(delay=delay or None)
+            if not delay:
+                await self._nc.publish(work_subject(self._stage.role))
             await self._nc.flush(1)
         log.info("%s: given back", delivery.job.job_id)
 
+    async def send_back(self, delivery: Delivery, reason: str) -> None:
+        """A song whose tokens are damaged or gone waits for new ones. Raises `SongError` when that was tried before."""
+
+        def send_back(job: Job) -> Job:
+            if job.status != "decoding" or job.fence != delivery.turn.fence:
+                raise JobStopped(f"the song is {job.status} and no longer ours")
+            if job.remade >= MAX_REMADE:
+                raise SongError(reason)
+            return change(
+                job, status="queued", remade=job.remade + 1, attempts=0, fence=None, tokens_key=None, frames=None
+            )
+
+        log.warning("%s: its tokens are made again, %s", delivery.job.job_id, reason)
+        job = await self.jobs.update(delivery.job.job_id, delivery.job.tenant, send_back)
+        # Our message goes first: while it is there, the next decode job of this song would be taken for a repetition.
+        # If we die in between, the sweeper finds a record without a message.
+        await delivery.message.ack_sync()
+        with contextlib.suppress(QueueFull):  # the same
+            await queue_tokens(self._js, job)
+
     async def retry_or_fail(self, delivery: Delivery, error: Exception) -> None:
+        """Count an error against the song: it is tried again later, or has had its chances."""
         reason = str(error) if isinstance(error, ObjectError) else f"{type(error).__name__}: {error}"
-        job = delivery.job
-        log.exception("%s: attempt %d failed", job.job_id, job.attempts)
-        if job.attempts >= MAX_ATTEMPTS:
-            await self.fail(delivery.message, job.job_id, job.tenant, reason)
+        failures = delivery.job.failures + 1
+        log.exception("%s: failure %d of %d", delivery.job.job_id, failures, MAX_FAILURES)
+        if failures >= MAX_FAILURES:
+            await self.fail(delivery.message, delivery.job.job_id, delivery.job.tenant, reason)
             return
 
-        def remember(record: Job) -> Job:
-            return record if record.status in ENDED else change(record, error=reason)
+        def remember(job: Job) -> Job:
+            if job.status in ENDED or job.fence != delivery.turn.fence:
+                return job
+            return change(job, failures=failures, attempts=max(0, job.attempts - 1), error=reason)
 
-        await self.jobs.update(job.job_id, job.tenant, remember)
-        await delivery.message.nak(delay=2.0**job.attempts)
+        await self.jobs.update(delivery.job.job_id, delivery.job.tenant, remember)
+        await delivery.message.nak(delay=2.0 ** (failures - 1))
 
     async def fail(self, message: Msg, job_id: str, tenant: str, reason: str) -> None:
         """The song ends here, with a reason in its record."""
@@ -189,8 +238,7 @@ class Inbox:
         log.error("%s: failed, %s", job_id, reason)
         with contextlib.suppress(JobConflict):
             job = await self.jobs.update(job_id, tenant, fail)
-            if job.status == "failed":
-                await self.events.publish(tenant, Failed(job_id=job_id, status="failed", progress=0, error=reason))
+            await self.events.publish(tenant, end_event(job))
         await self._bury(message, job_id, reason)
         with contextlib.suppress(Unavailable, ObjectError):
             await self._store.delete(f"tokens/{job_id}/")

@@ -5,8 +5,9 @@
     queued ──▶ generating ──▶ decoding ──▶ completed
        └──────────┴──────────────┴──────▶ failed | cancelled
 
-A record that has ended never changes again. Message redelivery and deduplication are conveniences; this is the guard
-that makes a song end exactly once.
+A song whose tokens turn out to be damaged or gone goes back from decoding to queued. A record that has ended never
+changes again. Message redelivery and deduplication are conveniences; this is the guard that makes a song end exactly
+once.
 """
 
 import time
@@ -25,7 +26,7 @@ from shared.topology import JOBS, TENANT
 ALLOWED: dict[Status, frozenset[Status]] = {
     "queued": frozenset({"queued", "generating", "failed", "cancelled"}),
     "generating": frozenset({"generating", "decoding", "failed", "cancelled", "queued"}),
-    "decoding": frozenset({"decoding", "completed", "failed", "cancelled"}),
+    "decoding": frozenset({"decoding", "completed", "failed", "cancelled", "queued"}),
     "completed": frozenset(),
     "failed": frozenset(),
     "cancelled": frozenset(),

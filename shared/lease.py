@@ -69,7 +69,7 @@ class Held:
         return self._contender.others()
 
     async def enter(self, phase: int) -> None:
-        """Write the phase into the lease record. Raises `LeaseLost`."""
+        """Have the lease record carry the phase; it is written in a moment. Raises `LeaseLost`."""
         await self._lease._call(self._contender.enter(self.token, phase))
 
     async def release(self) -> None:

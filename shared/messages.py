@@ -73,7 +73,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     completed_at: float | None = None  # when it ended, however it ended
     digest: str | None = None  # of what was submitted, where a key makes submitting it again harmless
     fence: int | None = None  # fencing token of the turn that works on it
-    attempts: int = 0  # turns that began on the current stage and were not given back
+    attempts: int = 0  # turns that began on the current stage and neither saved anything nor gave the song back
+    failures: int = 0  # of those, how many raised an error instead of dying with their worker
     tokens_key: str | None = None  # object key of its tokens; while they are made, of the latest checkpoint
     remade: int = 0  # how often its tokens were damaged or gone and had to be made again
     frames: int | None = None  # tokens made, 80 ms each

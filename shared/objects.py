@@ -147,6 +147,10 @@ class ObjectStore:
 
         await self._run(delete)
 
+    async def delete_one(self, key: str) -> None:
+        """Delete one object; one that is gone already is fine."""
+        await self._run(lambda: self._client.remove_object(bucket_name=self.bucket, object_name=key))
+
     async def _run(self, call: Callable[[], _T]) -> _T:
         try:
             return await asyncio.get_running_loop().run_in_executor(self._threads, call)

@@ -137,9 +137,9 @@ class Settings:
     )
     turn_seconds: float = _setting(
         "HEARTMULA_TURN_SECONDS",
-        _seconds(0, 86400),
+        _seconds(1, 86400),
         60.0,
-        "how long one worker may keep starting songs while the other one waits for the device",
+        "slice of a worker's turn: how long songs that wait for the other worker may have to wait for the device",
     )
     batch: int = _setting(
         "HEARTMULA_BATCH", _integer(1, 256), 1, "songs that are made at once; fewer where memory does not suffice"

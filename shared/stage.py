@@ -1,10 +1,13 @@
 """What differs between the two workers."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol
 
+from nats.js import JetStreamContext
+
 from shared.delivery import Delivery
-from shared.messages import DecodeJob, Job, Role, Status, TokenJob
+from shared.messages import DecodeJob, Job, Priority, Role, Status, TokenJob
+from shared.rate import Rate
 
 if TYPE_CHECKING:
     from shared.worker import Worker
@@ -24,12 +27,20 @@ class Stage(Protocol):
     def stream(self) -> str: ...
 
     @property
-    def consumers(self) -> Sequence[str]:
-        """In the order of their priority."""
+    def consumers(self) -> Mapping[Priority, str]:
+        """Name of each lane's consumer."""
 
     @property
     def wake_subject(self) -> str:
         """A message here means work."""
+
+    @property
+    def slots(self) -> int:
+        """Songs that it works on at once. Read before each song: less memory may mean fewer."""
+
+    @property
+    def rate(self) -> Rate:
+        """Frames that it has done of late."""
 
     @property
     def order(self) -> type[TokenJob] | type[DecodeJob]:
@@ -47,6 +58,9 @@ class Stage(Protocol):
     def weight_bytes(self) -> int:
         """Of the weights on the device."""
 
+    def song_bytes(self, job: Job) -> int:
+        """What a song takes on the device beside the weights."""
+
     def load(self) -> None:
         """Read the weights into host memory."""
 
@@ -59,5 +73,12 @@ class Stage(Protocol):
     def accepts(self, job: Job) -> bool:
         """Whether a song in this state still needs this stage."""
 
+    async def obstacle(self, js: JetStreamContext) -> str | None:
+        """Why no song can be worked on now, whatever waits; None when nothing is in the way."""
+
     async def work(self, delivery: Delivery, worker: "Worker") -> None:
-        """Do the stage for one song and hand it on: when this returns the message is acknowledged."""
+        """Do the stage for one song and hand it on: when this returns the message is acknowledged.
+
+        Several run at once. Each sets ``delivery.off_device`` as soon as nothing of its song is on the device.
+        Raises `Paused` when the song is to go on from where it was, `TokensLost` when its tokens must be made again.
+        """

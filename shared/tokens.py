@@ -20,6 +20,7 @@ class TokenMeta:
     model: str
     seed: int
     first_frame: int = 0
+    ended: bool = True  # false: a checkpoint of a song that is still being made
 
 
 def pack(codes: np.ndarray, meta: TokenMeta) -> bytes:
@@ -31,6 +32,7 @@ def pack(codes: np.ndarray, meta: TokenMeta) -> bytes:
         "model": meta.model,
         "seed": str(meta.seed),
         "first_frame": str(meta.first_frame),
+        "ended": str(meta.ended).lower(),
         "sha256": hashlib.sha256(codes.tobytes()).hexdigest(),
     }
     return save({"codes": codes}, metadata)
@@ -47,6 +49,7 @@ def unpack(data: bytes, job_id: str) -> tuple[np.ndarray, TokenMeta]:
             model=metadata["model"],
             seed=int(metadata["seed"]),
             first_frame=int(metadata["first_frame"]),
+            ended=metadata["ended"] == "true",
         )
         digest = metadata["sha256"]
     except (SafetensorError, ValueError, KeyError, TypeError) as error:

@@ -67,6 +67,11 @@ def cancel_subject(job_id: str) -> str:
     return f"ctl.cancel.{job_id}"
 
 
+def work_subject(stage: str) -> str:
+    """Tells workers that a song was given back; its message is not announced again. Not kept."""
+    return f"ctl.work.{stage}"
+
+
 def submit_subject(tenant: str) -> str:
     """Where NATS clients ask for a song."""
     return f"submit.{tenant}"
@@ -173,7 +178,7 @@ async def bootstrap(js: JetStreamContext, settings: Settings) -> None:
 
 def ack_wait(settings: Settings) -> float:
     """Seconds without a sign of life after which a message goes to another worker; in step with the lease."""
-    return 3.0 * settings.lease_ttl
+    return 2.0 * settings.lease_ttl
 
 
 async def connect(

@@ -1,6 +1,7 @@
-"""What both workers do alike: wait for work, take turns on the device, run one song after the other.
+"""What both workers do alike: wait for work, take turns on the device, work on several songs at once.
 
-A `Stage` is what differs. The event loop here does all the I/O; the engine runs in one thread of its own.
+A `Stage` is what differs. The event loop here does all the I/O; the engine runs in one thread of its own. A song that
+has left the device is stored and handed on while the next one is on it, or the next worker already holds the device.
 """
 
 import asyncio
@@ -11,7 +12,7 @@ import secrets
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -22,18 +23,20 @@ from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 from nats.js.errors import APIError
 
-from shared.delivery import Delivery, Drained, JobStopped
+from shared.delivery import Delivery, JobStopped, Paused
 from shared.device import DeviceLedger
-from shared.errors import DeviceFull, JobConflict, LeaseLost, SongError, Unavailable
+from shared.errors import DeviceFull, JobConflict, LeaseLost, SongError, TokensLost, Unavailable
 from shared.events import progress_at_start
 from shared.gpu import Device, figures
 from shared.inbox import Inbox
 from shared.jobs import JobStore
 from shared.lease import Held, Lease
+from shared.memory import MemoryAccount
 from shared.messages import Stage as StageEvent
 from shared.messages import WorkerStatus
 from shared.objects import ObjectStore
 from shared.phases import PLANS, Turn
+from shared.policy import Decision, Situation, TurnPolicy
 from shared.settings import Settings, host_name
 from shared.stage import Stage
 from shared.tasks import end
@@ -43,6 +46,10 @@ log = logging.getLogger(__name__)
 
 HEARTBEAT = WORKER_TTL / 5
 START_PATIENCE = 60.0  # seconds that the servers may take to come up
+AWAY_PATIENCE = 120.0  # seconds that they may be away before finished work is dropped and its song given back
+DRAIN_PATIENCE = 5.0  # the same while draining
+_TICK = 0.25  # seconds between two decisions when nothing happens
+_BACKLOG = 32  # songs off the device that may be unsettled before no further one is begun
 
 _T = TypeVar("_T")
 
@@ -55,6 +62,7 @@ class Worker:
         self.instance = f"{host_name()[:24]}-{os.getpid()}-{secrets.token_hex(3)}"
         folder = settings.data_dir / "device" / device.gpu_id
         self.ledger = DeviceLedger(folder, f"{stage.role}.{self.instance}", device.capacity)
+        self.memory = MemoryAccount(lambda: figures(device, self.ledger).memory_used)
         self.store = ObjectStore(settings)
         self.lease = Lease(
             settings,
@@ -67,14 +75,18 @@ class Worker:
         self.jobs: JobStore
         self.inbox: Inbox
         self._nc: Client
-        self._engine = ThreadPoolExecutor(1, thread_name_prefix="engine")
+        self.executor = ThreadPoolExecutor(1, thread_name_prefix="engine")
+        self._policy = TurnPolicy(settings.turn_seconds)
         self._draining = threading.Event()
-        self._wake = asyncio.Event()
+        self._drained_at = 0.0
+        self._wake = asyncio.Event()  # something may have come, ended or changed
         self._news = asyncio.Event()  # something changed that the next heartbeat tells: sends it now
         self._waiting = False
         self._since = time.time()
         self._turn: Turn | None = None
-        self._current: Delivery | None = None
+        self._songs: dict[Delivery, asyncio.Task[None]] = {}  # until settled
+        self._trouble: Exception | None = None  # why the turn should end
+        self._problem: str | None = None  # why nothing can be done, for people
         self._resident = False
 
     async def run(self) -> None:
@@ -100,12 +112,35 @@ class Worker:
     def drain(self) -> None:
         """Stop at the next step, give back what is unfinished, then end."""
         log.info("draining")
+        self._drained_at = time.monotonic()
         self._draining.set()
         self._wake.set()
 
+    @property
+    def draining(self) -> bool:
+        """Whether the worker is shutting down."""
+        return self._draining.is_set()
+
     async def in_engine(self, call: Callable[[], _T]) -> _T:
         """Run something in the engine's thread."""
-        return await asyncio.get_running_loop().run_in_executor(self._engine, call)
+        return await asyncio.get_running_loop().run_in_executor(self.executor, call)
+
+    async def insist(self, call: Callable[[], Awaitable[_T]]) -> _T:
+        """Do something that may be done twice, again while NATS or the object store is away.
+
+        Raises what it raised last once that has lasted for too long.
+        """
+        began = time.monotonic()
+        while True:
+            try:
+                return await call()
+            except (Unavailable, nats.errors.Error, APIError, TimeoutError) as error:
+                draining = self._draining.is_set()
+                waited = time.monotonic() - (self._drained_at if draining else began)
+                if waited > (DRAIN_PATIENCE if draining else AWAY_PATIENCE):
+                    raise
+                log.warning("trying again: %s", error or type(error).__name__)
+                await asyncio.sleep(0.5)
 
     # --- coming and going
 
@@ -142,20 +177,21 @@ class Worker:
             await self.js.publish(self._worker_subject(), b"", timeout=1, headers={"KV-Operation": "DEL"})
         with contextlib.suppress(nats.errors.Error, TimeoutError, OSError):
             await self._nc.close()
-        self._engine.shutdown()
+        self.executor.shutdown()
         self.store.close()
         self.ledger.close()
 
     async def _on_cancel(self, message: Msg) -> None:
-        current = self._current
-        if current is not None and message.subject.rpartition(".")[2] == current.job.job_id:
-            current.stop()
+        for delivery in self._songs:
+            if message.subject.rpartition(".")[2] == delivery.job.job_id:
+                delivery.stop()
 
     async def _heartbeat(self) -> None:
         while True:
             with contextlib.suppress(nats.errors.Error, APIError, TimeoutError):
                 await self.js.publish(self._worker_subject(), msgspec.json.encode(self._status()), timeout=2)
             self._news.clear()
+            await asyncio.sleep(_TICK)  # under load turns are short, and nobody reads that fast
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(HEARTBEAT):
                     await self._news.wait()
@@ -164,7 +200,7 @@ class Worker:
         return f"$KV.{WORKERS}.{self.stage.role}.{self.instance}"
 
     def _status(self) -> WorkerStatus:
-        turn, current = self._turn, self._current
+        turn, rate = self._turn, self.stage.rate
         return WorkerStatus(
             role=self.stage.role,
             instance=self.instance,
@@ -176,7 +212,12 @@ class Worker:
             state="working" if turn else "waiting" if self._waiting else "idle",
             phase=turn.phase if turn else None,
             resident=[resident.label for resident in self.ledger.residents()],
-            jobs=[current.job.job_id] if current else [],
+            jobs=[delivery.job.job_id for delivery in self._on_device()],
+            slots=self.stage.slots,
+            rate=rate.per_second,
+            song_frames=rate.song_frames,
+            memory=self.memory.phases,
+            problem=self._problem,
             since=self._since,
             sent=time.time(),
         )
@@ -186,82 +227,154 @@ class Worker:
     async def _serve(self) -> None:
         while not self._draining.is_set():
             try:
-                message = await self.inbox.wait()
-                if not self._draining.is_set():
-                    await self._take_turn(message)
-                elif message is not None:
-                    await message.nak()
+                await self.inbox.wait()
+                if obstacle := await self.stage.obstacle(self.js):
+                    self._say(obstacle)
+                    await asyncio.sleep(1)
+                elif not self._draining.is_set():
+                    await self._take_turn()
             except LeaseLost as error:
                 log.warning("turn ended early: %s", error)
             except (Unavailable, nats.errors.Error, APIError, TimeoutError) as error:
                 log.warning("NATS or the object store is away: %s", error or type(error).__name__)
                 await asyncio.sleep(1)
             except DeviceFull as error:
-                log.warning("the device is full, trying again: %s", error)
+                self._say(f"waiting for memory on the device: {error}")
                 await asyncio.sleep(2)
+        if self._songs:
+            await asyncio.wait(list(self._songs.values()))
 
-    async def _take_turn(self, message: Msg | None) -> None:
+    def _say(self, problem: str | None) -> None:
+        """Tell the world why nothing can be done, or that all is well again."""
+        if problem != self._problem:
+            self._problem = problem
+            self._news.set()
+            if problem:
+                log.warning("%s", problem)
+
+    async def _take_turn(self) -> None:
         plan = PLANS[self.stage.role]
-        held = await self._acquire(message)
+        held = await self._acquire()
         if held is None:
             return
         turn = self._turn = Turn(held, self.stage.role, self.ledger)
         self._since = time.time()
+        self._trouble = None
         try:
+            self.memory.begin()
             await turn.enter(plan.load)
-            delivery = await self.inbox.next(turn, message)
-            if delivery is None:  # somebody else was quicker
+            self.memory.enter(plan.load)
+            first = await self.inbox.next(turn)
+            if first is None:  # somebody else was quicker
                 return
-            self._current = delivery
             try:
-                await self._tell_loading(delivery)
+                self._tell_loading(first)
                 await self._load(turn)
                 await turn.enter(plan.work)
-                self._news.set()
+                self.memory.enter(plan.work)
+                self._say(None)
             except BaseException:
-                await self.inbox.give_back(delivery)
-                await delivery.close()
+                await self.inbox.give_back(first, delay=1)
+                await first.close()
                 raise
-            began = time.monotonic()
-            while delivery is not None:
-                await self._work(delivery)
-                self._current = None
-                over = time.monotonic() - began >= self.settings.turn_seconds
-                others = [view for view in held.waiting() if view.role != self.stage.role]
-                if self._draining.is_set() or (over and others):
-                    break
-                self._current = delivery = await self.inbox.next(turn, None)
-                self._news.set()
+            await self._work_off(turn, held, first)
             await turn.enter(plan.leave)
+            self.memory.enter(plan.leave)
         finally:
-            self._current = None
             await self._leave(held)
 
-    async def _acquire(self, message: Msg | None) -> Held | None:
-        """Wait for the device, keeping alive a message that is in hand already. None when draining."""
-        self._waiting = True
+    async def _work_off(self, turn: Turn, held: Held, first: Delivery) -> None:
+        """Work on songs until the policy says that the turn is over; then nothing of any song is on the device."""
+        began = time.monotonic()
+        self._begin(first)
+        more, looked = True, began
+        while True:
+            if self._wake.is_set() or time.monotonic() - looked > 1:
+                self._wake.clear()
+                more, looked = True, time.monotonic()
+            decision = self._decide(held, began, more)
+            if decision is Decision.ADMIT:
+                try:
+                    delivery = await self.inbox.next(turn)
+                except (Unavailable, nats.errors.Error, APIError, TimeoutError) as error:
+                    self._trouble = error
+                    continue
+                more = delivery is not None
+                if delivery is not None:
+                    self._begin(delivery)
+            elif decision is Decision.YIELD:
+                break
+            else:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_TICK):
+                        await self._wake.wait()
+        for delivery in self._on_device():
+            delivery.paused.set()
+        for delivery in self._on_device():
+            await delivery.off_device.wait()
+        if self._trouble is not None:
+            raise self._trouble
+
+    def _decide(self, held: Held, began: float, more: bool) -> Decision:
+        if self._draining.is_set() or self._trouble is not None or not held.alive:
+            return Decision.YIELD
+        running = len(self._on_device())
+        asked = [view.since for view in held.waiting() if view.role != self.stage.role]
+        return self._policy.decide(
+            Situation(
+                running=running,
+                slots=self.stage.slots,
+                waiting=more and len(self._songs) - running < _BACKLOG,
+                held=time.monotonic() - began,
+                wanted=time.time() - min(asked) if asked else None,
+            )
+        )
+
+    def _on_device(self) -> list[Delivery]:
+        return [delivery for delivery in self._songs if not delivery.off_device.is_set()]
+
+    def _begin(self, delivery: Delivery) -> None:
+        task = asyncio.create_task(self._work(delivery))
+        left = asyncio.create_task(delivery.off_device.wait())
+        self._songs[delivery] = task
+        self._news.set()
+
+        def settled(task: asyncio.Task[None]) -> None:
+            delivery.off_device.set()
+            del self._songs[delivery]
+            self._news.set()
+            if not task.cancelled() and (error := task.exception()):
+                log.error("%s: not settled, it comes again: %r", delivery.job.job_id, error)
+
+        task.add_done_callback(settled)
+        left.add_done_callback(lambda _: self._wake.set())
+
+    async def _acquire(self) -> Held | None:
+        """Wait for the device. None when draining."""
+        self._waiting, self._since = True, time.time()
         self._news.set()
         wanted = asyncio.create_task(self.lease.acquire())
         try:
             while not wanted.done():
-                await asyncio.wait({wanted}, timeout=min(1.0, ack_wait(self.settings) / 6))
+                await asyncio.wait({wanted}, timeout=_TICK)
                 if self._draining.is_set() and not wanted.done():
-                    if message is not None:
-                        await message.nak()
                     return None
-                if message is not None:
-                    await message.in_progress()
             return wanted.result()
         finally:
             self._waiting = False
             await end(wanted)
 
-    async def _tell_loading(self, delivery: Delivery) -> None:
+    def _tell_loading(self, delivery: Delivery) -> None:
         job = delivery.job
-        progress = progress_at_start(job.status)
-        phase = PLANS[self.stage.role].load
-        await delivery.tell(
-            StageEvent(job_id=job.job_id, status=job.status, progress=progress, stage="loading", phase=phase)
+        delivery.tell(
+            StageEvent(
+                job_id=job.job_id,
+                status=job.status,
+                progress=progress_at_start(job.status),
+                stage="loading",
+                phase=PLANS[self.stage.role].load,
+                memory_used=self.memory.now,
+            )
         )
 
     async def _load(self, turn: Turn) -> None:
@@ -283,29 +396,61 @@ class Worker:
                 self.ledger.clear()
         finally:
             self._turn = None
+            self.memory.end()
             self._since = time.time()
             self._news.set()
             await held.release()
 
+    # --- songs
+
     async def _work(self, delivery: Delivery) -> None:
-        """One song, to whatever end; its message is settled. Raises when the turn cannot go on."""
+        """One song, to whatever end; its message is settled."""
         job_id = delivery.job.job_id
         began = time.monotonic()
         try:
             await self.stage.work(delivery, self)
-            await delivery.message.ack_sync()
+            await self.insist(delivery.message.ack_sync)
             log.info("%s: %s done in %.2f s", job_id, self.stage.status, time.monotonic() - began)
         except (JobStopped, JobConflict) as reason:
             log.info("%s: stopped, %s", job_id, reason)
-            await delivery.message.ack_sync()
-        except Drained:
+            await self._clear_away(delivery)
+        except Paused:
             await self.inbox.give_back(delivery)
-        except (LeaseLost, Unavailable, nats.errors.Error, APIError, TimeoutError):
+        except LeaseLost:
             await self.inbox.give_back(delivery)
-            raise
-        except (SongError, DeviceFull) as error:
+        except (Unavailable, nats.errors.Error, APIError, TimeoutError) as error:
+            self._trouble = error
+            await self.inbox.give_back(delivery, delay=2)
+        except DeviceFull as error:
+            await self._blame_memory(delivery, error)
+        except TokensLost as lost:
+            why = str(lost)
+            try:
+                await self.insist(lambda: self.inbox.send_back(delivery, why))
+            except SongError as hopeless:
+                await self.inbox.fail(delivery.message, job_id, delivery.job.tenant, str(hopeless))
+        except SongError as error:
             await self.inbox.fail(delivery.message, job_id, delivery.job.tenant, str(error))
         except Exception as error:
             await self.inbox.retry_or_fail(delivery, error)
         finally:
+            delivery.off_device.set()
             await delivery.close()
+
+    async def _clear_away(self, delivery: Delivery) -> None:
+        """A song that was cancelled leaves no objects; those of one that is now another worker's are that one's."""
+        job = await self.insist(lambda: self.jobs.get(delivery.job.job_id, delivery.job.tenant))
+        if job is not None and job.status == "cancelled":
+            for folder in ("tokens", "audio"):
+                await self.insist(lambda folder=folder: self.store.delete(f"{folder}/{job.job_id}/"))  # type: ignore[misc]
+        await delivery.message.ack_sync()
+
+    async def _blame_memory(self, delivery: Delivery, error: DeviceFull) -> None:
+        """Memory that others hold comes back; what is not there at all does not."""
+        needed = self.stage.weight_bytes + self.stage.song_bytes(delivery.job)
+        if needed > self.device.capacity:
+            await self.inbox.fail(delivery.message, delivery.job.job_id, delivery.job.tenant, str(error))
+            return
+        self._say(f"waiting for memory on the device: {error}")
+        self._trouble = error
+        await self.inbox.give_back(delivery, delay=2)

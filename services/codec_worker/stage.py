@@ -5,17 +5,21 @@ import functools
 import logging
 import shutil
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
+from nats.js import JetStreamContext
 
 from services.codec_worker.audio import CONTENT_TYPES, AudioWriter, SongTags
 from services.codec_worker.engine import CodecEngine
-from shared.delivery import Delivery, JobStopped
-from shared.events import DECODING_END, GENERATING_SHARE, decoding
+from shared.delivery import Delivery, JobStopped, Paused
+from shared.errors import ObjectError, TokensLost, Unavailable
+from shared.events import DECODING_END, GENERATING_SHARE, decoding, end_event
 from shared.jobs import change
-from shared.messages import Completed, DecodeJob, Job, Role, Stage, Status
+from shared.messages import DecodeJob, Job, Priority, Role, Stage, Status
 from shared.objects import audio_key
+from shared.rate import Rate
 from shared.settings import Settings
 from shared.tokens import unpack
 from shared.topology import DEC, DEC_CONSUMER
@@ -23,20 +27,24 @@ from shared.worker import Worker
 
 log = logging.getLogger(__name__)
 
+_FINISH_SECONDS = 5.0  # a worker that shuts down finishes a song that needs no longer than this
+
 
 class DecodeStage:
-    """Runs a codec engine, song by song."""
+    """Runs a codec engine, song by song; the tokens of the next one are fetched meanwhile."""
 
     role: Role = "codec"
     status: Status = "decoding"
     stream = DEC
-    consumers = (DEC_CONSUMER,)
+    consumers: dict[Priority, str] = {"normal": DEC_CONSUMER}  # noqa: RUF012
     wake_subject = "jobs.dec.>"
     order = DecodeJob
     label = "heartcodec"
+    slots = 2
 
     def __init__(self, engine: CodecEngine, model: str, settings: Settings) -> None:
         self.model = model
+        self.rate = Rate()
         self._engine = engine
         self._scratch = settings.data_dir / "tmp"
         self._output = settings.output_path
@@ -49,57 +57,68 @@ class DecodeStage:
         """Of the engine's weights on the device."""
         return self._engine.weight_bytes
 
+    def song_bytes(self, job: Job) -> int:
+        """The same for every song: it is decoded window by window."""
+        return self._engine.work_bytes
+
     def accepts(self, job: Job) -> bool:
         """A song whose tokens are made: its decode job says so, even where its record does not yet."""
         return job.status in ("generating", "decoding")
+
+    async def obstacle(self, js: JetStreamContext) -> str | None:
+        """Nothing can be."""
+        return None
 
     async def work(self, delivery: Delivery, worker: Worker) -> None:
         """Decode one song, store it and complete its record."""
         job, order, phase = delivery.job, delivery.order, delivery.turn.phase
         assert isinstance(order, DecodeJob)
-        codes, _ = unpack(await worker.store.get(order.tokens_key), job.job_id)  # int16 [8, T]
-
-        await delivery.tell(
-            Stage(job_id=job.job_id, status="decoding", progress=GENERATING_SHARE, stage="decoding", phase=phase)
-        )
+        codes = await _fetch(order, worker)  # int16 [8, T]
         self._scratch.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=self._scratch, prefix="song-") as folder:
             path = Path(folder) / f"{job.job_id}.{job.request.format}"
-            samples = await worker.in_engine(functools.partial(self._decode, delivery, codes, path))
-            await delivery.tell(
+            samples = await worker.in_engine(functools.partial(self._decode, delivery, worker, codes, path))
+            delivery.off_device.set()
+            delivery.tell(
                 Stage(job_id=job.job_id, status="decoding", progress=DECODING_END, stage="storing", phase=phase)
             )
             key = audio_key(job.job_id, delivery.turn.fence, job.request.format)
-            await worker.store.put_file(key, path, CONTENT_TYPES[job.request.format])
+            await worker.insist(lambda: worker.store.put_file(key, path, CONTENT_TYPES[job.request.format]))
             if self._output is not None:
                 await asyncio.to_thread(_copy, path, self._output)
             size = path.stat().st_size
         try:
-            done = await self._complete(delivery, worker, key, size, samples, codes.shape[1])
+            done = await worker.insist(lambda: self._complete(delivery, worker, key, size, samples, codes.shape[1]))
         except JobStopped:
-            await worker.store.delete(key)
+            await worker.store.delete_one(key)
             raise
-        assert done.duration_s is not None
-        assert job.request.seed is not None
-        await delivery.tell(
-            Completed(
-                job_id=job.job_id,
-                status="completed",
-                progress=100,
-                result_url=f"/generate/{job.job_id}/result",
-                duration_s=done.duration_s,
-                format=job.request.format,
-                seed=job.request.seed,
-            )
-        )
-        await worker.store.delete(f"tokens/{job.job_id}/")
+        delivery.tell(end_event(done))
+        try:
+            await worker.store.delete_one(order.tokens_key)
+        except Unavailable as error:
+            log.warning("%s was not deleted: %s", order.tokens_key, error)
 
-    def _decode(self, delivery: Delivery, codes: np.ndarray, path: Path) -> int:
-        """Runs in the engine's thread. Returns the number of samples a channel."""
+    def _decode(self, delivery: Delivery, worker: Worker, codes: np.ndarray, path: Path) -> int:
+        """Runs in the engine's thread. Returns the number of samples a channel.
+
+        Raises `Paused` before the first step; later only when the worker shuts down and much is left to do, because
+        what was decoded would have to be decoded again.
+        """
+        delivery.check()
+        delivery.check_pause()
         job, request = delivery.job, delivery.job.request
         tags = SongTags(title=request.title, tags=request.tags, lyrics=request.lyrics, seed=request.seed)
         delivery.turn.place_work("decode", self._engine.work_bytes)
-        samples = 0
+        delivery.tell_from_engine(
+            Stage(
+                job_id=job.job_id,
+                status="decoding",
+                progress=GENERATING_SHARE,
+                stage="decoding",
+                phase=delivery.turn.phase,
+            )
+        )
+        samples, began = 0, time.monotonic()
         try:
             with AudioWriter(path, request.format, self._engine.sample_rate, tags) as writer:
                 steps = self._engine.decode(codes, seed=request.seed or 0)
@@ -107,11 +126,15 @@ class DecodeStage:
                     delivery.check()
                     step = next(steps, None)
                     if step is None:
+                        self.rate.add(codes.shape[1], began)
+                        self.rate.song(codes.shape[1])
                         return samples
                     if step.audio is not None:
                         writer.write(step.audio)
                         samples += len(step.audio)
                     done, total = step.done, step.total
+                    if worker.draining and (time.monotonic() - began) / done * (total - done) > _FINISH_SECONDS:
+                        raise Paused("the worker is shutting down")
                     delivery.progress(functools.partial(decoding, job.job_id, done, total), final=done == total)
         finally:
             delivery.turn.remove("decode")
@@ -132,10 +155,22 @@ class DecodeStage:
                 duration_s=round(samples / rate, 3),
                 sample_rate=rate,
                 frames=frames,
+                tokens_key=None,
                 error=None,
             )
 
         return await worker.jobs.update(job.job_id, job.tenant, complete)
+
+
+async def _fetch(order: DecodeJob, worker: Worker) -> np.ndarray:
+    """The song's tokens, int16 ``[8, T]``. Raises `TokensLost` or `Unavailable`."""
+    try:
+        codes, _ = unpack(await worker.store.get(order.tokens_key), order.job_id)
+    except ObjectError as error:
+        raise TokensLost(str(error)) from None
+    if codes.shape[1] != order.frames:
+        raise TokensLost(f"the token file holds {codes.shape[1]} frames of {order.frames}")
+    return codes
 
 
 def _copy(path: Path, folder: Path) -> None:

@@ -41,7 +41,7 @@ async def serve(settings: Settings) -> None:
     """Work until SIGTERM or SIGINT."""
     checkpoint = open_checkpoint(settings.model_path, settings.model_version)
     engine, device, name = build_engine(settings, checkpoint)
-    await Worker(settings, TokenStage(engine, Prompter(checkpoint), name), device).run()
+    await Worker(settings, TokenStage(engine, Prompter(checkpoint), name, settings), device).run()
 
 
 if __name__ == "__main__":

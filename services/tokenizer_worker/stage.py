@@ -1,42 +1,43 @@
 """The tokenizer's part in a song: prompt → frames → token tensor in the object store → decode job."""
 
-import functools
 import time
 
-import msgspec
 import numpy as np
-from nats.js.errors import APIError
+from nats.js import JetStreamContext
 
+from services.tokenizer_worker.batch import Batch, Making
+from services.tokenizer_worker.checkpoints import Checkpoints
 from services.tokenizer_worker.engine import Song, TokenEngine
 from shared.checkpoint import FRAME_MS
-from shared.delivery import Delivery, JobStopped
-from shared.errors import SongError
+from shared.delivery import Delivery, JobStopped, Paused
+from shared.errors import LeaseLost, QueueFull, SongError
 from shared.events import GENERATING_SHARE, generating
 from shared.jobs import change
-from shared.messages import DecodeJob, Job, Role, Stage, Status, TokenJob
-from shared.objects import tokens_key
+from shared.messages import Job, Priority, Role, Stage, Status, TokenJob
 from shared.prompt import Prompter
-from shared.tokens import TokenMeta, pack
-from shared.topology import TOK, TOK_CONSUMERS, decode_subject
+from shared.queues import queue_decode
+from shared.settings import Settings
+from shared.topology import DEC, TOK, TOK_CONSUMERS
 from shared.worker import Worker
-
-_STREAM_FULL = 10077
 
 
 class TokenStage:
-    """Runs a token engine, song by song."""
+    """Runs a token engine, several songs at once."""
 
     role: Role = "tokenizer"
     status: Status = "generating"
     stream = TOK
-    consumers = (TOK_CONSUMERS["high"], TOK_CONSUMERS["normal"])
+    consumers: dict[Priority, str] = TOK_CONSUMERS
     wake_subject = "jobs.tok.>"
     order = TokenJob
     label = "heartmula"
 
-    def __init__(self, engine: TokenEngine, prompter: Prompter, model: str) -> None:
+    def __init__(self, engine: TokenEngine, prompter: Prompter, model: str, settings: Settings) -> None:
         self.model = model
         self._engine, self._prompter = engine, prompter
+        self._batch = Batch(engine)
+        self._save_every = max(1, round(settings.checkpoint_seconds * 1000 / FRAME_MS))  # frames
+        self.rate = self._batch.rate
         self.load = engine.load
         self.to_device = engine.to_device
         self.to_host = engine.to_host
@@ -46,84 +47,120 @@ class TokenStage:
         """Of the engine's weights on the device."""
         return self._engine.weight_bytes
 
+    @property
+    def slots(self) -> int:
+        """Songs that fit the batch as things are."""
+        return self._batch.limit
+
+    def song_bytes(self, job: Job) -> int:
+        """Of a song's caches."""
+        return self._engine.song_bytes(self._song(job))
+
     def accepts(self, job: Job) -> bool:
         """A song that has no tokens yet."""
         return job.status in ("queued", "generating")
 
-    async def work(self, delivery: Delivery, worker: Worker) -> None:
-        """Make the tokens of one song and hand them on."""
-        job = delivery.job
-        await delivery.tell(
-            Stage(job_id=job.job_id, status="generating", progress=0, stage="generating", phase=delivery.turn.phase)
-        )
-        codes = await worker.in_engine(functools.partial(self._generate, delivery))  # [8, T]
-        if codes.shape[1] == 0:
-            raise SongError("the model ended the song before it began: try another seed, other lyrics or tags")
-        key = tokens_key(job.job_id, delivery.turn.fence)
-        meta = TokenMeta(job_id=job.job_id, model=self.model, seed=job.request.seed or 0)
-        await worker.store.put(key, pack(codes, meta))
-        try:
-            await self._hand_on(delivery, worker, key, codes.shape[1])
-        except JobStopped:
-            await worker.store.delete(key)
-            raise
-        await delivery.tell(Stage(job_id=job.job_id, status="decoding", progress=GENERATING_SHARE, stage="waiting"))
+    async def obstacle(self, js: JetStreamContext) -> str | None:
+        """Tokens need room in the queue behind; better to see that before the device is taken."""
+        info = await js.stream_info(DEC)
+        if info.config.max_msgs and info.state.messages > info.config.max_msgs - self._engine.slots:
+            return (
+                f"{info.state.messages} songs wait to be decoded, there is no room for more: is a codec worker running?"
+            )
+        return None
 
-    def _generate(self, delivery: Delivery) -> np.ndarray:
-        """Runs in the engine's thread. Returns int16 ``[8, T]``."""
-        job, request = delivery.job, delivery.job.request
-        total = (request.max_duration_ms or 0) // FRAME_MS
-        song = Song(
+    async def work(self, delivery: Delivery, worker: Worker) -> None:
+        """Make the tokens of one song, from where they were saved last, and hand them on."""
+        saved = Checkpoints(delivery, worker, self.model)
+        try:
+            codes, ended = await saved.latest()  # int16 [8, T]
+            if not ended:
+                codes = await self._make(delivery, worker, saved, codes)
+            delivery.off_device.set()
+            if codes.shape[1] == 0:
+                raise SongError("the model ended the song before it began: try another seed, other lyrics or tags")
+            await worker.insist(lambda: saved.save(codes, ended=True))
+            await self._hand_on(delivery, worker, saved, codes.shape[1])
+        finally:
+            await saved.close()
+
+    async def _make(self, delivery: Delivery, worker: Worker, saved: Checkpoints, before: np.ndarray) -> np.ndarray:
+        """int16 ``[8, T]`` made before → all of the song's. When it has to leave the device, they are saved first."""
+        job, song, resumed = delivery.job, self._song(delivery.job), before.shape[1]
+        self._tell(delivery, "generating", resumed, song.max_frames)
+        began = time.monotonic()
+
+        def on_frame(making: Making) -> None:
+            done = len(making.frames)
+            rate = (done - resumed) / max(time.monotonic() - began, 1e-6)
+            delivery.progress(
+                lambda: generating(job.job_id, done, song.max_frames, rate), final=done == song.max_frames
+            )
+            if (done - resumed) % self._save_every == 0 and done < song.max_frames:
+                making.future.get_loop().call_soon_threadsafe(saved.offer, making.codes)
+
+        making = await self._batch.make(delivery, song, before, worker.executor, on_frame)
+        delivery.off_device.set()
+        await saved.close()
+        error, codes = making.future.exception(), making.codes
+        if isinstance(error, Paused | LeaseLost) and codes.shape[1] > resumed:
+            await worker.insist(lambda: saved.save(codes, ended=False))
+            self._tell(delivery, "paused", codes.shape[1], song.max_frames)
+        if error is not None:
+            raise error
+        return codes
+
+    def _song(self, job: Job) -> Song:
+        request = job.request
+        return Song(
             prompt=self._prompter.encode(request.tags, request.lyrics),
-            max_frames=total,
+            max_frames=(request.max_duration_ms or 0) // FRAME_MS,
             temperature=request.temperature,
             topk=request.topk,
             cfg_scale=request.cfg_scale,
             seed=request.seed or 0,
         )
-        delivery.turn.place_work("kv-cache", self._engine.song_bytes(song))
-        frames: list[np.ndarray] = []
-        began = time.monotonic()
 
-        def report() -> None:
-            done = len(frames)
-            rate = done / max(time.monotonic() - began, 1e-6)
-            delivery.progress(lambda: generating(job.job_id, done, total, rate), final=done == total)
+    def _tell(self, delivery: Delivery, stage: str, frames: int, total: int) -> None:
+        delivery.tell(
+            Stage(
+                job_id=delivery.job.job_id,
+                status="generating",
+                progress=generating(delivery.job.job_id, frames, total, None).progress,
+                stage="paused" if stage == "paused" else "generating",
+                phase=delivery.turn.phase if stage == "generating" else None,
+                frames=frames,
+            )
+        )
 
-        try:
-            delivery.check()
-            self._engine.admit(job.job_id, song)
-            while True:
-                delivery.check()
-                frame = self._engine.step()[job.job_id]
-                if frame is None:
-                    break
-                frames.append(frame)
-                report()
-        finally:
-            self._engine.drop(job.job_id)
-            delivery.turn.remove("kv-cache")
-        return np.stack(frames, axis=1) if frames else np.zeros((8, 0), np.int16)
-
-    async def _hand_on(self, delivery: Delivery, worker: Worker, key: str, frames: int) -> None:
+    async def _hand_on(self, delivery: Delivery, worker: Worker, saved: Checkpoints, frames: int) -> None:
         """Publish the decode job, then move the record on. In this order, because a song that is published twice is
         decoded once, and a record that was moved on without a message would wait for ever."""
         job = delivery.job
-        order = DecodeJob(job_id=job.job_id, tenant=job.tenant, tokens_key=key, first_frame=0, frames=frames, last=True)
         try:
-            await worker.js.publish(
-                decode_subject(job.job_id), msgspec.json.encode(order), headers={"Nats-Msg-Id": f"{job.job_id}:dec"}
-            )
-        except APIError as error:
-            # One message a subject: tokens of an earlier attempt wait to be decoded already.
-            if error.err_code != _STREAM_FULL or "per subject" not in (error.description or ""):
-                raise
+            await worker.insist(lambda: queue_decode(worker.js, job, saved.key, frames))
+        except QueueFull:
+            await worker.insist(saved.name)
+            raise Paused("too many songs wait to be decoded") from None
 
         def move_on(record: Job) -> Job:
-            if record.status in ("decoding", "completed"):  # the codec was quicker than we
+            if record.status == "completed":  # the codec was quicker than we
                 return record
+            if record.status == "decoding":
+                return record if record.tokens_key else change(record, tokens_key=saved.key, frames=frames)
             if record.status != "generating" or record.fence != delivery.turn.fence:
                 raise JobStopped(f"the song is {record.status} and no longer ours")
-            return change(record, status="decoding", frames=frames, fence=None, attempts=0, error=None)
+            return change(
+                record,
+                status="decoding",
+                tokens_key=saved.key,
+                frames=frames,
+                fence=None,
+                attempts=0,
+                failures=0,
+                error=None,
+            )
 
-        await worker.jobs.update(job.job_id, job.tenant, move_on)
+        await worker.insist(lambda: worker.jobs.update(job.job_id, job.tenant, move_on))
+        await saved.forget_older()
+        delivery.tell(Stage(job_id=job.job_id, status="decoding", progress=GENERATING_SHARE, stage="waiting"))

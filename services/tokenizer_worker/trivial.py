@@ -33,9 +33,9 @@ class TrivialEngine:
         """Forget the songs."""
         self._songs.clear()
 
-    def admit(self, song_id: str, song: Song) -> None:
-        """Begin a song."""
-        self._songs[song_id] = (song, 0)
+    def admit(self, song_id: str, song: Song, frames: np.ndarray | None = None) -> None:
+        """Begin a song, or go on with it."""
+        self._songs[song_id] = (song, 0 if frames is None else frames.shape[1])
 
     def step(self) -> dict[str, np.ndarray | None]:
         """The next frame of every song."""

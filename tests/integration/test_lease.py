@@ -87,6 +87,8 @@ async def test_phase_is_in_the_record_for_all_to_see(make: Make, nats_settings: 
     held = await lease.acquire()
     await held.enter(1)
     client = await nats.connect(nats_settings.nats_url)
+    while (await read_leases(client.jetstream()))[0].phase is None:
+        await asyncio.sleep(0.02)
     (view,) = await read_leases(client.jetstream())
     assert (view.gpu, view.role, view.owner, view.state, view.phase) == ("gpu0", "tokenizer", "a", "held", 1)
     await held.release()

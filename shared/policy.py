@@ -1,0 +1,57 @@
+"""When a worker goes on, takes another song, or gives the device away.
+
+Swapping models is expensive, so a turn is a slice of time and not a song; and a song that has its tokens must not wait
+for all others to get theirs, so a slice ends. Both decisions are functions of numbers alone.
+"""
+
+from dataclasses import dataclass
+from enum import Enum, auto
+
+from shared.messages import Priority
+
+HIGH_IN_A_ROW = 4  # songs of the high lane for each one of the normal lane, while both wait
+
+
+class Decision(Enum):
+    """What to do before the next step."""
+
+    GO_ON = auto()  # with the songs in hand
+    ADMIT = auto()  # take another song
+    YIELD = auto()  # pause the songs in hand and leave the device
+
+
+@dataclass(frozen=True, kw_only=True)
+class Situation:
+    """What a worker that holds the device sees."""
+
+    running: int  # songs in hand
+    slots: int  # songs that it can have in hand
+    waiting: bool  # whether more songs wait for this stage
+    held: float  # seconds since the turn began
+    wanted: float | None  # seconds for which the other role has waited for the device; None: it does not
+
+
+@dataclass(frozen=True)
+class TurnPolicy:
+    """The rule of turns.
+
+    While nobody else waits a turn goes on for as long as there is work. Otherwise it takes new songs until its slice
+    is over, then has a quarter of a slice to finish what it has. So the other role waits for a slice at most, and no
+    turn is shorter than a slice unless its work runs out.
+    """
+
+    slice: float  # seconds
+
+    def decide(self, now: Situation) -> Decision:
+        """The decision for a situation."""
+        over = now.wanted is not None and now.held >= self.slice
+        if over and now.wanted is not None and now.wanted >= self.slice / 4:
+            return Decision.YIELD
+        if now.waiting and now.running < now.slots and not over:
+            return Decision.ADMIT
+        return Decision.GO_ON if now.running else Decision.YIELD
+
+
+def lanes(highs_in_a_row: int) -> tuple[Priority, Priority]:
+    """The order in which to look for the next song, after so many of the high lane in a row."""
+    return ("normal", "high") if highs_in_a_row >= HIGH_IN_A_ROW else ("high", "normal")

@@ -1,0 +1,32 @@
+"""How fast work has been done of late: for forecasts, not for decisions."""
+
+import time
+
+_MEMORY = 60.0  # seconds of work after which older work counts for little
+_SONGS = 0.2  # weight of the latest song in the mean length
+
+
+class Rate:
+    """Frames a second of time spent working, and the mean length of a song. Written by one thread, read by any."""
+
+    def __init__(self) -> None:
+        self._frames = 0.0
+        self._seconds = 0.0
+        self.song_frames: float | None = None  # mean length of the latest songs
+
+    @property
+    def per_second(self) -> float | None:
+        """Frames a second of late; None before the first."""
+        return round(self._frames / self._seconds, 3) if self._seconds else None
+
+    def add(self, frames: int, began: float) -> None:
+        """Count frames that were worked on since `began` (monotonic)."""
+        seconds = max(time.monotonic() - began, 1e-9)
+        keep = max(0.0, 1 - seconds / _MEMORY)
+        self._frames = self._frames * keep + frames
+        self._seconds = self._seconds * keep + seconds
+
+    def song(self, frames: int) -> None:
+        """Count a finished song."""
+        last = self.song_frames
+        self.song_frames = float(frames) if last is None else last + _SONGS * (frames - last)
