@@ -141,9 +141,9 @@ class Outside:
         return await self.subjects(FAULTS, "dead.>")
 
     async def keys(self, prefix: str = "") -> list[str]:
-        """Keys of the stored objects."""
+        """Keys of the stored objects. Raises `Unavailable`."""
         client, bucket = self.store._client, self.store.bucket
-        return await asyncio.to_thread(
+        return await self.store._run(
             lambda: [str(o.object_name) for o in client.list_objects(bucket_name=bucket, prefix=prefix, recursive=True)]
         )
 
@@ -161,5 +161,3 @@ class Outside:
             paths = [path for name in ("journal.1.jsonl", "journal.jsonl") if (path := folder / name).exists()]
             found[folder.name] = [json.loads(line) for path in paths for line in path.read_text().splitlines()]
         return found
-
-
