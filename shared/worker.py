@@ -449,7 +449,8 @@ class Worker:
         """Memory that others hold comes back; what is not there at all does not."""
         needed = self.stage.weight_bytes + self.stage.song_bytes(delivery.job)
         if needed > self.device.capacity:
-            await self.inbox.fail(delivery.message, delivery.job.job_id, delivery.job.tenant, str(error))
+            advice = "a shorter song (max_duration_ms), cfg_scale 1 or a smaller HEARTMULA_MODEL_DTYPE needs less"
+            await self.inbox.fail(delivery.message, delivery.job.job_id, delivery.job.tenant, f"{error}; {advice}")
             return
         self._say(f"waiting for memory on the device: {error}")
         self._trouble = error
