@@ -162,11 +162,13 @@ class NatsServer(Server):
     name = "nats"
     variable = "HEARTMULA_NATS_PORT"
 
-    def __init__(self, data_dir: Path, port: int, user: str, password: str) -> None:
+    def __init__(self, data_dir: Path, port: int, user: str, password: str, monitor_port: int = 0) -> None:
+        """With `monitor_port` the server tells its figures there, to anybody."""
         if not all(re.fullmatch(r"[A-Za-z0-9_-]+", word) for word in (user, password)):
             raise ValueError("user and password stand in a URL that nats-py does not unquote: letters, digits, - and _")
         self.user = user
         self.password = password
+        self.monitor_port = monitor_port
         super().__init__(data_dir, port)
 
     @property
@@ -177,6 +179,7 @@ class NatsServer(Server):
     @property
     def config(self) -> str:
         """The server's configuration file."""
+        monitor = f'http: "127.0.0.1:{self.monitor_port}"\n' if self.monitor_port else ""
         # Every acknowledged message is on disk: the default syncs every two minutes, and a power cut takes the rest.
         return f"""\
 listen: "127.0.0.1:{self.port}"
@@ -185,14 +188,14 @@ jetstream {{
   sync_interval: always
 }}
 authorization {{ user: "{self.user}", password: "{self.password}" }}
-"""
+{monitor}"""
 
     def _process(self) -> Process:
         path = self.data_dir / "nats.conf"
         return Process(self.name, [_binary("nats-server"), "-c", str(path)], log=self.data_dir / "logs" / "nats.log")
 
     def _ports(self) -> list[int]:
-        return [self.port]
+        return [port for port in (self.port, self.monitor_port) if port]
 
     def _prepare(self) -> None:
         write_private(self.data_dir / "nats.conf", self.config)
@@ -220,11 +223,13 @@ class S3Server(Server):
     variable = "HEARTMULA_S3_PORT"
     ports = 10  # adjacent ports to set aside; one more lies 10008 above the first
 
-    def __init__(self, data_dir: Path, port: int, access_key: str, secret_key: str) -> None:
+    def __init__(self, data_dir: Path, port: int, access_key: str, secret_key: str, metrics_port: int = 0) -> None:
+        """With `metrics_port` the server tells its figures there, to anybody."""
         if port > 65_535 - 10_008:
             raise ConfigError(f"{self.variable} may be at most 55527: the server also takes the port 10008 above")
         self.access_key = access_key
         self.secret_key = secret_key
+        self.metrics_port = metrics_port
         super().__init__(data_dir, port)
 
     @property
@@ -248,6 +253,7 @@ class S3Server(Server):
             "-volume.preStopSeconds=0",  # time for other machines to notice, of which there are none
             *("-master.volumeSizeLimitMB=64", "-master.telemetry=false"),
             *("-s3.autoCreateBucket=false", "-s3.allowDeleteBucketNotEmpty=false"),
+            *([f"-metricsPort={self.metrics_port}"] if self.metrics_port else []),
         ]
         return Process(
             self.name,
@@ -266,7 +272,8 @@ class S3Server(Server):
     def _ports(self) -> list[int]:
         # No option for the last one: SeaweedFS's own worker looks there only, and without it no lifecycle rule runs.
         options = self._port_options()
-        return [*options.values(), options["admin.port"] + 10_000]
+        metrics = [self.metrics_port] if self.metrics_port else []
+        return [*options.values(), options["admin.port"] + 10_000, *metrics]
 
     def _prepare(self) -> None:
         (self.data_dir / "s3").mkdir(mode=0o700, exist_ok=True)

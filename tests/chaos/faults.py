@@ -1,0 +1,155 @@
+"""Faults of the house: processes killed or stopped, servers restarted, leases lost, rubbish in the queues."""
+
+import asyncio
+import signal
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+
+import nats
+from nats.js.errors import APIError
+
+from deploy.local.servers import Server
+from shared.errors import Unavailable
+from shared.lease import read_leases
+from shared.topology import GPU_LOCK, decode_subject, lock_key, token_subject
+from tests.chaos.outside import Outside
+from tests.chaos.stack import Part, Stack
+
+ROLES = ("tokenizer", "codec", "gateway")
+HOUSE_FAULTS = (
+    *((kind, role) for kind in ("kill9", "sigterm", "sigstop-short", "sigstop-long") for role in ROLES),
+    ("nats-kill", ""),
+    ("store-kill", ""),
+    ("lost-lease", "tokenizer"),
+    ("lost-lease", "codec"),
+    ("junk", ""),
+)
+_HOLDER_SECONDS = 5.0  # that a fault waits for somebody to hold the lease
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """Something that will go wrong."""
+
+    at: float  # seconds after the begin
+    kind: str
+    role: str  # of the part that it hits, or empty
+    which: int  # among the parts of that role
+    seconds: float  # that it lasts
+
+
+def plan_faults(random: Random, seconds: float, gap: float, ttl: int) -> list[Fault]:
+    """Faults for so many seconds, one every `gap` seconds on average; each kind once before any kind twice."""
+    found: list[Fault] = []
+    deck: list[tuple[str, str]] = []
+    at = gap
+    while at < seconds:
+        if not deck:
+            deck = random.sample(HOUSE_FAULTS, len(HOUSE_FAULTS))
+        kind, role = deck.pop()
+        lasts = {"sigstop-short": (0.1, 0.7 * ttl), "sigstop-long": (1.2 * ttl, 2.5 * ttl)}.get(kind, (0.1, 2.5))
+        found.append(
+            Fault(at=at, kind=kind, role=role, which=random.randrange(100), seconds=round(random.uniform(*lasts), 2))
+        )
+        at += random.uniform(0.4, 1.6) * gap
+    return found
+
+
+class Injector:
+    """Makes faults happen, each at its time, several at once where they last long enough."""
+
+    def __init__(self, stack: Stack, outside: Outside) -> None:
+        self.done: Counter[str] = Counter()
+        self.junk: list[str] = []  # names of what was put into the queues
+        self._stack, self._outside = stack, outside
+        self._busy = {"nats-kill": asyncio.Lock(), "store-kill": asyncio.Lock()}
+
+    async def run(self, faults: Sequence[Fault]) -> None:
+        """Returns when all is over and everything runs again."""
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        async with asyncio.TaskGroup() as tasks:
+            for fault in faults:
+                await asyncio.sleep(began + fault.at - loop.time())
+                tasks.create_task(self._inject(fault))
+
+    async def _inject(self, fault: Fault) -> None:
+        match fault.kind:
+            case "kill9" | "sigterm":
+                await self._end(fault, self._part(fault))
+            case "sigstop-short" | "sigstop-long":
+                await self._halt(fault, self._part(fault))
+            case "nats-kill":
+                await self._restart(fault, self._stack.nats)
+            case "store-kill":
+                await self._restart(fault, self._stack.store)
+            case "lost-lease":
+                await self._take_lease(fault)
+            case "junk":
+                await self._litter(fault)
+
+    def _part(self, fault: Fault) -> Part:
+        stack = self._stack
+        parts = {"tokenizer": stack.tokenizers, "codec": stack.codecs, "gateway": stack.gateways}[fault.role]
+        return parts[fault.which % len(parts)]
+
+    def _happens(self, fault: Fault, what: str) -> None:
+        self.done[fault.kind] += 1
+        self._stack.tell(f"{fault.kind}: {what}")
+
+    async def _end(self, fault: Fault, part: Part) -> None:
+        async with part.free:
+            pid = part.pid
+            self._happens(fault, f"{part.name} ({pid})")
+            part.send(signal.SIGKILL if fault.kind == "kill9" else signal.SIGTERM)
+            await part.back(pid)
+
+    async def _halt(self, fault: Fault, part: Part) -> None:
+        async with part.free:
+            self._happens(fault, f"{part.name} ({part.pid}) for {fault.seconds:g} s")
+            part.send(signal.SIGSTOP)
+            await asyncio.sleep(fault.seconds)
+            part.send(signal.SIGCONT)
+            self._stack.tell(f"{part.name} ({part.pid}) goes on")
+
+    async def _restart(self, fault: Fault, server: Server) -> None:
+        async with self._busy[fault.kind]:
+            self._happens(fault, f"for {fault.seconds:g} s")
+            server.kill()
+            await asyncio.sleep(fault.seconds)
+            await server.start()
+            self._stack.tell(f"{server.name} is back")
+
+    async def _take_lease(self, fault: Fault) -> None:
+        """Purge the holder's key, as an operator's mistake would."""
+        js = self._outside.js
+        for _ in range(round(_HOLDER_SECONDS / 0.05)):
+            try:
+                for view in await read_leases(js):
+                    if (view.state, view.role) == ("held", fault.role):
+                        subject = f"$KV.{GPU_LOCK}.{lock_key(view.gpu, view.role, view.owner)}"
+                        await js.publish(subject, b"", headers={"KV-Operation": "PURGE", "Nats-Rollup": "sub"})
+                        self._happens(fault, f"of {view.role} {view.owner} on {view.gpu}")
+                        return
+            except (Unavailable, nats.errors.Error, APIError, TimeoutError):
+                pass
+            await asyncio.sleep(0.05)
+        self._stack.tell(f"lost-lease: no {fault.role} held one")
+
+    async def _litter(self, fault: Fault) -> None:
+        name = f"junk-{len(self.junk)}"
+        self.junk.append(name)
+        for subject, data in ((token_subject("normal", name), b"{not json"), (decode_subject(name), b'{"job_id": 3}')):
+            while True:
+                try:
+                    await self._outside.js.publish(subject, data)
+                    break
+                except APIError as error:  # queue full, or it is there already
+                    if "per subject" in (error.description or ""):
+                        break
+                except (nats.errors.Error, TimeoutError):
+                    pass
+                await asyncio.sleep(0.2)
+        self._happens(fault, name)

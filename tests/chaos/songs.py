@@ -1,0 +1,163 @@
+"""The songs of a run, and the client that asks for them until they are taken."""
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Any, Literal
+
+import httpx
+import msgspec
+import nats
+from nats.aio.client import Client as NatsClient
+
+from shared.messages import GenerateRequest, Status
+from shared.topology import TENANT, submit_subject
+
+POISON = 666  # the seed at which the trivial engine raises
+SONG_FAULTS = ("cancel", "tokens-deleted", "tokens-corrupted", "duplicate-submission", "duplicate-job")
+_TROUBLED = 0.35  # of the songs have a fault of their own
+_BY_NATS = 0.2
+_AGAIN_SECONDS = 0.3  # before what was not answered is tried again
+_STAGES: tuple[Status, ...] = ("queued", "generating", "decoding")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wish:
+    """A song that will be asked for, and what will happen to it."""
+
+    number: int
+    at: float  # seconds after the begin
+    request: GenerateRequest
+    via: Literal["http", "nats"]
+    fault: str | None = None
+    stage: Status = "queued"  # in which the fault hits it
+    delay: float = 0  # seconds after it was seen in that stage
+    key: str = ""  # asking again with it is harmless
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return f"song {self.number}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Taken:
+    """A song that was answered with 202."""
+
+    wish: Wish
+    job_id: str
+
+
+def plan_songs(
+    random: Random, count: int, seconds: float, length: tuple[float, float], burst: int, poison: int
+) -> list[Wish]:
+    """`count` songs in `seconds`, `burst` of them at once, `poison` of them impossible."""
+    moments = sorted(random.uniform(0, seconds * 0.95) for _ in range(count))
+    first = random.randrange(count // 4, max(count // 4 + 1, count // 2))
+    moments[first : first + burst] = [moments[first]] * len(moments[first : first + burst])
+    poisoned = set(random.sample(range(count), poison))
+    # Each kind once before any kind twice.
+    faults = [*SONG_FAULTS, *random.choices(SONG_FAULTS, k=max(0, round(_TROUBLED * count) - len(SONG_FAULTS)))]
+    troubled = dict(zip(random.sample(sorted(set(range(count)) - poisoned), len(faults)), faults, strict=True))
+    wishes = []
+    for number, at in enumerate(sorted(moments)):
+        request = GenerateRequest(
+            lyrics=f"[Verse]\nla la la {number}",
+            tags="pop,piano",
+            max_duration_ms=round(random.uniform(*length) * 1000),
+            seed=POISON if number in poisoned else 1000 + number,
+            format=random.choice(("flac", "wav", "mp3")),
+            priority="high" if random.random() < 0.25 else "normal",
+            title=f"song {number}",
+        )
+        wishes.append(
+            Wish(
+                number=number,
+                at=at,
+                request=request,
+                via="nats" if random.random() < _BY_NATS else "http",
+                fault="poison" if number in poisoned else troubled.get(number),
+                stage=random.choice(_STAGES),
+                delay=random.choice((0, random.uniform(0, 1))),
+                key=f"key-{number}-{random.getrandbits(64):x}",
+            )
+        )
+    return wishes
+
+
+class Client:
+    """Asks gateways for songs. Whoever does not answer is asked again with the same key, like his neighbour."""
+
+    def __init__(self, urls: Sequence[str], nc: NatsClient, tell: Callable[[str], None]) -> None:
+        self.faults: Counter[str] = Counter()
+        self._urls, self._nc, self._tell = list(urls), nc, tell
+        # Connections are not kept: a gateway that is killed must not be remembered.
+        self._http = httpx.AsyncClient(timeout=8, trust_env=False, limits=httpx.Limits(max_keepalive_connections=0))
+
+    async def close(self) -> None:
+        """Let the connections go."""
+        await self._http.aclose()
+
+    async def take(self, wish: Wish) -> str:
+        """Ask until the song is taken; returns its id."""
+        attempt = wish.number
+        while True:
+            attempt += 1
+            pause, job_id = await (self._over_nats(wish) if wish.via == "nats" else self._over_http(wish, attempt))
+            if job_id:
+                return job_id
+            await asyncio.sleep(pause)
+
+    async def ask(self, method: str, path: str, attempt: int = 0) -> httpx.Response:
+        """A request that is repeated until some gateway answers it."""
+        while True:
+            attempt += 1
+            try:
+                answer = await self._http.request(method, self._url(attempt) + path)
+                if answer.status_code != 503:
+                    return answer
+            except httpx.TransportError:
+                pass
+            await asyncio.sleep(_AGAIN_SECONDS)
+
+    def _url(self, attempt: int) -> str:
+        return self._urls[attempt % len(self._urls)]
+
+    async def _over_http(self, wish: Wish, attempt: int) -> tuple[float, str]:
+        """How long to wait, or the id."""
+        headers = {"Content-Type": "application/json", "Idempotency-Key": wish.key}
+        try:
+            body = msgspec.json.encode(wish.request)
+            answer = await self._http.post(f"{self._url(attempt)}/generate", content=body, headers=headers)
+        except httpx.TransportError:
+            return _AGAIN_SECONDS, ""
+        if answer.status_code in (200, 202):
+            return 0, str(answer.json()["job_id"])
+        if answer.status_code == 429:
+            return self._full(wish, float(answer.headers["Retry-After"])), ""
+        if answer.status_code != 503:
+            raise RuntimeError(f"{wish.name} was refused: {answer.status_code} {answer.text}")
+        return _AGAIN_SECONDS, ""
+
+    async def _over_nats(self, wish: Wish) -> tuple[float, str]:
+        headers = {"Nats-Msg-Id": wish.key}
+        try:
+            body = msgspec.json.encode(wish.request)
+            message = await self._nc.request(submit_subject(TENANT), body, timeout=5, headers=headers)
+        except (nats.errors.Error, TimeoutError, OSError):
+            return _AGAIN_SECONDS, ""
+        answer: dict[str, Any] = json.loads(message.data)
+        code = answer["error"]["code"] if "error" in answer else 202
+        if code == 429:
+            return self._full(wish, 5), ""
+        if code not in (202, 503):
+            raise RuntimeError(f"{wish.name} was refused: {answer}")
+        return _AGAIN_SECONDS, str(answer.get("job_id", ""))
+
+    def _full(self, wish: Wish, pause: float) -> float:
+        self.faults["queue-full"] += 1
+        self._tell(f"queue full: {wish.name} waits {pause:g} s")
+        return pause

@@ -1,0 +1,187 @@
+"""The stack under test: real servers and services as processes, each of which can be killed and comes back."""
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+
+import httpx
+
+from deploy.local.processes import Process
+from deploy.local.servers import NatsServer, S3Server, Server, free_port
+from shared.settings import Settings
+from tests.integration.flow import environment
+
+START_SECONDS = 60.0
+RESTART_SECONDS = 0.2  # before a part that ended is started again
+
+
+class Part:
+    """A service process that is started again whenever it ends, as systemd would do."""
+
+    def __init__(self, name: str, module: str, settings: Settings, logs: Path, tell: Callable[[str], None]) -> None:
+        self.name, self.settings = name, settings
+        self.free = asyncio.Lock()  # one fault at a time
+        self.deaths: dict[int, float] = {}  # when a process of it was killed, or seen to have ended by itself
+        self.crashes: list[str] = []  # ends that nobody asked for
+        self._process = Process(
+            name, (sys.executable, "-m", module), env=environment(settings), log=logs / f"{name}.log", grace=20
+        )
+        self._tell = tell
+        self._asked: set[int] = set()
+        self._keeper: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Start it, and again whenever it ends, until `stop`."""
+        await self._process.start()
+        self._keeper = asyncio.create_task(self._keep())
+
+    async def stop(self) -> int | None:
+        """SIGTERM, and no new start. Returns the exit code."""
+        if self._keeper is None:
+            return None
+        self._keeper.cancel()
+        await asyncio.gather(self._keeper, return_exceptions=True)
+        with suppress(ProcessLookupError):
+            if self._process.running:
+                os.killpg(self._process.pid, signal.SIGCONT)
+        await self._process.stop()
+        return self._process.returncode
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal to it, if it runs."""
+        if self._process.running:
+            pid = self._process.pid
+            if number in (signal.SIGKILL, signal.SIGTERM):
+                self._asked.add(pid)
+            if number == signal.SIGKILL:
+                self.deaths[pid] = time.time()
+            with suppress(ProcessLookupError):
+                os.killpg(pid, number)
+
+    async def back(self, pid: int) -> None:
+        """Wait until another process than `pid` runs."""
+        while not self._process.running or self._process.pid == pid:
+            await asyncio.sleep(0.05)
+
+    @property
+    def pid(self) -> int:
+        """Of the process that runs, or ran last."""
+        return self._process.pid
+
+    async def _keep(self) -> None:
+        while True:
+            pid = self._process.pid
+            code = await self._process.wait()
+            self.deaths.setdefault(pid, time.time())
+            if pid not in self._asked:
+                self.crashes.append(f"{self.name} ({pid}) ended by itself with exit code {code}")
+                self._tell(self.crashes[-1])
+            await asyncio.sleep(RESTART_SECONDS)
+            await self._process.start()
+
+
+class Stack:
+    """Both servers, gateways, and a pair of workers a card."""
+
+    def __init__(
+        self, settings: Settings, nats: NatsServer, store: S3Server, logs: Path, gateways: int, cards: Sequence[str]
+    ) -> None:
+        self.settings, self.nats, self.store, self.logs = settings, nats, store, logs
+        self.began = time.monotonic()
+        names = ["gateway"] if gateways == 1 else [f"gateway-{n + 1}" for n in range(gateways)]
+        self.gateways = [self._part(name, "services.gateway", port=free_port()) for name in names]
+        self.tokenizers = [self._part(f"tokenizer-{c}", "services.tokenizer_worker", gpu_id=c) for c in cards]
+        self.codecs = [self._part(f"codec-{c}", "services.codec_worker", gpu_id=c) for c in cards]
+
+    @property
+    def workers(self) -> list[Part]:
+        """Of both roles."""
+        return [*self.tokenizers, *self.codecs]
+
+    @property
+    def parts(self) -> list[Part]:
+        """All services."""
+        return [*self.gateways, *self.workers]
+
+    @property
+    def urls(self) -> list[str]:
+        """Of the gateways."""
+        return [f"http://127.0.0.1:{part.settings.port}" for part in self.gateways]
+
+    def tell(self, line: str) -> None:
+        """A line of the run's story."""
+        print(f"{time.monotonic() - self.began:7.2f}  {line}", file=sys.stderr, flush=True)
+
+    async def start(self) -> None:
+        """Start all services; returns when they serve."""
+        for part in self.parts:
+            await part.start()
+        await _until(self._healthy, START_SECONDS, f"the services are not up; logs in {self.logs}")
+
+    async def stop_workers(self) -> list[int | None]:
+        """End the workers as an operator would; returns their exit codes."""
+        return await asyncio.gather(*(part.stop() for part in self.workers))
+
+    async def stop(self) -> None:
+        """End all services."""
+        await asyncio.gather(*(part.stop() for part in self.parts))
+
+    def _part(self, name: str, module: str, **changes: object) -> Part:
+        settings = replace(self.settings, **changes)  # type: ignore[arg-type]
+        return Part(name, module, settings, self.logs, self.tell)
+
+    async def _healthy(self) -> bool:
+        wanted = {"tokenizer": len(self.tokenizers), "codec": len(self.codecs)}
+        async with httpx.AsyncClient(trust_env=False, timeout=5) as http:
+            for url in self.urls:
+                try:
+                    body = (await http.get(f"{url}/health")).json()
+                except (httpx.TransportError, ValueError):
+                    return False
+                if body["status"] != "ok" or body["workers"] != wanted:
+                    return False
+        return True
+
+
+@asynccontextmanager
+async def open_stack(
+    folder: Path, settings: Settings, *, gateways: int = 1, cards: Sequence[str] = ("card",), figures: bool = False
+) -> AsyncIterator[Stack]:
+    """A stack that serves, with its servers below `folder`; with `figures` the servers tell theirs.
+
+    `settings` says everything but where the servers are.
+    """
+    ports = (free_port(), free_port()) if figures else (0, 0)
+    nats = NatsServer(folder, free_port(), "chaos", "secret", monitor_port=ports[0])
+    store = S3Server(folder, free_port(S3Server.ports), "chaos", "secretsecret", metrics_port=ports[1])
+    settings = replace(
+        settings,
+        nats_url=nats.url,
+        s3_endpoint=store.url,
+        s3_access_key=store.access_key,
+        s3_secret_key=store.secret_key,
+        data_dir=folder / "data",
+    )
+    servers: list[Server] = [nats, store]
+    stack = Stack(settings, nats, store, folder / "logs", gateways, cards)
+    try:
+        await asyncio.gather(*(server.start() for server in servers))
+        await stack.start()
+        yield stack
+    finally:
+        await stack.stop()
+        await asyncio.gather(*(server.stop() for server in servers))
+
+
+async def _until(ask: Callable[[], Awaitable[bool]], patience: float, what: str) -> None:
+    deadline = time.monotonic() + patience
+    while not await ask():
+        if time.monotonic() > deadline:
+            raise TimeoutError(what)
+        await asyncio.sleep(0.1)
