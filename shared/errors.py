@@ -11,6 +11,7 @@
     ├── ObjectError         an object is missing or its checksum does not match
     │   └── TokensLost      … and it holds the tokens of a song, which can be made again
     ├── DeviceFull          weights or a cache do not fit the device
+    ├── DeviceBroken        the device's driver gave this process up; only a new process can use it
     ├── PhaseError          work was attempted outside its offload phase
     │   └── LeaseLost       … because the lease on the device is gone
     └── SongError           this song cannot be made; retrying does not help
@@ -62,6 +63,10 @@ class TokensLost(ObjectError):
 
 class DeviceFull(HeartMulaError):
     """An allocation does not fit the device."""
+
+
+class DeviceBroken(HeartMulaError):
+    """Every further use of the device by this process fails, as after an illegal memory access."""
 
 
 class PhaseError(HeartMulaError):

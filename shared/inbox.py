@@ -175,11 +175,11 @@ class Inbox:
 
     # --- settling
 
-    async def give_back(self, delivery: Delivery, delay: float = 0) -> None:
-        """Into the queue again, through no fault of the song: the attempt does not count."""
+    async def give_back(self, delivery: Delivery, delay: float = 0, blameless: bool = True) -> None:
+        """Into the queue again. If it was no fault of the song the attempt does not count."""
 
         def uncount(job: Job) -> Job:
-            if job.fence != delivery.turn.fence or job.status in ENDED or not job.attempts:
+            if not blameless or job.fence != delivery.turn.fence or job.status in ENDED or not job.attempts:
                 return job
             return change(job, attempts=job.attempts - 1)
 

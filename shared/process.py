@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from shared.errors import ConfigError, Unavailable
+from shared.errors import ConfigError, DeviceBroken, Unavailable
 from shared.settings import Settings
 
 
@@ -14,7 +14,10 @@ def run(
     serve: Callable[[Settings], Coroutine[Any, Any, None]],
     runner: Callable[[Coroutine[Any, Any, None]], None] = asyncio.run,
 ) -> int:
-    """Run a service to its end. Returns the exit code: 2 for a wrong setting, 1 when a server does not come up."""
+    """Run a service to its end.
+
+    Returns the exit code: 2 for a wrong setting, 1 when a server does not come up or the device is broken.
+    """
     try:
         settings = Settings.load()
         settings.require_servers()
@@ -22,7 +25,7 @@ def run(
             level=settings.log_level.upper(), format="%(asctime)s %(levelname)-7s %(name)s: %(message)s"
         )
         runner(serve(settings))
-    except (ConfigError, Unavailable) as error:
+    except (ConfigError, DeviceBroken, Unavailable) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
     except KeyboardInterrupt:  # while waiting for the servers

@@ -25,7 +25,7 @@ from nats.js.errors import APIError
 
 from shared.delivery import Delivery, JobStopped, Paused
 from shared.device import DeviceLedger
-from shared.errors import DeviceFull, JobConflict, LeaseLost, SongError, TokensLost, Unavailable
+from shared.errors import DeviceBroken, DeviceFull, JobConflict, LeaseLost, SongError, TokensLost, Unavailable
 from shared.events import progress_at_start
 from shared.gpu import Device, figures
 from shared.inbox import Inbox
@@ -87,10 +87,14 @@ class Worker:
         self._songs: dict[Delivery, asyncio.Task[None]] = {}  # until settled
         self._trouble: Exception | None = None  # why the turn should end
         self._problem: str | None = None  # why nothing can be done, for people
+        self._broken: DeviceBroken | None = None
         self._resident = False
 
     async def run(self) -> None:
-        """Work until SIGTERM or SIGINT. Raises `ConfigError` or `Unavailable` when it cannot begin."""
+        """Work until SIGTERM or SIGINT.
+
+        Raises `ConfigError` or `Unavailable` when it cannot begin, `DeviceBroken` when it cannot go on.
+        """
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.drain)
@@ -243,6 +247,8 @@ class Worker:
                 await asyncio.sleep(2)
         if self._songs:
             await asyncio.wait(list(self._songs.values()))
+        if self._broken is not None:  # whoever watches over this process starts a new one
+            raise self._broken
 
     def _say(self, problem: str | None) -> None:
         """Tell the world why nothing can be done, or that all is well again."""
@@ -390,7 +396,7 @@ class Worker:
     async def _leave(self, held: Held) -> None:
         """End a turn. Freeing is always allowed, with or without a lease; the lease goes last."""
         try:
-            if self._resident and self.settings.sequential_offload:
+            if self._resident and self.settings.sequential_offload and self._broken is None:
                 await self.in_engine(self.stage.to_host)
                 self._resident = False
                 self.ledger.clear()
@@ -418,6 +424,10 @@ class Worker:
             await self.inbox.give_back(delivery)
         except LeaseLost:
             await self.inbox.give_back(delivery)
+        except DeviceBroken as error:
+            self._broken = error
+            self.drain()
+            await self.inbox.give_back(delivery, blameless=False)
         except (Unavailable, nats.errors.Error, APIError, TimeoutError) as error:
             self._trouble = error
             await self.inbox.give_back(delivery, delay=2)
@@ -449,7 +459,8 @@ class Worker:
         """Memory that others hold comes back; what is not there at all does not."""
         needed = self.stage.weight_bytes + self.stage.song_bytes(delivery.job)
         if needed > self.device.capacity:
-            await self.inbox.fail(delivery.message, delivery.job.job_id, delivery.job.tenant, str(error))
+            advice = "a shorter song (max_duration_ms), cfg_scale 1 or a smaller HEARTMULA_MODEL_DTYPE needs less"
+            await self.inbox.fail(delivery.message, delivery.job.job_id, delivery.job.tenant, f"{error}; {advice}")
             return
         self._say(f"waiting for memory on the device: {error}")
         self._trouble = error

@@ -116,6 +116,7 @@ class DecodeStage:
                 progress=GENERATING_SHARE,
                 stage="decoding",
                 phase=delivery.turn.phase,
+                memory_used=worker.memory.now,
             )
         )
         samples, began = 0, time.monotonic()

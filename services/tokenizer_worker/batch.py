@@ -12,7 +12,7 @@ import numpy as np
 
 from services.tokenizer_worker.engine import Song, TokenEngine
 from shared.delivery import Delivery, Paused
-from shared.errors import DeviceFull
+from shared.errors import DeviceBroken, DeviceFull
 from shared.rate import Rate
 
 log = logging.getLogger(__name__)
@@ -142,6 +142,10 @@ class Batch:
             made = self._engine.step()
         except DeviceFull as error:
             self._shrink(error, keep=len(self._songs) // 2)
+            return
+        except DeviceBroken as error:
+            for making in list(self._songs):
+                self._drop(making, error)
             return
         except Exception as error:  # whose fault it is cannot be told, nor what state the engine's songs are in
             self._shrink(error, keep=0)

@@ -87,7 +87,7 @@ class TokenStage:
     async def _make(self, delivery: Delivery, worker: Worker, saved: Checkpoints, before: np.ndarray) -> np.ndarray:
         """int16 ``[8, T]`` made before → all of the song's. When it has to leave the device, they are saved first."""
         job, song, resumed = delivery.job, self._song(delivery.job), before.shape[1]
-        self._tell(delivery, "generating", resumed, song.max_frames)
+        self._tell(delivery, "generating", resumed, song.max_frames, worker.memory.now)
         began = time.monotonic()
 
         def on_frame(making: Making) -> None:
@@ -121,7 +121,7 @@ class TokenStage:
             seed=request.seed or 0,
         )
 
-    def _tell(self, delivery: Delivery, stage: str, frames: int, total: int) -> None:
+    def _tell(self, delivery: Delivery, stage: str, frames: int, total: int, memory: int | None = None) -> None:
         delivery.tell(
             Stage(
                 job_id=delivery.job.job_id,
@@ -130,6 +130,7 @@ class TokenStage:
                 stage="paused" if stage == "paused" else "generating",
                 phase=delivery.turn.phase if stage == "generating" else None,
                 frames=frames,
+                memory_used=memory,
             )
         )
 

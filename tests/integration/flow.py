@@ -110,9 +110,9 @@ class Flow:
         )
         return sorted(found)
 
-    def journal(self) -> list[dict[str, object]]:
+    def journal(self, gpu: str = "*") -> list[dict[str, object]]:
         """Every move onto and off the device."""
-        (path,) = Path(self.settings.data_dir).glob("device/*/journal.jsonl")
+        (path,) = Path(self.settings.data_dir).glob(f"device/{gpu}/journal.jsonl")
         return [json.loads(line) for line in path.read_text().splitlines()]
 
     async def stop(self, process: asyncio.subprocess.Process, number: int = signal.SIGTERM) -> int:

@@ -1,0 +1,210 @@
+"""Songs that are paused, resumed and made side by side, and a device that is never shared by accident."""
+
+import asyncio
+import io
+import signal
+from dataclasses import replace
+
+import numpy as np
+import soundfile
+
+from services.codec_worker.trivial import TrivialCodec
+from services.gateway.health import read_workers
+from services.tokenizer_worker.engine import Song
+from services.tokenizer_worker.trivial import TrivialEngine
+from shared.device import DeviceLedger
+from shared.messages import Job, Stage, WorkerStatus
+from shared.prompt import Prompt
+from shared.settings import Settings
+from tests.integration.flow import PATIENCE, Flow, open_flow, overlaps
+
+SMALL = 60  # MB: room for either model of the trivial engine (40 and 30), not for both
+
+
+def straight(job: Job) -> np.ndarray:
+    """The audio of a song that nothing ever interrupted, int16 ``[samples, 2]``."""
+    engine, codec = TrivialEngine(0, 1), TrivialCodec(0)
+    frames = (job.request.max_duration_ms or 0) // 80
+    engine.admit("song", Song(prompt=Prompt((1,), (1,)), max_frames=frames, seed=job.request.seed or 0))
+    codes = np.stack([frame for _ in range(frames) if (frame := engine.step()["song"]) is not None], axis=1)
+    audio = np.concatenate([step.audio for step in codec.decode(codes, seed=0) if step.audio is not None])
+    buffer = io.BytesIO()
+    soundfile.write(buffer, audio, codec.sample_rate, "PCM_16", format="FLAC")
+    return np.asarray(soundfile.read(io.BytesIO(buffer.getvalue()), dtype="int16")[0])
+
+
+async def assert_straight(flow: Flow, job: Job) -> None:
+    """The song sounds as if it had been made in one go."""
+    assert job.status == "completed", job
+    audio, _ = soundfile.read(io.BytesIO(await flow.store.get(str(job.audio_key))), dtype="int16")
+    assert np.array_equal(audio, straight(job))
+
+
+async def stages(flow: Flow, job_id: str) -> list[Stage]:
+    """The stage events of a song."""
+    return [event.data for event in await flow.events(job_id) if isinstance(event.data, Stage)]
+
+
+async def until_told(flow: Flow, role: str, what: str) -> WorkerStatus:
+    """Wait until a worker's heartbeat tells of a problem."""
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            for worker in await read_workers(flow.js):
+                if worker.role == role and what in (worker.problem or ""):
+                    return worker
+            await asyncio.sleep(0.1)
+
+
+async def test_a_long_song_makes_way_and_goes_on_as_if_nothing_had_been(settings: Settings) -> None:
+    settings = replace(settings, cpu_device_mb=SMALL, trivial_step_ms=40, turn_seconds=1.0, batch=2)
+    async with open_flow(settings, "tokenizer", "codec") as flow:
+        long, short = await flow.submit(16, seed=4), await flow.submit(0.8, seed=5)
+        first = await flow.ended(short)
+        now = await flow.jobs.get(long)
+        assert now is not None
+        assert now.status == "generating", "the short song had to wait for the long one"
+        last = await flow.ended(long)
+        for job in (first, last):
+            await assert_straight(flow, job)
+        told = await stages(flow, long)
+        paused = [stage.frames or 0 for stage in told if stage.stage == "paused"]
+        begun = [stage.frames or 0 for stage in told if stage.stage == "generating"]
+        assert paused, "it was never paused"
+        assert begun == [0, *paused], "it did not go on where it was"
+        assert overlaps(flow.journal()) == 0
+        assert await flow.keys("tokens/") == []
+
+
+async def test_a_killed_worker_costs_what_was_made_since_the_last_checkpoint(settings: Settings) -> None:
+    settings = replace(settings, trivial_step_ms=30, checkpoint_seconds=0.8)
+    async with open_flow(settings, "tokenizer", "codec") as flow:
+        job_id = await flow.submit(8, seed=9)
+        await flow.until(job_id, lambda job: job.tokens_key is not None)
+        flow.processes[0].kill()
+        await flow.worker("tokenizer")
+        job = await flow.ended(job_id)
+        await assert_straight(flow, job)
+        begun = [stage.frames or 0 for stage in await stages(flow, job_id) if stage.stage == "generating"]
+        assert begun[0] == 0
+        assert begun[1] >= 10, "it began again"
+        assert await flow.keys("tokens/") == []
+
+
+async def test_a_rolling_restart_costs_no_frame(settings: Settings) -> None:
+    settings = replace(settings, trivial_step_ms=50, batch=4, checkpoint_seconds=3600)
+    async with open_flow(settings, "tokenizer", "codec") as flow:
+        ids = [await flow.submit(8, seed=seed) for seed in range(3)]
+        worker = flow.processes[0]
+        for restarts in range(2):
+            for job_id in ids:
+                while len([s for s in await stages(flow, job_id) if s.stage == "generating"]) <= restarts:
+                    await asyncio.sleep(0.05)
+            await asyncio.sleep(0.3)  # a few frames
+            assert await flow.stop(worker) == 0
+            worker = await flow.worker("tokenizer")
+        for job_id in ids:
+            job = await flow.ended(job_id)
+            await assert_straight(flow, job)
+            assert job.failures == 0
+            told = await stages(flow, job_id)
+            paused = [stage.frames or 0 for stage in told if stage.stage == "paused"]
+            assert [stage.frames or 0 for stage in told if stage.stage == "generating"] == [0, *paused]
+
+
+async def test_damaged_checkpoints_are_not_used(settings: Settings) -> None:
+    settings = replace(settings, trivial_step_ms=30, checkpoint_seconds=0.8)
+    async with open_flow(settings, "tokenizer", "codec") as flow:
+        job_id = await flow.submit(8, seed=9)
+        job = await flow.until(job_id, lambda job: job.tokens_key is not None)
+        flow.processes[0].kill()
+        await flow.store.put(str(job.tokens_key), b"nonsense")
+        await flow.worker("tokenizer")
+        await assert_straight(flow, await flow.ended(job_id))
+        begun = [stage.frames for stage in await stages(flow, job_id) if stage.stage == "generating"]
+        assert begun == [0, 0]
+
+
+async def test_memory_that_another_program_holds_is_waited_for_and_told(settings: Settings) -> None:
+    settings = replace(settings, cpu_device_mb=SMALL, gpu_id="card")
+    other = DeviceLedger(settings.data_dir / "device" / "card", "game.1", SMALL * 2**20)
+    other.place("textures", 50 * 2**20)
+    async with open_flow(settings, "tokenizer", "codec") as flow:
+        job_id = await flow.submit(1)
+        told = await until_told(flow, "tokenizer", "textures of game.1")
+        assert told.gpu.memory_used == 50 * 2**20
+        other.close()
+        job = await flow.ended(job_id)
+        assert (job.status, job.failures) == ("completed", 0)
+        while any(worker.problem for worker in await read_workers(flow.js)):
+            await asyncio.sleep(0.1)
+
+
+async def test_songs_that_do_not_fit_side_by_side_are_made_one_after_the_other(settings: Settings) -> None:
+    # Room for the caches of two: 8 MB each beside weights of 40.
+    async with open_flow(replace(settings, cpu_device_mb=SMALL, batch=4), "tokenizer", "codec") as flow:
+        ids = [await flow.submit(655, seed=seed) for seed in range(4)]
+        jobs = [await flow.ended(job_id) for job_id in ids]
+        assert [(job.status, job.failures) for job in jobs] == [("completed", 0)] * 4
+        at_once = most = 0
+        for move in flow.journal():
+            if str(move["label"]).startswith("kv-cache"):
+                at_once += 1 if move["move"] == "place" else -1
+                most = max(most, at_once)
+        assert (most, at_once) == (2, 0)
+
+
+async def test_a_song_that_cannot_fit_says_what_to_change(settings: Settings) -> None:
+    async with open_flow(replace(settings, cpu_device_mb=SMALL), "tokenizer", "codec") as flow:
+        huge, small = await flow.submit(3600), await flow.submit(1)
+        assert (await flow.ended(small)).status == "completed"
+        job = await flow.ended(huge)
+        assert job.status == "failed"
+        assert "60 MB" in (job.error or "")
+        assert "max_duration_ms" in (job.error or "")
+
+
+async def test_two_pairs_on_one_machine_drain_one_queue(settings: Settings) -> None:
+    settings = replace(settings, cpu_device_mb=SMALL, trivial_step_ms=20, turn_seconds=1.0)
+    async with open_flow(settings) as flow:
+        for card in ("card-a", "card-b"):
+            flow.settings = replace(settings, gpu_id=card)
+            for role in ("tokenizer", "codec"):
+                await flow.worker(role)
+        jobs = [await flow.ended(job_id) for job_id in [await flow.submit(2, seed=seed) for seed in range(12)]]
+        for job in jobs:
+            await assert_straight(flow, job)
+        for card in ("card-a", "card-b"):
+            journal = flow.journal(card)
+            assert overlaps(journal) == 0
+            assert {"heartmula", "heartcodec"} <= {move["label"] for move in journal}, f"{card} did nothing"
+
+
+async def test_a_missing_codec_fills_its_queue_and_no_song_is_lost(settings: Settings) -> None:
+    # One song may wait for tokens, four for being decoded.
+    async with open_flow(replace(settings, queue_limit=1), "tokenizer") as flow:
+        ids = []
+        for _ in range(4):
+            ids.append(await flow.submit(1))
+            await flow.until(ids[-1], lambda job: job.status == "decoding")
+        ids.append(await flow.submit(1))
+        told = await until_told(flow, "tokenizer", "is a codec worker running?")
+        assert told.resident == [], "the device was taken for nothing"
+        assert (await flow.until(ids[-1], lambda job: True)).status == "queued"
+        await flow.worker("codec")
+        assert [(await flow.ended(job_id)).status for job_id in ids] == ["completed"] * 5
+
+
+async def test_a_stopped_holder_keeps_the_device_until_it_is_gone(settings: Settings) -> None:
+    """What it has queued on a GPU still runs: whoever is next waits for the process, not for the lease alone."""
+    settings = replace(settings, cpu_device_mb=SMALL, trivial_step_ms=50)
+    async with open_flow(settings, "tokenizer", "codec") as flow:
+        job_id = await flow.submit(8)
+        await flow.until_event(job_id, "progress")
+        flow.processes[0].send_signal(signal.SIGSTOP)
+        other = await flow.worker("tokenizer")
+        await asyncio.sleep(settings.lease_ttl + 2)
+        assert {move["pid"] for move in flow.journal() if move["label"] == "heartmula"} == {flow.processes[0].pid}
+        flow.processes[0].kill()
+        assert (await flow.ended(job_id)).status == "completed"
+        assert flow.journal()[-1]["pid"] != flow.processes[0].pid
+        assert other.returncode is None

@@ -1,0 +1,191 @@
+"""Songs in a batch: who leaves it when, and who answers for an error."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+
+from services.tokenizer_worker.batch import Batch, Making
+from services.tokenizer_worker.engine import Song
+from services.tokenizer_worker.trivial import TrivialEngine
+from shared.delivery import JobStopped, Paused
+from shared.errors import DeviceBroken, DeviceFull, LeaseLost
+from shared.prompt import Prompt
+
+NOTHING = np.zeros((8, 0), np.int16)
+
+
+class Engine(TrivialEngine):
+    """Has memory for `room` songs when it steps, and cannot step the song `poison`."""
+
+    def __init__(self, slots: int, room: int = 99, poison: str = "") -> None:
+        super().__init__(1, slots)
+        self.room, self.poison = room, poison
+        self.error: Exception = RuntimeError("poison")
+        self.most = 0  # songs at once in a step that went well
+
+    def step(self) -> dict[str, np.ndarray | None]:
+        if len(self._songs) > self.room:
+            raise DeviceFull("no memory left")
+        if self.poison in self._songs:
+            raise self.error
+        self.most = max(self.most, len(self._songs))
+        return super().step()
+
+
+class Ledger:
+    """Stands for a turn: the real one needs a lease."""
+
+    def __init__(self) -> None:
+        self.booked: set[str] = set()
+
+    def place_work(self, label: str, nbytes: int) -> None:
+        self.booked.add(label)
+
+    def remove(self, label: str) -> None:
+        self.booked.discard(label)
+
+
+class Delivery:
+    """Stands for a delivery: `trouble` is what its next check raises."""
+
+    def __init__(self, job_id: str, turn: Ledger) -> None:
+        self.job: Any = type("Job", (), {"job_id": job_id})
+        self.turn = turn
+        self.trouble: Exception | None = None
+        self.pause = False
+
+    def check(self) -> None:
+        if self.trouble is not None:
+            raise self.trouble
+
+    def check_pause(self) -> None:
+        if self.pause:
+            raise Paused("somebody else's turn")
+
+
+class Songs:
+    """Makes songs in a batch."""
+
+    def __init__(self, engine: Engine, executor: Executor) -> None:
+        self.engine, self.batch, self.turn = engine, Batch(engine), Ledger()
+        self.executor = executor
+        self.deliveries: dict[str, Delivery] = {}
+
+    async def make(self, name: str, frames: int, before: np.ndarray = NOTHING, on_frame: Any = None) -> Making:
+        delivery: Any = Delivery(name, self.turn)
+        self.deliveries[name] = delivery
+        song = Song(prompt=Prompt((1,), (1,)), max_frames=frames, seed=ord(name))
+        return await self.batch.make(delivery, song, before, self.executor, on_frame or (lambda _: None))
+
+
+@pytest.fixture
+async def executor() -> AsyncIterator[Executor]:
+    with ThreadPoolExecutor(1) as threads:
+        yield threads
+
+
+async def test_a_song_is_the_same_alone_in_company_and_in_pieces(executor: Executor) -> None:
+    alone = (await Songs(Engine(1), executor).make("a", 30)).codes
+    songs = Songs(Engine(3), executor)
+    together = await asyncio.gather(*(songs.make(name, length) for name, length in (("a", 30), ("b", 9), ("c", 50))))
+    assert np.array_equal(together[0].codes, alone)
+    assert [making.codes.shape for making in together] == [(8, 30), (8, 9), (8, 50)]
+    assert np.array_equal((await songs.make("a", 30, alone[:, :11])).codes, alone)
+    assert songs.turn.booked == set()
+
+
+async def test_a_paused_song_has_got_further_however_early_it_is_paused(executor: Executor) -> None:
+    songs = Songs(Engine(1), executor)
+
+    def pause(making: Making) -> None:
+        songs.deliveries["a"].pause = True
+
+    codes = NOTHING
+    for turns in range(1, 4):
+        making = await songs.make("a", 20, codes, pause)
+        assert isinstance(making.future.exception(), Paused)
+        codes = making.codes
+        assert codes.shape[1] == turns
+    assert songs.turn.booked == set()
+
+
+async def test_when_the_device_breaks_nobody_is_tried_again_on_it(executor: Executor) -> None:
+    songs = Songs(Engine(4, poison="b"), executor)
+    songs.engine.error = DeviceBroken("illegal memory access")
+    makings = await asyncio.gather(*(songs.make(name, 10) for name in "abc"))
+    assert [type(making.future.exception()) for making in makings] == [DeviceBroken] * 3
+
+
+@pytest.mark.parametrize("trouble", [JobStopped("cancelled"), LeaseLost("gone")])
+async def test_a_song_that_must_stop_does_so_before_the_next_step_and_the_others_go_on(
+    executor: Executor, trouble: Exception
+) -> None:
+    songs = Songs(Engine(2), executor)
+
+    def stop(making: Making) -> None:
+        if len(making.frames) == 5:
+            songs.deliveries["a"].trouble = trouble
+
+    one, other = await asyncio.gather(songs.make("a", 100, on_frame=stop), songs.make("b", 40))
+    assert one.future.exception() is trouble
+    assert one.codes.shape[1] == 5
+    assert other.future.exception() is None
+    assert other.codes.shape[1] == 40
+
+
+async def test_when_memory_runs_out_half_of_the_songs_go_on_and_the_rest_keep_their_frames(executor: Executor) -> None:
+    songs = Songs(Engine(4, room=2), executor)
+    makings = await asyncio.gather(*(songs.make(name, 10) for name in "abcd"))
+    errors = [type(making.future.exception()) for making in makings]
+    assert errors.count(type(None)) == 2
+    assert errors.count(Paused) == 2
+    assert songs.engine.most == 2
+    alone = await songs.make("e", 10)
+    assert alone.future.exception() is None
+
+
+async def test_a_song_for_which_there_is_no_memory_even_alone_is_told_so(executor: Executor) -> None:
+    songs = Songs(Engine(4, room=0), executor)
+    making = await songs.make("a", 10)
+    assert isinstance(making.future.exception(), DeviceFull)
+    assert songs.turn.booked == set()
+
+
+async def test_only_the_song_that_breaks_the_engine_answers_for_it(executor: Executor) -> None:
+    songs = Songs(Engine(4, poison="c"), executor)
+    blamed: list[str] = []
+    done: dict[str, Making] = {}
+    waiting = dict.fromkeys("abcd", NOTHING)
+    while waiting:  # as the worker does: paused songs come again, as many at once as the batch takes
+        names = sorted(waiting)[: songs.batch.limit]
+        for name, making in zip(
+            names, await asyncio.gather(*(songs.make(name, 10, waiting[name]) for name in names)), strict=True
+        ):
+            error = making.future.exception()
+            if isinstance(error, Paused):
+                waiting[name] = making.codes
+                continue
+            del waiting[name]
+            if error is None:
+                done[name] = making
+            else:
+                blamed.append(name)
+    assert blamed == ["c"]
+    assert sorted(done) == ["a", "b", "d"]
+    for name, making in done.items():
+        assert np.array_equal(making.codes, (await Songs(Engine(1), executor).make(name, 10)).codes)
+
+
+async def test_the_batch_grows_again_after_memory_ran_out(executor: Executor) -> None:
+    songs = Songs(Engine(4, room=1), executor)
+    await asyncio.gather(*(songs.make(name, 5) for name in "abcd"))
+    low = songs.batch.limit
+    assert low < 4
+    songs.engine.room = 99
+    for name in "efgh":
+        await songs.make(name, 5)
+    assert songs.batch.limit == 4
