@@ -5,13 +5,15 @@ MODELS := ckpt/official
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: help install run demo test lint models clean
+.PHONY: help install run demo test chaos bench-flow lint models clean
 
 help:
 	@echo 'make run      install if needed, then start everything: web page, API, workers, NATS, object store'
 	@echo 'make demo     let the running stack make a song, and save it here'
 	@echo 'make test     lint, then all tests'
 	@echo 'make lint     ruff, mypy, import-linter'
+	@echo 'make chaos    songs on a real stack while its parts are killed: MINUTES=5, SEED=random'
+	@echo 'make bench-flow   what the house itself costs a song, with an engine that costs nothing'
 	@echo 'make models   fetch the official weights (22 GB) into $(MODELS)'
 	@echo 'make clean    remove what was built; .venv, data and ckpt stay'
 
@@ -40,6 +42,12 @@ lint: install
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+chaos: install
+	@$(BIN)/python -m tests.chaos $(if $(SEED),--seed $(SEED)) $(if $(MINUTES),--minutes $(MINUTES))
+
+bench-flow: install
+	@$(BIN)/python -m tests.bench.flow
 
 models: install
 	$(BIN)/hf download HeartMuLa/HeartMuLaGen gen_config.json tokenizer.json --local-dir $(MODELS)

@@ -83,7 +83,7 @@ class Bench:
         taken: list[tuple[str, float]] = []
 
         async def client() -> None:
-            for seed in seeds:
+            while (seed := next(seeds, None)) is not None:
                 taken.append(await self.song(seed))
 
         await asyncio.gather(*(client() for _ in range(CLIENTS)))

@@ -89,11 +89,12 @@ def plan_songs(
 
 
 class Client:
-    """Asks gateways for songs. Whoever does not answer is asked again with the same key, like his neighbour."""
+    """Asks gateways for songs. One that does not answer is asked again with the same key, or its neighbour is."""
 
     def __init__(self, urls: Sequence[str], nc: NatsClient, tell: Callable[[str], None]) -> None:
         self.faults: Counter[str] = Counter()
         self._urls, self._nc, self._tell = list(urls), nc, tell
+        self._refused: set[int] = set()  # songs that found the queue full
         # Connections are not kept: a gateway that is killed must not be remembered.
         self._http = httpx.AsyncClient(timeout=8, trust_env=False, limits=httpx.Limits(max_keepalive_connections=0))
 
@@ -159,5 +160,7 @@ class Client:
 
     def _full(self, wish: Wish, pause: float) -> float:
         self.faults["queue-full"] += 1
-        self._tell(f"queue full: {wish.name} waits {pause:g} s")
+        if wish.number not in self._refused:
+            self._tell(f"queue-full: {wish.name} waits {pause:g} s")
+            self._refused.add(wish.number)
         return pause

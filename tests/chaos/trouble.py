@@ -9,7 +9,7 @@ import nats
 from nats.js.errors import APIError
 
 from shared.errors import ObjectError, Unavailable
-from shared.messages import TokenJob
+from shared.messages import Priority, TokenJob
 from shared.topology import TENANT, token_subject
 from tests.chaos.outside import Outside
 from tests.chaos.songs import Client, Taken
@@ -52,7 +52,7 @@ class Trouble:
 
         def reached() -> bool:
             job = outside.job(song.job_id)
-            return job is not None and (wish.stage == "queued" or (job.status != "queued" and wish.stage == job.status))
+            return job is not None and wish.stage in ("queued", job.status)
 
         await outside.until(lambda: reached() or outside.ended(song.job_id), _PATIENCE)
         await asyncio.sleep(wish.delay)
@@ -66,8 +66,9 @@ class Trouble:
                 self.broken.append(f"{song.wish.name}: DELETE answered {answer.status_code} {answer.text}")
 
     async def _damage(self, song: Taken) -> None:
-        """As soon as there are tokens, in whatever stage."""
+        """As soon as there are tokens, in the stage that the wish names or later."""
         outside, prefix = self._outside, f"tokens/{song.job_id}/"
+        await self._at_stage(song)
         while not outside.ended(song.job_id):
             try:
                 for key in await outside.keys(prefix):
@@ -94,7 +95,7 @@ class Trouble:
         """In the other lane: in its own there is room for one message a song."""
         if not await self._at_stage(song):
             return
-        lane = "normal" if song.wish.request.priority == "high" else "high"
+        lane: Priority = "normal" if song.wish.request.priority == "high" else "high"
         order = TokenJob(job_id=song.job_id, tenant=TENANT)
         try:
             await self._outside.js.publish(token_subject(lane, song.job_id), msgspec.json.encode(order))
