@@ -161,5 +161,3 @@ class Outside:
             paths = [path for name in ("journal.1.jsonl", "journal.jsonl") if (path := folder / name).exists()]
             found[folder.name] = [json.loads(line) for path in paths for line in path.read_text().splitlines()]
         return found
-
-

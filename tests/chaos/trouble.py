@@ -52,7 +52,7 @@ class Trouble:
 
         def reached() -> bool:
             job = outside.job(song.job_id)
-            return job is not None and (wish.stage == "queued" or job.status != "queued" and wish.stage == job.status)
+            return job is not None and (wish.stage == "queued" or (job.status != "queued" and wish.stage == job.status))
 
         await outside.until(lambda: reached() or outside.ended(song.job_id), _PATIENCE)
         await asyncio.sleep(wish.delay)
