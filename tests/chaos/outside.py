@@ -141,9 +141,9 @@ class Outside:
         return await self.subjects(FAULTS, "dead.>")
 
     async def keys(self, prefix: str = "") -> list[str]:
-        """Keys of the stored objects."""
+        """Keys of the stored objects. Raises `Unavailable`."""
         client, bucket = self.store._client, self.store.bucket
-        return await asyncio.to_thread(
+        return await self.store._run(
             lambda: [str(o.object_name) for o in client.list_objects(bucket_name=bucket, prefix=prefix, recursive=True)]
         )
 

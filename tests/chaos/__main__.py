@@ -1,0 +1,111 @@
+"""``make chaos``: songs on a real stack while its parts are killed, stopped, emptied and lied to.
+
+Nothing accepted may be lost, made twice or made by two models at once. First the trivial engine on two cards, then
+the demo checkpoint on one. The schedule follows from the seed alone. The last line is JSON; exit 1 when anything broke.
+"""
+
+import argparse
+import asyncio
+import json
+import shutil
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+from random import randrange
+
+from shared.settings import Settings
+from tests.chaos.run import Plan, Result, run
+
+BOTH = 60  # MB: room for either model of the trivial engine, not for both
+DEMO_BOTH = 12  # the same for the demo checkpoint
+TRIVIAL_SHARE = 0.6  # of the time
+
+
+def plans(minutes: float) -> list[Plan]:
+    """Both runs."""
+    seconds = 60 * minutes
+    trivial = Settings(
+        engine="trivial",
+        trivial_step_ms=10,
+        batch=4,
+        lease_ttl=3,
+        turn_seconds=2,
+        checkpoint_seconds=0.4,
+        sweep_seconds=5,
+        queue_limit=24,
+        cpu_device_mb=BOTH,
+    )
+    demo = Settings(
+        batch=4,
+        lease_ttl=3,
+        turn_seconds=4,
+        checkpoint_seconds=0.5,
+        sweep_seconds=5,
+        queue_limit=12,
+        cpu_device_mb=DEMO_BOTH,
+    )
+    return [
+        Plan(
+            name="trivial",
+            seconds=TRIVIAL_SHARE * seconds,
+            songs=max(200, round(40 * minutes)),
+            length=(0.5, 8),
+            gap=3,
+            burst=60,
+            poison=5,
+            gateways=2,
+            cards=("card-a", "card-b"),
+            settings=trivial,
+        ),
+        Plan(
+            name="demo",
+            seconds=(1 - TRIVIAL_SHARE) * seconds,
+            songs=max(24, round(5 * minutes)),
+            length=(2, 4),
+            gap=8,
+            burst=8,
+            settings=demo,
+        ),
+    ]
+
+
+def summary(seed: int, results: list[Result]) -> dict[str, object]:
+    """Of all runs together."""
+    verdicts = [result.verdict for result in results]
+    ends = sum((verdict.ends for verdict in verdicts), Counter[str]())
+    broken = [line for verdict in verdicts for line in verdict.broken]
+    found: dict[str, object] = {"songs": sum(result.songs for result in results)}
+    found |= {status: ends[status] for status in ("completed", "failed", "cancelled")}
+    for name in ("lost", "duplicated", "overlaps"):
+        found[name] = sum(len(getattr(verdict, name)) for verdict in verdicts)
+    found["faults"] = dict(sorted(sum((result.faults for result in results), Counter[str]()).items()))
+    found["resumed"] = sum(verdict.resumed for verdict in verdicts)
+    found["wasted_frames"] = sum(verdict.wasted_frames for verdict in verdicts)
+    found["seed"] = seed
+    if crashes := [line for result in results for line in result.crashes]:
+        found["crashes"] = crashes
+    return found | ({"broken": broken} if broken else {})
+
+
+async def main(seed: int, minutes: float, only: str) -> int:
+    """Run everything; returns the exit code."""
+    print(f"seed {seed}", file=sys.stderr)
+    folder = Path(tempfile.mkdtemp(prefix=f"chaos-{seed}-"))
+    chosen = [plan for plan in plans(minutes) if only in ("", plan.name)]
+    found = summary(seed, [await run(plan, seed, folder / plan.name) for plan in chosen])
+    if "broken" in found:
+        print(*found["broken"], f"logs: {folder}", sep="\n", file=sys.stderr)  # type: ignore[misc]
+    else:
+        shutil.rmtree(folder)
+    print(json.dumps(found))
+    return 1 if "broken" in found else 0
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description="Songs while parts are killed.")
+    parser.add_argument("--seed", type=int, default=randrange(1_000_000), help="the schedule follows from it")
+    parser.add_argument("--minutes", type=float, default=5, help="of faults")
+    parser.add_argument("--only", choices=("", "trivial", "demo"), default="", help="one of the two runs")
+    chosen = parser.parse_args()
+    sys.exit(asyncio.run(main(chosen.seed, chosen.minutes, chosen.only)))

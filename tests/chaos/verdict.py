@@ -1,0 +1,223 @@
+"""The invariants, checked from outside after a run."""
+
+import asyncio
+import fcntl
+import functools
+import io
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+
+from services.codec_worker.trivial import TrivialCodec
+from services.tokenizer_worker.engine import Song
+from services.tokenizer_worker.trivial import TrivialEngine
+from shared.checkpoint import FRAME_MS
+from shared.messages import ENDED, AnyEvent, Job, Progress, Stage, Status
+from shared.prompt import Prompt
+from shared.topology import DEC, TOK, dead_subject
+from tests.chaos.outside import Outside
+from tests.chaos.songs import Client, Taken
+
+_TOLERANCE = 1.5 / 2**15  # of 16 bits
+_END_KINDS = {"completed", "failed", "cancelled"}
+
+
+@dataclass
+class Verdict:
+    """What a run came to. Every broken invariant is a line in `broken`."""
+
+    ends: Counter[Status] = field(default_factory=Counter)
+    lost: list[str] = field(default_factory=list)
+    duplicated: list[str] = field(default_factory=list)
+    overlaps: list[str] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)
+    resumed: int = 0  # times that a song went on from frames made before
+    wasted_frames: int = 0  # that were made again
+    untold: int = 0  # songs that ended without an event
+
+    @property
+    def broken(self) -> list[str]:
+        """Everything that is wrong."""
+        found = []
+        for name in ("lost", "duplicated", "overlaps"):
+            found += [f"{name}: {line}" for line in getattr(self, name)]
+        return found + self.others
+
+
+def judge_records(verdict: Verdict, songs: Sequence[Taken], states: Mapping[str, Sequence[Job]]) -> None:
+    """Every song that was taken ended once, and only poisoned ones failed."""
+    for song in songs:
+        history, name = states.get(song.job_id, []), f"{song.wish.name} ({song.job_id})"
+        if not history:
+            verdict.lost.append(f"{name} has no record")
+            continue
+        job = history[-1]
+        if job.status not in ENDED:
+            verdict.lost.append(
+                f"{name} is still {job.status}: attempts {job.attempts}, failures {job.failures}, fence {job.fence}, "
+                f"tokens {job.tokens_key}, error {job.error}"
+            )
+            continue
+        verdict.ends[job.status] += 1
+        poisoned = song.wish.fault == "poison"
+        if job.status == "failed" and not poisoned:
+            verdict.lost.append(f"{name} failed: {job.error}")
+        if poisoned and (job.status != "failed" or not job.error):
+            verdict.others.append(f"{name} is poison, but {job.status} with error {job.error}")
+        if job.status == "cancelled" and song.wish.fault != "cancel":
+            verdict.others.append(f"{name} was cancelled by nobody")
+        ended = [index for index, state in enumerate(history) if state.status in ENDED]
+        if ended[0] != len(history) - 1:
+            changes = [state.status for state in history[ended[0] :]]
+            verdict.duplicated.append(f"{name} changed after its end: {changes}")
+    taken = {song.job_id for song in songs}
+    titles = Counter(str(history[-1].request.title) for history in states.values())
+    for history in states.values():
+        job = history[-1]
+        if job.job_id not in taken:
+            beside = " beside the one that was" if titles[str(job.request.title)] > 1 else ""
+            verdict.others.append(f"{job.request.title}: {job.job_id} was never answered{beside}, it is {job.status}")
+
+
+def judge_events(verdict: Verdict, songs: Sequence[Taken], events: Mapping[str, Sequence[AnyEvent]]) -> None:
+    """One end a song; and what resuming saved, what it did not."""
+    for song in songs:
+        told = events.get(song.job_id, [])
+        ends = {str(event.__struct_config__.tag) for event in told} & _END_KINDS
+        if len(ends) > 1:
+            verdict.duplicated.append(f"{song.wish.name} ({song.job_id}) was told to be {' and '.join(sorted(ends))}")
+        verdict.untold += not ends
+        frames = 0
+        for event in told:
+            now = frames
+            if isinstance(event, Stage) and event.stage in ("generating", "paused"):
+                now = event.frames or 0
+                verdict.resumed += event.stage == "generating" and now > 0
+            elif isinstance(event, Progress) and event.status == "generating":
+                now = event.done
+            verdict.wasted_frames += max(0, frames - now)
+            frames = now
+
+
+def judge_objects(
+    verdict: Verdict, songs: Sequence[Taken], states: Mapping[str, Sequence[Job]], keys: Sequence[str]
+) -> None:
+    """One audio object a completed song and nothing else."""
+    audio: dict[str, list[str]] = {}
+    for key in keys:
+        folder, job_id, _ = key.split("/", 2)
+        if folder == "audio":
+            audio.setdefault(job_id, []).append(key)
+        else:
+            verdict.others.append(f"left in the store: {key}")
+    for song in songs:
+        history, found = states.get(song.job_id, []), audio.pop(song.job_id, [])
+        job = history[-1] if history else None
+        if job is None or job.status != "completed":
+            verdict.others += [f"left in the store: {key} of a song that is not completed" for key in found]
+        elif len(found) > 1:
+            verdict.duplicated.append(f"{song.wish.name} has {found}")
+        elif found != [job.audio_key]:
+            verdict.lost.append(
+                f"{song.wish.name} ({job.job_id}) is {job.audio_key}, but there is {found or 'nothing'}"
+            )
+    for rest in audio.values():
+        verdict.others += [f"left in the store: {key} of no song" for key in rest]
+
+
+def judge_queues(
+    verdict: Verdict, songs: Sequence[Taken], left: Mapping[str, int], dead: Mapping[str, int], junk: Sequence[str]
+) -> None:
+    """Nothing waits, and what nobody could use was put aside."""
+    verdict.others += [f"left in a queue: {subject}" for subject in left]
+    poisoned = [song.job_id for song in songs if song.wish.fault == "poison"]
+    wanted = {dead_subject("tokenizer", name) for name in (*poisoned, *junk)}
+    wanted |= {dead_subject("codec", name) for name in junk}
+    verdict.others += [f"there is no message {subject}" for subject in sorted(wanted - set(dead))]
+    verdict.others += [f"there is a message {subject}" for subject in sorted(set(dead) - wanted)]
+
+
+def judge_devices(
+    verdict: Verdict, journals: Mapping[str, Sequence[Mapping[str, Any]]], deaths: Mapping[int, float]
+) -> None:
+    """The models never met. A killed process books nothing out: the kernel does it, when the process dies."""
+    for card, journal in journals.items():
+        resident: dict[int, set[str]] = {}
+        for move in journal:
+            pid, label = move["pid"], move["label"]
+            for dead in [known for known in resident if deaths.get(known, move["time"]) < move["time"]]:
+                del resident[dead]
+            if move["move"] == "remove":
+                resident.get(pid, set()).discard(label)
+                continue
+            resident.setdefault(pid, set()).add(label)
+            rival = {"heartmula": "heartcodec", "heartcodec": "heartmula"}.get(label)
+            met = [other for other, labels in resident.items() if rival in labels]
+            verdict.overlaps += [f"{card}: {label} of {pid} was placed beside {rival} of {other}" for other in met]
+
+
+def judge_accounts(verdict: Verdict, folder: Path) -> None:
+    """No process holds an account any more."""
+    for path in folder.glob("device/*/*.account"):
+        fd = os.open(path, os.O_RDWR)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            verdict.others.append(f"still held: {path}")
+        finally:
+            os.close(fd)
+
+
+async def judge_audio(verdict: Verdict, songs: Sequence[Taken], outside: Outside, client: Client) -> None:
+    """Every completed song can be fetched and played; those of the trivial engine are what they should be."""
+    for song in songs:
+        job = outside.job(song.job_id)
+        if job is not None and job.status == "completed":
+            answer = await client.ask("GET", f"/generate/{job.job_id}/result")
+            fault = str(answer.status_code)
+            if answer.status_code == 200:
+                trivial = outside.settings.engine == "trivial"
+                fault = await asyncio.to_thread(_listen, job, answer.content, trivial)
+            if fault:
+                verdict.lost.append(f"{song.wish.name} ({job.job_id}): its audio is wrong, {fault}")
+
+
+def _listen(job: Job, data: bytes, trivial: bool) -> str:
+    """What is wrong with a song's audio, or nothing."""
+    try:
+        audio, rate = soundfile.read(io.BytesIO(data), dtype="float32")
+    except soundfile.LibsndfileError as error:
+        return f"it cannot be decoded: {error}"
+    frames = (job.request.max_duration_ms or 0) // FRAME_MS
+    samples = (job.frames or 0) * FRAME_MS * rate // 1000
+    if not 0 < (job.frames or 0) <= frames or (trivial and job.frames != frames):
+        return f"{job.frames} frames of {frames}"
+    padding = 0.1 * rate if job.request.format == "mp3" else 0  # MP3 has blocks
+    if abs(len(audio) - samples) > padding or audio.shape[1] != 2 or not np.isfinite(audio).all():
+        return f"{audio.shape} samples, not {samples}"
+    if trivial and job.request.format != "mp3":
+        difference = float(np.abs(audio - expected(job.request.seed or 0, frames)).max())
+        if difference > _TOLERANCE:
+            return f"it is another song, by {difference:g}"
+    return ""
+
+
+@functools.cache
+def expected(seed: int, frames: int) -> np.ndarray:
+    """What the trivial engine makes in one go: float32 ``[samples, 2]``."""
+    engine, codec = TrivialEngine(0), TrivialCodec(0)
+    engine.admit("song", Song(prompt=Prompt(tags=(), lyrics=()), max_frames=frames, seed=seed))
+    made = [engine.step()["song"] for _ in range(frames)]
+    codes = np.stack([frame for frame in made if frame is not None], axis=1)  # [8, T]
+    return np.concatenate([step.audio for step in codec.decode(codes, seed=seed) if step.audio is not None])
+
+
+async def left_in_queues(outside: Outside) -> Counter[str]:
+    """Messages in both queues, by subject."""
+    return await outside.subjects(TOK) + await outside.subjects(DEC)
