@@ -35,7 +35,6 @@ MAX_ATTEMPTS = 5  # workers that may die while working on a song without getting
 MAX_REMADE = 2  # times that the tokens of a song are made again
 POLL = 1.0  # seconds between looks at the queue when nothing announces work
 _TAKE_SECONDS = 2.0
-_LOOKS, _SECOND_LOOK = 5, 0.01  # looks after an announcement, and seconds between them
 
 
 class Inbox:
@@ -55,29 +54,27 @@ class Inbox:
         self.jobs, self.events = JobStore(js), EventPublisher(js)
         self._nc, self._js, self._stage, self._store = nc, js, stage, store
         self._ack_wait, self._closing, self._wake = ack_wait, closing, wake
-        self._hint = False  # a song was given back: it waits, but does not count as pending
+        self._told = False  # that a song waits
         self._last_probe = 0.0
         self._highs = 0  # songs of the high lane in a row
 
     async def open(self) -> None:
         """Listen for announcements of work."""
 
-        async def on_work(message: Msg) -> None:
-            self._hint = self._hint or message.subject == work_subject(self._stage.role)
+        async def on_work(_: Msg) -> None:
+            self._told = True
             self._wake.set()
 
-        for subject in (self._stage.wake_subject, work_subject(self._stage.role)):
-            await self._nc.subscribe(subject, cb=on_work)
+        await self._nc.subscribe(work_subject(self._stage.role), cb=on_work)
 
     # --- looking and fetching
 
     async def wait(self) -> None:
         """Return when songs wait, or when closing."""
-        looks = 1
         while not self._closing.is_set():
             self._wake.clear()
-            if self._hint:
-                self._hint = False
+            if self._told:
+                self._told = False
                 return
             busy = False
             for name in self._stage.consumers.values():
@@ -92,16 +89,13 @@ class Inbox:
                     if message := await self._take(name):
                         await message.nak()
                         return
-            # An announcement may arrive a moment before the message is on disk and counts.
-            looks = max(looks - 1, 0)
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_SECOND_LOOK if looks else POLL):
+                async with asyncio.timeout(POLL):
                     await self._wake.wait()
-                    looks = _LOOKS
 
     async def next(self, turn: Turn) -> Delivery | None:
         """The next song that needs this stage, claimed under the turn's fencing token; None when none waits."""
-        self._hint = False
+        self._told = False
         while True:
             for lane in lanes(self._highs):
                 name = self._stage.consumers.get(lane)
@@ -170,7 +164,7 @@ class Inbox:
         if job is not None and job.status in ENDED:
             await self.events.publish(job.tenant, end_event(job))
         elif job is not None and job.status == "queued":  # sent back for its tokens
-            await queue_tokens(self._js, job)
+            await queue_tokens(self._nc, job)
         await message.ack_sync()
 
     # --- settling
@@ -210,7 +204,7 @@ class Inbox:
         # If we die in between, the sweeper finds a record without a message.
         await delivery.message.ack_sync()
         with contextlib.suppress(QueueFull):  # the same
-            await queue_tokens(self._js, job)
+            await queue_tokens(self._nc, job)
 
     async def retry_or_fail(self, delivery: Delivery, error: Exception) -> None:
         """Count an error against the song: it is tried again later, or has had its chances."""

@@ -31,10 +31,6 @@ class Stage(Protocol):
         """Name of each lane's consumer."""
 
     @property
-    def wake_subject(self) -> str:
-        """A message here means work."""
-
-    @property
     def slots(self) -> int:
         """Songs that it works on at once. Read before each song: less memory may mean fewer."""
 

@@ -68,7 +68,7 @@ def cancel_subject(job_id: str) -> str:
 
 
 def work_subject(stage: str) -> str:
-    """Tells workers that a song was given back; its message is not announced again. Not kept."""
+    """Tells workers that a song waits for them, new or given back. Not kept."""
     return f"ctl.work.{stage}"
 
 

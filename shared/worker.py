@@ -74,7 +74,7 @@ class Worker:
         self.js: JetStreamContext
         self.jobs: JobStore
         self.inbox: Inbox
-        self._nc: Client
+        self.nc: Client
         self.executor = ThreadPoolExecutor(1, thread_name_prefix="engine")
         self._policy = TurnPolicy(settings.turn_seconds)
         self._draining = threading.Event()
@@ -152,8 +152,8 @@ class Worker:
         deadline = time.monotonic() + START_PATIENCE
         while True:
             try:
-                self._nc = await connect(self.settings, f"{self.stage.role}-{self.instance}")
-                self.js = self._nc.jetstream()
+                self.nc = await connect(self.settings, f"{self.stage.role}-{self.instance}")
+                self.js = self.nc.jetstream()
                 await bootstrap(self.js, self.settings)
                 await self.store.ensure_bucket()
                 break
@@ -163,7 +163,7 @@ class Worker:
                 log.info("waiting for the servers: %s", error)
                 await asyncio.sleep(1)
         self.inbox = Inbox(
-            self._nc,
+            self.nc,
             self.js,
             self.stage,
             self.store,
@@ -172,7 +172,7 @@ class Worker:
             wake=self._wake,
         )
         self.jobs = self.inbox.jobs
-        await self._nc.subscribe(cancel_subject("*"), cb=self._on_cancel)
+        await self.nc.subscribe(cancel_subject("*"), cb=self._on_cancel)
         await self.inbox.open()
 
     async def _close(self) -> None:
@@ -180,7 +180,7 @@ class Worker:
         with contextlib.suppress(nats.errors.Error, APIError, TimeoutError):
             await self.js.publish(self._worker_subject(), b"", timeout=1, headers={"KV-Operation": "DEL"})
         with contextlib.suppress(nats.errors.Error, TimeoutError, OSError):
-            await self._nc.close()
+            await self.nc.close()
         self.executor.shutdown()
         self.store.close()
         self.ledger.close()

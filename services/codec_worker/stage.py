@@ -37,7 +37,6 @@ class DecodeStage:
     status: Status = "decoding"
     stream = DEC
     consumers: dict[Priority, str] = {"normal": DEC_CONSUMER}  # noqa: RUF012
-    wake_subject = "jobs.dec.>"
     order = DecodeJob
     label = "heartcodec"
     slots = 2

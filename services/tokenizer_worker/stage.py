@@ -28,7 +28,6 @@ class TokenStage:
     status: Status = "generating"
     stream = TOK
     consumers: dict[Priority, str] = TOK_CONSUMERS
-    wake_subject = "jobs.tok.>"
     order = TokenJob
     label = "heartmula"
 
@@ -139,7 +138,7 @@ class TokenStage:
         decoded once, and a record that was moved on without a message would wait for ever."""
         job = delivery.job
         try:
-            await worker.insist(lambda: queue_decode(worker.js, job, saved.key, frames))
+            await worker.insist(lambda: queue_decode(worker.nc, job, saved.key, frames))
         except QueueFull:
             await worker.insist(saved.name)
             raise Paused("too many songs wait to be decoded") from None

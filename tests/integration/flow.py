@@ -17,10 +17,11 @@ import nats
 from nats.js import JetStreamContext
 
 from shared.jobs import JobStore
-from shared.messages import ENDED, CloudEvent, GenerateRequest, Job, Priority, TokenJob
+from shared.messages import ENDED, CloudEvent, GenerateRequest, Job, Priority
 from shared.objects import ObjectStore
+from shared.queues import queue_tokens
 from shared.settings import Settings
-from shared.topology import EVENTS, TENANT, bootstrap, token_subject
+from shared.topology import EVENTS, TENANT, bootstrap
 
 PATIENCE = 60.0  # seconds; generous, because a busy machine is not a fault
 
@@ -63,8 +64,7 @@ class Flow:
             created_at=time.time(),
         )
         await self.jobs.create(job)
-        order = TokenJob(job_id=job.job_id, tenant=TENANT)
-        await self.js.publish(token_subject(priority, job.job_id), msgspec.json.encode(order))
+        await queue_tokens(self.js._nc, job)
         return job.job_id
 
     async def until(self, job_id: str, condition: Callable[[Job], bool]) -> Job:
