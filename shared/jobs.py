@@ -25,7 +25,7 @@ from shared.topology import JOBS, TENANT
 ALLOWED: dict[Status, frozenset[Status]] = {
     "queued": frozenset({"queued", "generating", "failed", "cancelled"}),
     "generating": frozenset({"generating", "decoding", "failed", "cancelled", "queued"}),
-    "decoding": frozenset({"decoding", "completed", "failed", "cancelled"}),
+    "decoding": frozenset({"decoding", "completed", "failed", "cancelled", "queued"}),
     "completed": frozenset(),
     "failed": frozenset(),
     "cancelled": frozenset(),
