@@ -8,7 +8,7 @@ Keys carry the fencing token of the turn that wrote them, so that a worker which
 
 import asyncio
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +45,15 @@ class Stat:
     size: int  # bytes
     etag: str
     content_type: str
+
+
+@dataclass(frozen=True)
+class StoredObject:
+    """An object in a listing."""
+
+    key: str
+    modified: float  # seconds since the epoch, by the store's clock
+    size: int  # bytes
 
 
 class ObjectStore:
@@ -135,6 +144,19 @@ class ObjectStore:
             lambda: self._client.get_object(bucket_name=self.bucket, object_name=key, offset=offset, length=length)
         )
         return ObjectReader(self, response, block)
+
+    async def list(self, prefix: str) -> Sequence[StoredObject]:
+        """Every object whose key begins with `prefix`."""
+
+        def read() -> Sequence[StoredObject]:
+            found = self._client.list_objects(bucket_name=self.bucket, prefix=prefix, recursive=True)
+            return [
+                StoredObject(str(item.object_name), item.last_modified.timestamp(), int(item.size or 0))
+                for item in found
+                if item.last_modified is not None
+            ]
+
+        return await self._run(read)
 
     async def delete(self, prefix: str) -> None:
         """Delete every object whose key begins with `prefix`."""

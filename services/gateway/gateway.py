@@ -10,11 +10,15 @@ from typing import Any
 import nats
 from nats.aio.client import Client
 
-from services.gateway.health import Health
+from services.gateway.health import PROBE_SECONDS, Health
 from services.gateway.hub import Hub
 from services.gateway.intake import Intake
+from services.gateway.line import Line
+from services.gateway.outlook import Outlook
 from services.gateway.submission import Submission
+from services.gateway.sweeper import Sweeper
 from services.gateway.validation import Fitter
+from services.gateway.workers import Workers
 from shared.checkpoint import open_checkpoint
 from shared.errors import ConfigError, Unavailable
 from shared.events import EventPublisher
@@ -39,8 +43,11 @@ class Gateway:
         self.js = nc.jetstream(timeout=5)
         self.jobs, self.events = JobStore(self.js), EventPublisher(self.js)
         self.hub = Hub(nc, self.js, settings)
-        self.health = Health(nc, store)
-        self.submission = Submission(self.js, Fitter(prompter), self.health, self.spawn)
+        workers = Workers(self.js, PROBE_SECONDS)
+        self.health = Health(nc, store, workers)
+        self.outlook = Outlook(Line(nc, self.js), workers)
+        self.submission = Submission(self.js, Fitter(prompter), self.health, self.outlook, self.spawn)
+        self.sweeper = Sweeper(self.js, store, settings)
         self._intake = Intake(nc, self.submission, self.spawn)
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -86,6 +93,7 @@ class Gateway:
             gateway = cls(settings, nc, store, prompter)
             await gateway.hub.start()
             await gateway._intake.start()
+            gateway.sweeper.start()
         except BaseException:
             await nc.close()
             store.close()
@@ -111,6 +119,7 @@ class Gateway:
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=_CLOSE_PATIENCE)
         await end(*self._tasks)
+        await self.sweeper.close()
         await self.hub.close()
         with contextlib.suppress(nats.errors.Error, TimeoutError, OSError):
             await self.nc.close()

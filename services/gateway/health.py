@@ -1,23 +1,19 @@
 """Whether a song could be taken and made: both servers probed, workers and queues counted."""
 
 import asyncio
-import logging
 import time
-from datetime import UTC, datetime, timedelta
 from typing import Literal
 
 import msgspec
 import nats
 from nats.aio.client import Client
-from nats.js import JetStreamContext
 from nats.js.errors import APIError, NotFoundError
 
+from services.gateway.workers import Workers
 from shared.errors import HeartMulaError, Unavailable
 from shared.messages import WorkerStatus
 from shared.objects import ObjectStore
-from shared.topology import DEC, TOK, WORKER_TTL, WORKERS
-
-log = logging.getLogger(__name__)
+from shared.topology import DEC, TOK
 
 PROBE_SECONDS = 2.0
 _FRESH_SECONDS = 1.0
@@ -81,15 +77,15 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
 class Health:
     """Probes at most once a second, however many ask."""
 
-    def __init__(self, nc: Client, store: ObjectStore) -> None:
-        self._nc, self._store = nc, store
+    def __init__(self, nc: Client, store: ObjectStore, workers: Workers) -> None:
+        self._store, self._workers = store, workers
         self._js = nc.jetstream(timeout=PROBE_SECONDS)
         self._latest: Snapshot | None = None
         self._probing = asyncio.Lock()
         self._ping: asyncio.Task[None] | None = None
 
     async def snapshot(self) -> Snapshot:
-        """What is known, at most a second old."""
+        """What is known, at most two seconds old."""
         async with self._probing:
             if self._latest is None or time.monotonic() - self._latest.taken > _FRESH_SECONDS:
                 self._latest = await self._probe()
@@ -104,7 +100,7 @@ class Health:
 
     async def _probe(self) -> Snapshot:
         (server, queue), store, workers = await asyncio.gather(
-            self._probe_nats(), self._probe_store(), self._probe_workers()
+            self._probe_nats(), self._probe_store(), self._workers.live()
         )
         return Snapshot(taken=time.monotonic(), nats=server, object_store=store, workers=workers, queue=queue)
 
@@ -131,35 +127,6 @@ class Health:
         except TimeoutError:
             return Server(ok=False, error="the object store does not answer in time")
         return Server(ok=True)
-
-    async def _probe_workers(self) -> list[WorkerStatus]:
-        try:
-            async with asyncio.timeout(PROBE_SECONDS):
-                return await read_workers(self._js)
-        except (nats.errors.Error, APIError, TimeoutError, OSError):
-            return []
-
-
-async def read_workers(js: JetStreamContext) -> list[WorkerStatus]:
-    """The latest heartbeat of every live worker."""
-    info = await js.stream_info(f"KV_{WORKERS}", subjects_filter=f"$KV.{WORKERS}.>")
-    found = await asyncio.gather(*(_read_worker(js, subject) for subject in sorted(info.state.subjects or {})))
-    return [worker for worker in found if worker is not None]
-
-
-async def _read_worker(js: JetStreamContext, subject: str) -> WorkerStatus | None:
-    try:
-        message = await js.get_msg(f"KV_{WORKERS}", subject=subject)
-    except NotFoundError:
-        return None
-    old = message.time is not None and datetime.now(UTC) - message.time > timedelta(seconds=WORKER_TTL)
-    if not message.data or old:
-        return None
-    try:
-        return msgspec.json.decode(message.data, type=WorkerStatus)
-    except msgspec.DecodeError as error:
-        log.warning("the heartbeat %s cannot be read: %s", subject, error)
-        return None
 
 
 def _why(error: Exception) -> str:

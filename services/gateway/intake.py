@@ -75,7 +75,7 @@ class Intake:
         except Exception as error:
             return {"error": error_body(refusal(error))}
         ack = {"stream": accepted.ack.stream, "seq": accepted.ack.seq, "duplicate": False}
-        return ack | msgspec.structs.asdict(accepted.body)
+        return ack | {name: value for name, value in msgspec.structs.asdict(accepted.body).items() if value is not None}
 
 
 def error_body(found: Refusal) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import time
 from typing import Any
 
 import msgspec
@@ -11,12 +12,14 @@ from litestar.di import NamedDependency
 from litestar.exceptions import WebSocketDisconnect
 from litestar.params import FromPath
 
+from services.gateway.forecast import moved
 from services.gateway.gateway import Gateway
 from services.gateway.hub import Mailbox, StoredEvent, following, newest
+from services.gateway.outlook import Expectation
 from services.gateway.problems import Refusal
-from services.gateway.songs import StatusBody, describe, find_job
+from services.gateway.songs import StatusBody, describe, ending, find_job
 from shared.errors import HeartMulaError
-from shared.messages import ENDED, Job
+from shared.messages import ENDED, AnyEvent, Job, Progress, Queued, cloud_event
 from shared.topology import event_subject
 
 log = logging.getLogger(__name__)
@@ -25,7 +28,8 @@ Socket = WebSocket[Any, Any, Any]
 
 DONE, REFUSED, FAULT, RECONNECT, UNKNOWN = 1000, 1008, 1011, 1012, 4404
 SEND_SECONDS = 10.0
-_QUIET_SECONDS = 15.0  # without an event the record is looked at: an event may be lost, the record is not
+_LOOK_SECONDS = 2.0  # without an event, after which a waiting song's place is looked at
+_RECORD_LOOKS = 5  # … and after so many looks the record: an event may be lost, the record is not
 _SEND_ERRORS = (WebSocketDisconnect, OSError, TimeoutError)
 
 
@@ -108,6 +112,8 @@ class _Feed:
         self._socket, self._gateway, self._job_id = socket, gateway, job_id
         self._sent = 0  # sequence of the latest event that the client knows
         self._progress = 0.0
+        self._job: Job  # as of the snapshot; its status as of the latest event
+        self._expected = Expectation()  # as the client was told
 
     async def run(self, after: int | None) -> None:
         """Send everything until the song has ended. Raises `TimeoutError` for a client that does not read."""
@@ -117,20 +123,18 @@ class _Feed:
             subject = event_subject(job.tenant, job.job_id, "*")
             stored = await newest(self._gateway.js, subject)
             last = stored.sequence if stored else 0
-            job = await self._snapshot(last)
+            await self._snapshot(last)
             self._sent = last
             if after is not None and after < last:
                 await self._replay(subject, after, last)
-            if job.status not in ENDED:
+            if self._job.status not in ENDED:
                 await self._live(mailbox)
 
-    async def _snapshot(self, last: int) -> Job:
-        job = await find_job(self._gateway, self._job_id)
-        body = await describe(self._gateway, job)
-        self._progress = max(self._progress, body.progress)
-        fields = msgspec.structs.asdict(body) | {"progress": self._progress}
-        await self._send(msgspec.json.encode(SnapshotBody(id=str(last), **fields)))
-        return job
+    async def _snapshot(self, last: int) -> None:
+        self._job = await find_job(self._gateway, self._job_id)
+        body = await describe(self._gateway, self._job)
+        self._progress, self._expected = body.progress, Expectation.told(body.queue_position, body.eta)
+        await self._send(msgspec.json.encode(SnapshotBody(id=str(last), **msgspec.structs.asdict(body))))
 
     async def _replay(self, subject: str, after: int, last: int) -> None:
         sequence = after + 1
@@ -138,31 +142,68 @@ class _Feed:
             stored = await following(self._gateway.js, subject, sequence)
             if stored is None or stored.sequence > last:
                 return
-            await self._event(stored)
+            await self._event(stored, live=False)
             sequence = stored.sequence + 1
 
     async def _live(self, mailbox: Mailbox) -> None:
+        quiet = 0  # looks since the latest event
         while True:
             try:
-                async with asyncio.timeout(_QUIET_SECONDS):
+                async with asyncio.timeout(_LOOK_SECONDS):
                     stored = await mailbox.get()
             except TimeoutError:
-                if (await find_job(self._gateway, self._job_id)).status in ENDED:
-                    await self._snapshot(self._sent)
+                quiet += 1
+                if await self._look(quiet):
                     return
                 continue
             if stored is None:
                 raise _Close(RECONNECT, "events were lost; connect again")
+            quiet = 0
             if stored.sequence > self._sent:
                 self._sent = stored.sequence
-                await self._event(stored)
+                await self._event(stored, live=True)
                 if stored.event.data.status in ENDED:
                     return
 
-    async def _event(self, stored: StoredEvent) -> None:
+    async def _look(self, quiet: int) -> bool:
+        """Tell what no event tells. Returns whether the song has ended."""
+        if self._job.status in ENDED:  # for a while, and its event did not come: whoever was to send it is gone
+            await self._tell(ending(self._job, self._progress))
+            return True
+        if quiet % _RECORD_LOOKS == 0:
+            self._job = await find_job(self._gateway, self._job_id)
+        if self._job.status == "queued":
+            expected = await self._gateway.outlook.of(self._job)
+            told = self._expected
+            if expected.position is not None and (
+                expected.position != told.position or moved(told.at, expected.at, time.time())
+            ):
+                self._expected = expected
+                await self._tell(
+                    Queued(
+                        job_id=self._job_id,
+                        status="queued",
+                        progress=self._progress,
+                        queue_position=expected.position,
+                        eta=expected.eta,
+                    )
+                )
+        return False
+
+    async def _tell(self, event: AnyEvent) -> None:
+        """Send an event that is in no stream, under the id of the latest that is."""
+        await self._send(msgspec.json.encode(cloud_event(event, str(self._sent))))
+
+    async def _event(self, stored: StoredEvent, *, live: bool) -> None:
         data = stored.event.data
         self._progress = max(self._progress, data.progress)
         data = msgspec.structs.replace(data, progress=self._progress)
+        if live:
+            if data.status == "decoding" and self._job.frames is None:
+                self._job = await find_job(self._gateway, self._job_id)  # it knows by now how long the song is
+            self._job = msgspec.structs.replace(self._job, status=data.status)
+            if isinstance(data, Progress):
+                data = msgspec.structs.replace(data, eta=(await self._gateway.outlook.of(self._job, data)).eta)
         event = msgspec.structs.replace(stored.event, id=str(stored.sequence), data=data)
         await self._send(msgspec.json.encode(event))
 

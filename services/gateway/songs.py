@@ -14,7 +14,7 @@ from services.gateway.problems import Refusal, unknown_job
 from shared.errors import HeartMulaError
 from shared.events import progress_at_start
 from shared.jobs import change
-from shared.messages import AudioFormat, Cancelled, Job, Progress, Stage, Status, timestamp
+from shared.messages import AudioFormat, Cancelled, Completed, Failed, Job, Progress, Stage, Status, timestamp
 from shared.topology import TENANT, cancel_subject, event_subject, purge_job
 
 log = logging.getLogger(__name__)
@@ -31,6 +31,8 @@ class StatusBody(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     created_at: str  # RFC 3339, as all times here
     completed_at: str | None  # when it ended, however it ended
     stage: str | None = None  # what is being done, while it runs
+    queue_position: int | None = None  # songs before it, while it waits
+    eta: str | None = None  # when it is expected to be completed
     error: str | None = None
     seed: int | None = None
     duration: float | None = None  # seconds of audio
@@ -57,14 +59,17 @@ async def find_job(gateway: Gateway, job_id: str) -> Job:
 async def describe(gateway: Gateway, job: Job) -> StatusBody:
     """The state of a song. How far it is comes from its events, the rest from its record."""
     running = job.status in ("generating", "decoding")
-    progress, stage = await asyncio.gather(_progress(gateway, job), _stage(gateway, job) if running else _nothing())
+    latest, stage = await asyncio.gather(_latest(gateway, job), _stage(gateway, job) if running else _nothing())
+    expected = await gateway.outlook.of(job, latest)
     return StatusBody(
         job_id=job.job_id,
         status=job.status,
-        progress=progress,
+        progress=_progress(gateway, job, latest),
         created_at=timestamp(job.created_at),
         completed_at=None if job.completed_at is None else timestamp(job.completed_at),
         stage=stage,
+        queue_position=expected.position,
+        eta=expected.eta,
         error=job.error if job.status == "failed" else None,  # before, it is that of an attempt
         seed=job.request.seed,
         duration=job.duration_s,
@@ -74,13 +79,36 @@ async def describe(gateway: Gateway, job: Job) -> StatusBody:
     )
 
 
-async def _progress(gateway: Gateway, job: Job) -> float:
+def ending(job: Job, progress: float) -> Completed | Failed | Cancelled:
+    """The last event of a song that has ended, from its record. A song that was not finished keeps its progress."""
+    match job.status:
+        case "completed":
+            return Completed(
+                job_id=job.job_id,
+                status="completed",
+                progress=100,
+                result_url=f"/generate/{job.job_id}/result",
+                duration_s=job.duration_s or 0,
+                format=job.request.format,
+                seed=job.request.seed or 0,
+            )
+        case "failed":
+            reason = job.error or "the log of the worker says why"
+            return Failed(job_id=job.job_id, status="failed", progress=progress, error=reason)
+    return Cancelled(job_id=job.job_id, status="cancelled", progress=progress)
+
+
+async def _latest(gateway: Gateway, job: Job) -> Progress | None:
+    if job.status == "completed" or (job.status == "queued" and not job.started_at):  # nothing to look for
+        return None
+    stored = await newest(gateway.js, event_subject(job.tenant, job.job_id, "progress"))
+    return stored.event.data if stored and isinstance(stored.event.data, Progress) else None
+
+
+def _progress(gateway: Gateway, job: Job, latest: Progress | None) -> float:
     if job.status == "completed":
         return 100.0
-    if job.status == "queued":  # there are no events to look for
-        return 0.0
-    stored = await newest(gateway.js, event_subject(job.tenant, job.job_id, "progress"))
-    told = stored.event.data.progress if stored and isinstance(stored.event.data, Progress) else 0.0
+    told = latest.progress if latest else 0.0
     # A song that is begun again after a worker's death has newer events with less progress.
     return max(told, gateway.hub.peak(job.job_id), progress_at_start(job.status))
 
@@ -124,7 +152,7 @@ async def cancel(gateway: Gateway, job_id: str) -> CancelledBody:
 
 async def _last_progress(gateway: Gateway, job: Job) -> float:
     try:
-        return await _progress(gateway, job)
+        return _progress(gateway, job, await _latest(gateway, job))
     except HeartMulaError:
         return 0.0
 

@@ -16,6 +16,7 @@ from nats.js.api import PubAck
 from nats.js.errors import APIError
 
 from services.gateway.health import Health
+from services.gateway.outlook import Expectation, Outlook
 from services.gateway.validation import Fitter, decode_request
 from shared.errors import QueueFull, Unavailable
 from shared.events import EventPublisher
@@ -29,7 +30,7 @@ _STREAM_FULL = 10077
 _RETRACT_SECONDS = 300.0
 
 
-class AcceptedBody(msgspec.Struct, frozen=True, kw_only=True):
+class AcceptedBody(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The answer to a song that was taken."""
 
     job_id: str
@@ -37,6 +38,8 @@ class AcceptedBody(msgspec.Struct, frozen=True, kw_only=True):
     status_url: str
     result_url: str
     events_url: str
+    queue_position: int | None = None  # songs before it
+    eta: str | None = None  # when it is expected to be completed, RFC 3339
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ class Accepted:
 
     job: Job
     ack: PubAck  # of the queue
+    expected: Expectation
 
     @property
     def body(self) -> AcceptedBody:
@@ -56,6 +60,8 @@ class Accepted:
             status_url=f"{base}/status",
             result_url=f"{base}/result",
             events_url=f"{base}/events",
+            queue_position=self.expected.position,
+            eta=self.expected.eta,
         )
 
 
@@ -67,9 +73,10 @@ class Submission:
         js: JetStreamContext,
         fitter: Fitter,
         health: Health,
+        outlook: Outlook,
         spawn: Callable[[Coroutine[Any, Any, None]], object],  # runs what an answer need not wait for
     ) -> None:
-        self._js, self._fitter, self._health, self._spawn = js, fitter, health, spawn
+        self._js, self._fitter, self._health, self._outlook, self._spawn = js, fitter, health, outlook, spawn
         self._jobs, self._events = JobStore(js), EventPublisher(js)
 
     async def submit(self, data: bytes) -> Accepted:
@@ -83,8 +90,12 @@ class Submission:
         await self._record(job)
         ack = await self._enqueue(job)
         log.info("%s: taken, %d ms", job.job_id, request.max_duration_ms or 0)
-        await self._events.publish(TENANT, Queued(job_id=job.job_id, status="queued", progress=0))
-        return Accepted(job, ack)
+        expected = await self._outlook.of_accepted(job, ack.seq)
+        event = Queued(
+            job_id=job.job_id, status="queued", progress=0, queue_position=expected.position, eta=expected.eta
+        )
+        await self._events.publish(TENANT, event)
+        return Accepted(job, ack, expected)
 
     async def _record(self, job: Job) -> None:
         try:

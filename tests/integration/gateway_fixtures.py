@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import nats
 import pytest
 import websockets
@@ -24,10 +25,10 @@ from websockets.asyncio.client import ClientConnection
 from deploy.local.servers import NatsServer, S3Server, free_port
 from shared.events import EventPublisher
 from shared.jobs import JobStore, change
-from shared.messages import AnyEvent, Completed, Job, Progress, Stage, Status
+from shared.messages import AnyEvent, Completed, GpuFigures, Job, Progress, Role, Stage, Status, WorkerStatus
 from shared.objects import ObjectStore, audio_key
 from shared.settings import Settings
-from shared.topology import TENANT
+from shared.topology import TENANT, WORKERS
 from tests.integration.flow import PATIENCE, environment
 
 SONG = {"lyrics": "[Verse]\nla la la", "tags": "pop,piano", "max_duration_ms": 4000}
@@ -127,6 +128,24 @@ class House:
                 seed=job.request.seed or 0,
             )
         )
+
+    async def beat(self, role: Role, kind: str = "cpu", **changes: object) -> None:
+        """A worker's heartbeat, on device gpu-1 unless the changes say otherwise."""
+        figures = GpuFigures(id="gpu-1", name="A device", kind=kind, memory_total=1000, memory_used=300)  # type: ignore[arg-type]
+        status = WorkerStatus(
+            role=role,
+            instance=f"{role}-1",
+            host="h",
+            pid=1,
+            engine="native",
+            model="m",
+            gpu=figures,
+            state="idle",
+            since=1.0,
+            sent=time.time(),
+        )
+        status = msgspec.structs.replace(status, **changes)
+        await self.js.publish(f"$KV.{WORKERS}.{role}.{status.instance}", msgspec.json.encode(status))
 
     @asynccontextmanager
     async def watch(self, job_id: str, after: object = None) -> AsyncIterator["Watcher"]:

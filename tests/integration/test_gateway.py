@@ -53,6 +53,7 @@ async def test_a_song_is_accepted_only_with_its_job_in_the_stream(house: House) 
     assert answer.status_code == 202
     body = answer.json()
     job_id = body.pop("job_id")
+    assert body.pop("queue_position") >= 0
     base = f"/generate/{job_id}"
     assert body == {
         "status": "queued",
@@ -215,6 +216,7 @@ async def test_the_state_follows_the_song_and_progress_never_goes_back(house: Ho
 
     queued = await state()
     assert queued.pop("created_at").endswith("Z")
+    assert queued.pop("queue_position") >= 0
     assert queued == {
         "job_id": job_id,
         "status": "queued",

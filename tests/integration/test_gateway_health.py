@@ -9,30 +9,11 @@ import msgspec
 import pytest
 
 from deploy.local.servers import NatsServer, S3Server, free_port
-from shared.messages import GpuFigures, LeaseRecord, Role, WorkerStatus
+from shared.messages import LeaseRecord
 from shared.settings import Settings
 from shared.topology import GPU_LOCK, WORKERS, lock_key
 from tests.integration.flow import environment
 from tests.integration.gateway_fixtures import SONG, House, eventually, open_house
-
-
-async def beat(house: House, role: Role, kind: str = "cpu", **changes: object) -> None:
-    """A worker's heartbeat."""
-    figures = GpuFigures(id="gpu-1", name="A device", kind=kind, memory_total=1000, memory_used=300)  # type: ignore[arg-type]
-    status = WorkerStatus(
-        role=role,
-        instance=f"{role}-1",
-        host="h",
-        pid=1,
-        engine="native",
-        model="m",
-        gpu=figures,
-        state="idle",
-        since=1.0,
-        sent=time.time(),
-    )
-    status = msgspec.structs.replace(status, **changes)
-    await house.js.publish(f"$KV.{WORKERS}.{role}.{role}-1", msgspec.json.encode(status))
 
 
 async def eventually_status(house: House, status: str) -> dict[str, object]:
@@ -59,8 +40,8 @@ async def test_health_counts_live_workers_and_waiting_songs(settings: Settings) 
             "queue": {"tokens": 0, "decode": 0},
         }
         await house.submit()
-        await beat(house, "tokenizer")
-        await beat(house, "codec")
+        await house.beat("tokenizer")
+        await house.beat("codec")
         body = await eventually_status(house, "ok")
         assert body["workers"] == {"tokenizer": 1, "codec": 1}
         assert body["queue"] == {"tokens": 1, "decode": 0}
@@ -78,8 +59,8 @@ async def test_devices_are_told_with_who_holds_and_who_waits(settings: Settings)
         for role, state in (("tokenizer", "held"), ("codec", "waiting")):
             record = LeaseRecord(ticket=0, state=state, role=role, owner=f"{role}-1", phase=1, since=2.0)  # type: ignore[arg-type]
             await house.js.publish(f"$KV.{GPU_LOCK}.{lock_key('gpu-1', role, role)}", msgspec.json.encode(record))
-        await beat(house, "codec", "cuda", resident=["what lay there before"])
-        await beat(house, "tokenizer", "cuda", state="working", resident=["language model"], phase=1)
+        await house.beat("codec", "cuda", resident=["what lay there before"])
+        await house.beat("tokenizer", "cuda", state="working", resident=["language model"], phase=1)
 
         async def both() -> dict[str, object] | None:
             body: dict[str, object] = (await house.http.get("/api/gpu")).json()
@@ -101,8 +82,8 @@ async def test_devices_are_told_with_who_holds_and_who_waits(settings: Settings)
         assert lease.pop("fence") > 0
         assert lease == {"role": "tokenizer", "owner": "tokenizer-1", "phase": 1, "since": since}
         assert gpu["waiting"] == [{"role": "codec", "owner": "codec-1", "since": since}]
-        await beat(house, "codec")
-        await beat(house, "tokenizer")
+        await house.beat("codec")
+        await house.beat("tokenizer")
 
         async def cpu() -> bool:
             body = (await house.http.get("/api/gpu")).json()

@@ -36,6 +36,7 @@ async def test_nats_clients_ask_for_songs(settings: Settings) -> None:
             "status_url": f"{base}/status",
             "result_url": f"{base}/result",
             "events_url": f"{base}/events",
+            "queue_position": 0,
         }
         assert (await house.http.get(answer["status_url"])).json()["status"] == "queued"
 

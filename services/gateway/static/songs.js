@@ -18,6 +18,7 @@ const WORDS = {
 const STAGES = {
   loading: "Loading the model",
   generating: "Writing",
+  paused: "Pausing: another song has its turn",
   waiting: "Waiting for its sound",
   decoding: "Turning into sound",
   storing: "Storing",
@@ -58,6 +59,16 @@ export function add(jobId, name) {
   none.hidden = true;
 }
 
+function place(before) {
+  if (before === 0) return "next in line";
+  return before === 1 ? "1 song before it" : `${before} songs before it`;
+}
+
+function ready(eta) {
+  const time = new Date(eta).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", second: "2-digit" });
+  return `ready at about ${time}`;
+}
+
 function row(song) {
   const item = template.content.cloneNode(true).querySelector("li");
   const part = (selector) => item.querySelector(selector);
@@ -88,7 +99,9 @@ function row(song) {
     part("progress").textContent = `${Math.round(state.progress)} %`;
     part("progress").setAttribute("aria-label", `Progress of ${song.name}`);
     const facts = [`${Math.round(state.progress)} %`];
+    if (state.queue_position != null && state.status === "queued") facts.push(place(state.queue_position));
     if (state.total && !ENDED.has(state.status)) facts.push(`step ${state.done} of ${state.total}`);
+    if (state.eta) facts.push(ready(state.eta));
     if (!ENDED.has(state.status)) part(".facts").textContent = facts.join(" · ");
     if (state.status === "failed") complain(state.error ?? "No reason is known.");
   }

@@ -1,0 +1,207 @@
+"""Finds what crashes left behind: objects that nobody needs, songs that no queue knows, records about to expire.
+
+Every gateway sweeps. Nothing here trusts what it read a while ago: whatever is about to be deleted or queued is looked
+at again, and two sweepers that find the same are held apart by the queues, which take one message a song.
+"""
+
+import asyncio
+import contextlib
+import logging
+import random
+import time
+from dataclasses import dataclass
+
+import msgspec
+import nats
+from nats.js import JetStreamContext
+from nats.js.errors import APIError, NotFoundError
+
+from services.gateway.records import Record, scan
+from shared.errors import HeartMulaError, JobConflict
+from shared.jobs import JobStore, change
+from shared.messages import ENDED, DecodeJob, Job, TokenJob
+from shared.objects import ObjectStore
+from shared.settings import Settings
+from shared.tasks import end
+from shared.topology import DAY, DEC, TENANT, TOK, decode_subject, token_subject
+
+log = logging.getLogger(__name__)
+
+RENEW_AFTER = 3 * DAY  # records live for seven
+_STREAM_FULL = 10077
+_SERVER_ERRORS = (HeartMulaError, nats.errors.Error, APIError, TimeoutError, OSError)
+
+
+@dataclass
+class Swept:
+    """What was done."""
+
+    objects: int = 0  # deleted
+    songs: int = 0  # queued again
+    records: int = 0  # written again before they would expire
+
+    def __str__(self) -> str:
+        return f"{self.objects} objects deleted, {self.songs} songs queued again, {self.records} records renewed"
+
+
+class Sweeper:
+    """Sweeps now and then, until it is closed."""
+
+    def __init__(self, js: JetStreamContext, store: ObjectStore, settings: Settings) -> None:
+        self.total = Swept()
+        self.rounds = 0
+        self.failures = 0  # rounds that a server ended
+        self._js, self._store = js, store
+        self._jobs = JobStore(js)
+        self._pause = settings.sweep_seconds
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin, after a pause."""
+        self._task = asyncio.create_task(self._run(), name="sweeper")
+
+    async def close(self) -> None:
+        """Stop, whatever is being done."""
+        if self._task is not None:
+            await end(self._task)
+
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(self._pause * random.uniform(0.5, 1.5))  # several gateways started together
+            try:
+                await self.sweep()
+            except _SERVER_ERRORS as error:
+                self.failures += 1
+                log.warning("sweeping again later: %s", error or type(error).__name__)
+            except Exception:
+                self.failures += 1
+                log.exception("unexpected")
+
+    async def sweep(self) -> Swept:
+        """One round. Raises what the servers' clients raise when one does not answer."""
+        done, before = Swept(), time.time() - self._pause
+        try:
+            left = await self._old_objects(before)
+            async with contextlib.aclosing(scan(self._js)) as records:
+                async for record in records:
+                    keys = left.pop(record.job_id, [])
+                    if record.job is not None:
+                        # A record that is gone, or changes all the time, is somebody else's care.
+                        with contextlib.suppress(JobConflict):
+                            await self._song(record, record.job, keys, before, done)
+            for job_id, keys in left.items():
+                with contextlib.suppress(JobConflict):
+                    done.objects += await self._clear(job_id, TENANT, keys)
+        finally:
+            self.rounds += 1
+            self.total.objects += done.objects
+            self.total.songs += done.songs
+            self.total.records += done.records
+            if done != Swept():
+                log.info("swept: %s", done)
+        return done
+
+    async def _song(self, record: Record, job: Job, keys: list[str], before: float, done: Swept) -> None:
+        if not all(_needs(job, key) for key in keys):
+            done.objects += await self._clear(job.job_id, job.tenant, keys)
+        if job.status in ENDED:
+            return
+        if record.written < before and await self._queue_again(job):
+            done.songs += 1
+        if record.written < time.time() - RENEW_AFTER:
+            await self._jobs.update(job.job_id, job.tenant, _as_it_is)
+            done.records += 1
+
+    # --- objects
+
+    async def _old_objects(self, before: float) -> dict[str, list[str]]:
+        """Keys of objects that are old enough to be left over, by song."""
+        found: dict[str, list[str]] = {}
+        for prefix in ("tokens/", "audio/"):
+            for item in await self._store.list(prefix):
+                if item.modified < before and item.key.count("/") == 2:
+                    found.setdefault(item.key.split("/")[1], []).append(item.key)
+        return found
+
+    async def _clear(self, job_id: str, tenant: str, keys: list[str]) -> int:
+        """Delete what the song does not need by its record of this moment; returns how many."""
+        ordered = await self._ordered_tokens(job_id)
+        job = await self._jobs.get(job_id, tenant)
+        deleted = 0
+        for key in keys:
+            if not _needs(job, key) and not (job and job.status not in ENDED and key == ordered):
+                await self._store.delete(key)
+                deleted += 1
+        return deleted
+
+    async def _ordered_tokens(self, job_id: str) -> str | None:
+        """The tokens that a waiting decode job names: its record may have gone on to other ones."""
+        try:
+            message = await self._js.get_msg(DEC, subject=decode_subject(job_id))
+            return msgspec.json.decode(message.data or b"", type=DecodeJob).tokens_key
+        except (NotFoundError, msgspec.DecodeError):
+            return None
+
+    # --- songs
+
+    async def _queue_again(self, job: Job) -> bool:
+        """Put a song into its queue when it is in none. Returns whether it was put there.
+
+        The queues are looked at before the record: workers hand a song on to the next queue, or end its record,
+        before they take it out of the one it was in. So a record that is still the same has no message under way.
+        """
+        for stream, subject in ((TOK, f"jobs.tok.*.{job.job_id}"), (DEC, decode_subject(job.job_id))):
+            with contextlib.suppress(NotFoundError):
+                await self._js.get_msg(stream, subject=subject)
+                return False
+        if await self._jobs.get(job.job_id, job.tenant) != job:
+            return False
+        if job.status == "decoding":
+            if job.tokens_key and job.frames:
+                order = DecodeJob(
+                    job_id=job.job_id,
+                    tenant=job.tenant,
+                    tokens_key=job.tokens_key,
+                    first_frame=0,
+                    frames=job.frames,
+                    last=True,
+                )
+                return await self._publish(decode_subject(job.job_id), order)
+            # Nobody knows its tokens. Were the message first, a worker would find a song that is not for it.
+            await self._jobs.update(job.job_id, job.tenant, _from_the_beginning)
+        tokens = TokenJob(job_id=job.job_id, tenant=job.tenant)
+        return await self._publish(token_subject(job.request.priority, job.job_id), tokens)
+
+    async def _publish(self, subject: str, order: TokenJob | DecodeJob) -> bool:
+        try:
+            # Without a Msg-Id: the server would take this for the message that got lost, and drop it.
+            await self._js.publish(subject, msgspec.json.encode(order))
+        except APIError as error:
+            if error.err_code != _STREAM_FULL:
+                raise
+            # Another sweeper was quicker, or there is no room: next time.
+            log.info("%s: not queued again: %s", order.job_id, error.description)
+            return False
+        log.warning("%s: was in no queue, queued again", order.job_id)
+        return True
+
+
+def _needs(job: Job | None, key: str) -> bool:
+    """Whether an object of a song has any use, by its record."""
+    if job is None or job.status in ("failed", "cancelled"):
+        return False
+    if job.status == "completed":
+        return key == job.audio_key
+    name = key.rpartition("/")[2].partition(".")[0]
+    return key == job.tokens_key or name == str(job.fence)
+
+
+def _as_it_is(job: Job) -> Job:
+    """A copy, which is written; the record itself would not be."""
+    return job if job.status in ENDED else msgspec.structs.replace(job)
+
+
+def _from_the_beginning(job: Job) -> Job:
+    if job.status != "decoding":
+        raise JobConflict(f"the song is {job.status} by now")
+    return change(job, status="queued", fence=None, attempts=0, tokens_key=None, frames=None, remade=job.remade + 1)

@@ -1,0 +1,61 @@
+"""Live workers, by their heartbeats."""
+
+import asyncio
+import logging
+import time
+from datetime import UTC, datetime, timedelta
+
+import msgspec
+import nats
+from nats.js import JetStreamContext
+from nats.js.errors import APIError, NotFoundError
+
+from shared.messages import WorkerStatus
+from shared.topology import WORKER_TTL, WORKERS
+
+log = logging.getLogger(__name__)
+
+_FRESH_SECONDS = 1.0
+
+
+class Workers:
+    """Who is alive. Read at most once a second, however many ask."""
+
+    def __init__(self, js: JetStreamContext, patience: float) -> None:
+        self._js, self._patience = js, patience
+        self._found: list[WorkerStatus] = []
+        self._read_at = -_FRESH_SECONDS  # monotonic
+        self._reading = asyncio.Lock()
+
+    async def live(self) -> list[WorkerStatus]:
+        """The latest heartbeat of every live worker; none when NATS does not answer."""
+        async with self._reading:
+            if time.monotonic() - self._read_at > _FRESH_SECONDS:
+                try:
+                    async with asyncio.timeout(self._patience):
+                        self._found = await _read(self._js)
+                except (nats.errors.Error, APIError, TimeoutError, OSError):
+                    self._found = []
+                self._read_at = time.monotonic()
+            return self._found
+
+
+async def _read(js: JetStreamContext) -> list[WorkerStatus]:
+    info = await js.stream_info(f"KV_{WORKERS}", subjects_filter=f"$KV.{WORKERS}.>")
+    found = await asyncio.gather(*(_read_worker(js, subject) for subject in sorted(info.state.subjects or {})))
+    return [worker for worker in found if worker is not None]
+
+
+async def _read_worker(js: JetStreamContext, subject: str) -> WorkerStatus | None:
+    try:
+        message = await js.get_msg(f"KV_{WORKERS}", subject=subject)
+    except NotFoundError:
+        return None
+    old = message.time is not None and datetime.now(UTC) - message.time > timedelta(seconds=WORKER_TTL)
+    if not message.data or old:
+        return None
+    try:
+        return msgspec.json.decode(message.data, type=WorkerStatus)
+    except msgspec.DecodeError as error:
+        log.warning("the heartbeat %s cannot be read: %s", subject, error)
+        return None

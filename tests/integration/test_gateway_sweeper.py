@@ -1,0 +1,254 @@
+"""What crashes leave behind is found and mended; what is alive is left alone."""
+
+import asyncio
+import functools
+import time
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import nats
+import pytest
+from nats.aio.client import Client
+from nats.js.errors import NotFoundError
+
+from deploy.local.servers import NatsServer, S3Server
+from services.gateway import sweeper as sweeping
+from services.gateway.sweeper import Sweeper, Swept
+from shared.jobs import JobStore
+from shared.messages import DecodeJob, GenerateRequest, Job, Status, TokenJob
+from shared.objects import ObjectStore
+from shared.settings import Settings
+from shared.topology import DEC, JOBS, TENANT, TOK, bootstrap, decode_subject, streams, token_subject
+from tests.integration.gateway_fixtures import eventually, open_house
+
+NOTHING = Swept()
+
+
+class Mess:
+    """Servers without a gateway, and what lies in them. To the sweeper everything is old, however young it is."""
+
+    def __init__(self, settings: Settings, nc: Client) -> None:
+        self.settings = settings
+        self.nc, self.js = nc, nc.jetstream()
+        self.jobs, self.store = JobStore(self.js), ObjectStore(settings)
+        self.sweeper = self.another()
+
+    def another(self, pause: float = -60.0) -> Sweeper:
+        """A sweeper of another gateway."""
+        return Sweeper(self.js, self.store, replace(self.settings, sweep_seconds=pause))
+
+    async def song(self, job_id: str, status: Status, *, ordered: bool = False, **fields: object) -> Job:
+        """A record, with its message where it is `ordered`."""
+        request = GenerateRequest(lyrics="la", seed=1)
+        job = Job(job_id=job_id, tenant=TENANT, request=request, created_at=time.time(), status=status)
+        job = msgspec.structs.replace(job, **fields)
+        await self.jobs.create(job)
+        if ordered and status == "decoding":
+            await self.order_decoding(job_id, job.tokens_key or "", job.frames or 0)
+        elif ordered:
+            order = TokenJob(job_id=job_id, tenant=TENANT)
+            await self.js.publish(token_subject("normal", job_id), msgspec.json.encode(order))
+        return job
+
+    async def order_decoding(self, job_id: str, key: str, frames: int) -> None:
+        order = DecodeJob(job_id=job_id, tenant=TENANT, tokens_key=key, first_frame=0, frames=frames, last=True)
+        await self.js.publish(decode_subject(job_id), msgspec.json.encode(order))
+
+    async def put(self, *keys: str) -> None:
+        for key in keys:
+            await self.store.put(key, b"x")
+
+    async def keys(self) -> set[str]:
+        return {item.key for item in await self.store.list("")}
+
+    async def message(self, stream: str, subject: str) -> bytes | None:
+        try:
+            return (await self.js.get_msg(stream, subject=subject)).data
+        except NotFoundError:
+            return None
+
+    async def token_job(self, job_id: str) -> TokenJob | None:
+        data = await self.message(TOK, token_subject("normal", job_id))
+        return msgspec.json.decode(data, type=TokenJob) if data else None
+
+    async def consumers(self) -> int:
+        return (await self.js.stream_info(f"KV_{JOBS}")).state.consumer_count
+
+
+@pytest.fixture
+async def mess(settings: Settings) -> AsyncIterator[Mess]:
+    client = await nats.connect(settings.nats_url)
+    mess = Mess(settings, client)
+    await bootstrap(mess.js, settings)
+    await mess.store.ensure_bucket()
+    yield mess
+    mess.store.close()
+    await client.close()
+
+
+async def test_objects_that_nobody_needs_are_deleted(mess: Mess) -> None:
+    await mess.jobs.delete(await mess.song("retracted", "queued"))
+    await mess.song("failed", "failed")
+    await mess.song("cancelled", "cancelled")
+    await mess.song("done", "completed", audio_key="audio/done/7.flac")
+    await mess.song("again", "generating", ordered=True, fence=8, tokens_key="tokens/again/5.safetensors")
+    needed = {
+        "audio/done/7.flac",
+        "tokens/again/5.safetensors",  # of an earlier turn, to go on from
+        "tokens/again/8.safetensors",  # of this turn
+        "audio/again/8.flac",
+    }
+    await mess.put(
+        *needed,
+        *("tokens/nobody/1.safetensors", "audio/nobody/1.flac", "tokens/failed/1.safetensors", "audio/failed/1.flac"),
+        *("audio/cancelled/1.mp3", "tokens/done/6.safetensors", "audio/done/6.flac", "audio/done/7.flac.part"),
+        *("tokens/again/7.safetensors", "audio/retracted/1.flac"),
+    )
+    await mess.put("elsewhere/nobody/1.flac", "audio/no-song.flac")  # not ours
+    assert await mess.sweeper.sweep() == Swept(objects=10)
+    assert await mess.keys() == needed | {"elsewhere/nobody/1.flac", "audio/no-song.flac"}
+    assert await mess.sweeper.sweep() == NOTHING
+    assert mess.sweeper.total == Swept(objects=10)
+    assert await mess.consumers() == 0
+
+
+async def test_young_objects_and_songs_are_left_alone(mess: Mess) -> None:
+    await mess.song("lost", "queued")
+    await mess.put("tokens/nobody/1.safetensors", "audio/nobody/1.flac")
+    assert await mess.another(3600.0).sweep() == NOTHING
+    assert len(await mess.keys()) == 2
+    assert await mess.token_job("lost") is None
+
+
+@pytest.mark.parametrize("status", ["queued", "generating"])
+async def test_a_song_that_is_in_no_queue_is_queued_again_once(mess: Mess, status: Status) -> None:
+    job = await mess.song("lost", status)
+    # The server still remembers the message that got lost.
+    subject = token_subject("normal", "lost")
+    await mess.js.publish(subject, b"{}", headers={"Nats-Msg-Id": "lost:tok"})
+    await mess.js.purge_stream(TOK, subject=subject)
+    assert await mess.sweeper.sweep() == Swept(songs=1)
+    assert await mess.token_job("lost") == TokenJob(job_id="lost", tenant=TENANT)
+    assert await mess.jobs.get("lost") == job
+    assert await mess.sweeper.sweep() == NOTHING
+    assert await mess.another().sweep() == NOTHING
+    assert (await mess.js.stream_info(TOK)).state.messages == 1
+
+
+async def test_a_song_with_tokens_is_queued_for_its_audio(mess: Mess) -> None:
+    key = "tokens/lost/5.safetensors"
+    job = await mess.song("lost", "decoding", tokens_key=key, frames=50)
+    await mess.put(key)
+    assert await mess.sweeper.sweep() == Swept(songs=1)
+    order = DecodeJob(job_id="lost", tenant=TENANT, tokens_key=key, first_frame=0, frames=50, last=True)
+    data = await mess.message(DEC, decode_subject("lost"))
+    assert msgspec.json.decode(data or b"", type=DecodeJob) == order
+    assert await mess.jobs.get("lost") == job
+    assert await mess.sweeper.sweep() == NOTHING
+
+
+async def test_a_song_whose_tokens_nobody_knows_begins_again(mess: Mess) -> None:
+    await mess.song("lost", "decoding", attempts=2, frames=50)
+    assert await mess.sweeper.sweep() == Swept(songs=1)
+    job = await mess.jobs.get("lost")
+    assert job is not None
+    assert (job.status, job.attempts, job.frames, job.remade) == ("queued", 0, None, 1)
+    assert await mess.token_job("lost") is not None
+    assert await mess.message(DEC, decode_subject("lost")) is None
+    assert await mess.sweeper.sweep() == NOTHING
+
+
+async def test_songs_that_are_alive_are_left_alone(mess: Mess) -> None:
+    songs = [
+        await mess.song("waits", "queued", ordered=True),
+        await mess.song("runs", "generating", ordered=True, fence=3, tokens_key="tokens/runs/2.safetensors"),
+        await mess.song("plays", "decoding", ordered=True, fence=4, tokens_key="tokens/plays/3.safetensors", frames=5),
+    ]
+    keys = {"tokens/runs/2.safetensors", "tokens/runs/3.safetensors", "tokens/plays/3.safetensors"}
+    await mess.put(*keys, "audio/plays/4.flac")
+    messages = {name: (await mess.js.stream_info(name)).state.last_seq for name in (TOK, DEC, f"KV_{JOBS}")}
+    assert await mess.sweeper.sweep() == NOTHING
+    assert await mess.keys() == keys | {"audio/plays/4.flac"}
+    assert [await mess.jobs.get(job.job_id) for job in songs] == songs
+    assert {name: (await mess.js.stream_info(name)).state.last_seq for name in messages} == messages
+
+
+async def test_tokens_that_a_decode_job_names_are_needed(mess: Mess) -> None:
+    # The worker died between publishing the decode job and the record; another one began the song again.
+    await mess.song("two", "generating", ordered=True, fence=9)
+    await mess.order_decoding("two", "tokens/two/5.safetensors", 50)
+    await mess.put("tokens/two/5.safetensors", "tokens/two/4.safetensors")
+    assert await mess.sweeper.sweep() == Swept(objects=1)
+    assert await mess.keys() == {"tokens/two/5.safetensors"}
+
+
+async def test_records_that_would_expire_are_written_again(mess: Mess, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits = await mess.song("waits", "queued", ordered=True)
+    done = await mess.song("done", "completed")
+    before = (await mess.js.stream_info(f"KV_{JOBS}")).state.last_seq
+    assert await mess.sweeper.sweep() == NOTHING
+    monkeypatch.setattr(sweeping, "RENEW_AFTER", -60.0)
+    assert await mess.sweeper.sweep() == Swept(records=1)
+    assert await mess.jobs.get("waits") == waits
+    assert await mess.jobs.get("done") == done
+    message = await mess.js.get_msg(f"KV_{JOBS}", subject=f"$KV.{JOBS}.{TENANT}.waits")
+    assert message.seq == before + 1
+
+
+async def test_many_songs_and_two_sweepers_at_once(mess: Mess) -> None:
+    ids = [f"song-{n}" for n in range(230)]
+    await asyncio.gather(*(mess.song(job_id, "queued") for job_id in ids))
+    await mess.put(*(f"tokens/nobody-{n}/1.safetensors" for n in range(20)))
+    one, two = mess.another(), mess.another()
+    found = await asyncio.gather(one.sweep(), two.sweep())
+    assert sum(swept.songs for swept in found) == len(ids)
+    assert (await mess.js.stream_info(TOK)).state.messages == len(ids)
+    assert await mess.keys() == set()
+    assert await mess.sweeper.sweep() == NOTHING
+
+
+async def test_what_cannot_be_read_is_left_alone(mess: Mess) -> None:
+    subject = functools.partial("$KV.{}.{}.{}".format, JOBS, TENANT)
+    await mess.js.publish(subject("torn"), b"{")
+    newer = await mess.song("newer", "queued")
+    await mess.js.publish(subject("newer"), msgspec.json.encode(msgspec.structs.replace(newer, schema=99)))
+    await mess.put("audio/torn/1.flac", "audio/newer/1.flac")
+    assert await mess.sweeper.sweep() == NOTHING
+    assert len(await mess.keys()) == 2
+
+
+async def test_songs_for_which_there_is_no_room_wait_for_the_next_round(mess: Mess) -> None:
+    await mess.js.update_stream(next(stream for stream in streams(1) if stream.name == TOK))
+    await mess.song("first", "queued", ordered=True)
+    await mess.song("lost", "queued")
+    assert await mess.sweeper.sweep() == NOTHING
+    await mess.js.update_stream(next(stream for stream in streams(2) if stream.name == TOK))
+    assert await mess.sweeper.sweep() == Swept(songs=1)
+
+
+async def test_the_gateway_sweeps_by_itself_and_outlives_its_servers(
+    settings: Settings, nats_server: NatsServer, s3_server: S3Server
+) -> None:
+    async with open_house(settings, settings.data_dir, sweep_seconds=1.0) as house:
+        key = "audio/nobody/1.flac"
+
+        async def gone() -> bool:
+            return not await house.store.list(key)
+
+        await house.store.put(key, b"x")
+        await eventually(gone, "the object is still there")
+        s3_server.kill()
+        await eventually(functools.partial(_logged, house.log, "sweeping again later"), "no round failed")
+        await s3_server.start()
+        await nats_server.stop()
+        await nats_server.start()
+        await house.store.put(key, b"x")
+        await eventually(gone, "the object is still there")
+        assert "Traceback" not in house.log.read_text()
+        assert "1 objects deleted" in house.log.read_text()
+
+
+async def _logged(log: Path, words: str) -> bool:
+    return words in log.read_text()
