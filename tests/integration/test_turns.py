@@ -9,7 +9,7 @@ import numpy as np
 import soundfile
 
 from services.codec_worker.trivial import TrivialCodec
-from services.gateway.health import read_workers
+from services.gateway.workers import read_workers
 from services.tokenizer_worker.engine import Song
 from services.tokenizer_worker.trivial import TrivialEngine
 from shared.device import DeviceLedger
