@@ -173,7 +173,7 @@ async def bootstrap(js: JetStreamContext, settings: Settings) -> None:
         for name, consumer in consumers(ack_wait(settings)):
             await js.add_consumer(name, consumer)
     except (nats.errors.Error, OSError, TimeoutError) as error:
-        raise Unavailable("nats", f"JetStream could not be set up: {error!r}") from error
+        raise Unavailable("nats", f"JetStream could not be set up: {str(error) or type(error).__name__}") from error
 
 
 def ack_wait(settings: Settings) -> float:
