@@ -1,7 +1,8 @@
 """Songs asked for by NATS clients: a request on ``submit.<tenant>``, answered like a JetStream publish.
 
 The answer is a superset of a PubAck, so that ``nats req``, ``nats pub --jetstream`` and every client library's
-JetStream publish understand it. Errors stand in the body, in JetStream's own form.
+JetStream publish understand it. The header ``Nats-Msg-Id`` makes asking again harmless, as it does there. Errors stand
+in the body, in JetStream's own form.
 """
 
 import asyncio
@@ -18,7 +19,7 @@ from nats.micro.service import Service, ServiceConfig
 
 from services.gateway.problems import Refusal, refusal
 from services.gateway.submission import Submission
-from shared.topology import TENANT, submit_subject
+from shared.topology import TENANT, TOK, submit_subject
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +31,7 @@ ERROR_CODES = {  # `err_code`; stable, in a range that the server does not use
     "too-large": 20003,
     "unavailable": 20004,
     "internal": 20005,
+    "idempotency-mismatch": 20006,
     "queue-full": _QUEUE_FULL,
 }
 
@@ -61,7 +63,7 @@ class Intake:
 
     async def _answer(self, request: Request) -> None:
         try:
-            body = await self._take(request.data)
+            body = await self._take(request.data, (request.headers or {}).get("Nats-Msg-Id"))
             if request._msg.reply:  # a plain publish has nobody to answer
                 await request.respond(msgspec.json.encode(body))
         except nats.errors.Error as error:
@@ -69,12 +71,12 @@ class Intake:
         finally:
             self._free.release()
 
-    async def _take(self, data: bytes) -> dict[str, Any]:
+    async def _take(self, data: bytes, key: str | None) -> dict[str, Any]:
         try:
-            accepted = await self._submission.submit(data)
+            accepted = await self._submission.submit(data, key)
         except Exception as error:
             return {"error": error_body(refusal(error))}
-        ack = {"stream": accepted.ack.stream, "seq": accepted.ack.seq, "duplicate": False}
+        ack = {"stream": TOK, "seq": accepted.sequence, "duplicate": accepted.duplicate}
         return ack | {name: value for name, value in msgspec.structs.asdict(accepted.body).items() if value is not None}
 
 

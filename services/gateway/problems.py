@@ -18,6 +18,7 @@ RETRY_SECONDS = 15  # what a client is told to wait when the queue is full or a 
 # The last part of `type`, which never changes, and its title.
 TITLES = {
     "invalid-request": "The request has to be changed",
+    "idempotency-mismatch": "The key belongs to another request",
     "malformed-json": "The body is not JSON",
     "unsupported-media-type": "The body's type is not supported",
     "too-large": "The body is too large",

@@ -9,7 +9,7 @@ from litestar.datastructures import State
 from litestar.di import NamedDependency
 from litestar.enums import HttpMethod
 from litestar.openapi.datastructures import ResponseSpec
-from litestar.openapi.spec import OpenAPIMediaType, Operation, RequestBody, Schema
+from litestar.openapi.spec import OpenAPIMediaType, OpenAPIType, Operation, Parameter, RequestBody, Schema
 from litestar.params import FromPath
 from litestar.types import ASGIApp
 
@@ -41,16 +41,23 @@ class _TakesRequest(Operation):
     def __post_init__(self) -> None:
         _, components = msgspec.json.schema_components([GenerateRequest])
         schema = cast("Schema", components["GenerateRequest"])  # written out as it is
+        key = Schema(type=OpenAPIType.STRING, min_length=1, max_length=255, pattern="^[!-~]+$")
+        self.parameters = [
+            Parameter(name="Idempotency-Key", param_in="header", schema=key, description="of your own choice")
+        ]
         self.request_body = RequestBody(content={"application/json": OpenAPIMediaType(schema=schema)}, required=True)
 
 
 @post("/generate", status_code=202, operation_class=_TakesRequest, responses=_refusals(400, 413, 415, 422, 429, 503))
 async def generate(request: AnyRequest, gateway: NamedDependency[Gateway]) -> Response[AcceptedBody]:
-    """Ask for a song. It is durably in the queue when this answers."""
+    """Ask for a song. It is durably in the queue when this answers.
+
+    The same request with the same Idempotency-Key is answered with the same song, whatever became of the first answer.
+    """
     media_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     if media_type != "application/json":  # it also keeps other sites' forms out
         raise Refusal(415, "unsupported-media-type", "send JSON, with Content-Type: application/json")
-    accepted = (await gateway.submission.submit(await request.body())).body
+    accepted = (await gateway.submission.submit(await request.body(), request.headers.get("idempotency-key"))).body
     return Response(accepted, headers=NO_STORE | {"Location": accepted.status_url, "Retry-After": "1"})
 
 

@@ -1,6 +1,5 @@
 """Taking a song: validate, record, publish. The same for HTTP and for NATS clients."""
 
-import asyncio
 import contextlib
 import logging
 import time
@@ -12,22 +11,23 @@ from typing import Any
 import msgspec
 import nats
 from nats.js import JetStreamContext
-from nats.js.api import PubAck
-from nats.js.errors import APIError
+from nats.js.errors import APIError, NotFoundError
 
 from services.gateway.health import Health
+from services.gateway.idempotency import digest_of, require_same, song_of
 from services.gateway.outlook import Expectation, Outlook
+from services.gateway.retraction import retract, retract_in_time
 from services.gateway.validation import Fitter, decode_request
-from shared.errors import QueueFull, Unavailable
+from shared.errors import JobConflict, QueueFull, Unavailable
 from shared.events import EventPublisher
 from shared.jobs import JobStore
-from shared.messages import Job, Queued, Status, TokenJob
-from shared.topology import TENANT, purge_job, token_subject
+from shared.messages import GenerateRequest, Job, Queued, Status, TokenJob
+from shared.topology import TENANT, TOK, token_subject
 
 log = logging.getLogger(__name__)
 
 _STREAM_FULL = 10077
-_RETRACT_SECONDS = 300.0
+_TRIES = 10
 
 
 class AcceptedBody(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -44,11 +44,12 @@ class AcceptedBody(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
 @dataclass(frozen=True)
 class Accepted:
-    """A song that is in the queue, on disk."""
+    """A song that is in the queue, on disk, or was when it was asked for before."""
 
     job: Job
-    ack: PubAck  # of the queue
+    sequence: int  # of its message in the queue; 0 when it is no longer there
     expected: Expectation
+    duplicate: bool = False  # the same was asked for before, under the same key
 
     @property
     def body(self) -> AcceptedBody:
@@ -79,61 +80,98 @@ class Submission:
         self._js, self._fitter, self._health, self._outlook, self._spawn = js, fitter, health, outlook, spawn
         self._jobs, self._events = JobStore(js), EventPublisher(js)
 
-    async def submit(self, data: bytes) -> Accepted:
+    async def submit(self, data: bytes, key: str | None = None) -> Accepted:
         """Take a song, a JSON object. Returns once JetStream has it on disk.
 
+        A request that comes again under the same key is answered with the song that it made the first time.
         Raises `InvalidRequest`, `Refusal`, `QueueFull` or `Unavailable`; then nothing stays behind.
         """
-        request = await self._fitter.fit(decode_request(data))
+        asked = decode_request(data)
+        if key is None:
+            return await self._take(str(uuid.uuid4()), asked, None)
+        job_id, digest = song_of(key), digest_of(asked)
+        for _ in range(_TRIES):
+            job = await self._jobs.get(job_id)
+            try:
+                if job is None:
+                    return await self._take(job_id, asked, digest)
+                require_same(job, digest)
+                return await self._repeat(job)
+            except JobConflict:  # the same request, being taken or taken back at this moment
+                continue
+        raise Unavailable("nats", "the song's record keeps changing; try again")
+
+    async def _take(self, job_id: str, asked: GenerateRequest, digest: str | None) -> Accepted:
+        """Make a new song. Raises `JobConflict` when its id is taken."""
+        request = await self._fitter.fit(asked)
         await self._health.require_store()
-        job = Job(job_id=str(uuid.uuid4()), tenant=TENANT, request=request, created_at=time.time())
+        job = Job(job_id=job_id, tenant=TENANT, request=request, created_at=time.time(), digest=digest)
         await self._record(job)
-        ack = await self._enqueue(job)
+        sequence = await self._enqueue_new(job)
         log.info("%s: taken, %d ms", job.job_id, request.max_duration_ms or 0)
-        expected = await self._outlook.of_accepted(job, ack.seq)
+        expected = await self._outlook.of_accepted(job, sequence)
         event = Queued(
             job_id=job.job_id, status="queued", progress=0, queue_position=expected.position, eta=expected.eta
         )
         await self._events.publish(TENANT, event)
-        return Accepted(job, ack, expected)
+        return Accepted(job, sequence, expected)
+
+    async def _repeat(self, job: Job) -> Accepted:
+        """Answer with a song that has a record. Raises `JobConflict` when it is taken back meanwhile."""
+        sequence = await self._find(job)
+        if job.status == "queued":
+            # Whoever made the record may have died before the message; if it lives, one of the two is refused.
+            sequence = sequence or await self._enqueue(job)
+            job = await self._jobs.update(job.job_id, job.tenant, _once_more)
+        return Accepted(job, sequence, await self._outlook.of_accepted(job, sequence), duplicate=True)
 
     async def _record(self, job: Job) -> None:
         try:
             await self._jobs.create(job)
+        except JobConflict:
+            raise
         except BaseException:  # it may have been written all the same
-            self._spawn(self._retract(job))
+            self._spawn(retract_in_time(self._js, job))
             raise
 
-    async def _enqueue(self, job: Job) -> PubAck:
-        order = TokenJob(job_id=job.job_id, tenant=job.tenant)
+    async def _enqueue_new(self, job: Job) -> int:
         try:
-            return await self._js.publish(
-                token_subject(job.request.priority, job.job_id),
-                msgspec.json.encode(order),
-                headers={"Nats-Msg-Id": f"{job.job_id}:tok"},
-            )
+            return await self._enqueue(job)
+        except QueueFull:
+            with contextlib.suppress(Unavailable, nats.errors.Error, APIError, TimeoutError, OSError):
+                await retract(self._js, job)
+            raise
+        except BaseException:
+            self._spawn(retract_in_time(self._js, job))
+            raise
+
+    async def _enqueue(self, job: Job) -> int:
+        """Publish a song's message; returns its sequence, or 0 where it was there and is gone."""
+        order = TokenJob(job_id=job.job_id, tenant=job.tenant)
+        # A song with a key may be taken back and asked for again: the server must not remember its first message.
+        headers = {"Nats-Msg-Id": f"{job.job_id}:tok"} if job.digest is None else None
+        try:
+            subject = token_subject(job.request.priority, job.job_id)
+            return (await self._js.publish(subject, msgspec.json.encode(order), headers=headers)).seq
         except APIError as error:
             if error.err_code != _STREAM_FULL:
-                self._spawn(self._retract(job))
                 raise Unavailable("nats", f"NATS did not take the song: {error.description}") from error
-            with contextlib.suppress(Unavailable):
-                await self._jobs.delete(job)
+            if "per subject" in (error.description or ""):  # a duplicate of the request was quicker
+                return await self._find(job)
             raise QueueFull("as many songs wait as may; try again in a while") from None
         except (nats.errors.Error, TimeoutError, OSError) as error:
-            self._spawn(self._retract(job))
             raise Unavailable("nats", f"NATS does not answer: {str(error) or type(error).__name__}") from error
-        except asyncio.CancelledError:
-            self._spawn(self._retract(job))
-            raise
 
-    async def _retract(self, job: Job) -> None:
-        """Nobody was told of this song, but a part of it may have arrived: take it back once NATS answers again."""
-        deadline = time.monotonic() + _RETRACT_SECONDS
-        while time.monotonic() < deadline:
-            try:
-                await purge_job(self._js, job.job_id)
-                await self._jobs.delete(job)
-                return
-            except (Unavailable, nats.errors.Error, TimeoutError, OSError):
-                await asyncio.sleep(1)
-        log.warning("%s: may be made although it was refused; NATS did not answer", job.job_id)
+    async def _find(self, job: Job) -> int:
+        """The sequence of a song's message in the queue, or 0."""
+        try:
+            return (await self._js.get_msg(TOK, subject=token_subject(job.request.priority, job.job_id))).seq or 0
+        except NotFoundError:
+            return 0
+        except (nats.errors.Error, APIError, TimeoutError, OSError) as error:
+            raise Unavailable("nats", f"NATS does not answer: {str(error) or type(error).__name__}") from error
+
+
+def _once_more(job: Job) -> Job:
+    """A copy, so that the record is written: see `retraction`."""
+    return msgspec.structs.replace(job) if job.status == "queued" else job

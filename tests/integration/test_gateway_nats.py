@@ -4,10 +4,12 @@ import asyncio
 import json
 from typing import Any
 
+import httpx
 import nats
 import pytest
 from nats.js.errors import APIError, NotFoundError
 
+from services.gateway.idempotency import song_of
 from shared.settings import Settings
 from shared.topology import JOBS, TENANT, TOK, submit_subject, token_subject
 from tests.integration.gateway_fixtures import SONG, House, eventually, open_house
@@ -94,6 +96,23 @@ async def test_a_full_queue_refuses_and_leaves_no_record(settings: Settings) -> 
 
         assert (await house.http.delete(f"/generate/{first}")).status_code == 200
         assert (await house.http.post("/generate", json=SONG)).status_code == 202
+
+
+async def test_a_refused_song_leaves_its_key_free(settings: Settings) -> None:
+    key = "a-key"
+
+    async def post(house: House) -> httpx.Response:
+        return await house.http.post("/generate", json=SONG, headers={"Idempotency-Key": key})
+
+    async with open_house(settings, settings.data_dir, queue_limit=1) as house:
+        first = await house.submit()
+        answers = await asyncio.gather(*(post(house) for _ in range(10)))
+        assert {answer.status_code for answer in answers} == {429}
+        assert await house.jobs.get(song_of(key)) is None
+        assert (await house.http.delete(f"/generate/{first}")).status_code == 200
+        answer = await post(house)
+        assert (answer.status_code, answer.json()["job_id"]) == (202, song_of(key))
+        await house.js.get_msg(TOK, subject=token_subject("normal", song_of(key)))
 
 
 async def test_the_service_shows_itself(settings: Settings) -> None:

@@ -1,0 +1,42 @@
+"""A key that makes asking for the same song again harmless: the song's id follows from it."""
+
+import hashlib
+import re
+import uuid
+
+import msgspec
+
+from services.gateway.problems import Refusal
+from shared.errors import InvalidRequest
+from shared.messages import GenerateRequest, Job
+from shared.topology import TENANT
+
+_NAMESPACE = uuid.UUID("6d2ce1a5-5f0c-4f0a-9a37-2b0f8f6c7d11")
+_DEFAULTS = msgspec.structs.asdict(GenerateRequest(lyrics=""))
+_KEY = re.compile(r"[\x21-\x7e]{1,255}")
+
+
+def song_of(key: str) -> str:
+    """The id of the song that was, or will be, submitted under a key. Raises `InvalidRequest` for one that is none."""
+    if not _KEY.fullmatch(key):
+        raise InvalidRequest(
+            "",
+            "a key (the header Idempotency-Key, or Nats-Msg-Id from a NATS client) has 1 to 255 visible ASCII "
+            "characters and no space",
+        )
+    return str(uuid.uuid5(_NAMESPACE, f"{TENANT}\n{key}"))
+
+
+def digest_of(request: GenerateRequest) -> str:
+    """The same for requests that ask for the same, before anything was filled in. Hexadecimal."""
+    # Without defaults, so that a field which a later version adds does not make it another request.
+    said = {name: value for name, value in msgspec.structs.asdict(request).items() if value != _DEFAULTS[name]}
+    return hashlib.sha256(msgspec.json.encode(said, order="sorted")).hexdigest()
+
+
+def require_same(job: Job, digest: str) -> None:
+    """Raise a 422 `Refusal` unless the song was asked for by the same request."""
+    if job.digest != digest:
+        raise Refusal(
+            422, "idempotency-mismatch", "another song was asked for under this key; take a new key for a new song"
+        )
