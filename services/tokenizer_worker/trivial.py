@@ -4,7 +4,7 @@ import time
 
 import numpy as np
 
-from services.tokenizer_worker.engine import Song
+from services.tokenizer_worker.engine import Song, check_frames
 
 CODEBOOKS, CODES = 8, 64
 
@@ -33,16 +33,18 @@ class TrivialEngine:
         """Forget the songs."""
         self._songs.clear()
 
-    def admit(self, song_id: str, song: Song) -> None:
-        """Begin a song."""
-        self._songs[song_id] = (song, 0)
+    def admit(self, song_id: str, song: Song, frames: np.ndarray | None = None) -> None:
+        """Begin a song, or go on with it: a frame needs no frame before it."""
+        if frames is not None:
+            check_frames(frames, CODEBOOKS, CODES)
+        self._songs[song_id] = (song, 0 if frames is None else frames.shape[1])
 
     def step(self) -> dict[str, np.ndarray | None]:
         """The next frame of every song."""
         time.sleep(self._pause)
         made: dict[str, np.ndarray | None] = {}
         for song_id, (song, done) in list(self._songs.items()):
-            if done == song.max_frames:
+            if done >= song.max_frames:
                 made[song_id] = None
                 del self._songs[song_id]
             else:
