@@ -49,7 +49,8 @@ class TokenEngine(Protocol):
 
         With `frames`, int16 ``[8, T]`` made before (by this engine or another one like it), the song goes on after
         them, as if it had never been interrupted. Raises `DeviceFull` when the batch as it is leaves no room; then
-        the song is not in it and nothing else has changed.
+        the song is not in it and nothing else has changed. Raises `ValueError` when there is no free slot, the id is
+        taken, or `check_frames` finds the frames damaged.
         """
 
     def step(self) -> dict[str, np.ndarray | None]:
@@ -61,3 +62,11 @@ class TokenEngine(Protocol):
 
     def drop(self, song_id: str) -> None:
         """Take a song out of the batch and free its caches. Unknown ids are ignored."""
+
+
+def check_frames(frames: np.ndarray, codebooks: int, codes: int) -> None:
+    """Raises `ValueError` unless `frames` are int16 ``[codebooks, T]`` of codes below `codes`, as an engine makes."""
+    if frames.dtype != np.int16 or frames.ndim != 2 or len(frames) != codebooks:
+        raise ValueError(f"frames to go on from are {frames.dtype} {list(frames.shape)}, not int16 [{codebooks}, T]")
+    if ((frames < 0) | (frames >= codes)).any():
+        raise ValueError(f"frames to go on from hold codes {frames.min()} to {frames.max()}, not 0 to {codes - 1}")

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from services.tokenizer_worker.engine import Song
+from services.tokenizer_worker.engine import Song, check_frames
 from services.tokenizer_worker.model import HeartMuLa, frame_seed
 from shared.checkpoint import Checkpoint, Flavor
 from shared.errors import ConfigError, DeviceFull, PhaseError, SongError
@@ -20,9 +21,12 @@ class SongState:
     """The song in the reference's one and only set of caches."""
 
     song: Song
-    prompt: Tensor  # int64 [rows, P, codebooks + 1]
-    frames: int = 0
-    last: Tensor | None = None  # int [rows, codebooks], the frame made last
+    tokens: Tensor  # int64 [P + frames, codebooks + 1], the prompt and all frames so far
+    cached: int = 0  # of these positions, how many are in the caches
+
+    @property
+    def frames(self) -> int:
+        return len(self.tokens) - self.song.prompt.length
 
 
 class HeartlibEngine:
@@ -32,6 +36,7 @@ class HeartlibEngine:
     the reference are kept away from songs: its caches are built anew for each, because their batch size cannot
     change; temperature 0, where it returns token 0, becomes top-1; weights it would leave uninitialised are refused;
     and so are guidance below 1, which it ignores, and songs beyond its positions, where it fails at a late frame.
+    A song that goes on prefills prompt and frames in one go, as its next frame is made.
 
     Raises `ConfigError` when heartlib is not installed.
     """
@@ -105,11 +110,11 @@ class HeartlibEngine:
             torch.cuda.empty_cache()
 
     @torch.inference_mode()
-    def admit(self, song_id: str, song: Song) -> None:
-        """Build the caches; the reference prefills while it makes the first frame.
+    def admit(self, song_id: str, song: Song, frames: np.ndarray | None = None) -> None:
+        """Build the caches; the reference prefills while it makes the next frame.
 
-        Raises `SongError` for guidance below 1 and for more positions than the model has, `ValueError` when there is
-        no free slot, `PhaseError` when the weights are not on the device.
+        Raises `SongError` for guidance below 1 and for more positions than the model has, `PhaseError` when the weights
+        are not on the device.
         """
         if not self._on_device:
             raise PhaseError("the language model is not on the device")
@@ -123,15 +128,20 @@ class HeartlibEngine:
                 f"the prompt's {song.prompt.length} positions and {song.max_frames} frames "
                 f"exceed the model's {lm.backbone.max_seq_len}"
             )
-        tags, lyrics = song.prompt.tags, song.prompt.lyrics
-        prompt = torch.zeros(_rows(song), song.prompt.length, lm.num_codebooks + 1, dtype=torch.long)
-        prompt[:, :, -1] = torch.tensor([*tags, self._checkpoint.gen.empty_id, *lyrics])
+        if frames is None:
+            frames = np.zeros((lm.num_codebooks, 0), np.int16)
+        check_frames(frames, lm.num_codebooks, min(lm.audio_vocab_size, self._checkpoint.gen.audio_eos_id))
+        tags, length = song.prompt.tags, song.prompt.length
+        frames = frames[:, : song.max_frames]
+        tokens = torch.zeros(length + frames.shape[1], lm.num_codebooks + 1, dtype=torch.long)
+        tokens[:length, -1] = torch.tensor([*tags, self._checkpoint.gen.empty_id, *song.prompt.lyrics])
+        tokens[length:, :-1] = torch.from_numpy(frames.T.astype(np.int64))
         try:
             self._model.setup_caches(_rows(song))
         except torch.OutOfMemoryError as error:
             self._free_caches()
             raise DeviceFull(f"the device's memory is full: {error}") from None
-        self._songs[song_id] = SongState(song=song, prompt=prompt.to(self._device))
+        self._songs[song_id] = SongState(song=song, tokens=tokens.to(self._device))
 
     @torch.inference_mode()
     def step(self) -> dict[str, np.ndarray | None]:
@@ -140,7 +150,13 @@ class HeartlibEngine:
             raise PhaseError("the language model is not on the device")
         made: dict[str, np.ndarray | None] = {}
         for song_id, state in list(self._songs.items()):
-            frame = self._next_frame(state) if state.frames < state.song.max_frames else None
+            try:
+                frame = self._next_frame(state) if state.frames < state.song.max_frames else None
+            except torch.OutOfMemoryError as error:
+                # Its caches count for themselves what was written to them, and some may have one position more.
+                self._model.reset_caches()
+                state.cached = 0
+                raise DeviceFull(f"the device's memory is full: {error}") from None
             if frame is None:
                 self.drop(song_id)
             made[song_id] = frame
@@ -154,22 +170,15 @@ class HeartlibEngine:
                 torch.cuda.empty_cache()
 
     def _next_frame(self, state: SongState) -> np.ndarray | None:
-        song, lm = state.song, self._checkpoint.lm
-        rows, length, _ = state.prompt.shape
-        if state.last is None:
-            tokens = state.prompt
-            positions = torch.arange(length, device=self._device).expand(rows, -1)  # [rows, P]
-            muq = torch.zeros(rows, lm.muq_dim, dtype=self._dtype, device=self._device)
-        else:
-            tokens = torch.zeros(rows, 1, lm.num_codebooks + 1, dtype=torch.long, device=self._device)
-            tokens[:, 0, :-1] = state.last
-            positions = torch.full((rows, 1), length + state.frames - 1, device=self._device)
-            muq = None
+        song, lm, rows = state.song, self._checkpoint.lm, _rows(state.song)
+        positions = torch.arange(state.cached, len(state.tokens), device=self._device)  # [S], those not yet fed
+        tokens = state.tokens[state.cached :]  # [S, codebooks + 1]
         unmasked = torch.zeros_like(tokens, dtype=torch.bool)
-        if state.last is None:
-            unmasked[:, :, -1] = True
-        else:
-            unmasked[:, :, :-1] = True
+        unmasked[:, -1] = positions < song.prompt.length  # text in the prompt, then audio
+        unmasked[:, :-1] = (positions >= song.prompt.length)[:, None]
+        muq = None
+        if state.cached == 0:
+            muq = torch.zeros(rows, lm.muq_dim, dtype=self._dtype, device=self._device)
         greedy = song.temperature == 0
         generators = [self._device] if self._device.type == "cuda" else []
         with (
@@ -177,19 +186,19 @@ class HeartlibEngine:
             torch.autocast(self._device.type, dtype=self._dtype, enabled=self._dtype != torch.float32),
         ):
             torch.manual_seed(frame_seed(song.seed, state.frames))
-            state.last = self._model.generate_frame(
-                tokens=tokens,
-                tokens_mask=unmasked,
-                input_pos=positions,
+            chosen = self._model.generate_frame(
+                tokens=tokens.expand(rows, -1, -1),
+                tokens_mask=unmasked.expand(rows, -1, -1),
+                input_pos=positions.expand(rows, -1),
                 temperature=1.0 if greedy else song.temperature,
                 topk=1 if greedy else min(song.topk, lm.audio_vocab_size),
                 cfg_scale=song.cfg_scale,
                 continuous_segments=muq,
                 starts=None if muq is None else [len(song.prompt.tags)] * rows,
             )
-        assert state.last is not None
-        state.frames += 1
-        codes: np.ndarray = state.last[0].to("cpu", torch.int16).numpy()
+        frame = F.pad(chosen[:1].long(), (0, 1))  # [1, codebooks + 1]
+        codes: np.ndarray = chosen[0].to("cpu", torch.int16).numpy()
+        state.tokens, state.cached = torch.cat((state.tokens, frame)), len(state.tokens)
         return None if (codes >= self._checkpoint.gen.audio_eos_id).any() else codes
 
     def _stack(self, flavor: Flavor) -> Any:

@@ -4,7 +4,7 @@ import time
 
 import numpy as np
 
-from services.tokenizer_worker.engine import Song
+from services.tokenizer_worker.engine import Song, check_frames
 
 CODEBOOKS, CODES = 8, 64
 
@@ -12,10 +12,10 @@ CODEBOOKS, CODES = 8, 64
 class TrivialEngine:
     """Makes `max_frames` frames that follow from the seed alone, at a settable pace."""
 
+    slots = 1
     weight_bytes = 40 * 2**20
 
-    def __init__(self, step_ms: int, slots: int = 1) -> None:
-        self.slots = slots
+    def __init__(self, step_ms: int) -> None:
         self._pause = step_ms / 1000
         self._songs: dict[str, tuple[Song, int]] = {}
 
@@ -34,7 +34,9 @@ class TrivialEngine:
         self._songs.clear()
 
     def admit(self, song_id: str, song: Song, frames: np.ndarray | None = None) -> None:
-        """Begin a song, or go on with it."""
+        """Begin a song, or go on with it: a frame needs no frame before it."""
+        if frames is not None:
+            check_frames(frames, CODEBOOKS, CODES)
         self._songs[song_id] = (song, 0 if frames is None else frames.shape[1])
 
     def step(self) -> dict[str, np.ndarray | None]:
@@ -42,7 +44,7 @@ class TrivialEngine:
         time.sleep(self._pause)
         made: dict[str, np.ndarray | None] = {}
         for song_id, (song, done) in list(self._songs.items()):
-            if done == song.max_frames:
+            if done >= song.max_frames:
                 made[song_id] = None
                 del self._songs[song_id]
             else:

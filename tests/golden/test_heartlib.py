@@ -4,12 +4,13 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
 from services.tokenizer_worker.engine import Song, TokenEngine
 from services.tokenizer_worker.heartlib_engine import HeartlibEngine
 from services.tokenizer_worker.native import NativeEngine
 from shared.checkpoint import Checkpoint
-from shared.errors import ConfigError, SongError
+from shared.errors import ConfigError, DeviceFull, SongError
 from shared.prompt import Prompter
 
 
@@ -21,9 +22,9 @@ def test_heartlib_missing(golden_checkpoint: Checkpoint, monkeypatch: pytest.Mon
         HeartlibEngine(golden_checkpoint, "cpu", "float32")
 
 
-def generate(engine: TokenEngine, song: Song) -> np.ndarray:
-    """All frames of a song, ``[T, codebooks]``."""
-    engine.admit("song", song)
+def generate(engine: TokenEngine, song: Song, made: np.ndarray | None = None) -> np.ndarray:
+    """All frames of a song from those on that were made, ``[T, codebooks]``."""
+    engine.admit("song", song, made)
     frames = []
     while (frame := engine.step()["song"]) is not None:
         frames.append(frame)
@@ -47,3 +48,29 @@ def test_same_songs_as_the_native_engine(golden_checkpoint: Checkpoint) -> None:
         assert np.array_equal(ours, theirs)
     with pytest.raises(SongError, match="guidance"):
         heartlib.admit("song", Song(prompt=prompt, max_frames=5, cfg_scale=0.5))
+
+
+def test_a_song_goes_on_where_it_was_interrupted(
+    golden_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("heartlib")
+    prompt = Prompter(golden_checkpoint).encode("Piano,Happy", "[Verse]\nHello World")
+    engine = HeartlibEngine(golden_checkpoint, "cpu", "float32")
+    engine.load()
+    engine.to_device()
+    for temperature, cfg_scale in [(0, 1.0), (1.0, 1.5)]:
+        song = Song(prompt=prompt, max_frames=12, temperature=temperature, cfg_scale=cfg_scale, seed=7)
+        whole = generate(engine, song)
+        for made in (0, 1, 5, 11, 12):
+            assert np.array_equal(generate(engine, song, whole[:made].T), whole[made:])
+
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError
+
+    engine.admit("song", song, whole[:4].T)
+    for frame in whole[4:8]:
+        with monkeypatch.context() as patch:  # the backbone has fed its caches by then
+            patch.setattr(engine._model, "_embed_audio", full)
+            with pytest.raises(DeviceFull):
+                engine.step()
+        assert np.array_equal(engine.step()["song"], frame)  # type: ignore[arg-type]

@@ -126,7 +126,7 @@ def force(checkpoint: Checkpoint, dtype: torch.dtype, prompt: Prompt, codes: Ten
         assert torch.equal(model.frame(hidden[-1], depth_cache, choose), frame)
         logits.append(torch.stack(seen))
         if index + 1 < frames:
-            hidden.append(model.advance(model.embed_frame(frame, rows), cache, prompt.length + index))
+            hidden.append(model.advance(model.embed_frames(frame[None], rows), cache, prompt.length + index))
     return Forced(embedded, prefilled, torch.stack(hidden), torch.stack(logits))
 
 

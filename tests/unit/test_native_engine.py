@@ -87,23 +87,6 @@ def test_same_seed_same_song(engine: NativeEngine, prompt: Prompt) -> None:
     assert other != first
 
 
-def test_a_frame_needs_no_randomness_of_those_before(engine: NativeEngine, prompt: Prompt) -> None:
-    """What resuming a song rests on: its noise follows from seed and frame index."""
-    song = Song(prompt=prompt, max_frames=8, topk=5, seed=3)
-    whole = generate(engine, song)
-    assert len(whole) == 8
-    engine.admit("song", song)
-    state = engine._songs["song"]
-    for frame in whole[:5]:  # feed the first five without drawing anything
-        if state.last is not None:
-            embedded = engine._ready().embed_frame(state.last, 2)
-            with torch.inference_mode():
-                engine._ready().advance(embedded, state.backbone_cache, prompt.length + state.frames - 1)
-        state.last, state.frames = torch.tensor(frame), state.frames + 1
-    for frame in whole[5:]:
-        assert engine.step()["song"].tolist() == frame  # type: ignore[union-attr]
-
-
 def test_every_frame_has_noise_of_its_own(
     engine: NativeEngine, prompt: Prompt, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -116,21 +99,6 @@ def test_every_frame_has_noise_of_its_own(
     monkeypatch.setattr(native, "exponential_noise", record)
     generate(engine, Song(prompt=prompt, max_frames=4, topk=5, seed=3))
     assert len({tuple(row.tolist()) for row in torch.cat(drawn)}) == 4 * 8
-
-
-@torch.inference_mode()
-def test_prefill_over_prompt_and_frames_equals_steps(checkpoint: Checkpoint, prompt: Prompt) -> None:
-    model = HeartMuLa(checkpoint.lm, torch.float32)
-    load_weights(model, checkpoint.lm_path)
-    codes = torch.arange(6 * 8).view(6, 8)  # any codes
-    embedded = [model.embed_prompt(prompt.tags, prompt.lyrics, 2), *(model.embed_frame(c, 2) for c in codes)]
-    stepped, at_once = model.backbone_cache(2, prompt.length + 6), model.backbone_cache(2, prompt.length + 6)
-    start = 0
-    for part in embedded:
-        hidden = model.advance(part, stepped, start)
-        start += part.shape[1]
-    torch.testing.assert_close(model.advance(torch.cat(embedded, dim=1), at_once, 0), hidden, atol=1e-5, rtol=0)
-    torch.testing.assert_close(at_once.keys, stepped.keys, atol=1e-5, rtol=0)
 
 
 def test_ends_at_max_frames_and_leaves_the_batch(engine: NativeEngine, prompt: Prompt) -> None:

@@ -56,10 +56,10 @@ class HeartMuLa(nn.Module):
             return conditional[None]
         return torch.stack((conditional, self.unconditional.expand_as(conditional)))
 
-    def embed_frame(self, codes: Tensor, rows: int) -> Tensor:
-        """int64 ``[codebooks]`` → ``[rows, 1, D]``, the sum of one embedding a codebook, the same in every row."""
+    def embed_frames(self, codes: Tensor, rows: int) -> Tensor:
+        """int64 ``[T, codebooks]`` → ``[rows, T, D]``, the sum of one embedding a codebook, the same in every row."""
         offsets = torch.arange(0, self.audio_embeddings.shape[0], self.config.audio_vocab_size, device=self.device)
-        return F.embedding(codes + offsets, self.audio_embeddings).sum(0).expand(rows, 1, -1)
+        return F.embedding(codes + offsets, self.audio_embeddings).sum(1).expand(rows, -1, -1)
 
     def advance(self, embedded: Tensor, cache: KVCache, start: int) -> Tensor:
         """``[rows, S, D]`` at positions start … → hidden state after the last of them, ``[rows, D]``."""

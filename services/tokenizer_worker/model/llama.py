@@ -80,13 +80,18 @@ class Block(nn.Module):
         self.gate_up = empty(2 * f, d, dtype=dtype)
         self.down = empty(d, f, dtype=dtype)
 
-    def forward(self, x: Tensor, keys: Tensor, values: Tensor, start: int, table: Tensor) -> Tensor:
+    def forward(
+        self, x: Tensor, keys: Tensor, values: Tensor, start: int, table: Tensor, mask: Tensor | None
+    ) -> Tensor:
         """``x [rows, S, D]`` at positions start … start + S − 1 → the same shape; writes S entries of the cache."""
-        x = x + F.linear(self._attend(rms_norm(x, self.attention_norm), keys, values, start, table), self.output)
+        normed = rms_norm(x, self.attention_norm)
+        x = x + F.linear(self._attend(normed, keys, values, start, table, mask), self.output)
         gate, up = F.linear(rms_norm(x, self.mlp_norm), self.gate_up).chunk(2, dim=-1)  # [rows, S, F] each
         return x + F.linear(F.silu(gate) * up, self.down)
 
-    def _attend(self, x: Tensor, keys: Tensor, values: Tensor, start: int, table: Tensor) -> Tensor:
+    def _attend(
+        self, x: Tensor, keys: Tensor, values: Tensor, start: int, table: Tensor, mask: Tensor | None
+    ) -> Tensor:
         rows, steps, _ = x.shape
         end = start + steps
         qkv = F.linear(x, self.qkv).view(rows, steps, -1, self.head_dim)  # [rows, S, H + 2 KV, h]
@@ -95,16 +100,11 @@ class Block(nn.Module):
         q, k = qk[:, :, : self.heads], qk[:, :, self.heads :]
         keys[:, :, start:end] = k.transpose(1, 2)
         values[:, :, start:end] = qkv[:, :, -self.kv_heads :].transpose(1, 2)
-        if steps == 1:
-            # The query heads that share a KV head sit side by side and may see every position: taken as that many
-            # queries of one head they need neither a mask nor copies of the keys.
-            q = q.view(rows, self.kv_heads, -1, self.head_dim)  # [rows, KV, H / KV, h]
-            seen = F.scaled_dot_product_attention(q, keys[:, :, :end], values[:, :, :end])
-            return seen.reshape(rows, 1, -1)
-        seen = F.scaled_dot_product_attention(
-            q.transpose(1, 2), keys[:, :, :end], values[:, :, :end], is_causal=True, enable_gqa=True
-        )  # [rows, H, S, h]
-        return seen.transpose(1, 2).reshape(rows, steps, -1)
+        # The query heads that share a KV head sit side by side: taken as more queries of one head they need no copies
+        # of the keys, which those kernels would make that know nothing of shared heads.
+        q = q.transpose(1, 2).reshape(rows, self.kv_heads, -1, self.head_dim)  # [rows, KV, H / KV · S, h]
+        seen = F.scaled_dot_product_attention(q, keys[:, :, :end], values[:, :, :end], attn_mask=mask)
+        return seen.reshape(rows, self.heads, steps, -1).transpose(1, 2).reshape(rows, steps, -1)
 
 
 class Llama(nn.Module):
@@ -114,6 +114,7 @@ class Llama(nn.Module):
 
     def __init__(self, flavor: Flavor, positions: int, dtype: torch.dtype) -> None:
         super().__init__()
+        self.shared = flavor.num_heads // flavor.num_kv_heads  # query heads a KV head
         self.blocks = nn.ModuleList(Block(flavor, dtype) for _ in range(flavor.num_layers))
         self.scale = empty(flavor.embed_dim, dtype=dtype)
         self.register_buffer("rope", rope_table(flavor.head_dim, positions), persistent=False)
@@ -121,12 +122,15 @@ class Llama(nn.Module):
     def forward(self, x: Tensor, cache: KVCache, start: int) -> Tensor:
         """Run ``x [rows, S, D]`` at positions start … start + S − 1 through every block; the final norm is `norm`.
 
-        S is 1, or start is 0: several steps at once are causal among themselves and must be the first.
+        A position sees those before it, in the cache or in `x`, and itself.
         """
-        assert x.shape[1] == 1 or start == 0
-        table = self.rope[start : start + x.shape[1]]
+        end = start + x.shape[1]
+        table, mask = self.rope[start:end], None
+        if x.shape[1] > 1:  # a single position sees everything
+            causal = torch.ones(x.shape[1], end, dtype=torch.bool, device=x.device).tril(start)
+            mask = causal.repeat(self.shared, 1)  # [H / KV · S, end], as the queries lie in a block
         for block, (keys, values) in zip(self.blocks, cache.layers(), strict=True):
-            x = block(x, keys, values, start, table)
+            x = block(x, keys, values, start, table, mask)
         return x
 
     def norm(self, x: Tensor) -> Tensor:

@@ -1,0 +1,151 @@
+"""Songs that go on after an interruption, in an engine that has never seen them."""
+
+import weakref
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from services.tokenizer_worker import native
+from services.tokenizer_worker.engine import Song, TokenEngine
+from services.tokenizer_worker.model import HeartMuLa, KVCache, load_weights
+from services.tokenizer_worker.trivial import TrivialEngine
+from shared.checkpoint import Checkpoint
+from shared.errors import DeviceFull
+from tests.unit.native_engines import DEMO, TINY, generate, prompt_of, ready
+
+CHECKPOINTS = pytest.mark.parametrize("checkpoint", [TINY, DEMO], ids=["tiny", "demo"])
+
+
+@CHECKPOINTS
+@pytest.mark.parametrize("cfg_scale", [1.0, 1.5, 0.5])
+@pytest.mark.parametrize("temperature", [0, 1.0])
+def test_a_song_goes_on_as_if_never_interrupted(temperature: float, cfg_scale: float, checkpoint: Checkpoint) -> None:
+    song = Song(
+        prompt=prompt_of(checkpoint), max_frames=40, temperature=temperature, topk=5, cfg_scale=cfg_scale, seed=3
+    )
+    whole = generate(ready(checkpoint), song)
+    last = whole.shape[1]
+    assert last > 20
+    for made in (0, 1, 2, 19, last - 1, last):
+        rest = generate(ready(checkpoint), song, whole[:, :made])
+        assert np.array_equal(rest, whole[:, made:]), made
+
+
+@CHECKPOINTS
+@pytest.mark.parametrize("temperature", [0, 1.0])
+def test_a_song_may_be_interrupted_again_and_again(temperature: float, checkpoint: Checkpoint) -> None:
+    song = Song(prompt=prompt_of(checkpoint), max_frames=30, temperature=temperature, topk=5, seed=4)
+    whole = generate(ready(checkpoint), song)
+    made = np.zeros((8, 0), np.int16)
+    for turn in (1, 1, 7, 2, 30):
+        engine = ready(checkpoint)
+        engine.admit("song", song, made)
+        for _ in range(turn):
+            frame = engine.step()["song"]
+            if frame is None:
+                break
+            made = np.column_stack((made, frame))
+    assert np.array_equal(made, whole)
+
+
+def test_a_long_prompt_and_many_frames_are_prefilled_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    song = Song(prompt=prompt_of(DEMO), max_frames=30, topk=5, seed=4)
+    whole = generate(ready(DEMO), song)
+    monkeypatch.setattr(native, "_PREFILL", 4)
+    assert song.prompt.length % 4 != 0
+    assert np.array_equal(generate(ready(DEMO), song), whole)
+    for made in (4, 5, 6, 21):
+        assert np.array_equal(generate(ready(DEMO), song, whole[:, :made]), whole[:, made:]), made
+
+
+@torch.inference_mode()
+def test_prefilling_equals_stepping() -> None:
+    """Also as far as codes would not tell: hidden states and caches, for any codes."""
+    model, prompt = HeartMuLa(TINY.lm, torch.float32), prompt_of(TINY)
+    load_weights(model, TINY.lm_path)
+    codes = torch.arange(6 * 8).view(6, 8)
+    embedded = [model.embed_prompt(prompt.tags, prompt.lyrics, 2), model.embed_frames(codes, 2)]
+    whole = torch.cat(embedded, dim=1)  # [2, P + 6, D]
+
+    def advance(*sizes: int) -> tuple[Tensor, KVCache]:
+        cache, start = model.backbone_cache(2, prompt.length + 6), 0
+        for size in sizes:
+            hidden = model.advance(whole[:, start : start + size], cache, start)
+            start += size
+        return hidden, cache
+
+    hidden, stepped = advance(prompt.length, *[1] * 6)
+    for sizes in ((prompt.length + 6,), (prompt.length, 6), (3, prompt.length - 3, 4, 2)):
+        got, cache = advance(*sizes)
+        torch.testing.assert_close(got, hidden, atol=1e-5, rtol=0)
+        torch.testing.assert_close(cache.keys, stepped.keys, atol=1e-5, rtol=0)
+        torch.testing.assert_close(cache.values, stepped.values, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("beyond", [0, 3])
+def test_a_song_that_was_all_but_ended_ends_at_the_next_step(beyond: int) -> None:
+    """Even where its frames would not fit the positions that the song may take."""
+    prompt = prompt_of(TINY)
+    backbone = msgspec.structs.replace(TINY.lm.backbone, max_seq_len=prompt.length + 5)
+    engine = ready(msgspec.structs.replace(TINY, lm=msgspec.structs.replace(TINY.lm, backbone=backbone)))
+    made = np.zeros((8, 5 + beyond), np.int16)
+    for one in (engine, TrivialEngine(0)):
+        one.admit("song", Song(prompt=prompt, max_frames=5), made)
+        assert one.step() == {"song": None}
+        assert one.step() == {}
+
+
+DAMAGED: dict[str, np.ndarray] = {
+    "shape": np.zeros((7, 3), np.int16),
+    "transposed": np.zeros((3, 8), np.int16),
+    "flat": np.zeros(8, np.int16),
+    "dtype": np.zeros((8, 3), np.int64),
+    "negative": np.full((8, 3), -1, np.int16),
+    "vocabulary": np.full((8, 3), TINY.lm.audio_vocab_size, np.int16),
+    "end token": np.full((8, 3), TINY.gen.audio_eos_id, np.int16),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_damaged_frames_are_refused(damage: str) -> None:
+    engines: list[TokenEngine] = [ready(TINY), TrivialEngine(0)]
+    for engine in engines:
+        with pytest.raises(ValueError, match="frames to go on from"):
+            engine.admit("song", Song(prompt=prompt_of(TINY), max_frames=9), DAMAGED[damage])
+        assert engine.step() == {}
+
+
+def test_a_full_device_admits_nothing_and_keeps_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    caches: list[weakref.ref[KVCache]] = []
+    empty = HeartMuLa.backbone_cache
+
+    def record(model: HeartMuLa, rows: int, positions: int) -> KVCache:
+        cache = empty(model, rows, positions)
+        caches.append(weakref.ref(cache))
+        return cache
+
+    def full(*_: object) -> Tensor:
+        raise torch.OutOfMemoryError("tried to allocate 5 GiB")
+
+    engine, song = ready(TINY), Song(prompt=prompt_of(TINY), max_frames=9, topk=5, seed=3)
+    whole = generate(engine, song)
+    monkeypatch.setattr(HeartMuLa, "backbone_cache", record)
+    with monkeypatch.context() as patch:  # the prompt is prefilled by then
+        patch.setattr(HeartMuLa, "embed_frames", full)
+        with pytest.raises(DeviceFull, match="5 GiB"):
+            engine.admit("song", song, whole[:, :4])
+    assert len(caches) == 1
+    assert caches[0]() is None
+    assert engine.step() == {}
+    assert np.array_equal(generate(engine, song, whole[:, :4]), whole[:, 4:])
+
+
+def test_the_trivial_engine_goes_on_as_well() -> None:
+    song = Song(prompt=prompt_of(TINY), max_frames=9, seed=3)
+    whole = generate(TrivialEngine(0), song)
+    assert whole.shape == (8, 9)
+    for made in (0, 1, 8, 9):
+        assert np.array_equal(generate(TrivialEngine(0), song, whole[:, :made]), whole[:, made:])
