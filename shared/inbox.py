@@ -8,6 +8,7 @@ import contextlib
 import logging
 import threading
 import time
+from collections.abc import Callable
 
 import msgspec
 import nats
@@ -50,10 +51,11 @@ class Inbox:
         ack_wait: float,  # seconds
         closing: threading.Event,  # nothing more is wanted
         wake: asyncio.Event,  # set when something may have come; ends `wait` early
+        in_hand: Callable[[str], bool],  # whether this worker works on a song, by its id
     ) -> None:
         self.jobs, self.events = JobStore(js), EventPublisher(js)
         self._nc, self._js, self._stage, self._store = nc, js, stage, store
-        self._ack_wait, self._closing, self._wake = ack_wait, closing, wake
+        self._ack_wait, self._closing, self._wake, self._in_hand = ack_wait, closing, wake, in_hand
         self._told = False  # that a song waits
         self._last_probe = 0.0
         self._highs = 0  # songs of the high lane in a row
@@ -129,6 +131,9 @@ class Inbox:
         if order.schema > SCHEMA:
             log.warning("left for a newer worker: %s has schema %d", order.job_id, order.schema)
             await message.nak(delay=60)
+            return None
+        if self._in_hand(order.job_id):  # delivered twice; by then it will be clear what is left to do
+            await message.nak(delay=1)
             return None
         seen: Job | None = None
 

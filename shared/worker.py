@@ -170,6 +170,7 @@ class Worker:
             ack_wait=ack_wait(self.settings),
             closing=self._draining,
             wake=self._wake,
+            in_hand=lambda job_id: any(delivery.job.job_id == job_id for delivery in self._songs),
         )
         self.jobs = self.inbox.jobs
         await self.nc.subscribe(cancel_subject("*"), cb=self._on_cancel)

@@ -28,6 +28,7 @@ class Making:
     on_frame: Callable[["Making"], None]  # called in the engine's thread
     frames: list[np.ndarray]  # int16 [8] each, those made before included
     resumed: int  # frames made before
+    finished: bool = False  # it has left the batch
     began: float = field(default_factory=time.monotonic)
 
     @property
@@ -42,6 +43,7 @@ class Making:
 
     def finish(self, error: Exception | None) -> None:
         """Out of the batch; from the engine's thread."""
+        self.finished = True
         loop = self.future.get_loop()
         if error is None:
             loop.call_soon_threadsafe(self.future.set_result, None)
@@ -100,11 +102,19 @@ class Batch:
                 if not arrived and not self._songs:
                     self._running = False
                     return
-            for making in arrived:
-                self._admit(making)
-            self._sort_out()
-            if self._songs:
-                self._step()
+            try:
+                for making in arrived:
+                    self._admit(making)
+                self._sort_out()
+                if self._songs:
+                    self._step()
+            except Exception as error:  # a fault of ours: nobody may wait for ever because of it
+                log.exception("the batch is given up")
+                for making in {*arrived, *self._songs}:
+                    if making in self._songs:
+                        self._drop(making, error)
+                    elif not making.finished:
+                        making.finish(error)
 
     def _admit(self, making: Making) -> None:
         job_id = making.delivery.job.job_id

@@ -12,10 +12,10 @@ CODEBOOKS, CODES = 8, 64
 class TrivialEngine:
     """Makes `max_frames` frames that follow from the seed alone, at a settable pace."""
 
-    slots = 1
     weight_bytes = 40 * 2**20
 
-    def __init__(self, step_ms: int) -> None:
+    def __init__(self, step_ms: int, slots: int = 1) -> None:
+        self.slots = slots
         self._pause = step_ms / 1000
         self._songs: dict[str, tuple[Song, int]] = {}
 

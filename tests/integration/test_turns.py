@@ -5,17 +5,19 @@ import io
 import signal
 from dataclasses import replace
 
+import msgspec
 import numpy as np
 import soundfile
 
 from services.codec_worker.trivial import TrivialCodec
-from services.gateway.workers import read_workers
+from services.gateway.workers import Workers
 from services.tokenizer_worker.engine import Song
 from services.tokenizer_worker.trivial import TrivialEngine
 from shared.device import DeviceLedger
-from shared.messages import Job, Stage, WorkerStatus
+from shared.messages import Job, Stage, TokenJob, WorkerStatus
 from shared.prompt import Prompt
 from shared.settings import Settings
+from shared.topology import TOK, token_subject
 from tests.integration.flow import PATIENCE, Flow, open_flow, overlaps
 
 SMALL = 60  # MB: room for either model of the trivial engine (40 and 30), not for both
@@ -49,7 +51,7 @@ async def until_told(flow: Flow, role: str, what: str) -> WorkerStatus:
     """Wait until a worker's heartbeat tells of a problem."""
     async with asyncio.timeout(PATIENCE):
         while True:
-            for worker in await read_workers(flow.js):
+            for worker in await Workers(flow.js, 2).live():
                 if worker.role == role and what in (worker.problem or ""):
                     return worker
             await asyncio.sleep(0.1)
@@ -135,7 +137,7 @@ async def test_memory_that_another_program_holds_is_waited_for_and_told(settings
         other.close()
         job = await flow.ended(job_id)
         assert (job.status, job.failures) == ("completed", 0)
-        while any(worker.problem for worker in await read_workers(flow.js)):
+        while any(worker.problem for worker in await Workers(flow.js, 2).live()):
             await asyncio.sleep(0.1)
 
 
@@ -208,3 +210,16 @@ async def test_a_stopped_holder_keeps_the_device_until_it_is_gone(settings: Sett
         assert (await flow.ended(job_id)).status == "completed"
         assert flow.journal()[-1]["pid"] != flow.processes[0].pid
         assert other.returncode is None
+
+
+async def test_a_song_that_waits_in_both_lanes_is_made_once(settings: Settings) -> None:
+    settings = replace(settings, trivial_step_ms=40, batch=4)
+    async with open_flow(settings, "tokenizer", "codec") as flow:
+        job_id = await flow.submit(4, seed=3)
+        order = msgspec.json.encode(TokenJob(job_id=job_id, tenant="local"))
+        await flow.js.publish(token_subject("high", job_id), order)
+        await assert_straight(flow, await flow.ended(job_id))
+        while (await flow.js.stream_info(TOK)).state.messages:
+            await asyncio.sleep(0.1)
+        assert len([s for s in await stages(flow, job_id) if s.stage == "generating"]) == 1
+        assert await flow.stop(flow.processes[0]) == 0
