@@ -21,7 +21,7 @@ def build_engine(settings: Settings, checkpoint: Checkpoint) -> tuple[TokenEngin
         from services.tokenizer_worker.trivial import TrivialEngine
 
         device = choose_device(settings, cuda_available=False, force_cpu=settings.hybrid_mode)
-        return TrivialEngine(settings.trivial_step_ms), device, "trivial"
+        return TrivialEngine(settings.trivial_step_ms, settings.batch), device, "trivial"
     import torch
 
     device = choose_device(settings, cuda_available=torch.cuda.is_available(), force_cpu=settings.hybrid_mode)
@@ -34,7 +34,7 @@ def build_engine(settings: Settings, checkpoint: Checkpoint) -> tuple[TokenEngin
         return HeartlibEngine(checkpoint, device.torch_name, dtype), device, name
     from services.tokenizer_worker.native import NativeEngine
 
-    return NativeEngine(checkpoint, device.torch_name, dtype), device, name
+    return NativeEngine(checkpoint, device.torch_name, dtype, settings.batch), device, name
 
 
 async def serve(settings: Settings) -> None:
