@@ -34,7 +34,7 @@ def build_engine(settings: Settings, checkpoint: Checkpoint) -> tuple[TokenEngin
         return HeartlibEngine(checkpoint, device.torch_name, dtype), device, name
     from services.tokenizer_worker.native import NativeEngine
 
-    return NativeEngine(checkpoint, device.torch_name, dtype), device, name
+    return NativeEngine(checkpoint, device.torch_name, dtype, settings.batch), device, name
 
 
 async def serve(settings: Settings) -> None:

@@ -40,7 +40,9 @@ class SongState:
 
 
 class NativeEngine:
-    """A `TokenEngine` that runs the official weights on the CPU or one CUDA device, one song at a time.
+    """A `TokenEngine` that runs the official weights on the CPU or one CUDA device.
+
+    A step makes one frame of each song in turn, so that a song's frames do not depend on the others in the batch.
 
     `dtype` is float32, bfloat16 or float16. A song has at most `max_frames` frames in all, its first included; the
     reference makes one more. It ends before the first frame in which any code is `audio_eos_id` or above, even if
@@ -50,9 +52,8 @@ class NativeEngine:
     do not change; on the CPU neither copies anything. Methods that allocate on the device raise `DeviceFull`.
     """
 
-    slots = 1
-
-    def __init__(self, checkpoint: Checkpoint, device: str, dtype: str) -> None:
+    def __init__(self, checkpoint: Checkpoint, device: str, dtype: str, slots: int = 1) -> None:
+        self.slots = slots
         self._checkpoint = checkpoint
         self._device = torch.device(device)
         self._dtype: torch.dtype = getattr(torch, dtype)

@@ -7,10 +7,15 @@ import numpy as np
 from services.tokenizer_worker.engine import Song, check_frames
 
 CODEBOOKS, CODES = 8, 64
+POISON_SEED = 666
 
 
 class TrivialEngine:
-    """Makes `max_frames` frames that follow from the seed alone, at a settable pace."""
+    """Makes `max_frames` frames that follow from the seed alone, at a settable pace.
+
+    A step takes `step_ms` however many songs are in the batch, as on a GPU. A song whose seed is `POISON_SEED` cannot
+    be admitted, for tests of what becomes of a song that fails and of the others.
+    """
 
     weight_bytes = 40 * 2**20
 
@@ -34,7 +39,11 @@ class TrivialEngine:
         self._songs.clear()
 
     def admit(self, song_id: str, song: Song, frames: np.ndarray | None = None) -> None:
-        """Begin a song, or go on with it: a frame needs no frame before it."""
+        """Begin a song, or go on with it: a frame needs no frame before it. Raises `RuntimeError` for poison."""
+        if song.seed == POISON_SEED:
+            raise RuntimeError("poison")
+        if song_id in self._songs or len(self._songs) == self.slots:
+            raise ValueError(f"no slot for song {song_id}: {', '.join(self._songs)} of {self.slots} in the batch")
         if frames is not None:
             check_frames(frames, CODEBOOKS, CODES)
         self._songs[song_id] = (song, 0 if frames is None else frames.shape[1])

@@ -18,9 +18,9 @@ def prompt_of(checkpoint: Checkpoint) -> Prompt:
     return Prompter(checkpoint).encode("piano", "la la la")
 
 
-def ready(checkpoint: Checkpoint, dtype: str = "float32") -> NativeEngine:
+def ready(checkpoint: Checkpoint, dtype: str = "float32", slots: int = 1) -> NativeEngine:
     """An engine with its weights on the device and no songs, as in a process that has just begun its turn."""
-    engine = NativeEngine(checkpoint, "cpu", dtype)
+    engine = NativeEngine(checkpoint, "cpu", dtype, slots)
     engine.load()
     engine.to_device()
     return engine
