@@ -5,7 +5,7 @@ import msgspec
 from services.gateway.gateway import Gateway
 from services.gateway.health import QueueDepth, Snapshot
 from shared.lease import LeaseView, read_leases
-from shared.messages import GpuFigures, WorkerStatus, timestamp
+from shared.messages import GpuFigures, PhaseMemory, WorkerStatus, timestamp
 
 
 class LeaseBody(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,7 +36,11 @@ class WorkerBody(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     state: str
     phase: int | None
-    jobs: list[str]
+    jobs: list[str]  # songs that it works on
+    slots: int  # songs that it can work on at once
+    rate: float | None  # frames a second of late, of all its songs together
+    memory: list[PhaseMemory]  # of the phases of its latest turn
+    problem: str | None  # why it cannot work
     since: str
 
 
@@ -63,6 +67,7 @@ class GpusBody(msgspec.Struct, frozen=True, kw_only=True):
     available: bool
     gpus: list[GpuBody]
     queue: QueueDepth
+    problems: list[str]  # as in ``/health``
 
 
 async def gpus(gateway: Gateway) -> GpusBody:
@@ -77,7 +82,12 @@ def arrange(snapshot: Snapshot, leases: list[LeaseView]) -> GpusBody:
     for worker in snapshot.workers:
         devices.setdefault(worker.gpu.id, []).append(worker)
     found = [_device(workers, [v for v in leases if v.gpu == name]) for name, workers in sorted(devices.items())]
-    return GpusBody(available=any(gpu.kind == "cuda" for gpu in found), gpus=found, queue=snapshot.queue)
+    return GpusBody(
+        available=any(gpu.kind == "cuda" for gpu in found),
+        gpus=found,
+        queue=snapshot.queue,
+        problems=snapshot.problems,
+    )
 
 
 def _device(workers: list[WorkerStatus], leases: list[LeaseView]) -> GpuBody:
@@ -111,6 +121,10 @@ def _device(workers: list[WorkerStatus], leases: list[LeaseView]) -> GpuBody:
                 state=worker.state,
                 phase=worker.phase,
                 jobs=worker.jobs,
+                slots=worker.slots,
+                rate=worker.rate,
+                memory=worker.memory,
+                problem=worker.problem,
                 since=timestamp(worker.since),
             )
             for worker in workers

@@ -1,6 +1,7 @@
 """Whether a song could be taken and made: both servers probed, workers and queues counted."""
 
 import asyncio
+import math
 import time
 from typing import Literal
 
@@ -9,6 +10,7 @@ import nats
 from nats.aio.client import Client
 from nats.js.errors import APIError, NotFoundError
 
+from services.gateway.diagnosis import diagnose
 from services.gateway.workers import Workers
 from shared.errors import HeartMulaError, Unavailable
 from shared.messages import WorkerStatus
@@ -48,6 +50,7 @@ class HealthBody(msgspec.Struct, frozen=True, kw_only=True):
     object_store: Server
     workers: WorkerCount
     queue: QueueDepth
+    problems: list[str]  # what keeps songs from being taken or made, in sentences
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,19 +61,28 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     object_store: Server
     workers: list[WorkerStatus]
     queue: QueueDepth
+    decode_full: bool  # no more tokens are made until some were decoded
+
+    @property
+    def problems(self) -> list[str]:
+        """What keeps songs from being taken or made, in sentences."""
+        servers = [server.error for server in (self.nats, self.object_store) if server.error]
+        full = ["the queue for audio is full: songs wait for their tokens"] if self.decode_full else []
+        # Without NATS nobody knows which workers live.
+        return servers + full + (diagnose(self.workers) if self.nats.ok else [])
 
     @property
     def body(self) -> HealthBody:
         """As users are told."""
         count = WorkerCount(**{role: sum(w.role == role for w in self.workers) for role in ("tokenizer", "codec")})
-        able = self.nats.ok and self.object_store.ok
-        full = count.tokenizer and count.codec
+        able, problems = self.nats.ok and self.object_store.ok, self.problems
         return HealthBody(
-            status="unavailable" if not able else "ok" if full else "degraded",
+            status="unavailable" if not able else "degraded" if problems else "ok",
             nats=self.nats,
             object_store=self.object_store,
             workers=count,
             queue=self.queue,
+            problems=problems,
         )
 
 
@@ -99,20 +111,23 @@ class Health:
                 raise Unavailable("s3", found.error or "the object store does not answer")
 
     async def _probe(self) -> Snapshot:
-        (server, queue), store, workers = await asyncio.gather(
+        (server, queue, full), store, workers = await asyncio.gather(
             self._probe_nats(), self._probe_store(), self._workers.live()
         )
-        return Snapshot(taken=time.monotonic(), nats=server, object_store=store, workers=workers, queue=queue)
+        return Snapshot(
+            taken=time.monotonic(), nats=server, object_store=store, workers=workers, queue=queue, decode_full=full
+        )
 
-    async def _probe_nats(self) -> tuple[Server, QueueDepth]:
+    async def _probe_nats(self) -> tuple[Server, QueueDepth, bool]:
         try:
             async with asyncio.timeout(PROBE_SECONDS):
                 tok, dec = await asyncio.gather(self._js.stream_info(TOK), self._js.stream_info(DEC))
         except NotFoundError:
-            return Server(ok=False, error="the queues are missing: restart the gateway"), QueueDepth()
+            return Server(ok=False, error="the queues are missing: restart the gateway"), QueueDepth(), False
         except (nats.errors.Error, APIError, TimeoutError, OSError) as error:
-            return Server(ok=False, error=f"NATS does not answer: {_why(error)}"), QueueDepth()
-        return Server(ok=True), QueueDepth(tokens=tok.state.messages, decode=dec.state.messages)
+            return Server(ok=False, error=f"NATS does not answer: {_why(error)}"), QueueDepth(), False
+        depth = QueueDepth(tokens=tok.state.messages, decode=dec.state.messages)
+        return Server(ok=True), depth, dec.state.messages >= (dec.config.max_msgs or math.inf)
 
     async def _probe_store(self) -> Server:
         # A store that hangs must not be asked again and again: each question keeps one of the client's threads.

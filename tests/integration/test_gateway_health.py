@@ -9,9 +9,9 @@ import msgspec
 import pytest
 
 from deploy.local.servers import NatsServer, S3Server, free_port
-from shared.messages import LeaseRecord
+from shared.messages import LeaseRecord, PhaseMemory
 from shared.settings import Settings
-from shared.topology import GPU_LOCK, WORKERS, lock_key
+from shared.topology import GPU_LOCK, WORKERS, decode_subject, lock_key
 from tests.integration.flow import environment
 from tests.integration.gateway_fixtures import SONG, House, eventually, open_house
 
@@ -38,6 +38,10 @@ async def test_health_counts_live_workers_and_waiting_songs(settings: Settings) 
             "object_store": {"ok": True},
             "workers": {"tokenizer": 0, "codec": 0},
             "queue": {"tokens": 0, "decode": 0},
+            "problems": [
+                "no tokenizer worker is running: songs wait",
+                "no codec worker is running: songs wait after their tokens",
+            ],
         }
         await house.submit()
         await house.beat("tokenizer")
@@ -45,8 +49,32 @@ async def test_health_counts_live_workers_and_waiting_songs(settings: Settings) 
         body = await eventually_status(house, "ok")
         assert body["workers"] == {"tokenizer": 1, "codec": 1}
         assert body["queue"] == {"tokens": 1, "decode": 0}
+        assert body["problems"] == []
         await house.js.publish(f"$KV.{WORKERS}.codec.codec-1", b"", headers={"KV-Operation": "DEL"})
-        assert (await eventually_status(house, "degraded"))["workers"] == {"tokenizer": 1, "codec": 0}
+        body = await eventually_status(house, "degraded")
+        assert body["workers"] == {"tokenizer": 1, "codec": 0}
+        assert body["problems"] == ["no codec worker on gpu-1: songs wait after their tokens"]
+        await house.beat("codec", problem="HeartCodec needs 6 GB and the device has 4")
+
+        async def told() -> bool:
+            body = (await house.http.get("/health")).json()
+            told: list[list[str]] = [body["problems"], (await house.http.get("/api/gpu")).json()["problems"]]
+            sentence = "codec worker codec-1 on gpu-1: HeartCodec needs 6 GB and the device has 4"
+            return body["status"] == "degraded" and told == [[sentence], [sentence]]
+
+        await eventually(told, "the codec's problem was not told")
+
+
+async def test_a_full_queue_for_audio_is_a_problem(settings: Settings) -> None:
+    async with open_house(settings, settings.data_dir, queue_limit=1) as house:
+        await house.beat("tokenizer")
+        await house.beat("codec")
+        await eventually_status(house, "ok")
+        for number in range(4):
+            await house.js.publish(decode_subject(str(number)), b"{}")
+        body = await eventually_status(house, "degraded")
+        assert body["problems"] == ["the queue for audio is full: songs wait for their tokens"]
+        assert (await house.http.post("/generate", json=SONG)).status_code == 202
 
 
 async def test_devices_are_told_with_who_holds_and_who_waits(settings: Settings) -> None:
@@ -55,12 +83,30 @@ async def test_devices_are_told_with_who_holds_and_who_waits(settings: Settings)
             "available": False,
             "gpus": [],
             "queue": {"tokens": 0, "decode": 0},
+            "problems": [
+                "no tokenizer worker is running: songs wait",
+                "no codec worker is running: songs wait after their tokens",
+            ],
         }
         for role, state in (("tokenizer", "held"), ("codec", "waiting")):
             record = LeaseRecord(ticket=0, state=state, role=role, owner=f"{role}-1", phase=1, since=2.0)  # type: ignore[arg-type]
             await house.js.publish(f"$KV.{GPU_LOCK}.{lock_key('gpu-1', role, role)}", msgspec.json.encode(record))
         await house.beat("codec", "cuda", resident=["what lay there before"])
-        await house.beat("tokenizer", "cuda", state="working", resident=["language model"], phase=1)
+        memory = [
+            PhaseMemory(phase=0, device_before=1, device_after=200, host=3),
+            PhaseMemory(phase=1, device_before=200, host=4),
+        ]
+        await house.beat(
+            "tokenizer",
+            "cuda",
+            state="working",
+            resident=["language model"],
+            phase=1,
+            jobs=["a", "b"],
+            slots=4,
+            rate=50.5,
+            memory=memory,
+        )
 
         async def both() -> dict[str, object] | None:
             body: dict[str, object] = (await house.http.get("/api/gpu")).json()
@@ -82,6 +128,12 @@ async def test_devices_are_told_with_who_holds_and_who_waits(settings: Settings)
         assert lease.pop("fence") > 0
         assert lease == {"role": "tokenizer", "owner": "tokenizer-1", "phase": 1, "since": since}
         assert gpu["waiting"] == [{"role": "codec", "owner": "codec-1", "since": since}]
+        worker = next(worker for worker in gpu["workers"] if worker["role"] == "tokenizer")
+        assert (worker["jobs"], worker["slots"], worker["rate"], worker["problem"]) == (["a", "b"], 4, 50.5, None)
+        assert worker["memory"] == [
+            {"phase": 0, "device_before": 1, "device_after": 200, "host": 3},
+            {"phase": 1, "device_before": 200, "device_after": None, "host": 4},
+        ]
         await house.beat("codec")
         await house.beat("tokenizer")
 

@@ -30,7 +30,8 @@ export async function ask(path, options = {}) {
   throw new Refused(response.status, sentence(text), body.field || "");
 }
 
-function sentence(text) {
+/** A text as a sentence: its first letter large, a full stop at its end. */
+export function sentence(text) {
   const first = text.charAt(0).toUpperCase() + text.slice(1);
   return /[.!?]$/.test(first) ? first : `${first}.`;
 }

@@ -1,6 +1,6 @@
 // The form, and the line that says how the system is.
 
-import { Refused, ask } from "./api.js";
+import { Refused, ask, sentence } from "./api.js";
 import { add, restore } from "./songs.js";
 
 const form = document.querySelector("#compose");
@@ -83,10 +83,9 @@ async function look() {
   try {
     const health = await ask("/health");
     fine = health.status === "ok";
-    const missing = ["tokenizer", "codec"].filter((role) => !health.workers[role]);
     if (!health.nats.ok) words = "NATS does not answer: no songs can be accepted.";
     else if (!health.object_store.ok) words = "The object store does not answer: no songs can be accepted.";
-    else if (missing.length) words = `No ${missing.join(" and no ")} worker is running: songs will wait.`;
+    else if (health.problems.length) words = health.problems.map(sentence).join(" ");
     if (health.nats.ok) {
       const gpus = await ask("/api/gpu");
       const waiting = gpus.queue.tokens + gpus.queue.decode;
