@@ -307,11 +307,15 @@ class Contender:
             await asyncio.sleep(0.05)
             with contextlib.suppress(LeaseLost):
                 await self._update()
+        began, told = time.monotonic(), False
         while self.token:
             # A holder that was stopped, not killed, may still have work queued on the device: wait for the process.
             if self._flock.take():
                 return True
-            await asyncio.sleep(0.05)
+            if not told and time.monotonic() - began > self._ttl:
+                told = True
+                log.warning("lease: the process that held it before still holds the device: %s", self._flock.path)
+            await asyncio.sleep(0.02)
         return False
 
     async def enter(self, token: int, phase: int) -> None:
@@ -370,14 +374,14 @@ class _Flock:
     """A file lock: what the kernel guarantees on one host, whatever the network says."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self.path = path
         self._fd: int | None = None
 
     def take(self) -> bool:
         """Take the lock if it is free."""
         if self._fd is None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -8,6 +8,7 @@
     ├── QueueFull           the queue took its limit of songs; try again later
     ├── Unavailable         NATS or the object store does not answer
     ├── JobConflict         the job record is no longer in the state that an operation needs
+    │   └── NewerRecord     … because a newer version of this software wrote it
     ├── ObjectError         an object is missing or its checksum does not match
     │   └── TokensLost      … and it holds the tokens of a song, which can be made again
     ├── DeviceFull          weights or a cache do not fit the device
@@ -51,6 +52,10 @@ class Unavailable(HeartMulaError):
 
 class JobConflict(HeartMulaError):
     """A job record is not in the state that an operation needs."""
+
+
+class NewerRecord(JobConflict):
+    """A job record was written by a newer version and cannot be understood by this one."""
 
 
 class ObjectError(HeartMulaError):

@@ -18,7 +18,7 @@ from nats.js import JetStreamContext
 from nats.js.errors import APIError
 
 from shared.delivery import Delivery, JobStopped
-from shared.errors import JobConflict, ObjectError, QueueFull, SongError, Unavailable
+from shared.errors import JobConflict, NewerRecord, ObjectError, QueueFull, SongError, Unavailable
 from shared.events import EventPublisher, end_event
 from shared.jobs import JobStore, change
 from shared.messages import ENDED, SCHEMA, Job
@@ -129,8 +129,7 @@ class Inbox:
             await self._bury(message, message.subject.rpartition(".")[2], f"not a job message: {error}")
             return None
         if order.schema > SCHEMA:
-            log.warning("left for a newer worker: %s has schema %d", order.job_id, order.schema)
-            await message.nak(delay=60)
+            await self._leave_to_newer(message, f"{order.job_id}: its message has schema {order.schema}")
             return None
         if self._in_hand(order.job_id):  # delivered twice; by then it will be clear what is left to do
             await message.nak(delay=1)
@@ -155,6 +154,9 @@ class Inbox:
 
         try:
             job = await self.jobs.update(order.job_id, order.tenant, claim)
+        except NewerRecord as error:
+            await self._leave_to_newer(message, f"{order.job_id}: {error}")
+            return None
         except (JobStopped, JobConflict) as reason:  # ended, handed on, or its record expired
             log.info("%s: nothing to do, %s", order.job_id, reason)
             await self._finish_for(message, seen)
@@ -163,6 +165,10 @@ class Inbox:
             await self.fail(message, order.job_id, order.tenant, str(error))
             return None
         return Delivery(message, order, job, turn, jobs=self.jobs, events=self.events, alive_every=self._ack_wait / 3)
+
+    async def _leave_to_newer(self, message: Msg, why: str) -> None:
+        log.warning("left for a newer worker: %s", why)
+        await message.nak(delay=60)
 
     async def _finish_for(self, message: Msg, job: Job | None) -> None:
         """Do what a worker that died after its last write to the record may not have come to."""

@@ -19,7 +19,7 @@ import nats
 from nats.js import JetStreamContext
 from nats.js.errors import APIError, NotFoundError
 
-from shared.errors import JobConflict, Unavailable
+from shared.errors import JobConflict, NewerRecord, Unavailable
 from shared.messages import ENDED, SCHEMA, Job, Status
 from shared.topology import JOBS, TENANT
 
@@ -101,7 +101,7 @@ class JobStore:
             return None
         job = self._decoder.decode(message.data)
         if job.schema > SCHEMA:
-            raise JobConflict(f"the song was submitted by a newer version (schema {job.schema})")
+            raise NewerRecord(f"the song was submitted by a newer version (schema {job.schema})")
         assert message.seq is not None
         return job, message.seq
 

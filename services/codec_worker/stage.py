@@ -4,7 +4,6 @@ import asyncio
 import functools
 import logging
 import shutil
-import tempfile
 import time
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from nats.js import JetStreamContext
 
 from services.codec_worker.audio import CONTENT_TYPES, AudioWriter, SongTags
 from services.codec_worker.engine import CodecEngine
+from services.codec_worker.scratch import clear_scratch, scratch_folder
 from shared.delivery import Delivery, JobStopped, Paused
 from shared.errors import ObjectError, TokensLost, Unavailable
 from shared.events import DECODING_END, GENERATING_SHARE, decoding, end_event
@@ -47,9 +47,13 @@ class DecodeStage:
         self._engine = engine
         self._scratch = settings.data_dir / "tmp"
         self._output = settings.output_path
-        self.load = engine.load
         self.to_device = engine.to_device
         self.to_host = engine.to_host
+
+    def load(self) -> None:
+        """Read the weights; and remove what killed workers left on the disk."""
+        clear_scratch(self._scratch)
+        self._engine.load()
 
     @property
     def weight_bytes(self) -> int:
@@ -73,9 +77,8 @@ class DecodeStage:
         job, order, phase = delivery.job, delivery.order, delivery.turn.phase
         assert isinstance(order, DecodeJob)
         codes = await _fetch(order, worker)  # int16 [8, T]
-        self._scratch.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=self._scratch, prefix="song-") as folder:
-            path = Path(folder) / f"{job.job_id}.{job.request.format}"
+        with scratch_folder(self._scratch) as folder:
+            path = folder / f"{job.job_id}.{job.request.format}"
             samples = await worker.in_engine(functools.partial(self._decode, delivery, worker, codes, path))
             delivery.off_device.set()
             delivery.tell(

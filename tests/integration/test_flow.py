@@ -320,3 +320,13 @@ async def test_in_hybrid_mode_only_the_codec_uses_the_device(settings: Settings)
             for path in settings.data_dir.glob("device/*/journal.jsonl")
         }
         assert labels == {"card": {"heartcodec", "decode"}, "card-host": {"heartmula", "kv-cache"}}
+
+
+async def test_a_record_of_a_newer_version_is_left_to_a_newer_worker(settings: Settings) -> None:
+    async with open_flow(settings) as flow:
+        newer = await flow.submit(1)
+        await flow.jobs.update(newer, "local", lambda job: msgspec.structs.replace(job, schema=99))
+        for role in ("tokenizer", "codec"):
+            await flow.worker(role)
+        assert (await flow.ended(await flow.submit(1))).status == "completed"
+        assert (await flow.js.get_last_msg(TOK, f"jobs.tok.normal.{newer}")).data, "the song is lost"

@@ -1,0 +1,21 @@
+"""What a killed worker leaves on the disk goes; what a living one writes stays."""
+
+import os
+from pathlib import Path
+
+from services.codec_worker.scratch import clear_scratch, scratch_folder
+
+
+def test_only_folders_that_nobody_uses_are_removed(tmp_path: Path) -> None:
+    clear_scratch(tmp_path / "not there yet")
+    left, young = tmp_path / "song-left", tmp_path / "song-young"
+    for folder in (left, young):
+        folder.mkdir()
+        (folder / "audio.flac").write_bytes(b"half a song")
+    with scratch_folder(tmp_path) as used:
+        (used / "audio.flac").write_bytes(b"half a song")
+        for folder in (left, used):
+            os.utime(folder, (0, 0))
+        clear_scratch(tmp_path)
+        assert sorted(tmp_path.iterdir()) == sorted([used, young])
+    assert list(tmp_path.iterdir()) == [young]
