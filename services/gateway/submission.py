@@ -15,7 +15,9 @@ from nats.js.errors import APIError, NotFoundError
 
 from services.gateway.health import Health
 from services.gateway.idempotency import digest_of, require_same, song_of
+from services.gateway.metrics import Metrics
 from services.gateway.outlook import Expectation, Outlook
+from services.gateway.problems import refusal
 from services.gateway.retraction import retract, retract_in_time
 from services.gateway.validation import Fitter, decode_request
 from shared.errors import JobConflict, QueueFull, Unavailable
@@ -75,17 +77,32 @@ class Submission:
         fitter: Fitter,
         health: Health,
         outlook: Outlook,
+        metrics: Metrics,
         spawn: Callable[[Coroutine[Any, Any, None]], object],  # runs what an answer need not wait for
     ) -> None:
-        self._js, self._fitter, self._health, self._outlook, self._spawn = js, fitter, health, outlook, spawn
+        self._js, self._fitter, self._health, self._spawn = js, fitter, health, spawn
+        self._outlook, self._metrics = outlook, metrics
         self._jobs, self._events = JobStore(js), EventPublisher(js)
 
     async def submit(self, data: bytes, key: str | None = None) -> Accepted:
         """Take a song, a JSON object. Returns once JetStream has it on disk.
 
         A request that comes again under the same key is answered with the song that it made the first time.
-        Raises `InvalidRequest`, `Refusal`, `QueueFull` or `Unavailable`; then nothing stays behind.
+        Raises `Refusal`; then nothing stays behind.
         """
+        try:
+            accepted = await self._submit(data, key)
+        except Exception as error:
+            found = refusal(error)
+            self._metrics.refused.labels(found.kind).inc()
+            if found is error:
+                raise
+            raise found from error
+        if not accepted.duplicate:
+            self._metrics.accepted.inc()
+        return accepted
+
+    async def _submit(self, data: bytes, key: str | None) -> Accepted:
         asked = decode_request(data)
         if key is None:
             return await self._take(str(uuid.uuid4()), asked, None)
