@@ -9,26 +9,29 @@ import contextlib
 import logging
 import random
 import time
+from collections.abc import Coroutine
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 import nats
-from nats.js import JetStreamContext
+from nats.aio.client import Client
+from nats.js.api import PubAck
 from nats.js.errors import APIError, NotFoundError
 
 from services.gateway.records import Record, scan
-from shared.errors import HeartMulaError, JobConflict
+from shared.errors import HeartMulaError, JobConflict, QueueFull
 from shared.jobs import JobStore, change
-from shared.messages import ENDED, DecodeJob, Job, TokenJob
+from shared.messages import ENDED, DecodeJob, Job
 from shared.objects import ObjectStore
+from shared.queues import queue_decode, queue_tokens
 from shared.settings import Settings
 from shared.tasks import end
-from shared.topology import DAY, DEC, TENANT, TOK, decode_subject, token_subject
+from shared.topology import DAY, DEC, TENANT, TOK, decode_subject
 
 log = logging.getLogger(__name__)
 
 RENEW_AFTER = 3 * DAY  # records live for seven
-_STREAM_FULL = 10077
 _SERVER_ERRORS = (HeartMulaError, nats.errors.Error, APIError, TimeoutError, OSError)
 
 
@@ -47,12 +50,12 @@ class Swept:
 class Sweeper:
     """Sweeps now and then, until it is closed."""
 
-    def __init__(self, js: JetStreamContext, store: ObjectStore, settings: Settings) -> None:
+    def __init__(self, nc: Client, store: ObjectStore, settings: Settings) -> None:
         self.total = Swept()
         self.rounds = 0
         self.failures = 0  # rounds that a server ended
-        self._js, self._store = js, store
-        self._jobs = JobStore(js)
+        self._nc, self._js, self._store = nc, nc.jetstream(timeout=5), store
+        self._jobs = JobStore(self._js)
         self._pause = settings.sweep_seconds
         self._task: asyncio.Task[None] | None = None
 
@@ -158,32 +161,20 @@ class Sweeper:
             return False
         if job.status == "decoding":
             if job.tokens_key and job.frames:
-                order = DecodeJob(
-                    job_id=job.job_id,
-                    tenant=job.tenant,
-                    tokens_key=job.tokens_key,
-                    first_frame=0,
-                    frames=job.frames,
-                    last=True,
-                )
-                return await self._publish(decode_subject(job.job_id), order)
+                return await _queued(job, queue_decode(self._nc, job, job.tokens_key, job.frames))
             # Nobody knows its tokens. Were the message first, a worker would find a song that is not for it.
             await self._jobs.update(job.job_id, job.tenant, _from_the_beginning)
-        tokens = TokenJob(job_id=job.job_id, tenant=job.tenant)
-        return await self._publish(token_subject(job.request.priority, job.job_id), tokens)
+        return await _queued(job, queue_tokens(self._nc, job))
 
-    async def _publish(self, subject: str, order: TokenJob | DecodeJob) -> bool:
-        try:
-            # Without a Msg-Id: the server would take this for the message that got lost, and drop it.
-            await self._js.publish(subject, msgspec.json.encode(order))
-        except APIError as error:
-            if error.err_code != _STREAM_FULL:
-                raise
-            # Another sweeper was quicker, or there is no room: next time.
-            log.info("%s: not queued again: %s", order.job_id, error.description)
+
+async def _queued(job: Job, putting: Coroutine[Any, Any, PubAck | None]) -> bool:
+    try:
+        if await putting is None:  # another sweeper was quicker
             return False
-        log.warning("%s: was in no queue, queued again", order.job_id)
-        return True
+    except QueueFull:  # next time
+        return False
+    log.warning("%s: was in no queue, queued again", job.job_id)
+    return True
 
 
 def _needs(job: Job | None, key: str) -> bool:

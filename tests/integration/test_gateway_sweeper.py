@@ -37,7 +37,7 @@ class Mess:
 
     def another(self, pause: float = -60.0) -> Sweeper:
         """A sweeper of another gateway."""
-        return Sweeper(self.js, self.store, replace(self.settings, sweep_seconds=pause))
+        return Sweeper(self.nc, self.store, replace(self.settings, sweep_seconds=pause))
 
     async def song(self, job_id: str, status: Status, *, ordered: bool = False, **fields: object) -> Job:
         """A record, with its message where it is `ordered`."""
