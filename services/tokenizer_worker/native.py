@@ -113,6 +113,7 @@ class NativeEngine:
             made = torch.from_numpy(frames[:, : song.max_frames].T.astype(np.int64)).to(self._device)  # [T, 8]
             cache, depth_cache = model.backbone_cache(rows, positions), model.depth_cache(rows)
             hidden = _prefill(model, song, made[:-1], cache)
+            last = made[-1].clone() if len(made) else None  # a view would keep them all
         self._songs[song_id] = SongState(
             song=song,
             sampler=Sampler(song.temperature, song.topk, song.cfg_scale),
@@ -120,7 +121,7 @@ class NativeEngine:
             depth_cache=depth_cache,
             hidden=hidden,
             frames=len(made),
-            last=made[-1].clone() if len(made) else None,  # a view would keep them all
+            last=last,
         )
 
     @torch.inference_mode()

@@ -2,9 +2,12 @@
 
 import gc
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pytest
+import torch
 from torch import Tensor
 
 from services.tokenizer_worker.engine import Song, TokenEngine
@@ -15,6 +18,15 @@ from shared.prompt import Prompt, Prompter
 ROOT = Path(__file__).parents[2]
 TINY = open_checkpoint(ROOT / "tests/golden/data/ckpt")
 DEMO = open_checkpoint(ROOT / "ckpt/demo")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """For every module that imports it: the matrices are tiny."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def prompt_of(checkpoint: Checkpoint) -> Prompt:

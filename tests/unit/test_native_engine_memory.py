@@ -7,7 +7,7 @@ import pytest
 
 from services.tokenizer_worker.engine import Song
 from services.tokenizer_worker.native import NativeEngine
-from tests.unit.native_engines import DEMO, live_tensors, prompt_of, ready, resident_bytes
+from tests.unit.native_engines import DEMO, live_tensors, one_thread, prompt_of, ready, resident_bytes  # noqa: F401
 
 
 def songs() -> Iterator[Song]:
