@@ -66,10 +66,12 @@ class NativeEngine:
         return self._weights.nbytes
 
     def song_bytes(self, song: Song) -> int:
-        """Bytes of both KV caches; activations come on top, a prompt's worth at `admit`."""
+        """Bytes of a `SongState`. Activations come on top, once for all songs: 512 positions' worth at `admit`."""
         lm, rows = self._checkpoint.lm, _rows(song)
         backbone = KVCache.size(lm.backbone, rows, song.prompt.length + song.max_frames, self._dtype)
-        return backbone + KVCache.size(lm.decoder, rows, lm.num_codebooks, self._dtype)
+        depth = KVCache.size(lm.decoder, rows, lm.num_codebooks, self._dtype)
+        hidden = rows * lm.backbone.embed_dim * self._dtype.itemsize
+        return backbone + depth + hidden + lm.num_codebooks * torch.int64.itemsize
 
     def load(self) -> None:
         """Read the weights into host memory in the engine's dtype. Raises the `ConfigError`s of `load_weights`."""
@@ -111,6 +113,7 @@ class NativeEngine:
             made = torch.from_numpy(frames[:, : song.max_frames].T.astype(np.int64)).to(self._device)  # [T, 8]
             cache, depth_cache = model.backbone_cache(rows, positions), model.depth_cache(rows)
             hidden = _prefill(model, song, made[:-1], cache)
+            last = made[-1].clone() if len(made) else None  # a view would keep them all
         self._songs[song_id] = SongState(
             song=song,
             sampler=Sampler(song.temperature, song.topk, song.cfg_scale),
@@ -118,7 +121,7 @@ class NativeEngine:
             depth_cache=depth_cache,
             hidden=hidden,
             frames=len(made),
-            last=made[-1] if len(made) else None,
+            last=last,
         )
 
     @torch.inference_mode()
