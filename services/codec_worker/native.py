@@ -1,7 +1,6 @@
 """The native codec engine: this project's own HeartCodec behind the `CodecEngine` interface."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -12,14 +11,14 @@ from services.codec_worker.model import EulerSolver, HeartCodec, Schedule, Splic
 from services.codec_worker.model.flow import GUIDANCE
 from shared.checkpoint import Checkpoint
 from shared.errors import DeviceFull, PhaseError
+from shared.weights import Weights, device_memory
 
 
 class NativeCodec:
     """Decodes songs window by window on the CPU or one CUDA device, one song at a time.
 
     `dtype` is the estimator's: float32, bfloat16 or float16. A song is decoded the same way however often it is
-    decoded: the noise of each window follows from the song's seed and the window's index alone. Host memory keeps the
-    weights; moving to CUDA copies them, moving back frees the copies, since weights do not change.
+    decoded: the noise of each window follows from the song's seed and the window's index alone.
     """
 
     def __init__(self, checkpoint: Checkpoint, device: str, dtype: str) -> None:
@@ -27,14 +26,14 @@ class NativeCodec:
         self._checkpoint = checkpoint
         self._device = torch.device(device)
         with torch.device("meta"):
-            self._model = HeartCodec(checkpoint.codec, getattr(torch, dtype)).requires_grad_(False)
-        self._host: dict[str, Tensor] = {}
+            self._model = HeartCodec(checkpoint.codec, getattr(torch, dtype))
+        self._weights = Weights(self._model, self._device)
         self._schedule: Schedule | None = None
 
     @property
     def weight_bytes(self) -> int:
         """Bytes that `to_device` moves."""
-        return self._model.weight_bytes
+        return self._weights.nbytes
 
     @property
     def work_bytes(self) -> int:
@@ -43,32 +42,22 @@ class NativeCodec:
 
     def load(self) -> None:
         """Read the weights into host memory. Raises `ConfigError`."""
-        self._model.to_empty(device="cpu")
-        load_weights(self._model, self._checkpoint.codec_path)
-        self._host = {name: p.data for name, p in self._model.named_parameters()}
+        self._weights.load(lambda: load_weights(self._model, self._checkpoint.codec_path))
 
-    @torch.inference_mode()
     def to_device(self) -> None:
-        """Raises `DeviceFull` with the weights back on the host."""
-        if not self._host:
-            raise PhaseError("the codec is not loaded")
+        """Raises `PhaseError` before `load`, and `DeviceFull` with the weights back on the host."""
+        self._weights.to_device()
         try:
-            with _device_memory():
-                for name, parameter in self._model.named_parameters():
-                    parameter.data = self._host[name].to(self._device)
+            with torch.inference_mode(), device_memory():
                 self._schedule = Schedule(self._model.estimator)
         except DeviceFull:
             self.to_host()
             raise
 
-    @torch.inference_mode()
     def to_host(self) -> None:
         """The device's memory is given back to the driver."""
         self._schedule = None
-        for name, parameter in self._model.named_parameters():
-            parameter.data = self._host[name]
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
+        self._weights.to_host()
 
     def decode(self, codes: np.ndarray, *, seed: int) -> Iterator[DecodeStep]:
         """int16 ``[8, L]`` → steps; a window takes its Euler steps and one for its waveform.
@@ -103,28 +92,20 @@ class NativeCodec:
 
     @torch.inference_mode()
     def _begin(self, codes: np.ndarray, noise: Tensor, context: Tensor, schedule: Schedule) -> EulerSolver:
-        with _device_memory():
+        with device_memory():
             mu = self._model.quantizer(torch.from_numpy(codes.astype(np.int64)).to(self._device))
             return EulerSolver(self._model.estimator, schedule, mu, noise.to(self._device), context, GUIDANCE)
 
     @torch.inference_mode()
     def _advance(self, solver: EulerSolver) -> None:
-        with _device_memory():
+        with device_memory():
             solver.step()
 
     @torch.inference_mode()
     def _waveform(self, latents: Tensor) -> np.ndarray:
-        with _device_memory():
+        with device_memory():
             waveform: np.ndarray = self._model.scalar(latents).cpu().numpy()
         return waveform
-
-
-@contextmanager
-def _device_memory() -> Iterator[None]:
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise DeviceFull(f"the device's memory is full: {error}") from None
 
 
 def noise(seed: int, window: int, plan: WindowPlan, channels: int) -> Tensor:

@@ -14,6 +14,7 @@ from services.gateway.health import PROBE_SECONDS, Health
 from services.gateway.hub import Hub
 from services.gateway.intake import Intake
 from services.gateway.line import Line
+from services.gateway.metrics import Metrics
 from services.gateway.outlook import Outlook
 from services.gateway.submission import Submission
 from services.gateway.sweeper import Sweeper
@@ -42,12 +43,13 @@ class Gateway:
         self.settings, self.nc, self.store = settings, nc, store
         self.js = nc.jetstream(timeout=5)
         self.jobs, self.events = JobStore(self.js), EventPublisher(self.js)
-        self.hub = Hub(nc, self.js, settings)
+        self.sweeper = Sweeper(nc, store, settings)
+        self.metrics = Metrics(self.sweeper)
+        self.hub = Hub(nc, self.js, settings, self.metrics)
         workers = Workers(self.js, PROBE_SECONDS)
         self.health = Health(nc, store, workers)
         self.outlook = Outlook(Line(nc, self.js), workers)
-        self.submission = Submission(self.js, Fitter(prompter), self.health, self.outlook, self.spawn)
-        self.sweeper = Sweeper(self.js, store, settings)
+        self.submission = Submission(nc, Fitter(prompter), self.health, self.outlook, self.metrics, self.spawn)
         self._intake = Intake(nc, self.submission, self.spawn)
         self._tasks: set[asyncio.Task[None]] = set()
 

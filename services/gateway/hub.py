@@ -15,8 +15,9 @@ from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, RawStreamMsg
 from nats.js.errors import APIError, NotFoundError
 
+from services.gateway.metrics import Metrics
 from shared.errors import Unavailable
-from shared.messages import CloudEvent, Progress
+from shared.messages import Cancelled, CloudEvent, Completed, Failed, Progress
 from shared.settings import Settings
 from shared.tasks import end
 from shared.topology import EVENTS, bootstrap
@@ -88,8 +89,8 @@ class Hub:
     after the last event that was seen, so a lost connection loses nothing.
     """
 
-    def __init__(self, nc: Client, js: JetStreamContext, settings: Settings) -> None:
-        self._nc, self._js, self._settings = nc, js, settings
+    def __init__(self, nc: Client, js: JetStreamContext, settings: Settings, metrics: Metrics) -> None:
+        self._nc, self._js, self._settings, self._metrics = nc, js, settings, metrics
         self._last = 0  # sequence of the latest event seen
         self._mailboxes: dict[str, set[Mailbox]] = {}
         self._peaks: OrderedDict[str, float] = OrderedDict()  # the furthest progress of recent songs
@@ -206,6 +207,8 @@ class Hub:
         if stored is None:
             return
         song = stored.event.data
+        if isinstance(song, Completed | Failed | Cancelled):
+            self._metrics.ended.labels(song.status).inc()
         if song.progress > self._peaks.get(song.job_id, 0.0):
             self._peaks[song.job_id] = song.progress
             self._peaks.move_to_end(song.job_id)

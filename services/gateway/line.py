@@ -86,8 +86,8 @@ class Line:
         (_, self._high), (_, all_of_it), (found, behind) = await asyncio.gather(
             self._from("high", 1), self._from(lane, 1), self._from(lane, sequence)
         )
-        if found != sequence:  # taken out; it may have been put in again
-            return await self._find(job, None, removed) if known else None
+        if found != sequence:  # taken out; were it put in again, the next look finds it by its subject
+            return None
         return _Place(sequence=sequence, before=max(0, all_of_it - behind), removed=removed)
 
     async def _sequence(self, job: Job) -> int | None:

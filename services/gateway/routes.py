@@ -123,4 +123,11 @@ async def readyz(gateway: NamedDependency[Gateway]) -> Response[dict[str, bool]]
     return Response({"ok": gateway.ready}, status_code=200 if gateway.ready else 503, headers=NO_STORE)
 
 
-ROUTES = (generate, status, result, cancel, health, gpus, index, static, livez, readyz)
+@get("/metrics", include_in_schema=False)
+async def metrics(request: AnyRequest, gateway: NamedDependency[Gateway]) -> Response[bytes]:
+    """Figures for Prometheus."""
+    text, media_type = gateway.metrics.text(await gateway.health.snapshot(), request.headers.get("accept", ""))
+    return Response(text, media_type=media_type, headers=NO_STORE)
+
+
+ROUTES = (generate, status, result, cancel, health, gpus, index, static, livez, readyz, metrics)

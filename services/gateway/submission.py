@@ -10,23 +10,25 @@ from typing import Any
 
 import msgspec
 import nats
-from nats.js import JetStreamContext
+from nats.aio.client import Client
 from nats.js.errors import APIError, NotFoundError
 
 from services.gateway.health import Health
 from services.gateway.idempotency import digest_of, require_same, song_of
+from services.gateway.metrics import Metrics
 from services.gateway.outlook import Expectation, Outlook
+from services.gateway.problems import refusal
 from services.gateway.retraction import retract, retract_in_time
 from services.gateway.validation import Fitter, decode_request
 from shared.errors import JobConflict, QueueFull, Unavailable
 from shared.events import EventPublisher
 from shared.jobs import JobStore
-from shared.messages import GenerateRequest, Job, Queued, Status, TokenJob
+from shared.messages import GenerateRequest, Job, Queued, Status
+from shared.queues import queue_tokens
 from shared.topology import TENANT, TOK, token_subject
 
 log = logging.getLogger(__name__)
 
-_STREAM_FULL = 10077
 _TRIES = 10
 
 
@@ -71,21 +73,37 @@ class Submission:
 
     def __init__(
         self,
-        js: JetStreamContext,
+        nc: Client,
         fitter: Fitter,
         health: Health,
         outlook: Outlook,
+        metrics: Metrics,
         spawn: Callable[[Coroutine[Any, Any, None]], object],  # runs what an answer need not wait for
     ) -> None:
-        self._js, self._fitter, self._health, self._outlook, self._spawn = js, fitter, health, outlook, spawn
-        self._jobs, self._events = JobStore(js), EventPublisher(js)
+        self._nc, self._js = nc, nc.jetstream(timeout=5)
+        self._fitter, self._health, self._spawn = fitter, health, spawn
+        self._outlook, self._metrics = outlook, metrics
+        self._jobs, self._events = JobStore(self._js), EventPublisher(self._js)
 
     async def submit(self, data: bytes, key: str | None = None) -> Accepted:
         """Take a song, a JSON object. Returns once JetStream has it on disk.
 
         A request that comes again under the same key is answered with the song that it made the first time.
-        Raises `InvalidRequest`, `Refusal`, `QueueFull` or `Unavailable`; then nothing stays behind.
+        Raises `Refusal`; then nothing stays behind.
         """
+        try:
+            accepted = await self._submit(data, key)
+        except Exception as error:
+            found = refusal(error)
+            self._metrics.refused.labels(found.kind).inc()
+            if found is error:
+                raise
+            raise found from error
+        if not accepted.duplicate:
+            self._metrics.accepted.inc()
+        return accepted
+
+    async def _submit(self, data: bytes, key: str | None) -> Accepted:
         asked = decode_request(data)
         if key is None:
             return await self._take(str(uuid.uuid4()), asked, None)
@@ -147,20 +165,8 @@ class Submission:
 
     async def _enqueue(self, job: Job) -> int:
         """Publish a song's message; returns its sequence, or 0 where it was there and is gone."""
-        order = TokenJob(job_id=job.job_id, tenant=job.tenant)
-        # A song with a key may be taken back and asked for again: the server must not remember its first message.
-        headers = {"Nats-Msg-Id": f"{job.job_id}:tok"} if job.digest is None else None
-        try:
-            subject = token_subject(job.request.priority, job.job_id)
-            return (await self._js.publish(subject, msgspec.json.encode(order), headers=headers)).seq
-        except APIError as error:
-            if error.err_code != _STREAM_FULL:
-                raise Unavailable("nats", f"NATS did not take the song: {error.description}") from error
-            if "per subject" in (error.description or ""):  # a duplicate of the request was quicker
-                return await self._find(job)
-            raise QueueFull("as many songs wait as may; try again in a while") from None
-        except (nats.errors.Error, TimeoutError, OSError) as error:
-            raise Unavailable("nats", f"NATS does not answer: {str(error) or type(error).__name__}") from error
+        ack = await queue_tokens(self._nc, job)
+        return ack.seq if ack else await self._find(job)  # else a duplicate of the request was quicker
 
     async def _find(self, job: Job) -> int:
         """The sequence of a song's message in the queue, or 0."""

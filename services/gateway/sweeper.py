@@ -9,26 +9,29 @@ import contextlib
 import logging
 import random
 import time
+from collections.abc import Coroutine
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 import nats
-from nats.js import JetStreamContext
+from nats.aio.client import Client
+from nats.js.api import PubAck
 from nats.js.errors import APIError, NotFoundError
 
 from services.gateway.records import Record, scan
-from shared.errors import HeartMulaError, JobConflict
+from shared.errors import HeartMulaError, JobConflict, QueueFull
 from shared.jobs import JobStore, change
-from shared.messages import ENDED, DecodeJob, Job, TokenJob
-from shared.objects import ObjectStore
+from shared.messages import ENDED, DecodeJob, Job
+from shared.objects import ObjectStore, StoredObject
+from shared.queues import queue_decode, queue_tokens
 from shared.settings import Settings
 from shared.tasks import end
-from shared.topology import DAY, DEC, TENANT, TOK, decode_subject, token_subject
+from shared.topology import DAY, DEC, JOB_TTL, TENANT, TOK, decode_subject
 
 log = logging.getLogger(__name__)
 
 RENEW_AFTER = 3 * DAY  # records live for seven
-_STREAM_FULL = 10077
 _SERVER_ERRORS = (HeartMulaError, nats.errors.Error, APIError, TimeoutError, OSError)
 
 
@@ -47,13 +50,15 @@ class Swept:
 class Sweeper:
     """Sweeps now and then, until it is closed."""
 
-    def __init__(self, js: JetStreamContext, store: ObjectStore, settings: Settings) -> None:
+    def __init__(self, nc: Client, store: ObjectStore, settings: Settings, keep: float = JOB_TTL) -> None:
+        """Audio whose record is gone is kept for `keep` seconds: records expire then, and one that is gone before
+        was lost, which must not cost the song too."""
         self.total = Swept()
         self.rounds = 0
         self.failures = 0  # rounds that a server ended
-        self._js, self._store = js, store
-        self._jobs = JobStore(js)
-        self._pause = settings.sweep_seconds
+        self._nc, self._js, self._store = nc, nc.jetstream(timeout=5), store
+        self._jobs = JobStore(self._js)
+        self._pause, self._keep = settings.sweep_seconds, keep
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -84,14 +89,14 @@ class Sweeper:
             left = await self._old_objects(before)
             async with contextlib.aclosing(scan(self._js)) as records:
                 async for record in records:
-                    keys = left.pop(record.job_id, [])
+                    objects = left.pop(record.job_id, [])
                     if record.job is not None:
                         # A record that is gone, or changes all the time, is somebody else's care.
                         with contextlib.suppress(JobConflict):
-                            await self._song(record, record.job, keys, before, done)
-            for job_id, keys in left.items():
+                            await self._song(record, record.job, objects, before, done)
+            for job_id, objects in left.items():
                 with contextlib.suppress(JobConflict):
-                    done.objects += await self._clear(job_id, TENANT, keys)
+                    done.objects += await self._clear(job_id, TENANT, objects)
         finally:
             self.rounds += 1
             self.total.objects += done.objects
@@ -101,9 +106,9 @@ class Sweeper:
                 log.info("swept: %s", done)
         return done
 
-    async def _song(self, record: Record, job: Job, keys: list[str], before: float, done: Swept) -> None:
-        if not all(_needs(job, key) for key in keys):
-            done.objects += await self._clear(job.job_id, job.tenant, keys)
+    async def _song(self, record: Record, job: Job, objects: list[StoredObject], before: float, done: Swept) -> None:
+        if not all(self._needed(job, item) for item in objects):
+            done.objects += await self._clear(job.job_id, job.tenant, objects)
         if job.status in ENDED:
             return
         if record.written < before and await self._queue_again(job):
@@ -114,23 +119,24 @@ class Sweeper:
 
     # --- objects
 
-    async def _old_objects(self, before: float) -> dict[str, list[str]]:
-        """Keys of objects that are old enough to be left over, by song."""
-        found: dict[str, list[str]] = {}
+    async def _old_objects(self, before: float) -> dict[str, list[StoredObject]]:
+        """Objects that are old enough to be left over, by song."""
+        found: dict[str, list[StoredObject]] = {}
         for prefix in ("tokens/", "audio/"):
             for item in await self._store.list(prefix):
                 if item.modified < before and item.key.count("/") == 2:
-                    found.setdefault(item.key.split("/")[1], []).append(item.key)
+                    found.setdefault(item.key.split("/")[1], []).append(item)
         return found
 
-    async def _clear(self, job_id: str, tenant: str, keys: list[str]) -> int:
+    async def _clear(self, job_id: str, tenant: str, objects: list[StoredObject]) -> int:
         """Delete what the song does not need by its record of this moment; returns how many."""
         ordered = await self._ordered_tokens(job_id)
         job = await self._jobs.get(job_id, tenant)
         deleted = 0
-        for key in keys:
-            if not _needs(job, key) and not (job and job.status not in ENDED and key == ordered):
-                await self._store.delete(key)
+        for item in objects:
+            awaited = job is not None and job.status not in ENDED and item.key == ordered
+            if not (awaited or self._needed(job, item)):
+                await self._store.delete_one(item.key)
                 deleted += 1
         return deleted
 
@@ -141,6 +147,17 @@ class Sweeper:
             return msgspec.json.decode(message.data or b"", type=DecodeJob).tokens_key
         except (NotFoundError, msgspec.DecodeError):
             return None
+
+    def _needed(self, job: Job | None, item: StoredObject) -> bool:
+        """Whether an object has any use, by its song's record."""
+        if job is None:
+            return item.key.startswith("audio/") and item.modified > time.time() - self._keep
+        if job.status in ("failed", "cancelled"):
+            return False
+        if job.status == "completed":
+            return item.key == job.audio_key
+        name = item.key.rpartition("/")[2].partition(".")[0]
+        return item.key == job.tokens_key or name == str(job.fence)
 
     # --- songs
 
@@ -158,42 +175,20 @@ class Sweeper:
             return False
         if job.status == "decoding":
             if job.tokens_key and job.frames:
-                order = DecodeJob(
-                    job_id=job.job_id,
-                    tenant=job.tenant,
-                    tokens_key=job.tokens_key,
-                    first_frame=0,
-                    frames=job.frames,
-                    last=True,
-                )
-                return await self._publish(decode_subject(job.job_id), order)
+                return await _queued(job, queue_decode(self._nc, job, job.tokens_key, job.frames))
             # Nobody knows its tokens. Were the message first, a worker would find a song that is not for it.
             await self._jobs.update(job.job_id, job.tenant, _from_the_beginning)
-        tokens = TokenJob(job_id=job.job_id, tenant=job.tenant)
-        return await self._publish(token_subject(job.request.priority, job.job_id), tokens)
+        return await _queued(job, queue_tokens(self._nc, job))
 
-    async def _publish(self, subject: str, order: TokenJob | DecodeJob) -> bool:
-        try:
-            # Without a Msg-Id: the server would take this for the message that got lost, and drop it.
-            await self._js.publish(subject, msgspec.json.encode(order))
-        except APIError as error:
-            if error.err_code != _STREAM_FULL:
-                raise
-            # Another sweeper was quicker, or there is no room: next time.
-            log.info("%s: not queued again: %s", order.job_id, error.description)
+
+async def _queued(job: Job, putting: Coroutine[Any, Any, PubAck | None]) -> bool:
+    try:
+        if await putting is None:  # another sweeper was quicker
             return False
-        log.warning("%s: was in no queue, queued again", order.job_id)
-        return True
-
-
-def _needs(job: Job | None, key: str) -> bool:
-    """Whether an object of a song has any use, by its record."""
-    if job is None or job.status in ("failed", "cancelled"):
+    except QueueFull:  # next time
         return False
-    if job.status == "completed":
-        return key == job.audio_key
-    name = key.rpartition("/")[2].partition(".")[0]
-    return key == job.tokens_key or name == str(job.fence)
+    log.warning("%s: was in no queue, queued again", job.job_id)
+    return True
 
 
 def _as_it_is(job: Job) -> Job:

@@ -1,7 +1,5 @@
 """The native token engine: this project's own HeartMuLa behind the `TokenEngine` interface."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,10 +16,11 @@ from services.tokenizer_worker.model import (
     load_weights,
 )
 from shared.checkpoint import Checkpoint
-from shared.errors import DeviceFull, PhaseError, SongError
+from shared.errors import PhaseError, SongError
+from shared.weights import Weights, device_memory
 
 # Looked up in host memory, a prompt at a time; on a device they would be a tenth of the weights.
-_HOST_ONLY = "text_embeddings"
+_HOST_ONLY = ("text_embeddings",)
 # Positions that are prefilled at once: what a prefill takes beside the caches does not grow with the song.
 _PREFILL = 512
 
@@ -48,8 +47,7 @@ class NativeEngine:
     reference makes one more. It ends before the first frame in which any code is `audio_eos_id` or above, even if
     that is its very first (the reference does not look at that one). Other codes outside the codec's codebooks pass.
 
-    Host memory keeps the weights for good. Moving to CUDA copies them and moving back frees the copies, since weights
-    do not change; on the CPU neither copies anything. Methods that allocate on the device raise `DeviceFull`.
+    Methods that allocate on the device raise `DeviceFull`.
     """
 
     def __init__(self, checkpoint: Checkpoint, device: str, dtype: str, slots: int = 1) -> None:
@@ -58,55 +56,35 @@ class NativeEngine:
         self._device = torch.device(device)
         self._dtype: torch.dtype = getattr(torch, dtype)
         with torch.device("meta"):
-            self._blank = HeartMuLa(checkpoint.lm, self._dtype)
-        self._host: dict[str, Tensor] = {}
-        self._model: HeartMuLa | None = None
-        self._on_device = False
+            self._model = HeartMuLa(checkpoint.lm, self._dtype)
+        self._weights = Weights(self._model, self._device, host_only=_HOST_ONLY)
         self._songs: dict[str, SongState] = {}
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes that `to_device` moves: everything but the text embeddings."""
-        return sum(tensor.nbytes for name, tensor in _tensors(self._blank) if name != _HOST_ONLY)
+        """Bytes that `to_device` moves: everything but the text embeddings, a little padding included."""
+        return self._weights.nbytes
 
     def song_bytes(self, song: Song) -> int:
-        """Bytes of both KV caches; activations come on top, a prompt's worth at `admit`."""
+        """Bytes of a `SongState`. Activations come on top, once for all songs: 512 positions' worth at `admit`."""
         lm, rows = self._checkpoint.lm, _rows(song)
         backbone = KVCache.size(lm.backbone, rows, song.prompt.length + song.max_frames, self._dtype)
-        return backbone + KVCache.size(lm.decoder, rows, lm.num_codebooks, self._dtype)
+        depth = KVCache.size(lm.decoder, rows, lm.num_codebooks, self._dtype)
+        hidden = rows * lm.backbone.embed_dim * self._dtype.itemsize
+        return backbone + depth + hidden + lm.num_codebooks * torch.int64.itemsize
 
-    @torch.no_grad()  # not inference mode: weights are swapped in place
     def load(self) -> None:
         """Read the weights into host memory in the engine's dtype. Raises the `ConfigError`s of `load_weights`."""
-        model = HeartMuLa(self._checkpoint.lm, self._dtype)
-        load_weights(model, self._checkpoint.lm_path)
-        self._model = model
-        self._host = {name: tensor.data for name, tensor in _tensors(model)}
+        self._weights.load(lambda: load_weights(self._model, self._checkpoint.lm_path))
 
-    @torch.no_grad()
     def to_device(self) -> None:
-        """Raises `PhaseError` before `load`, and `DeviceFull` with the weights back on the host."""
-        if self._model is None:
-            raise PhaseError("the language model is not loaded")
-        try:
-            with _device_memory():
-                for name, tensor in _tensors(self._model):
-                    if name != _HOST_ONLY:
-                        tensor.data = self._host[name].to(self._device)
-        except DeviceFull:
-            self.to_host()
-            raise
-        self._on_device = True
+        """Raises `PhaseError` before `load`, and `DeviceFull` with the weights still on the host."""
+        self._weights.to_device()
 
-    @torch.no_grad()
     def to_host(self) -> None:
-        """Forget the songs and the device's copies of the weights. Fine to call at any time."""
-        self._on_device = False
+        """Forget the songs and the device's copy of the weights. Fine to call at any time."""
         self._songs.clear()
-        if self._model is not None:
-            for name, tensor in _tensors(self._model):
-                tensor.data = self._host[name]
-        self._release()
+        self._weights.to_host()
 
     @torch.inference_mode()
     def admit(self, song_id: str, song: Song, frames: np.ndarray | None = None) -> None:
@@ -131,10 +109,11 @@ class NativeEngine:
             frames = np.zeros((lm.num_codebooks, 0), np.int16)
         check_frames(frames, lm.num_codebooks, min(lm.audio_vocab_size, self._checkpoint.gen.audio_eos_id))
         rows = _rows(song)
-        with _device_memory():
+        with device_memory():
             made = torch.from_numpy(frames[:, : song.max_frames].T.astype(np.int64)).to(self._device)  # [T, 8]
             cache, depth_cache = model.backbone_cache(rows, positions), model.depth_cache(rows)
             hidden = _prefill(model, song, made[:-1], cache)
+            last = made[-1].clone() if len(made) else None  # a view would keep them all
         self._songs[song_id] = SongState(
             song=song,
             sampler=Sampler(song.temperature, song.topk, song.cfg_scale),
@@ -142,14 +121,14 @@ class NativeEngine:
             depth_cache=depth_cache,
             hidden=hidden,
             frames=len(made),
-            last=made[-1] if len(made) else None,
+            last=last,
         )
 
     @torch.inference_mode()
     def step(self) -> dict[str, np.ndarray | None]:
         """Frames are int16 ``[8]``. Raises `PhaseError` when the weights are not on the device."""
         model, end = self._ready(), self._checkpoint.gen.audio_eos_id
-        with _device_memory():
+        with device_memory():
             chosen = {song_id: self._next_frame(model, state) for song_id, state in self._songs.items()}
             made = {song_id: None if codes is None else codes.cpu().numpy() for song_id, codes in chosen.items()}
         # Songs go on only now that every one of them has its frame. One that was computed in vain comes out alike.
@@ -190,7 +169,7 @@ class NativeEngine:
         return model.frame(hidden, state.depth_cache, choose)
 
     def _ready(self) -> HeartMuLa:
-        if self._model is None or not self._on_device:
+        if not self._weights.on_device:
             raise PhaseError("the language model is not on the device")
         return self._model
 
@@ -217,16 +196,3 @@ def _prefill(model: HeartMuLa, song: Song, frames: Tensor, cache: KVCache) -> Te
         part = model.embed_frames(frames[start : start + _PREFILL], rows)
         hidden = model.advance(part, cache, length + start)
     return hidden
-
-
-def _tensors(model: HeartMuLa) -> Iterator[tuple[str, Tensor]]:
-    yield from model.named_parameters()
-    yield from model.named_buffers()
-
-
-@contextmanager
-def _device_memory() -> Iterator[None]:
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise DeviceFull(f"the device's memory is full: {error}") from None

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import signal
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -121,7 +122,7 @@ async def _judge(stack: Stack, outside: Outside, client: Client, songs: list[Tak
     judge_events(verdict, songs, await outside.events())
     await judge_audio(verdict, songs, outside, client)
     for part, code in zip(stack.workers, await stack.stop_workers(), strict=True):
-        if code != 0:
+        if code not in (0, -signal.SIGTERM):  # the latter while it starts: then it has nothing to give back
             verdict.others.append(f"{part.name} ended with exit code {code}")
     await asyncio.sleep(1)
     verdict.others += [f"still waits for a device: {view}" for view in await read_leases(outside.js)]

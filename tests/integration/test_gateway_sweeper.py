@@ -35,9 +35,9 @@ class Mess:
         self.jobs, self.store = JobStore(self.js), ObjectStore(settings)
         self.sweeper = self.another()
 
-    def another(self, pause: float = -60.0) -> Sweeper:
+    def another(self, pause: float = -60.0, keep: float = -60.0) -> Sweeper:
         """A sweeper of another gateway."""
-        return Sweeper(self.js, self.store, replace(self.settings, sweep_seconds=pause))
+        return Sweeper(self.nc, self.store, replace(self.settings, sweep_seconds=pause), keep)
 
     async def song(self, job_id: str, status: Status, *, ordered: bool = False, **fields: object) -> Job:
         """A record, with its message where it is `ordered`."""
@@ -252,3 +252,9 @@ async def test_the_gateway_sweeps_by_itself_and_outlives_its_servers(
 
 async def _logged(log: Path, words: str) -> bool:
     return words in log.read_text()
+
+
+async def test_audio_outlives_a_record_that_was_lost(mess: Mess) -> None:
+    await mess.put("audio/lost/1.flac", "tokens/lost/1.safetensors")
+    assert await mess.another(keep=3600).sweep() == Swept(objects=1)
+    assert await mess.keys() == {"audio/lost/1.flac"}

@@ -1,8 +1,14 @@
-"""What the tests of the native token engine share: small checkpoints, engines that are ready, whole songs."""
+"""What the tests of the native engines share: small checkpoints, engines that are ready, songs, counts of memory."""
 
+import gc
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pytest
+import torch
+from torch import Tensor
 
 from services.tokenizer_worker.engine import Song, TokenEngine
 from services.tokenizer_worker.native import NativeEngine
@@ -12,6 +18,15 @@ from shared.prompt import Prompt, Prompter
 ROOT = Path(__file__).parents[2]
 TINY = open_checkpoint(ROOT / "tests/golden/data/ckpt")
 DEMO = open_checkpoint(ROOT / "ckpt/demo")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """For every module that imports it: the matrices are tiny."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def prompt_of(checkpoint: Checkpoint) -> Prompt:
@@ -34,3 +49,17 @@ def generate(engine: TokenEngine, song: Song, made: np.ndarray | None = None) ->
         assert frame.dtype == np.int16
         frames.append(frame)
     return np.stack(frames, axis=1) if frames else np.zeros((8, 0), np.int16)
+
+
+def live_tensors() -> tuple[int, int]:
+    """How many tensors there are in this process, and the bytes of their storages."""
+    gc.collect()
+    tensors: list[Tensor] = [thing for thing in gc.get_objects() if issubclass(type(thing), Tensor)]
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors if not t.is_meta}
+    return len(tensors), sum(storages.values())
+
+
+def resident_bytes() -> int:
+    """Of this process (RSS)."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")

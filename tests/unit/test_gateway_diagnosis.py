@@ -1,5 +1,6 @@
 """Which sentences an operator reads."""
 
+import msgspec
 import pytest
 
 from services.gateway.diagnosis import diagnose
@@ -37,6 +38,14 @@ def worker(place: str) -> WorkerStatus:
 )
 def test_missing_roles(places: str, sentences: list[str]) -> None:
     assert diagnose([worker(place) for place in places.split()]) == sentences
+
+
+def test_what_a_worker_says_is_told_beside_what_is_missing() -> None:
+    ill = msgspec.structs.replace(worker("tokenizer@A"), problem="the weights do not fit")
+    assert diagnose([ill]) == [
+        "no codec worker on A: songs wait after their tokens",
+        "tokenizer worker i-tokenizer@A on A: the weights do not fit",
+    ]
 
 
 def test_without_workers_both_roles_are_missing() -> None:

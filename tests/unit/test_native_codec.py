@@ -13,6 +13,7 @@ from services.codec_worker.model import HeartCodec, load_weights
 from services.codec_worker.native import NativeCodec
 from shared.checkpoint import Checkpoint, open_checkpoint
 from shared.errors import ConfigError, PhaseError
+from tests.unit.native_engines import live_tensors, resident_bytes
 
 TINY = Path(__file__).parents[1] / "golden" / "data" / "ckpt"
 
@@ -71,6 +72,24 @@ def test_what_is_not_a_song_is_refused(engine: NativeCodec) -> None:
     for shape in ((8, 0), (7, 20), (20,)):
         with pytest.raises(ValueError, match="not a song"):
             engine.decode(np.zeros(shape, np.int16), seed=1)
+
+
+def test_twenty_songs_leave_nothing_behind(engine: NativeCodec, checkpoint: Checkpoint) -> None:
+    """Nor do those that are given up in the middle. Resident memory is printed (`pytest -s`), not asserted."""
+    first, resident = (0, 0), 0
+    engine._weights._copies = True  # as to a GPU
+    for song in range(20):
+        engine.to_device()
+        steps = engine.decode(codes(30 + song if song % 5 else 400, checkpoint), seed=song)
+        for step in steps:
+            if song % 3 == 2 and step.done == 7:
+                break
+        del steps
+        engine.to_host()
+        if song == 1:
+            first, resident = live_tensors(), resident_bytes()
+    assert live_tensors() == first
+    print(f"RSS grew by {(resident_bytes() - resident) / 2**20:.1f} MB over 18 songs")
 
 
 @pytest.fixture

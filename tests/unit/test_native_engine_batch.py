@@ -17,7 +17,7 @@ from services.tokenizer_worker.model import HeartMuLa
 from services.tokenizer_worker.trivial import POISON_SEED, TrivialEngine
 from shared.errors import DeviceFull
 from shared.settings import Settings
-from tests.unit.native_engines import DEMO, generate, prompt_of, ready
+from tests.unit.native_engines import DEMO, generate, one_thread, prompt_of, ready  # noqa: F401
 
 
 def songs() -> dict[str, Song]:

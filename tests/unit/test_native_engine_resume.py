@@ -14,7 +14,7 @@ from services.tokenizer_worker.model import HeartMuLa, KVCache, load_weights
 from services.tokenizer_worker.trivial import TrivialEngine
 from shared.checkpoint import Checkpoint
 from shared.errors import DeviceFull
-from tests.unit.native_engines import DEMO, TINY, generate, prompt_of, ready
+from tests.unit.native_engines import DEMO, TINY, generate, one_thread, prompt_of, ready  # noqa: F401
 
 CHECKPOINTS = pytest.mark.parametrize("checkpoint", [TINY, DEMO], ids=["tiny", "demo"])
 

@@ -34,7 +34,7 @@ _WEIGHT_NORM = ".parametrizations.weight.original"  # 0: magnitude, 1: direction
 
 @torch.no_grad()
 def load_weights(model: HeartCodec, folder: Path) -> None:
-    """Fill a model on the CPU from a checkpoint folder, each tensor straight into its place and dtype.
+    """Fill a model in host memory from a checkpoint folder, each tensor straight into its place and dtype.
 
     Raises `ConfigError` with the checkpoint's name of a tensor that is missing, unexpected or of another shape.
     """

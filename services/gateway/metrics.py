@@ -1,0 +1,116 @@
+"""Figures for Prometheus. Labels are roles, devices and live workers: there are few of them, and no song is one."""
+
+from collections.abc import Iterable
+
+from prometheus_client import CollectorRegistry, Counter, ProcessCollector
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from services.gateway.health import Snapshot
+from services.gateway.sweeper import Sweeper
+from shared.messages import WorkerStatus
+
+_WORKER = ["role", "instance", "device"]
+
+
+class Metrics:
+    """What this gateway counts, and what it sees when it is asked."""
+
+    def __init__(self, sweeper: Sweeper) -> None:
+        self._registry = CollectorRegistry()
+        ProcessCollector(registry=self._registry)
+        self.accepted = Counter("heartmula_songs_accepted", "Songs taken by this gateway", registry=self._registry)
+        self.refused = Counter(
+            "heartmula_songs_refused", "Songs refused by this gateway", ["reason"], registry=self._registry
+        )
+        self.ended = Counter(
+            "heartmula_songs_ended",
+            "Songs that ended, whichever gateway took them: every gateway sees all",
+            ["status"],
+            registry=self._registry,
+        )
+        self._seen = _Seen(sweeper)
+        self._registry.register(self._seen)
+
+    def text(self, snapshot: Snapshot, accept: str) -> tuple[bytes, str]:
+        """All figures and their media type, as an Accept header wants them."""
+        self._seen.snapshot = snapshot
+        encode, media_type = choose_encoder(accept)
+        return encode(self._registry), media_type
+
+
+class _Seen(Collector):
+    """Made anew at every request, so that a worker that is gone leaves no figures."""
+
+    def __init__(self, sweeper: Sweeper) -> None:
+        self.snapshot: Snapshot | None = None
+        self._sweeper = sweeper
+
+    def collect(self) -> Iterable[Metric]:
+        """Every figure that is not counted as it happens."""
+        yield from self._sweeping()
+        if self.snapshot is not None:
+            yield from _house(self.snapshot)
+            yield from _devices(self.snapshot.workers)
+            yield from _workers(self.snapshot.workers)
+
+    def _sweeping(self) -> Iterable[Metric]:
+        sweeper = self._sweeper
+        for name, words, value in (
+            ("rounds", "Rounds of the sweeper", sweeper.rounds),
+            ("failures", "Rounds that a server ended", sweeper.failures),
+            ("objects_deleted", "Objects that nobody needed", sweeper.total.objects),
+            ("songs_queued", "Songs that were in no queue and were queued again", sweeper.total.songs),
+            ("records_renewed", "Records that would have expired before their song was made", sweeper.total.records),
+        ):
+            yield CounterMetricFamily(f"heartmula_sweeper_{name}", words, value=value)
+
+
+def _house(snapshot: Snapshot) -> Iterable[Metric]:
+    up = GaugeMetricFamily("heartmula_server_up", "Whether a server answers", labels=["server"])
+    up.add_metric(["nats"], snapshot.nats.ok)
+    up.add_metric(["s3"], snapshot.object_store.ok)
+    yield up
+    queued = GaugeMetricFamily("heartmula_queue_songs", "Songs that wait for a stage or are in it", labels=["queue"])
+    for queue, depth in (("tokens", snapshot.queue.tokens), ("decode", snapshot.queue.decode)):
+        if depth is not None:
+            queued.add_metric([queue], depth)
+    yield queued
+    live = GaugeMetricFamily("heartmula_workers", "Live workers", labels=["role"])
+    for role in ("tokenizer", "codec"):
+        live.add_metric([role], sum(worker.role == role for worker in snapshot.workers))
+    yield live
+
+
+def _devices(workers: list[WorkerStatus]) -> Iterable[Metric]:
+    used = GaugeMetricFamily("heartmula_device_memory_used_bytes", "Memory in use on a device", labels=["device"])
+    total = GaugeMetricFamily("heartmula_device_memory_total_bytes", "Memory of a device", labels=["device"])
+    latest = {worker.gpu.id: worker.gpu for worker in sorted(workers, key=lambda worker: worker.sent)}
+    for device, figures in latest.items():
+        used.add_metric([device], figures.memory_used)
+        total.add_metric([device], figures.memory_total)
+    yield from (used, total)
+
+
+def _workers(workers: list[WorkerStatus]) -> Iterable[Metric]:
+    songs = GaugeMetricFamily("heartmula_worker_songs", "Songs that a worker works on", labels=_WORKER)
+    slots = GaugeMetricFamily("heartmula_worker_slots", "Songs that a worker can work on at once", labels=_WORKER)
+    rate = GaugeMetricFamily("heartmula_worker_frames_per_second", "Of all its songs, of late", labels=_WORKER)
+    memory = GaugeMetricFamily(
+        "heartmula_phase_memory_bytes",
+        "At the two ends of a phase of the latest turn: of the device, and of the process at its begin (host)",
+        labels=[*_WORKER, "phase", "at"],
+    )
+    for worker in workers:
+        labels = [worker.role, worker.instance, worker.gpu.id]
+        songs.add_metric(labels, len(worker.jobs))
+        slots.add_metric(labels, worker.slots)
+        if worker.rate is not None:
+            rate.add_metric(labels, worker.rate)
+        for phase in {item.phase: item for item in worker.memory}.values():
+            ends = {"before": phase.device_before, "after": phase.device_after, "host": phase.host}
+            for at, value in ends.items():
+                if value is not None:
+                    memory.add_metric([*labels, str(phase.phase), at], value)
+    yield from (songs, slots, rate, memory)

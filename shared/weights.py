@@ -1,0 +1,159 @@
+"""A model's weights as one block of memory: on the host for good, and on the device for as long as a turn lasts.
+
+So moving them is one allocation and one copy at the full speed of the bus, and not hundreds. Of all that is shared this
+alone imports torch; only the workers may import it.
+"""
+
+import logging
+import weakref
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from shared.errors import DeviceFull, PhaseError
+
+log = logging.getLogger(__name__)
+
+ALIGNMENT = 256  # bytes, as CUDA aligns its allocations
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a parameter or buffer lies in a block."""
+
+    owner: nn.Module
+    name: str
+    shape: torch.Size
+    dtype: torch.dtype
+    offset: int  # bytes
+    nbytes: int
+
+    @property
+    def end(self) -> int:
+        """Where the next one begins."""
+        return -(-(self.offset + self.nbytes) // ALIGNMENT) * ALIGNMENT
+
+    def view(self, block: Tensor) -> Tensor:
+        """Of a block, uint8 ``[bytes]``."""
+        return block[self.offset : self.offset + self.nbytes].view(self.dtype).view(self.shape)
+
+    def point_to(self, block: Tensor) -> None:
+        """Let the model find it there."""
+        view, parameter = self.view(block), self.name in self.owner._parameters
+        setattr(self.owner, self.name, nn.Parameter(view, requires_grad=False) if parameter else view)
+
+
+class Weights:
+    """All parameters and buffers of a model, as views of one block.
+
+    `model` is on the meta device, but for buffers that it computes itself; those named in `host_only` never leave host
+    memory. Host memory keeps the block for good, since weights do not change: moving to CUDA copies it, moving back
+    drops the copy. On the CPU neither copies anything.
+    """
+
+    def __init__(self, model: nn.Module, device: torch.device, *, host_only: Collection[str] = ()) -> None:
+        self._device = device
+        self._copies = device.type != "cpu"  # whether the device has memory of its own
+        tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        self._moving: list[_Place] = []
+        self._staying: list[_Place] = []
+        end = 0
+        for path in sorted(tensors, key=lambda path: path in host_only):  # what moves comes first
+            owner, _, name = path.rpartition(".")
+            tensor, places = tensors[path], self._staying if path in host_only else self._moving
+            place = _Place(model.get_submodule(owner), name, tensor.shape, tensor.dtype, end, tensor.nbytes)
+            places.append(place)
+            end = place.end
+        self._host: Tensor | None = None  # uint8 [bytes]
+        self._on_device: Tensor | None = None  # uint8 [nbytes]; on the CPU the host's
+        self._page_locked = False
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that `to_device` moves; known before `load`."""
+        return self._moving[-1].end
+
+    @property
+    def on_device(self) -> bool:
+        """Whether the model can compute."""
+        return self._on_device is not None
+
+    @torch.no_grad()
+    def load(self, fill: Callable[[], None]) -> None:
+        """Take host memory, and let `fill` write every parameter of the model into its place there. Once."""
+        places = [*self._moving, *self._staying]
+        block = torch.empty(places[-1].end, dtype=torch.uint8)  # pages are taken as they are written
+        for place in places:
+            computed = place.owner._buffers.get(place.name)
+            if computed is not None:
+                place.view(block).copy_(computed)
+            place.point_to(block)
+        fill()
+        self._host = block
+
+    @torch.no_grad()
+    def to_device(self) -> None:
+        """Raises `PhaseError` before `load`, and `DeviceFull` with the weights still on the host."""
+        if self._host is None:
+            raise PhaseError("the weights are not loaded")
+        if self.on_device:
+            return
+        moving = self._host[: self.nbytes]
+        if not self._copies:
+            self._on_device = moving
+            return
+        if self._device.type == "cuda":
+            self._page_lock(moving)
+        with device_memory():
+            block = moving.to(self._device, non_blocking=True, copy=True)
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        for place in self._moving:
+            place.point_to(block)
+        self._on_device = block
+
+    @torch.no_grad()
+    def to_host(self) -> None:
+        """Drop the device's block and give its memory back to the driver. Fine to call at any time."""
+        if self._host is not None and self._copies:
+            for place in self._moving:
+                place.point_to(self._host)
+        self._on_device = None
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _page_lock(self, block: Tensor) -> None:
+        """Page-lock a block where it is, once: a pinned allocation would be rounded up to a power of two.
+
+        Not before the first turn, because it opens a context on the device, which takes memory there.
+        """
+        if self._page_locked:
+            return
+        self._page_locked = True
+        with torch.cuda.device(self._device):
+            cuda, address = torch.cuda.cudart(), block.data_ptr()  # type: ignore[no-untyped-call]
+            error = int(cuda.cudaHostRegister(address, block.nbytes, 0))
+            if error == 0:
+                weakref.finalize(self, cuda.cudaHostUnregister, address).atexit = False
+                return
+            log.warning(
+                "%d MB of host memory were not page-locked (CUDA error %d; see ulimit -l): weights will move slowly",
+                block.nbytes // 2**20,
+                error,
+            )
+            try:
+                torch.ones(1, device=self._device)  # CUDA reports the error once more, at the next kernel: this one
+            except RuntimeError:
+                pass
+
+
+@contextmanager
+def device_memory() -> Iterator[None]:
+    """Raises `DeviceFull` when what is done within does not fit the device."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise DeviceFull(f"the device's memory is full: {error}") from None

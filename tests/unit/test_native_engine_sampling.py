@@ -1,0 +1,97 @@
+"""How the native token engine draws: seeds, guidance, top-k, and the songs that come of it."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from services.tokenizer_worker import native
+from services.tokenizer_worker.engine import Song
+from services.tokenizer_worker.model import Sampler, exponential_noise, frame_seed
+from services.tokenizer_worker.native import NativeEngine
+from shared.prompt import Prompt
+from tests.unit.native_engines import TINY, generate, one_thread, prompt_of, ready  # noqa: F401
+
+PROMPT = prompt_of(TINY)
+
+
+@pytest.fixture
+def engine() -> NativeEngine:
+    return ready(TINY)
+
+
+def test_same_seed_same_song(engine: NativeEngine) -> None:
+    song = Song(prompt=PROMPT, max_frames=12, topk=5, seed=3)
+    first = generate(engine, song)
+    other = generate(engine, dataclasses.replace(song, seed=4))
+    torch.manual_seed(99)
+    torch.rand(3)
+    assert np.array_equal(generate(engine, song), first), "neither songs before nor torch's own generator may matter"
+    assert not np.array_equal(other, first)
+
+
+def test_every_frame_has_noise_of_its_own(engine: NativeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Tensor] = []
+
+    def record(*arguments: Any) -> Tensor:
+        drawn.append(exponential_noise(*arguments))
+        return drawn[-1]
+
+    monkeypatch.setattr(native, "exponential_noise", record)
+    generate(engine, Song(prompt=PROMPT, max_frames=4, topk=5, seed=3))
+    assert len({tuple(row.tolist()) for row in torch.cat(drawn)}) == 4 * 8
+
+
+def test_temperature_0_ignores_the_seed(engine: NativeEngine) -> None:
+    song = Song(prompt=PROMPT, max_frames=6, temperature=0, seed=1)
+    assert np.array_equal(generate(engine, song), generate(engine, dataclasses.replace(song, seed=2, topk=1)))
+
+
+def test_guidance_below_1_is_guidance(engine: NativeEngine) -> None:
+    """At 0 only the unconditional row counts, so the words do not; between 0 and 1 they do again."""
+    other = Prompt(PROMPT.tags, PROMPT.lyrics[::-1])
+
+    def songs(cfg_scale: float) -> list[list[list[int]]]:
+        return [
+            generate(engine, Song(prompt=p, max_frames=6, temperature=0, cfg_scale=cfg_scale)).tolist()
+            for p in (PROMPT, other)
+        ]
+
+    assert songs(0)[0] == songs(0)[1]
+    assert songs(0.5)[0] != songs(0.5)[1]
+    assert songs(0.5)[0] != songs(1)[0]
+
+
+def test_draws_follow_the_probabilities_of_the_top_k() -> None:
+    logits = torch.tensor([[2.0, 1.0, 0.0, 1.0, 1.5]])
+    generator = torch.Generator().manual_seed(1)
+    sampler = Sampler(temperature=0.7, topk=3, cfg_scale=1)
+    count = torch.zeros(5)
+    draws = 4000
+    for _ in range(draws):
+        count[sampler.draw(logits, torch.empty(5).exponential_(1, generator=generator))] += 1
+    # The third largest is there twice; only the 0 is out.
+    p = torch.tensor([2.0, 1.0, -torch.inf, 1.0, 1.5]).div(0.7).softmax(0)
+    assert count[2] == 0
+    assert ((count / draws - p).abs() < 5 * (p * (1 - p) / draws).sqrt() + 1e-9).all()
+
+
+def test_topk_beyond_the_vocabulary_drops_nothing() -> None:
+    noise = torch.tensor([1e3, 1e3, 1e-3])
+    assert Sampler(temperature=1, topk=50, cfg_scale=1).draw(torch.tensor([[1.0, 1.0, 0.0]]), noise).tolist() == [2]
+
+
+def test_greedy_takes_the_guided_maximum() -> None:
+    logits = torch.tensor([[1.0, 0.9, 0.0], [1.0, 0.0, 0.0]])  # guided at 2: 1.0, 1.8, 0.0
+    assert Sampler(temperature=0, topk=1, cfg_scale=2).draw(logits, None).tolist() == [1]
+    assert Sampler(temperature=0, topk=1, cfg_scale=1).draw(logits[:1], None).tolist() == [0]
+
+
+def test_frame_seed_is_splitmix64() -> None:
+    """Values published with the algorithm, for seed 1234567."""
+    published = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431]
+    assert [frame_seed(1234567, frame) for frame in range(4)] == published
+    assert frame_seed(2**64 - 1, 5) < 2**64
