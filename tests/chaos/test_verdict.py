@@ -1,0 +1,106 @@
+"""The judge itself: a run that broke an invariant must not pass."""
+
+from typing import Any
+
+from shared.messages import Cancelled, Completed, GenerateRequest, Job, Progress, SongEvent, Stage, Status
+from tests.chaos.songs import Taken, Wish
+from tests.chaos.verdict import Verdict, judge_devices, judge_events, judge_objects, judge_queues, judge_records
+
+REQUEST = GenerateRequest(lyrics="la", title="song 0", seed=1, max_duration_ms=1000)
+
+
+def song(fault: str | None = None) -> Taken:
+    return Taken(wish=Wish(number=0, at=0, request=REQUEST, via="http", fault=fault), job_id="a")
+
+
+def job(status: Status, job_id: str = "a", **more: Any) -> Job:
+    return Job(job_id=job_id, tenant="local", request=REQUEST, status=status, created_at=0, **more)
+
+
+def test_only_songs_that_end_once_and_well_pass() -> None:
+    def judged(*states: Status, fault: str | None = None) -> Verdict:
+        verdict = Verdict()
+        history = [job(status, error="why") for status in states]
+        judge_records(verdict, [song(fault)], {"a": history} if history else {})
+        return verdict
+
+    assert not judged("queued", "generating", "decoding", "completed").broken
+    assert not judged("queued", "cancelled", fault="cancel").broken
+    assert not judged("queued", "failed", fault="poison").broken
+    assert judged().lost
+    assert judged("queued", "decoding").lost
+    assert judged("queued", "failed").lost
+    assert judged("queued", "completed", "cancelled", fault="cancel").duplicated
+    assert judged("queued", "completed", "completed").duplicated
+    assert judged("queued", "completed", fault="poison").others
+    assert judged("queued", "cancelled").others
+
+
+def test_a_song_that_was_made_beside_the_one_that_was_answered_is_seen() -> None:
+    verdict = Verdict()
+    judge_records(verdict, [song()], {"a": [job("completed")], "b": [job("completed", "b")]})
+    assert verdict.broken == ["song 0: b was never answered beside the one that was, it is completed"]
+
+
+def test_events_tell_what_was_resumed_and_what_was_made_again() -> None:
+    def stage(frames: int) -> SongEvent:
+        return Stage(job_id="a", status="generating", progress=0, stage="generating", frames=frames)
+
+    def progress(done: int) -> SongEvent:
+        return Progress(job_id="a", status="generating", progress=0, done=done, total=50)
+
+    def judged(*events: Any) -> Verdict:
+        verdict = Verdict()
+        judge_events(verdict, [song()], {"a": events})
+        return verdict
+
+    completed = Completed(
+        job_id="a", status="completed", progress=100, result_url="", duration_s=4, format="wav", seed=1
+    )
+    verdict = judged(stage(0), progress(20), stage(15), progress(30), stage(0), progress(50), completed)
+    assert (verdict.resumed, verdict.wasted_frames, verdict.untold) == (1, 5 + 30, 0)
+    assert not verdict.broken
+    assert judged(stage(0)).untold == 1
+    assert judged(completed, Cancelled(job_id="a", status="cancelled", progress=0)).duplicated
+
+
+def test_the_store_holds_one_audio_object_a_song_and_nothing_else() -> None:
+    def judged(*keys: str, status: Status = "completed") -> Verdict:
+        verdict = Verdict()
+        judge_objects(verdict, [song()], {"a": [job(status, audio_key="audio/a/7.wav")]}, keys)
+        return verdict
+
+    assert not judged("audio/a/7.wav").broken
+    assert judged().lost
+    assert judged("audio/a/8.wav").lost
+    assert judged("audio/a/7.wav", "audio/a/8.wav").duplicated
+    assert judged("audio/a/7.wav", "tokens/a/7.safetensors").others
+    assert judged("audio/a/7.wav", "audio/b/7.wav").others
+    assert judged("audio/a/7.wav", status="cancelled").others
+
+
+def test_the_queues_are_empty_and_only_what_nobody_could_use_was_put_aside() -> None:
+    verdict = Verdict()
+    judge_queues(
+        verdict, [song("poison")], {}, {f"dead.{name}": 1 for name in ("tokenizer.a", "tokenizer.j", "codec.j")}, ["j"]
+    )
+    assert not verdict.broken
+    judge_queues(verdict, [song()], {"jobs.dec.a": 1}, {"dead.codec.a": 1}, ["j"])
+    assert len(verdict.broken) == 4
+
+
+def test_models_that_meet_are_seen_and_the_dead_hold_nothing() -> None:
+    def move(time: float, pid: int, label: str, move: str = "place") -> dict[str, Any]:
+        return {"time": time, "pid": pid, "label": label, "move": move}
+
+    def overlaps(*moves: dict[str, Any], deaths: dict[int, float] | None = None) -> int:
+        verdict = Verdict()
+        judge_devices(verdict, {"card": moves}, deaths or {})
+        return len(verdict.overlaps)
+
+    first, second = move(1, 10, "heartmula"), move(3, 20, "heartcodec")
+    assert overlaps(first, second) == 1
+    assert overlaps(first, move(2, 10, "heartmula", "remove"), second) == 0
+    assert overlaps(first, second, deaths={10: 2.5}) == 0
+    assert overlaps(first, second, deaths={10: 3.5}) == 1
+    assert overlaps(first, move(2, 30, "decode"), second, move(4, 20, "heartcodec", "remove"), second) == 2
