@@ -27,7 +27,7 @@ def plans(minutes: float) -> list[Plan]:
     seconds = 60 * minutes
     trivial = Settings(
         engine="trivial",
-        trivial_step_ms=10,
+        trivial_step_ms=20,
         batch=4,
         lease_ttl=3,
         turn_seconds=2,
@@ -39,7 +39,7 @@ def plans(minutes: float) -> list[Plan]:
     demo = Settings(
         batch=4,
         lease_ttl=3,
-        turn_seconds=4,
+        turn_seconds=2,
         checkpoint_seconds=0.5,
         sweep_seconds=5,
         queue_limit=12,
@@ -49,7 +49,7 @@ def plans(minutes: float) -> list[Plan]:
         Plan(
             name="trivial",
             seconds=TRIVIAL_SHARE * seconds,
-            songs=max(200, round(40 * minutes)),
+            songs=max(200, round(50 * minutes)),
             length=(0.5, 8),
             gap=3,
             burst=60,
@@ -61,9 +61,9 @@ def plans(minutes: float) -> list[Plan]:
         Plan(
             name="demo",
             seconds=(1 - TRIVIAL_SHARE) * seconds,
-            songs=max(24, round(5 * minutes)),
+            songs=max(40, round(8 * minutes)),
             length=(2, 4),
-            gap=8,
+            gap=4,
             burst=8,
             settings=demo,
         ),

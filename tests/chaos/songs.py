@@ -13,10 +13,10 @@ import msgspec
 import nats
 from nats.aio.client import Client as NatsClient
 
+from services.tokenizer_worker.trivial import POISON_SEED
 from shared.messages import GenerateRequest, Status
 from shared.topology import TENANT, submit_subject
 
-POISON = 666  # the seed at which the trivial engine raises
 SONG_FAULTS = ("cancel", "tokens-deleted", "tokens-corrupted", "duplicate-submission", "duplicate-job")
 _TROUBLED = 0.35  # of the songs have a fault of their own
 _BY_NATS = 0.2
@@ -68,7 +68,7 @@ def plan_songs(
             lyrics=f"[Verse]\nla la la {number}",
             tags="pop,piano",
             max_duration_ms=round(random.uniform(*length) * 1000),
-            seed=POISON if number in poisoned else 1000 + number,
+            seed=POISON_SEED if number in poisoned else 1000 + number,
             format=random.choice(("flac", "wav", "mp3")),
             priority="high" if random.random() < 0.25 else "normal",
             title=f"song {number}",
