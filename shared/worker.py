@@ -238,6 +238,8 @@ class Worker:
                 if obstacle := await self.stage.obstacle(self.js):
                     self._say(obstacle)
                     await asyncio.sleep(1)
+                elif len(self._songs) >= _BACKLOG:
+                    await asyncio.sleep(_TICK)
                 elif not self._draining.is_set():
                     await self._take_turn()
             except LeaseLost as error:
