@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from shared.errors import DeviceFull, PhaseError
+from shared.errors import DeviceBroken, DeviceFull, PhaseError
 
 log = logging.getLogger(__name__)
 
@@ -152,8 +152,10 @@ class Weights:
 
 @contextmanager
 def device_memory() -> Iterator[None]:
-    """Raises `DeviceFull` when what is done within does not fit the device."""
+    """Raises `DeviceFull` when what is done within does not fit the device, `DeviceBroken` when its driver gives up."""
     try:
         yield
     except torch.OutOfMemoryError as error:
         raise DeviceFull(f"the device's memory is full: {error}") from None
+    except torch.AcceleratorError as error:  # from then on every call fails; and it may be an earlier one's error
+        raise DeviceBroken(f"the device is broken for this process: {error}") from error

@@ -49,6 +49,7 @@ START_PATIENCE = 60.0  # seconds that the servers may take to come up
 AWAY_PATIENCE = 120.0  # seconds that they may be away before finished work is dropped and its song given back
 DRAIN_PATIENCE = 5.0  # the same while draining
 _TICK = 0.25  # seconds between two decisions when nothing happens
+_STALE = 15.0  # seconds after which a problem that nobody ran into again is none: its songs were cancelled
 _BACKLOG = 32  # songs off the device that may be unsettled before no further one is begun
 
 _T = TypeVar("_T")
@@ -87,6 +88,7 @@ class Worker:
         self._songs: dict[Delivery, asyncio.Task[None]] = {}  # until settled
         self._trouble: Exception | None = None  # why the turn should end
         self._problem: str | None = None  # why nothing can be done, for people
+        self._said_at = 0.0
         self._broken: DeviceBroken | None = None
         self._resident = False
 
@@ -222,7 +224,7 @@ class Worker:
             rate=rate.per_second,
             song_frames=rate.song_frames,
             memory=self.memory.phases,
-            problem=self._problem,
+            problem=self._problem if time.monotonic() - self._said_at < _STALE else None,
             since=self._since,
             sent=time.time(),
         )
@@ -236,6 +238,8 @@ class Worker:
                 if obstacle := await self.stage.obstacle(self.js):
                     self._say(obstacle)
                     await asyncio.sleep(1)
+                elif len(self._songs) >= _BACKLOG:
+                    await asyncio.sleep(_TICK)
                 elif not self._draining.is_set():
                     await self._take_turn()
             except LeaseLost as error:
@@ -253,6 +257,7 @@ class Worker:
 
     def _say(self, problem: str | None) -> None:
         """Tell the world why nothing can be done, or that all is well again."""
+        self._said_at = time.monotonic()
         if problem != self._problem:
             self._problem = problem
             self._news.set()

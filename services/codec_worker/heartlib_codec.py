@@ -11,6 +11,7 @@ from services.codec_worker.engine import DecodeStep
 from services.codec_worker.model import HeartCodec
 from shared.checkpoint import Checkpoint
 from shared.errors import ConfigError, DeviceFull, PhaseError
+from shared.weights import device_memory
 
 
 class HeartlibCodec:
@@ -61,10 +62,11 @@ class HeartlibCodec:
         if self._model is None:
             raise PhaseError("the codec is not loaded")
         try:
-            self._model.to(self._device)
-        except torch.OutOfMemoryError as error:
+            with device_memory():
+                self._model.to(self._device)
+        except DeviceFull:
             self.to_host()
-            raise DeviceFull(f"the device's memory is full: {error}") from None
+            raise
         self._on_device = True
 
     def to_host(self) -> None:
@@ -82,8 +84,6 @@ class HeartlibCodec:
         devices = [self._device] if self._device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(seed)
-            try:
+            with device_memory():
                 waveform = self._model.detokenize(torch.from_numpy(codes.astype(np.int64)), disable_progress=True)
-            except torch.OutOfMemoryError as error:
-                raise DeviceFull(f"the device's memory is full: {error}") from None
         yield DecodeStep(1, 1, np.ascontiguousarray(waveform.float().cpu().numpy().T))

@@ -27,6 +27,7 @@ from shared.worker import Worker
 
 log = logging.getLogger(__name__)
 
+_SHORT_SECONDS = 0.1
 _FINISH_SECONDS = 5.0  # a worker that shuts down finishes a song that needs no longer than this
 
 
@@ -39,7 +40,6 @@ class DecodeStage:
     consumers: dict[Priority, str] = {"normal": DEC_CONSUMER}  # noqa: RUF012
     order = DecodeJob
     label = "heartcodec"
-    slots = 2
 
     def __init__(self, engine: CodecEngine, model: str, settings: Settings) -> None:
         self.model = model
@@ -54,6 +54,13 @@ class DecodeStage:
         """Read the weights; and remove what killed workers left on the disk."""
         clear_scratch(self._scratch)
         self._engine.load()
+
+    @property
+    def slots(self) -> int:
+        """One song is decoded and the tokens of the next are fetched; of more only where that takes longer than the
+        decoding, for they are kept from other workers."""
+        frames, rate = self.rate.song_frames, self.rate.per_second
+        return 6 if frames and rate and frames / rate < _SHORT_SECONDS else 2
 
     @property
     def weight_bytes(self) -> int:

@@ -14,6 +14,7 @@ from services.tokenizer_worker.engine import Song, check_frames
 from services.tokenizer_worker.model import HeartMuLa, frame_seed
 from shared.checkpoint import Checkpoint, Flavor
 from shared.errors import ConfigError, DeviceFull, PhaseError, SongError
+from shared.weights import device_memory
 
 
 @dataclass(kw_only=True)
@@ -93,10 +94,11 @@ class HeartlibEngine:
         if self._model is None:
             raise PhaseError("the language model is not loaded")
         try:
-            self._model.to(self._device)
-        except torch.OutOfMemoryError as error:
+            with device_memory():
+                self._model.to(self._device)
+        except DeviceFull:
             self.to_host()
-            raise DeviceFull(f"the device's memory is full: {error}") from None
+            raise
         self._on_device = True
 
     def to_host(self) -> None:
@@ -137,10 +139,11 @@ class HeartlibEngine:
         tokens[:length, -1] = torch.tensor([*tags, self._checkpoint.gen.empty_id, *song.prompt.lyrics])
         tokens[length:, :-1] = torch.from_numpy(frames.T.astype(np.int64))
         try:
-            self._model.setup_caches(_rows(song))
-        except torch.OutOfMemoryError as error:
+            with device_memory():
+                self._model.setup_caches(_rows(song))
+        except DeviceFull:
             self._free_caches()
-            raise DeviceFull(f"the device's memory is full: {error}") from None
+            raise
         self._songs[song_id] = SongState(song=song, tokens=tokens.to(self._device))
 
     @torch.inference_mode()
@@ -151,12 +154,13 @@ class HeartlibEngine:
         made: dict[str, np.ndarray | None] = {}
         for song_id, state in list(self._songs.items()):
             try:
-                frame = self._next_frame(state) if state.frames < state.song.max_frames else None
-            except torch.OutOfMemoryError as error:
+                with device_memory():
+                    frame = self._next_frame(state) if state.frames < state.song.max_frames else None
+            except DeviceFull:
                 # Its caches count for themselves what was written to them, and some may have one position more.
                 self._model.reset_caches()
                 state.cached = 0
-                raise DeviceFull(f"the device's memory is full: {error}") from None
+                raise
             if frame is None:
                 self.drop(song_id)
             made[song_id] = frame

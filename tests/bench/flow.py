@@ -29,7 +29,7 @@ LONE, MANY, CLIENTS, HANDOVERS = 150, 600, 8, 400
 SONG = {"lyrics": "[Verse]\nla la la", "tags": "pop,piano", "max_duration_ms": 1000}
 PAUSE = 0.1  # seconds between lone songs: the device is free again and everybody waits
 PATIENCE = 120.0
-SETTINGS = Settings(engine="trivial", gpu_id="card", queue_limit=2 * MANY)
+SETTINGS = Settings(engine="trivial", batch=8, gpu_id="card", queue_limit=2 * MANY)
 
 
 @dataclass

@@ -109,7 +109,7 @@ async def test_workers_and_their_devices_are_told_while_they_live(settings: Sett
 
 async def test_the_sweeper_is_counted(settings: Settings) -> None:
     async with open_house(settings, settings.data_dir, sweep_seconds=1.0) as house:
-        await house.store.put("audio/nobody/1.flac", b"x")
+        await house.store.put("tokens/nobody/1.safetensors", b"x")
         job = await house.job(await house.submit())
         lost = msgspec.structs.replace(job, job_id="lost")
         await house.jobs.create(lost)

@@ -232,7 +232,7 @@ async def test_the_gateway_sweeps_by_itself_and_outlives_its_servers(
     settings: Settings, nats_server: NatsServer, s3_server: S3Server
 ) -> None:
     async with open_house(settings, settings.data_dir, sweep_seconds=1.0) as house:
-        key = "audio/nobody/1.flac"
+        key = "tokens/nobody/1.safetensors"
 
         async def gone() -> bool:
             return not await house.store.list(key)

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import msgspec
 import numpy as np
+import pytest
 import soundfile
 
 from services.codec_worker.trivial import TrivialCodec
@@ -223,3 +224,26 @@ async def test_a_song_that_waits_in_both_lanes_is_made_once(settings: Settings) 
             await asyncio.sleep(0.1)
         assert len([s for s in await stages(flow, job_id) if s.stage == "generating"]) == 1
         assert await flow.stop(flow.processes[0]) == 0
+
+
+@pytest.mark.parametrize(("seconds", "finished"), [(10, True), (100, False)])
+async def test_a_codec_that_shuts_down_finishes_what_is_nearly_done(
+    settings: Settings, seconds: float, finished: bool
+) -> None:
+    async with open_flow(settings, "tokenizer") as flow:
+        job_id = await flow.submit(seconds, seed=2)
+        await flow.until(job_id, lambda job: job.status == "decoding")
+        flow.settings = replace(settings, trivial_step_ms=300)  # two seconds of music a step
+        codec = await flow.worker("codec")
+        await flow.until_event(job_id, "progress")
+        while "decoding" not in [stage.stage for stage in await stages(flow, job_id)]:
+            await asyncio.sleep(0.05)
+        await asyncio.sleep(0.7)
+        assert await flow.stop(codec) == 0
+        job = await flow.jobs.get(job_id)
+        assert job is not None
+        assert (job.status == "completed") is finished
+        assert job.attempts == (1 if finished else 0)
+        flow.settings = settings
+        await flow.worker("codec")
+        await assert_straight(flow, await flow.ended(job_id))

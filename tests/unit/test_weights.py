@@ -12,8 +12,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from services.codec_worker.native import NativeCodec
 from services.tokenizer_worker.native import NativeEngine
-from shared.errors import DeviceFull, PhaseError
-from shared.weights import ALIGNMENT, Weights
+from shared.errors import DeviceBroken, DeviceFull, PhaseError
+from shared.weights import ALIGNMENT, Weights, device_memory
 from tests.unit.native_engines import TINY
 
 CPU = torch.device("cpu")
@@ -270,3 +270,11 @@ def test_without_page_locking_weights_move_all_the_same(
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "CUDA error 2" in caplog.text
     assert same(model, expected)
+
+
+@pytest.mark.parametrize(
+    ("raised", "told"), [(torch.OutOfMemoryError, DeviceFull), (torch.AcceleratorError, DeviceBroken)]
+)
+def test_what_a_driver_raises_is_told_apart(raised: type[Exception], told: type[Exception]) -> None:
+    with pytest.raises(told, match="why"), device_memory():
+        raise raised("why")
