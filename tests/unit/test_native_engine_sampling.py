@@ -90,6 +90,27 @@ def test_greedy_takes_the_guided_maximum() -> None:
     assert Sampler([0], [50], [1]).draw(logits[:1], torch.ones(1, 3)).tolist() == [0]
 
 
+def test_songs_of_a_batch_are_drawn_each_in_its_own_way() -> None:
+    """Guided songs come first; rows: conditional ones of all, unconditional ones of the guided."""
+    songs = [(0.7, 3, 2.0), (0, 50, 1.5), (1.3, 100, 0.5), (1.0, 1, 1), (2.0, 20, 1)]  # temperature, top-k, cfg
+    generator = torch.Generator().manual_seed(5)
+    codes = set()
+    for _ in range(20):
+        logits = torch.randn(8, 40, generator=generator)
+        noise = torch.empty(5, 40).exponential_(1, generator=generator)
+        noise[1] = 1  # greedy
+        together = Sampler([s[0] for s in songs], [s[1] for s in songs], [s[2] for s in songs]).draw(logits, noise)
+        for index, (temperature, topk, cfg_scale) in enumerate(songs):
+            rows = logits[index::5]
+            alone = Sampler([temperature], [topk], [cfg_scale]).draw(rows, noise[index : index + 1])
+            assert together[index] == alone, index
+        conditional, unconditional = logits[1], logits[6]
+        assert together[1] == (unconditional + (conditional - unconditional) * 1.5).argmax()
+        assert together[3] == logits[3].argmax()
+        codes.add(tuple(together.tolist()))
+    assert len(codes) == 20
+
+
 def test_frame_seed_is_splitmix64() -> None:
     """Values published with the algorithm, for seed 1234567."""
     published = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431]

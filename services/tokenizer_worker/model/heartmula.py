@@ -79,15 +79,15 @@ class HeartMuLa(nn.Module):
         never fed to it.
         """
         rows, va = hidden.shape[0], self.config.audio_vocab_size
-        codes = [choose(0, linear(hidden[:, None], self.head)[:, 0])]
+        codes = [choose(0, linear(hidden[:, None], self.head)[:, 0].contiguous())]
         first = spread(F.embedding(codes[0], self.audio_embeddings), rows)
-        x = linear(torch.stack((hidden, first), dim=1), self.projection)  # [rows, 2, E]
+        x = linear(torch.stack((hidden, first), dim=1), self.projection).contiguous()  # [rows, 2, E]
         start = 0
         for book, head in enumerate(self.depth_heads.unbind(0), start=1):
             out = self.decoder.norm(self.decoder(x, cache, start)[:, -1:])  # [rows, 1, E]
-            codes.append(choose(book, linear(out, head)[:, 0]))
+            codes.append(choose(book, linear(out, head)[:, 0].contiguous()))
             start = book + 1
             if start < self.config.num_codebooks:
                 code = F.embedding(codes[-1] + book * va, self.audio_embeddings)  # [songs, D]
-                x = linear(spread(code, rows)[:, None], self.projection)
+                x = linear(spread(code, rows)[:, None], self.projection).contiguous()
         return torch.stack(codes, dim=1)
