@@ -105,8 +105,8 @@ class NativeEngine:
         """Allocate the song's caches at their full size and prefill all positions but the last: a step begins there.
 
         In float32 a song that goes on has the frames that it would have had. In bfloat16 sums in another order may tip
-        a choice: on the two small checkpoints logits were off by at most 2 % of the largest, and 12 of 105 songs came
-        out different, beginning with the 1st to the 127th frame after the interruption.
+        a choice: on the two small checkpoints, when songs were still stepped one by one, logits were off by at most 2 %
+        of the largest, and 12 of 105 songs came out different, from the 1st to the 127th frame after the interruption.
 
         Raises `SongError` when prompt and frames exceed the model's positions, `PhaseError` when the weights are not
         on the device.
