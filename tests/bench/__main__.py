@@ -66,13 +66,12 @@ def lm(config: str, checkpoint: Checkpoint, dtype: str, reference: bool, counts:
             if reference:
                 sides.append(stack.enter_context(worker("heartlib", "lm", checkpoint, dtype, 1)))
             alone = [songs, 1]
-            prefills, frames = [], []
-            for _ in range(max(2, rounds // 5)):
-                prefills.append([side("prefill", n) for side, n in zip(sides, alone, strict=False)])
+            prefills = [
+                [side("prefill", n) for side, n in zip(sides, alone, strict=False)] for _ in range(max(2, rounds // 5))
+            ]
             for side in sides:
                 side("step")
-            for _ in range(rounds):
-                frames.append([side("step") for side in sides])
+            frames = [[side("step") for side in sides] for _ in range(rounds)]
             first = {"bench": "lm_prefill", "config": config, "songs": songs}
             if songs == 1:
                 emit(compare(first, prefills))

@@ -139,7 +139,8 @@ def _random(pool: Tensor, name: str, shape: torch.Size) -> Tensor:
     if len(shape) < 2 or name.endswith("original0"):
         return torch.full(shape, 0.25 if shape == (1,) else 0.0 if name.endswith("bias") else 1.0, dtype=pool.dtype)
     flat = torch.empty(shape.numel(), dtype=pool.dtype)
-    for part in flat.split(len(pool)):
+    for start in range(0, len(flat), len(pool)):
+        part = flat[start : start + len(pool)]
         part.copy_(pool[: len(part)])
     inputs = shape[1] if name == "audio_head" else shape[1:].numel()
     return flat.view(shape).mul_(1.0 if "embed" in name else inputs**-0.5)

@@ -98,9 +98,8 @@ class Codec:
 
     def decode(self) -> dict[str, Any]:
         """The last step is the scalar decoder's; an engine that decodes in one step has no parts."""
-        began, ends = time.perf_counter(), []
-        for _ in self.engine.decode(self._codes, seed=0):
-            ends.append(milliseconds(began))
+        began = time.perf_counter()
+        ends = [milliseconds(began) for _ in self.engine.decode(self._codes, seed=0)]
         parts = {"estimator_ms": ends[-2], "scalar_ms": ends[-1] - ends[-2]} if len(ends) > 1 else {}
         return {"ms": ends[-1], **parts}
 
