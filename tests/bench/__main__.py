@@ -82,7 +82,9 @@ def lm(config: str, checkpoint: Checkpoint, dtype: str, reference: bool, counts:
                 row["heartlib_kv_mb"] = round(prefills[0][1]["song_bytes"] / 1e6, 2)
             if songs == 1:
                 # Last, so that its own matrices are in nobody's peak.
-                row |= bandwidth(checkpoint, dtype, row["native_ms"], sides[0]("matvec")["gb_per_s"])
+                sides[0]("matvec")
+                pairs = [(sides[0]("step")["ms"], sides[0]("matvec")["gb_per_s"]) for _ in range(rounds)]
+                row |= bandwidth(checkpoint, dtype, *(median(column) for column in zip(*pairs, strict=True)))
             emit(row)
 
 
@@ -145,10 +147,12 @@ def machine() -> Row:
     if info.is_file():
         names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
         cpu = names[0].partition(": ")[2] if names else cpu
+    device = os.environ.get("BENCH_DEVICE", "cpu")
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
         "bench": "machine",
         "cpu": cpu,
+        "device": torch.cuda.get_device_name() if device.startswith("cuda") else device,
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "load": round(os.getloadavg()[0], 1),
