@@ -79,7 +79,8 @@ class Contender:
         self._renewing: asyncio.Task[None] | None = None
         self._telling: asyncio.Task[None] | None = None  # writes the phase down
         self._acquiring: asyncio.Task[object] | None = None
-        self._nc: Client
+        self._nc: Client | None = None
+        self._following: JetStreamContext.PushSubscription | None = None
         self._js: JetStreamContext
 
     # --- following the others
@@ -96,6 +97,16 @@ class Contender:
         """Read who is there and follow every change; again after a reconnect, from a fresh snapshot."""
         self._complete = False
         self._generation += 1
+        latest = self._generation
+        while latest == self._generation:
+            if await self._follow_once():
+                return
+            await asyncio.sleep(0.25)
+            if latest == self._generation:  # a new attempt: what still comes from the old one does not count
+                self._generation = latest = latest + 1
+
+    async def _follow_once(self) -> bool:
+        """One attempt. Returns whether nothing is left to do: it succeeded, or a later one is under way."""
         generation, received, snapshot = self._generation, 0, asyncio.Event()
         expected: int | None = None
 
@@ -107,32 +118,35 @@ class Contender:
                 if expected is not None and received >= expected:
                     snapshot.set()
 
-        while generation == self._generation:
-            self._views, received, expected = {}, 0, None
-            try:
-                subscription = await self._js.subscribe(
-                    self._scope,
-                    stream=STREAM,
-                    ordered_consumer=True,
-                    deliver_policy=DeliverPolicy.LAST_PER_SUBJECT,
-                    idle_heartbeat=1,
-                    cb=on_message,
-                )
-                info = await subscription.consumer_info()
-                delivered = info.delivered.consumer_seq if info.delivered else 0
-                expected = (info.num_pending or 0) + delivered
-                if received < expected:
-                    async with asyncio.timeout(2):
-                        await snapshot.wait()
-                if generation == self._generation:
-                    self._complete = True
-                    self._changed.set()
-                else:
-                    await subscription.unsubscribe()
-                return
-            except (nats.errors.Error, APIError, TimeoutError) as error:
-                log.warning("lease: cannot follow the others yet: %r", error)
-                await asyncio.sleep(0.25)
+        self._views = {}
+        old: JetStreamContext.PushSubscription | None = None
+        try:
+            old = await self._js.subscribe(
+                self._scope,
+                stream=STREAM,
+                ordered_consumer=True,
+                deliver_policy=DeliverPolicy.LAST_PER_SUBJECT,
+                idle_heartbeat=1,
+                cb=on_message,
+            )
+            info = await old.consumer_info()
+            delivered = info.delivered.consumer_seq if info.delivered else 0
+            expected = (info.num_pending or 0) + delivered
+            if received < expected:
+                async with asyncio.timeout(2):
+                    await snapshot.wait()
+            if generation == self._generation:
+                old, self._following = self._following, old
+                self._complete = True
+                self._changed.set()
+            return True
+        except (nats.errors.Error, APIError, TimeoutError) as error:
+            log.warning("lease: cannot follow the others yet: %r", error)
+            return False
+        finally:
+            if old is not None:  # of the connection that was lost, or of an attempt that failed
+                with contextlib.suppress(nats.errors.Error, TimeoutError, OSError):
+                    await old.unsubscribe()
 
     def _observe(self, message: Msg) -> None:
         sequence = message.metadata.sequence.stream
@@ -253,6 +267,8 @@ class Contender:
         await self.release()
 
     async def _enter_queue(self) -> None:
+        if self._renewing is not None:
+            self._renewing.cancel()
         while True:
             async with self._writing:
                 try:
@@ -300,7 +316,9 @@ class Contender:
         while self._ticket:
             async with self._writing:
                 try:
-                    self.token = await self._write("held", self._ticket, self._ttl / 4)
+                    token = await self._write("held", self._ticket, self._ttl / 4)
+                    if self._ticket:  # else the place was given up while the answer was under way
+                        self.token = token
                     break
                 except (nats.errors.Error, APIError, TimeoutError, OSError) as error:
                     log.debug("lease: not confirmed yet: %r", error)
@@ -361,11 +379,13 @@ class Contender:
         }
         await self._js.publish(self._subject, b"", timeout=self._ttl / 4, headers=headers)
 
-    async def close(self) -> None:
-        await self.release()
+    async def close(self, release: bool) -> None:
+        if release:
+            await self.release()
         self._generation += 1
-        with contextlib.suppress(nats.errors.Error, TimeoutError, OSError):
-            await self._nc.close()
+        if self._nc is not None:
+            with contextlib.suppress(nats.errors.Error, TimeoutError, OSError):
+                await self._nc.close()
         mine = asyncio.current_task()
         await end(*(task for task in asyncio.all_tasks() if task is not mine))  # nats-py leaves some behind
 

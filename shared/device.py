@@ -8,6 +8,7 @@ accounts keeps every move, for whoever wants to prove that two models never met.
 
 import fcntl
 import json
+import logging
 import os
 import time
 from collections.abc import Iterator
@@ -16,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shared.errors import DeviceFull
+
+log = logging.getLogger(__name__)
 
 JOURNAL_BYTES = 4 * 2**20
 
@@ -34,17 +37,19 @@ class DeviceLedger:
 
     def __init__(self, folder: Path, owner: str, capacity: int) -> None:
         """`folder` is shared by all processes that use the device; `capacity` in bytes."""
-        self._folder, self._owner, self.capacity = folder, owner, capacity
+        self._folder, self.owner, self.capacity = folder, owner, capacity
         folder.mkdir(parents=True, exist_ok=True)
         self._mine: dict[str, int] = {}
         self._path = folder / f"{owner}.account"
-        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        fcntl.flock(self._fd, fcntl.LOCK_EX)
+        with self._exclusive():  # a reader must not take it for a dead one's before it is locked
+            self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fcntl.flock(self._fd, fcntl.LOCK_EX)
+            os.pwrite(self._fd, b"{}", 0)
 
     def place(self, label: str, nbytes: int) -> None:
         """Book bytes on the device. Raises `DeviceFull` when they do not fit beside what others hold."""
         with self._exclusive():
-            residents = [r for r in self._read() if (r.owner, r.label) != (self._owner, label)]
+            residents = [r for r in self._read() if (r.owner, r.label) != (self.owner, label)]
             used = sum(r.nbytes for r in residents)
             if used + nbytes > self.capacity:
                 held = ", ".join(f"{r.label} of {r.owner} ({_mb(r.nbytes)})" for r in residents) or "nothing"
@@ -72,7 +77,8 @@ class DeviceLedger:
     def close(self) -> None:
         """Close the account."""
         self.clear()
-        self._path.unlink(missing_ok=True)
+        with self._exclusive():
+            self._path.unlink(missing_ok=True)
         os.close(self._fd)
 
     @contextmanager
@@ -85,11 +91,14 @@ class DeviceLedger:
             os.close(fd)
 
     def _read(self) -> list[Resident]:
-        found = [Resident(self._owner, label, nbytes) for label, nbytes in self._mine.items()]
+        found = [Resident(self.owner, label, nbytes) for label, nbytes in self._mine.items()]
         for path in self._folder.glob("*.account"):
             if path == self._path:
                 continue
-            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            except FileNotFoundError:
+                continue
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:  # its process lives
@@ -105,10 +114,16 @@ class DeviceLedger:
         account = json.dumps(self._mine).encode()
         os.pwrite(self._fd, account, 0)
         os.ftruncate(self._fd, len(account))
+        try:
+            self._note(move, label, nbytes)
+        except OSError as error:  # a full disk must not keep anything on the device, or off it
+            log.warning("the journal of the device was not written: %s", error)
+
+    def _note(self, move: str, label: str, nbytes: int) -> None:
         journal = self._folder / "journal.jsonl"
         if journal.exists() and journal.stat().st_size > JOURNAL_BYTES:
             journal.replace(self._folder / "journal.1.jsonl")
-        line = {"time": time.time(), "pid": os.getpid(), "owner": self._owner, "move": move, "label": label}
+        line = {"time": time.time(), "pid": os.getpid(), "owner": self.owner, "move": move, "label": label}
         with journal.open("a") as file:
             file.write(json.dumps(line | {"bytes": nbytes}) + "\n")
 

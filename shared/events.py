@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 # How the two stages share the way from 0 to 100, by what they take on a typical machine.
 GENERATING_SHARE = 80.0
 DECODING_END = 99.0
+_UNTOLD = "the log of the worker says why"
 
 
 class EventPublisher:
@@ -42,7 +43,8 @@ class EventPublisher:
         """Publish one event and wait until the stream has it."""
         kind = str(type(event).__struct_config__.tag)
         payload = msgspec.json.encode(cloud_event(event, next(self._ids)))
-        # A song's end may be told again by whoever finds its message after a crash; the stream keeps one.
+        # A song's end may be told again by whoever finds its message after a crash; within two minutes the stream
+        # keeps one of them.
         headers = {"Nats-Msg-Id": f"{event.job_id}:{kind}"} if event.status in ENDED else None
         try:
             await self._js.publish(event_subject(tenant, event.job_id, kind), payload, timeout=2, headers=headers)
@@ -50,8 +52,8 @@ class EventPublisher:
             log.warning("event %s of %s not published: %r", kind, event.job_id, error)
 
 
-def end_event(job: Job) -> Completed | Failed | Cancelled:
-    """The event of a song's end, from its record."""
+def end_event(job: Job, progress: float = 0.0) -> Completed | Failed | Cancelled:
+    """The event of a song's end, from its record. A song that was not finished keeps its progress."""
     match job.status:
         case "completed":
             return Completed(
@@ -64,9 +66,9 @@ def end_event(job: Job) -> Completed | Failed | Cancelled:
                 seed=job.request.seed or 0,
             )
         case "failed":
-            return Failed(job_id=job.job_id, status="failed", progress=0, error=job.error or "for no known reason")
+            return Failed(job_id=job.job_id, status="failed", progress=progress, error=job.error or _UNTOLD)
         case "cancelled":
-            return Cancelled(job_id=job.job_id, status="cancelled", progress=0)
+            return Cancelled(job_id=job.job_id, status="cancelled", progress=progress)
     raise ValueError(f"the song has not ended, it is {job.status}")
 
 

@@ -21,7 +21,7 @@ from shared.delivery import Delivery, JobStopped
 from shared.errors import JobConflict, NewerRecord, ObjectError, QueueFull, SongError, Unavailable
 from shared.events import EventPublisher, end_event
 from shared.jobs import JobStore, change
-from shared.messages import ENDED, SCHEMA, Job
+from shared.messages import ENDED, SCHEMA, Job, schema_of
 from shared.objects import ObjectStore
 from shared.phases import Turn
 from shared.policy import lanes
@@ -126,10 +126,13 @@ class Inbox:
         try:
             order = msgspec.json.decode(message.data, type=self._stage.order)
         except msgspec.DecodeError as error:
-            await self._bury(message, message.subject.rpartition(".")[2], f"not a job message: {error}")
+            if schema_of(message.data) > SCHEMA:
+                await self._leave_to_newer(message, message.subject)
+            else:
+                await self._bury(message, message.subject.rpartition(".")[2], f"not a job message: {error}")
             return None
         if order.schema > SCHEMA:
-            await self._leave_to_newer(message, f"{order.job_id}: its message has schema {order.schema}")
+            await self._leave_to_newer(message, message.subject)
             return None
         if self._in_hand(order.job_id):  # delivered twice; by then it will be clear what is left to do
             await message.nak(delay=1)
@@ -157,6 +160,10 @@ class Inbox:
         except NewerRecord as error:
             await self._leave_to_newer(message, f"{order.job_id}: {error}")
             return None
+        except Unavailable:
+            with contextlib.suppress(nats.errors.Error, APIError, TimeoutError):
+                await message.nak(delay=2)
+            raise
         except (JobStopped, JobConflict) as reason:  # ended, handed on, or its record expired
             log.info("%s: nothing to do, %s", order.job_id, reason)
             await self._finish_for(message, seen)
@@ -175,7 +182,8 @@ class Inbox:
         if job is not None and job.status in ENDED:
             await self.events.publish(job.tenant, end_event(job))
         elif job is not None and job.status == "queued":  # sent back for its tokens
-            await queue_tokens(self._nc, job)
+            with contextlib.suppress(QueueFull):  # the sweeper finds a record without a message
+                await queue_tokens(self._nc, job)
         await message.ack_sync()
 
     # --- settling
@@ -184,12 +192,19 @@ class Inbox:
         """Into the queue again. If it was no fault of the song the attempt does not count."""
 
         def uncount(job: Job) -> Job:
-            if not blameless or job.fence != delivery.turn.fence or job.status in ENDED or not job.attempts:
+            if job.fence != delivery.turn.fence:
+                raise JobStopped("another worker has it, and with it the message")
+            if not blameless or job.status in ENDED or not job.attempts:
                 return job
             return change(job, attempts=job.attempts - 1)
 
-        with contextlib.suppress(JobConflict, Unavailable, nats.errors.Error, APIError, TimeoutError):
+        try:
             await self.jobs.update(delivery.job.job_id, delivery.job.tenant, uncount)
+        except JobStopped as reason:
+            log.info("%s: not given back, %s", delivery.job.job_id, reason)
+            return
+        except (JobConflict, Unavailable, nats.errors.Error, APIError, TimeoutError) as error:
+            log.warning("%s: given back, but its attempt counts: %s", delivery.job.job_id, error)
         with contextlib.suppress(nats.errors.Error, APIError, TimeoutError):
             await delivery.message.nak(delay=delay or None)
             if not delay:
@@ -201,6 +216,8 @@ class Inbox:
         """A song whose tokens are damaged or gone waits for new ones. Raises `SongError` when that was tried before."""
 
         def send_back(job: Job) -> Job:
+            if job.status == "queued" and job.remade == delivery.job.remade + 1:  # we wrote it, the answer got lost
+                return job
             if job.status != "decoding" or job.fence != delivery.turn.fence:
                 raise JobStopped(f"the song is {job.status} and no longer ours")
             if job.remade >= MAX_REMADE:
@@ -219,7 +236,7 @@ class Inbox:
 
     async def retry_or_fail(self, delivery: Delivery, error: Exception) -> None:
         """Count an error against the song: it is tried again later, or has had its chances."""
-        reason = str(error) if isinstance(error, ObjectError) else f"{type(error).__name__}: {error}"
+        reason = str(error) if isinstance(error, ObjectError | SongError) else f"{type(error).__name__}: {error}"
         failures = delivery.job.failures + 1
         log.exception("%s: failure %d of %d", delivery.job.job_id, failures, MAX_FAILURES)
         if failures >= MAX_FAILURES:

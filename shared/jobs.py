@@ -99,7 +99,10 @@ class JobStore:
             raise Unavailable("nats", f"job records cannot be read: {error!r}") from error
         if not message.data:  # a delete marker
             return None
-        job = self._decoder.decode(message.data)
+        try:
+            job = self._decoder.decode(message.data)
+        except msgspec.DecodeError as error:  # a newer version may know states and fields that this one does not
+            raise NewerRecord(f"the song's record cannot be read by this version: {error}") from None
         if job.schema > SCHEMA:
             raise NewerRecord(f"the song was submitted by a newer version (schema {job.schema})")
         assert message.seq is not None

@@ -49,10 +49,10 @@ async def read_leases(js: JetStreamContext) -> list[LeaseView]:
 class Held:
     """A lease that was taken. `check` costs nothing and may be called from any thread, before every step."""
 
-    def __init__(self, contender: Contender, run: "Lease", token: int) -> None:
+    def __init__(self, contender: Contender, lease: "Lease", token: int) -> None:
         self.token = token  # the fencing token
         self._contender = contender
-        self._lease = run
+        self._lease = lease
 
     @property
     def alive(self) -> bool:
@@ -103,11 +103,14 @@ class Lease:
             raise
         return Held(self._contender, self, token)
 
-    async def close(self) -> None:
-        """Release what is held and end the thread."""
+    async def close(self, *, release: bool = True) -> None:
+        """Release what is held and end the thread.
+
+        Without `release` the device stays taken until this process has ended and the key has expired.
+        """
         if self._thread.is_alive():
             with contextlib.suppress(Unavailable, LeaseLost):
-                await self._call(self._contender.close())
+                await self._call(self._contender.close(release))
             self._loop.call_soon_threadsafe(self._loop.stop)
             await asyncio.to_thread(self._thread.join)
             self._loop.close()

@@ -213,6 +213,18 @@ class LeaseRecord(msgspec.Struct, frozen=True, kw_only=True):
     since: float
 
 
+class _Versioned(msgspec.Struct):
+    schema: int = 0
+
+
+def schema_of(data: bytes) -> int:
+    """The schema version of a message that this version cannot read; 0 when there is none."""
+    try:
+        return msgspec.json.decode(data, type=_Versioned).schema
+    except msgspec.DecodeError:
+        return 0
+
+
 def timestamp(seconds: float) -> str:
     """Seconds since the epoch as RFC 3339 in UTC, milliseconds."""
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -18,14 +18,14 @@ from urllib.parse import urlsplit
 import urllib3
 from minio import Minio
 from minio.deleteobjects import DeleteObject
-from minio.error import S3Error
+from minio.error import MinioException, S3Error
 
 from shared.errors import ObjectError, Unavailable
 from shared.settings import Settings
 
 THREADS = 8
 _T = TypeVar("_T")
-_MISSING = {"NoSuchKey", "NoSuchBucket", "NoSuchObject", "ResourceNotFound"}
+_MISSING = {"NoSuchKey", "NoSuchObject", "ResourceNotFound"}
 
 
 def tokens_key(job_id: str, fence: int) -> str:
@@ -73,7 +73,7 @@ class ObjectStore:
             access_key=settings.s3_access_key,
             secret_key=settings.s3_secret_key,
             secure=url.scheme == "https",
-            region=settings.s3_region,  # without it the first presigned URL asks the network
+            region=settings.s3_region,  # without it the client asks the network first
             http_client=pool,
         )
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="s3")
@@ -180,6 +180,8 @@ class ObjectStore:
             if error.code in _MISSING:
                 raise ObjectError(f"the object is gone: {error.code}") from None
             raise Unavailable("s3", f"the object store refused: {error.code}, {error.message}") from error
+        except MinioException as error:  # an answer that is not S3's, as a proxy gives it
+            raise Unavailable("s3", f"the object store answers strangely: {error}") from error
         except urllib3.exceptions.HTTPError as error:
             raise Unavailable("s3", f"the object store does not answer: {type(error).__name__}") from error
 

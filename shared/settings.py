@@ -142,7 +142,7 @@ class Settings:
         "slice of a worker's turn: how long songs that wait for the other worker may have to wait for the device",
     )
     batch: int = _setting(
-        "HEARTMULA_BATCH", _integer(1, 256), 1, "songs that are made at once; fewer where memory does not suffice"
+        "HEARTMULA_BATCH", _integer(1, 256), 4, "songs that are made at once; fewer where memory does not suffice"
     )
     checkpoint_seconds: float = _setting(
         "HEARTMULA_CHECKPOINT_SECONDS",

@@ -33,9 +33,8 @@ def pack(codes: np.ndarray, meta: TokenMeta) -> bytes:
         "seed": str(meta.seed),
         "first_frame": str(meta.first_frame),
         "ended": str(meta.ended).lower(),
-        "sha256": hashlib.sha256(codes.tobytes()).hexdigest(),
     }
-    return save({"codes": codes}, metadata)
+    return save({"codes": codes}, metadata | {"sha256": _digest(codes, metadata)})
 
 
 def unpack(data: bytes, job_id: str) -> tuple[np.ndarray, TokenMeta]:
@@ -51,13 +50,19 @@ def unpack(data: bytes, job_id: str) -> tuple[np.ndarray, TokenMeta]:
             first_frame=int(metadata["first_frame"]),
             ended=metadata["ended"] == "true",
         )
-        digest = metadata["sha256"]
+        digest = metadata.pop("sha256")
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise ObjectError(f"the token file is damaged: {type(error).__name__}") from None
-    if hashlib.sha256(codes.tobytes()).hexdigest() != digest:
+    if _digest(codes, metadata) != digest:
         raise ObjectError("the token file is damaged: its checksum does not match")
     if meta.job_id != job_id:
         raise ObjectError("the token file belongs to another song")
     if codes.dtype != np.int16 or codes.ndim != 2:
         raise ObjectError(f"the token file holds {codes.dtype} {list(codes.shape)}, not int16 [8, T]")
     return codes, meta
+
+
+def _digest(codes: np.ndarray, metadata: dict[str, str]) -> str:
+    """Of the codes and of everything that is said about them."""
+    said = json.dumps(metadata, sort_keys=True).encode()
+    return hashlib.sha256(codes.tobytes() + said).hexdigest()

@@ -6,6 +6,8 @@
 import asyncio
 import contextlib
 import logging
+import os
+import signal
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -181,6 +183,16 @@ def ack_wait(settings: Settings) -> float:
     return 2.0 * settings.lease_ttl
 
 
+class _Client(Client):
+    """Knows whether it was us who closed the connection."""
+
+    ours = False
+
+    async def close(self) -> None:
+        self.ours = True
+        await super().close()
+
+
 async def connect(
     settings: Settings, name: str, on_reconnect: Callable[[], Awaitable[None]] | None = None, **options: Any
 ) -> Client:
@@ -206,7 +218,13 @@ async def connect(
         if on_reconnect is not None:
             await on_reconnect()
 
-    client, first = Client(), True
+    async def on_closed() -> None:
+        # By the server's will, as when credentials are revoked: nats-py does not come back from that.
+        if not (client.ours or first):
+            log.error("nats: the server closed the connection for good, ending")
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    client, first = _Client(), True
     try:
         # Unlimited attempts mean the first connection too: nats-py would try for ever, without a word.
         async with asyncio.timeout(_FIRST_SECONDS):
@@ -216,6 +234,7 @@ async def connect(
                 error_cb=on_error,
                 disconnected_cb=on_disconnect,
                 reconnected_cb=reconnected,
+                closed_cb=on_closed,
                 allow_reconnect=True,
                 max_reconnect_attempts=-1,
                 reconnect_time_wait=0.25,  # type: ignore[arg-type]  # seconds; a fraction works

@@ -153,13 +153,16 @@ class Worker:
     async def _connect(self) -> None:
         deadline = time.monotonic() + START_PATIENCE
         while True:
+            connection: Client | None = None
             try:
-                self.nc = await connect(self.settings, f"{self.stage.role}-{self.instance}")
+                connection = self.nc = await connect(self.settings, f"{self.stage.role}-{self.instance}")
                 self.js = self.nc.jetstream()
                 await bootstrap(self.js, self.settings)
                 await self.store.ensure_bucket()
                 break
             except Unavailable as error:
+                if connection is not None:
+                    await connection.close()
                 if time.monotonic() > deadline or self._draining.is_set():
                     raise
                 log.info("waiting for the servers: %s", error)
@@ -179,7 +182,7 @@ class Worker:
         await self.inbox.open()
 
     async def _close(self) -> None:
-        await self.lease.close()
+        await self.lease.close(release=self._broken is None)
         with contextlib.suppress(nats.errors.Error, APIError, TimeoutError):
             await self.js.publish(self._worker_subject(), b"", timeout=1, headers={"KV-Operation": "DEL"})
         with contextlib.suppress(nats.errors.Error, TimeoutError, OSError):
@@ -250,6 +253,9 @@ class Worker:
             except DeviceFull as error:
                 self._say(f"waiting for memory on the device: {error}")
                 await asyncio.sleep(2)
+            except OSError as error:
+                self._say(f"this worker cannot write: {error}")
+                await asyncio.sleep(2)
         if self._songs:
             await asyncio.wait(list(self._songs.values()))
         if self._broken is not None:  # whoever watches over this process starts a new one
@@ -273,6 +279,8 @@ class Worker:
         self._since = time.time()
         self._trouble = None
         try:
+            if self._draining.is_set():
+                return
             self.memory.begin()
             await turn.enter(plan.load)
             self.memory.enter(plan.load)
@@ -400,17 +408,23 @@ class Worker:
             self._resident = True
 
     async def _leave(self, held: Held) -> None:
-        """End a turn. Freeing is always allowed, with or without a lease; the lease goes last."""
+        """End a turn. Freeing is always allowed, with or without a lease; the lease goes last.
+
+        While it cannot be known that the device is free, the lease stays: this process has to end for that.
+        """
         try:
             if self._resident and self.settings.sequential_offload and self._broken is None:
                 await self.in_engine(self.stage.to_host)
                 self._resident = False
                 self.ledger.clear()
-        finally:
-            self._turn = None
-            self.memory.end()
-            self._since = time.time()
-            self._news.set()
+        except Exception as error:
+            self._broken = DeviceBroken(f"the device could not be freed: {error}")
+            self.drain()
+        self._turn = None
+        self.memory.end()
+        self._since = time.time()
+        self._news.set()
+        if self._broken is None:
             await held.release()
 
     # --- songs
@@ -439,6 +453,10 @@ class Worker:
             await self.inbox.give_back(delivery, delay=2)
         except DeviceFull as error:
             await self._blame_memory(delivery, error)
+        except OSError as error:  # a full disk is no fault of the song
+            self._say(f"this worker cannot write: {error}")
+            self._trouble = error
+            await self.inbox.give_back(delivery, delay=5)
         except TokensLost as lost:
             why = str(lost)
             try:
@@ -456,6 +474,8 @@ class Worker:
     async def _clear_away(self, delivery: Delivery) -> None:
         """A song that was cancelled leaves no objects; those of one that is now another worker's are that one's."""
         job = await self.insist(lambda: self.jobs.get(delivery.job.job_id, delivery.job.tenant))
+        if job is not None and self.stage.accepts(job):  # another worker has it now, and with it the message
+            return
         if job is not None and job.status == "cancelled":
             for folder in ("tokens", "audio"):
                 await self.insist(lambda folder=folder: self.store.delete(f"{folder}/{job.job_id}/"))  # type: ignore[misc]
@@ -464,8 +484,15 @@ class Worker:
     async def _blame_memory(self, delivery: Delivery, error: DeviceFull) -> None:
         """Memory that others hold comes back; what is not there at all does not."""
         needed = self.stage.weight_bytes + self.stage.song_bytes(delivery.job)
+        advice = "a shorter song (max_duration_ms), cfg_scale 1 or a smaller HEARTMULA_MODEL_DTYPE needs less"
+        residents = self.ledger.residents()
+        booked = sum(resident.nbytes for resident in residents)
+        ours_alone = all(resident.owner == self.ledger.owner for resident in residents)
+        foreign = figures(self.device, self.ledger).memory_used - booked
+        if needed <= self.device.capacity and ours_alone and foreign < self.device.capacity / 10:
+            await self.inbox.retry_or_fail(delivery, SongError(f"{error}; {advice}"))
+            return
         if needed > self.device.capacity:
-            advice = "a shorter song (max_duration_ms), cfg_scale 1 or a smaller HEARTMULA_MODEL_DTYPE needs less"
             await self.inbox.fail(delivery.message, delivery.job.job_id, delivery.job.tenant, f"{error}; {advice}")
             return
         self._say(f"waiting for memory on the device: {error}")

@@ -37,7 +37,7 @@ async def nats_settings(nats_server: NatsServer, tmp_path: Path) -> Settings:
     for stream in await js.streams_info():
         await js.delete_stream(str(stream.config.name))
     await client.close()
-    return Settings(nats_url=nats_server.url, data_dir=tmp_path, lease_ttl=2, engine="trivial")
+    return Settings(nats_url=nats_server.url, data_dir=tmp_path, lease_ttl=2, engine="trivial", batch=1)
 
 
 @pytest.fixture

@@ -47,7 +47,7 @@ class AudioWriter:
         self._file = soundfile.SoundFile(path, "w", sample_rate, 2, encoding, format=container)
 
     def write(self, audio: np.ndarray) -> None:
-        """Append float32 ``[samples, 2]``. Raises `SongError` for audio that is not finite.
+        """Append float32 ``[samples, 2]``. Raises `SongError` for audio that is not finite, `OSError` for a full disk.
 
         Louder than full scale is clipped, in every format alike: it is heard less than another level would be, and
         the level of a song cannot be known while it is still being decoded.
@@ -56,7 +56,10 @@ class AudioWriter:
             raise SongError("the codec produced audio that is not finite; try another seed, or HEARTMULA_MODEL_DTYPE")
         audio = np.clip(audio, -1, 1)
         for start in range(0, len(audio), self._block):
-            self._file.write(audio[start : start + self._block])
+            try:
+                self._file.write(audio[start : start + self._block])
+            except (soundfile.LibsndfileError, AssertionError) as error:  # it asserts that all was written
+                raise OSError(f"audio could not be written to {self._path.parent}: {error}") from None
 
     def __enter__(self) -> "AudioWriter":
         return self

@@ -155,6 +155,8 @@ class DecodeStage:
         job, rate = delivery.job, self._engine.sample_rate
 
         def complete(record: Job) -> Job:
+            if record.status == "completed" and record.audio_key == key:  # we wrote it, and the answer got lost
+                return record
             if record.status != "decoding" or record.fence != delivery.turn.fence:
                 raise JobStopped(f"the song is {record.status} and no longer ours")
             return change(

@@ -17,8 +17,9 @@ from services.gateway.gateway import Gateway
 from services.gateway.hub import Mailbox, StoredEvent, following, newest
 from services.gateway.outlook import Expectation
 from services.gateway.problems import Refusal
-from services.gateway.songs import StatusBody, describe, ending, find_job
+from services.gateway.songs import StatusBody, describe, find_job
 from shared.errors import HeartMulaError
+from shared.events import end_event
 from shared.messages import ENDED, AnyEvent, Job, Progress, Queued, cloud_event
 from shared.topology import event_subject
 
@@ -168,7 +169,7 @@ class _Feed:
     async def _look(self, quiet: int) -> bool:
         """Tell what no event tells. Returns whether the song has ended."""
         if self._job.status in ENDED:  # for a while, and its event did not come: whoever was to send it is gone
-            await self._tell(ending(self._job, self._progress))
+            await self._tell(end_event(self._job, self._progress))
             return True
         if quiet % _RECORD_LOOKS == 0:
             self._job = await find_job(self._gateway, self._job_id)

@@ -14,7 +14,7 @@ from services.gateway.problems import Refusal, unknown_job
 from shared.errors import HeartMulaError
 from shared.events import progress_at_start
 from shared.jobs import change
-from shared.messages import AudioFormat, Cancelled, Completed, Failed, Job, Progress, Stage, Status, timestamp
+from shared.messages import AudioFormat, Cancelled, Job, Progress, Stage, Status, timestamp
 from shared.topology import TENANT, cancel_subject, event_subject, purge_job
 
 log = logging.getLogger(__name__)
@@ -77,25 +77,6 @@ async def describe(gateway: Gateway, job: Job) -> StatusBody:
         title=job.request.title,
         format=job.request.format,
     )
-
-
-def ending(job: Job, progress: float) -> Completed | Failed | Cancelled:
-    """The last event of a song that has ended, from its record. A song that was not finished keeps its progress."""
-    match job.status:
-        case "completed":
-            return Completed(
-                job_id=job.job_id,
-                status="completed",
-                progress=100,
-                result_url=f"/generate/{job.job_id}/result",
-                duration_s=job.duration_s or 0,
-                format=job.request.format,
-                seed=job.request.seed or 0,
-            )
-        case "failed":
-            reason = job.error or "the log of the worker says why"
-            return Failed(job_id=job.job_id, status="failed", progress=progress, error=reason)
-    return Cancelled(job_id=job.job_id, status="cancelled", progress=progress)
 
 
 async def _latest(gateway: Gateway, job: Job) -> Progress | None:

@@ -42,7 +42,9 @@ class Making:
         return f"kv-cache {self.delivery.job.job_id}"
 
     def finish(self, error: Exception | None) -> None:
-        """Out of the batch; from the engine's thread."""
+        """Out of the batch; from the engine's thread. Only the first call counts."""
+        if self.finished:
+            return
         self.finished = True
         loop = self.future.get_loop()
         if error is None:
@@ -110,11 +112,10 @@ class Batch:
                     self._step()
             except Exception as error:  # a fault of ours: nobody may wait for ever because of it
                 log.exception("the batch is given up")
-                for making in {*arrived, *self._songs}:
-                    if making in self._songs:
-                        self._drop(making, error)
-                    elif not making.finished:
-                        making.finish(error)
+                for making in list(self._songs):
+                    self._drop(making, error)
+                for making in arrived:
+                    making.finish(error)
 
     def _admit(self, making: Making) -> None:
         job_id = making.delivery.job.job_id
@@ -188,7 +189,12 @@ class Batch:
             self._drop(making, Paused("it waits until fewer songs are made at once"))
 
     def _drop(self, making: Making, error: Exception | None) -> None:
-        self._engine.drop(making.delivery.job.job_id)
         self._songs.remove(making)
-        making.delivery.turn.remove(making.label)
-        making.finish(error)
+        try:
+            self._engine.drop(making.delivery.job.job_id)
+            making.delivery.turn.remove(making.label)
+        except Exception as trouble:  # as from a broken device; the song must leave all the same
+            log.warning("%s: not freed, %r", making.delivery.job.job_id, trouble)
+            error = error or trouble
+        finally:
+            making.finish(error)

@@ -10,7 +10,7 @@ from services.tokenizer_worker.checkpoints import Checkpoints
 from services.tokenizer_worker.engine import Song, TokenEngine
 from shared.checkpoint import FRAME_MS
 from shared.delivery import Delivery, JobStopped, Paused
-from shared.errors import LeaseLost, QueueFull, SongError
+from shared.errors import LeaseLost, QueueFull, SongError, Unavailable
 from shared.events import GENERATING_SHARE, generating
 from shared.jobs import change
 from shared.messages import Job, Priority, Role, Stage, Status, TokenJob
@@ -141,13 +141,13 @@ class TokenStage:
             await worker.insist(lambda: queue_decode(worker.nc, job, saved.key, frames))
         except QueueFull:
             await worker.insist(saved.name)
-            raise Paused("too many songs wait to be decoded") from None
+            raise Unavailable("nats", "too many songs wait to be decoded") from None  # which ends the turn
 
         def move_on(record: Job) -> Job:
             if record.status == "completed":  # the codec was quicker than we
                 return record
             if record.status == "decoding":
-                return record if record.tokens_key else change(record, tokens_key=saved.key, frames=frames)
+                return record if record.tokens_key == saved.key else change(record, tokens_key=saved.key, frames=frames)
             if record.status != "generating" or record.fence != delivery.turn.fence:
                 raise JobStopped(f"the song is {record.status} and no longer ours")
             return change(

@@ -325,7 +325,10 @@ async def test_in_hybrid_mode_only_the_codec_uses_the_device(settings: Settings)
 async def test_a_record_of_a_newer_version_is_left_to_a_newer_worker(settings: Settings) -> None:
     async with open_flow(settings) as flow:
         newer = await flow.submit(1)
-        await flow.jobs.update(newer, "local", lambda job: msgspec.structs.replace(job, schema=99))
+        record = await flow.jobs.get(newer)
+        assert record is not None
+        data = msgspec.json.decode(msgspec.json.encode(record)) | {"schema": 99, "status": "remixing"}
+        await flow.js.publish(f"$KV.JOBS.local.{newer}", msgspec.json.encode(data))
         for role in ("tokenizer", "codec"):
             await flow.worker(role)
         assert (await flow.ended(await flow.submit(1))).status == "completed"

@@ -247,3 +247,21 @@ async def test_a_codec_that_shuts_down_finishes_what_is_nearly_done(
         flow.settings = settings
         await flow.worker("codec")
         await assert_straight(flow, await flow.ended(job_id))
+
+
+async def test_a_worker_that_wakes_up_late_leaves_the_song_to_whoever_has_it_now(settings: Settings) -> None:
+    async with open_flow(settings, "codec") as flow:
+        flow.settings = replace(settings, gpu_id="card-a", trivial_step_ms=100)
+        late = await flow.worker("tokenizer")
+        job_id = await flow.submit(16, seed=6)
+        await flow.until_event(job_id, "progress")
+        late.send_signal(signal.SIGSTOP)
+        flow.settings = replace(settings, gpu_id="card-b", trivial_step_ms=60)
+        other = await flow.worker("tokenizer")
+        while len([s for s in await stages(flow, job_id) if s.stage == "generating"]) < 2:
+            await asyncio.sleep(0.1)
+        late.send_signal(signal.SIGCONT)
+        await asyncio.sleep(3)  # it finds out what has happened
+        assert (await flow.js.stream_info(TOK)).state.messages == 1, "the message that the other one works on is gone"
+        assert await flow.stop(other) == 0  # and gives it back, to the late one
+        await assert_straight(flow, await flow.ended(job_id))

@@ -189,3 +189,16 @@ async def test_the_batch_grows_again_after_memory_ran_out(executor: Executor) ->
     for name in "efgh":
         await songs.make(name, 5)
     assert songs.batch.limit == 4
+
+
+async def test_a_song_leaves_the_batch_even_where_nothing_can_be_freed(executor: Executor) -> None:
+    songs = Songs(Engine(2, poison="a"), executor)
+    songs.engine.error = DeviceBroken("illegal memory access")
+
+    def drop(song_id: str) -> None:
+        raise DeviceBroken("and it stays broken")
+
+    songs.engine.drop = drop  # type: ignore[method-assign]
+    async with asyncio.timeout(30):
+        makings = await asyncio.gather(songs.make("a", 5), songs.make("b", 5))
+    assert [type(making.future.exception()) for making in makings] == [DeviceBroken] * 2

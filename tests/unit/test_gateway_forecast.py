@@ -3,7 +3,7 @@
 import pytest
 
 from services.gateway.forecast import Pace, moved, pace
-from services.gateway.songs import ending
+from shared.events import end_event
 from shared.messages import GenerateRequest, GpuFigures, Job, Progress, Role, Status, WorkerStatus
 
 PACE = Pace(tokens=10, audio=100, song_frames=200)
@@ -85,7 +85,7 @@ def test_only_a_time_that_moved_noticeably_is_told_again() -> None:
 def test_the_end_of_a_song_can_be_told_from_its_record(status: Status, told: float) -> None:
     request = GenerateRequest(lyrics="la", seed=3, format="mp3")
     job = Job(job_id="j", tenant="local", request=request, created_at=0, status=status, duration_s=4, error="no")
-    event = ending(job, 30)
+    event = end_event(job, 30)
     assert (event.job_id, event.status, event.progress) == ("j", status, told)
     if event.status == "completed":
         assert (event.result_url, event.duration_s, event.format, event.seed) == ("/generate/j/result", 4, "mp3", 3)  # type: ignore[union-attr]

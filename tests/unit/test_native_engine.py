@@ -36,7 +36,7 @@ def test_an_end_token_ends_a_song_before_its_frame(
     end = TINY.gen.audio_eos_id
 
     def frame(*_: object) -> Tensor:
-        return torch.tensor([end - 1] * 7 + [end if next(made) == at else 0])
+        return torch.tensor([[end - 1] * 7 + [end if next(made) == at else 0]])
 
     monkeypatch.setattr(HeartMuLa, "frame", frame)
     made_before = [[end - 1] * 7 + [0]] * at

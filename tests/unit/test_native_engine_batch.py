@@ -13,7 +13,7 @@ from torch import Tensor
 
 from services.tokenizer_worker.__main__ import build_engine
 from services.tokenizer_worker.engine import Song, TokenEngine
-from services.tokenizer_worker.model import HeartMuLa
+from services.tokenizer_worker.model import HeartMuLa, Sampler
 from services.tokenizer_worker.trivial import POISON_SEED, TrivialEngine
 from shared.errors import DeviceFull
 from shared.settings import Settings
@@ -94,34 +94,40 @@ def test_the_setting_says_how_many(name: str) -> None:
     assert engine.slots == 5
 
 
-def full_at(call: int) -> Callable[..., Tensor]:
-    """`HeartMuLa.frame` on a device that is full the `call`-th time."""
-    calls, frame = itertools.count(), HeartMuLa.frame
+def full_at(place: type, name: str, call: int) -> Callable[..., Tensor]:
+    """A method on a device that is full the `call`-th time."""
+    calls, method = itertools.count(), getattr(place, name)
 
     def full(*arguments: Any) -> Tensor:
         if next(calls) == call:
             raise torch.OutOfMemoryError
-        return frame(*arguments)
+        made: Tensor = method(*arguments)
+        return made
 
     return full
 
 
-@pytest.mark.parametrize("at", range(3))
-def test_a_device_that_is_full_at_one_song_costs_no_song_a_frame(at: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every song's next frame is the one it would have been, whichever was the one that did not fit."""
+@pytest.mark.parametrize(
+    ("place", "name", "call"),
+    [(HeartMuLa, "step", 0), (HeartMuLa, "frame", 0), (Sampler, "draw", 5), (HeartMuLa, "embed_frames", 0)],
+)
+def test_a_device_that_is_full_costs_no_song_a_frame(
+    place: type, name: str, call: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every song's next frame is the one it would have been, wherever in a step it was that something did not fit."""
     batch = {name: song for name, song in songs().items() if name != "d"}
-    alone = {name: generate(ready(DEMO), song) for name, song in batch.items()}
+    alone = {song_id: generate(ready(DEMO), song) for song_id, song in batch.items()}
     engine = ready(DEMO, slots=3)
-    for name, song in batch.items():
-        engine.admit(name, song)
+    for song_id, song in batch.items():
+        engine.admit(song_id, song)
     for index in range(9):
         with monkeypatch.context() as patch:
-            patch.setattr(HeartMuLa, "frame", full_at(at))
+            patch.setattr(place, name, full_at(place, name, call))
             with pytest.raises(DeviceFull):
                 engine.step()
         made = engine.step()
-        for name in batch:
-            assert np.array_equal(made[name], alone[name][:, index]), name  # type: ignore[arg-type]
+        for song_id in batch:
+            assert np.array_equal(made[song_id], alone[song_id][:, index]), song_id  # type: ignore[arg-type]
 
 
 def test_a_device_that_is_full_leaves_an_ended_song_to_the_next_step(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,7 +136,7 @@ def test_a_device_that_is_full_leaves_an_ended_song_to_the_next_step(monkeypatch
     engine.step()
     engine.admit("begun", song)
     with monkeypatch.context() as patch:
-        patch.setattr(HeartMuLa, "frame", full_at(0))
+        patch.setattr(HeartMuLa, "frame", full_at(HeartMuLa, "frame", 0))
         with pytest.raises(DeviceFull):
             engine.step()
     made = engine.step()

@@ -67,7 +67,7 @@ def test_prefilling_equals_stepping() -> None:
     model, prompt = HeartMuLa(TINY.lm, torch.float32), prompt_of(TINY)
     load_weights(model, TINY.lm_path)
     codes = torch.arange(6 * 8).view(6, 8)
-    embedded = [model.embed_prompt(prompt.tags, prompt.lyrics, 2), model.embed_frames(codes, 2)]
+    embedded = [model.embed_prompt(prompt.tags, prompt.lyrics, 2), model.embed_frames(codes).expand(2, -1, -1)]
     whole = torch.cat(embedded, dim=1)  # [2, P + 6, D]
 
     def advance(*sizes: int) -> tuple[Tensor, KVCache]:

@@ -68,11 +68,11 @@ def test_guidance_below_1_is_guidance(engine: NativeEngine) -> None:
 def test_draws_follow_the_probabilities_of_the_top_k() -> None:
     logits = torch.tensor([[2.0, 1.0, 0.0, 1.0, 1.5]])
     generator = torch.Generator().manual_seed(1)
-    sampler = Sampler(temperature=0.7, topk=3, cfg_scale=1)
+    sampler = Sampler([0.7], [3], [1])
     count = torch.zeros(5)
     draws = 4000
     for _ in range(draws):
-        count[sampler.draw(logits, torch.empty(5).exponential_(1, generator=generator))] += 1
+        count[sampler.draw(logits, torch.empty(1, 5).exponential_(1, generator=generator))] += 1
     # The third largest is there twice; only the 0 is out.
     p = torch.tensor([2.0, 1.0, -torch.inf, 1.0, 1.5]).div(0.7).softmax(0)
     assert count[2] == 0
@@ -80,14 +80,35 @@ def test_draws_follow_the_probabilities_of_the_top_k() -> None:
 
 
 def test_topk_beyond_the_vocabulary_drops_nothing() -> None:
-    noise = torch.tensor([1e3, 1e3, 1e-3])
-    assert Sampler(temperature=1, topk=50, cfg_scale=1).draw(torch.tensor([[1.0, 1.0, 0.0]]), noise).tolist() == [2]
+    noise = torch.tensor([[1e3, 1e3, 1e-3]])
+    assert Sampler([1], [50], [1]).draw(torch.tensor([[1.0, 1.0, 0.0]]), noise).tolist() == [2]
 
 
 def test_greedy_takes_the_guided_maximum() -> None:
     logits = torch.tensor([[1.0, 0.9, 0.0], [1.0, 0.0, 0.0]])  # guided at 2: 1.0, 1.8, 0.0
-    assert Sampler(temperature=0, topk=1, cfg_scale=2).draw(logits, None).tolist() == [1]
-    assert Sampler(temperature=0, topk=1, cfg_scale=1).draw(logits[:1], None).tolist() == [0]
+    assert Sampler([0], [50], [2]).draw(logits, torch.ones(1, 3)).tolist() == [1]
+    assert Sampler([0], [50], [1]).draw(logits[:1], torch.ones(1, 3)).tolist() == [0]
+
+
+def test_songs_of_a_batch_are_drawn_each_in_its_own_way() -> None:
+    """Guided songs come first; rows: conditional ones of all, unconditional ones of the guided."""
+    songs = [(0.7, 3, 2.0), (0, 50, 1.5), (1.3, 100, 0.5), (1.0, 1, 1), (2.0, 20, 1)]  # temperature, top-k, cfg
+    generator = torch.Generator().manual_seed(5)
+    codes = set()
+    for _ in range(20):
+        logits = torch.randn(8, 40, generator=generator)
+        noise = torch.empty(5, 40).exponential_(1, generator=generator)
+        noise[1] = 1  # greedy
+        together = Sampler([s[0] for s in songs], [s[1] for s in songs], [s[2] for s in songs]).draw(logits, noise)
+        for index, (temperature, topk, cfg_scale) in enumerate(songs):
+            rows = logits[index::5]
+            alone = Sampler([temperature], [topk], [cfg_scale]).draw(rows, noise[index : index + 1])
+            assert together[index] == alone, index
+        conditional, unconditional = logits[1], logits[6]
+        assert together[1] == (unconditional + (conditional - unconditional) * 1.5).argmax()
+        assert together[3] == logits[3].argmax()
+        codes.add(tuple(together.tolist()))
+    assert len(codes) == 20
 
 
 def test_frame_seed_is_splitmix64() -> None:

@@ -6,18 +6,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from services.tokenizer_worker.model.llama import KVCache, Llama, empty
+from services.tokenizer_worker.model.llama import KVCache, Llama, empty, linear, spread
 from shared.checkpoint import LMConfig
 
 Choose = Callable[[int, Tensor], Tensor]
-"""(codebook, logits ``[rows, Va]``) → the chosen code, int64 ``[1]``, on the same device."""
+"""(codebook, logits ``[rows, Va]``) → the chosen code of each song, int64 ``[songs]``, on the same device."""
 
 
 class HeartMuLa(nn.Module):
-    """The language model's weights and its two computations: advance by a position, and choose a frame's codes.
+    """The language model's weights and its computations: advance by positions, and choose the codes of a frame.
 
-    Va is the audio vocabulary, D the backbone's width, E the depth decoder's. Rows are the conditional one and, with
-    guidance, the unconditional one. The text embeddings stay in host memory: only prompts need them, and of them a
+    Va is the audio vocabulary, D the backbone's width, E the depth decoder's. A song has a conditional row and,
+    with guidance, an unconditional one; of several songs the guided ones come first, and their rows lie as `spread`
+    lays them. The text embeddings stay in host memory: only prompts need them, and of them a
     few rows, while they are a tenth of the weights.
     """
 
@@ -56,31 +57,37 @@ class HeartMuLa(nn.Module):
             return conditional[None]
         return torch.stack((conditional, self.unconditional.expand_as(conditional)))
 
-    def embed_frames(self, codes: Tensor, rows: int) -> Tensor:
-        """int64 ``[T, codebooks]`` → ``[rows, T, D]``, the sum of one embedding a codebook, the same in every row."""
-        offsets = torch.arange(0, self.audio_embeddings.shape[0], self.config.audio_vocab_size, device=self.device)
-        return F.embedding(codes + offsets, self.audio_embeddings).sum(1).expand(rows, -1, -1)
+    def embed_frames(self, codes: Tensor) -> Tensor:
+        """int64 ``[…, codebooks]`` → the sum of one embedding a codebook, ``[…, D]``, the same in every row."""
+        books, va = self.config.num_codebooks, self.config.audio_vocab_size
+        offsets = torch.arange(0, books * va, va, device=self.device)
+        return F.embedding(codes + offsets, self.audio_embeddings).sum(-2)
 
     def advance(self, embedded: Tensor, cache: KVCache, start: int) -> Tensor:
         """``[rows, S, D]`` at positions start … → hidden state after the last of them, ``[rows, D]``."""
         return self.backbone.norm(self.backbone(embedded, cache, start)[:, -1])
 
-    def frame(self, hidden: Tensor, cache: KVCache, choose: Choose) -> Tensor:
-        """Choose the codes of one frame, codebook by codebook, from ``hidden [rows, D]``: int64 ``[codebooks]``.
+    def step(self, embedded: Tensor, caches: Sequence[KVCache], positions: Sequence[int]) -> Tensor:
+        """One position of each song, ``[rows, D]``, in its cache at its position → hidden states, ``[rows, D]``."""
+        return self.backbone.norm(self.backbone.step(embedded[:, None], caches, positions)[:, 0])
 
-        `choose` is called once a codebook with its logits before guidance. The decoder sees the hidden state at
-        position 0 and the codes before the current one at 1 …; the last code is never fed to it.
+    def frame(self, hidden: Tensor, cache: KVCache, choose: Choose) -> Tensor:
+        """Choose the codes of a frame of each song, codebook by codebook, from ``hidden [rows, D]``.
+
+        Returns int64 ``[songs, codebooks]``. `choose` is called once a codebook with its logits before guidance. The
+        decoder sees the hidden state at position 0 and the codes before the current one at 1 …; the last code is
+        never fed to it.
         """
         rows, va = hidden.shape[0], self.config.audio_vocab_size
-        codes = [choose(0, F.linear(hidden, self.head))]
-        first = F.embedding(codes[0], self.audio_embeddings)  # [1, D]
-        x = F.linear(torch.stack((hidden, first.expand(rows, -1)), dim=1), self.projection)  # [rows, 2, E]
+        codes = [choose(0, linear(hidden[:, None], self.head)[:, 0].contiguous())]
+        first = spread(F.embedding(codes[0], self.audio_embeddings), rows)
+        x = linear(torch.stack((hidden, first), dim=1), self.projection).contiguous()  # [rows, 2, E]
         start = 0
         for book, head in enumerate(self.depth_heads.unbind(0), start=1):
-            out = self.decoder(x, cache, start)[:, -1]  # [rows, E]
-            codes.append(choose(book, F.linear(self.decoder.norm(out), head)))
+            out = self.decoder.norm(self.decoder(x, cache, start)[:, -1:])  # [rows, 1, E]
+            codes.append(choose(book, linear(out, head)[:, 0].contiguous()))
             start = book + 1
             if start < self.config.num_codebooks:
-                code = F.embedding(codes[-1] + book * va, self.audio_embeddings)  # [1, D]
-                x = F.linear(code, self.projection).expand(rows, 1, -1)
-        return torch.cat(codes)
+                code = F.embedding(codes[-1] + book * va, self.audio_embeddings)  # [songs, D]
+                x = linear(spread(code, rows)[:, None], self.projection).contiguous()
+        return torch.stack(codes, dim=1)

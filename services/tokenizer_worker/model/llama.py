@@ -1,7 +1,7 @@
 """The Llama stack that both the backbone and the depth decoder of HeartMuLa are made of."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +12,8 @@ from shared.checkpoint import Flavor
 
 NORM_EPS = 1e-5
 ROPE_BASE = 500_000.0
+# Rows of fp32 on the CPU, first and last, that `linear` multiplies the other way round.
+_NARROW = 3, 32
 # Llama 3 scaling: wavelengths up to TRAINED / HIGH positions are kept, those beyond TRAINED / LOW are stretched.
 ROPE_FACTOR, ROPE_LOW, ROPE_HIGH, ROPE_TRAINED = 32.0, 1.0, 4.0, 8192.0
 
@@ -34,7 +36,10 @@ def rope_table(head_dim: int, positions: int) -> Tensor:
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:
-    """Rotate the pairs (2i, 2i+1) of ``x [rows, S, heads, h]`` by ``table [S, 1, h / 2]``, in fp32; the dtype stays."""
+    """Rotate the pairs (2i, 2i+1) of ``x [rows, S, heads, h]``, in fp32; the dtype stays.
+
+    `table` is ``[S, 1, h / 2]``, or ``[rows, S, 1, h / 2]`` where rows are at different positions.
+    """
     pairs = torch.view_as_complex(x.float().view(*x.shape[:-1], -1, 2))  # [rows, S, heads, h / 2]
     return torch.view_as_real(pairs * table).flatten(-2).to(x.dtype)
 
@@ -42,6 +47,15 @@ def rotate(x: Tensor, table: Tensor) -> Tensor:
 def rms_norm(x: Tensor, scale: Tensor) -> Tensor:
     """Root-mean-square norm over the last dimension (Zhang & Sennrich 2019): fp32, cast back, then × scale."""
     return F.rms_norm(x.float(), scale.shape, eps=NORM_EPS).to(x.dtype) * scale
+
+
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    """``x [rows, S, D]`` times the transpose of ``weight [N, D]``: ``[rows, S, N]``, not always contiguous."""
+    count = x.shape[0] * x.shape[1]
+    if x.dtype != torch.float32 or x.is_cuda or not _NARROW[0] <= count <= _NARROW[1]:
+        return F.linear(x, weight)
+    # MKL is up to twice as fast when the large matrix comes first, and as fast with 16 columns as with 4.
+    return (weight @ x.reshape(count, -1).T).T.view(*x.shape[:-1], -1)
 
 
 @dataclass(frozen=True)
@@ -66,6 +80,10 @@ class KVCache:
         return zip(self.keys.unbind(0), self.values.unbind(0), strict=True)
 
 
+Place = tuple[Tensor, Tensor, int]
+"""Keys and values of one layer, ``[rows, KV heads, positions, h]`` both, and the position to go on at."""
+
+
 class Block(nn.Module):
     """One pre-norm layer: grouped-query attention, then SwiGLU. Matrices that see the same input are one matrix."""
 
@@ -80,31 +98,31 @@ class Block(nn.Module):
         self.gate_up = empty(2 * f, d, dtype=dtype)
         self.down = empty(d, f, dtype=dtype)
 
-    def forward(
-        self, x: Tensor, keys: Tensor, values: Tensor, start: int, table: Tensor, mask: Tensor | None
-    ) -> Tensor:
-        """``x [rows, S, D]`` at positions start … start + S − 1 → the same shape; writes S entries of the cache."""
-        normed = rms_norm(x, self.attention_norm)
-        x = x + F.linear(self._attend(normed, keys, values, start, table, mask), self.output)
-        gate, up = F.linear(rms_norm(x, self.mlp_norm), self.gate_up).chunk(2, dim=-1)  # [rows, S, F] each
-        return x + F.linear(F.silu(gate) * up, self.down)
+    def forward(self, x: Tensor, table: Tensor, mask: Tensor | None, places: Sequence[Place]) -> Tensor:
+        """``x [rows, S, D]`` → the same shape; writes S entries of each cache. Places as `Llama.run` has them."""
+        x = x + linear(self._attend(rms_norm(x, self.attention_norm), table, mask, places), self.output)
+        gate, up = linear(rms_norm(x, self.mlp_norm), self.gate_up).chunk(2, dim=-1)  # [rows, S, F] each
+        return x + linear(F.silu(gate) * up, self.down)
 
-    def _attend(
-        self, x: Tensor, keys: Tensor, values: Tensor, start: int, table: Tensor, mask: Tensor | None
-    ) -> Tensor:
+    def _attend(self, x: Tensor, table: Tensor, mask: Tensor | None, places: Sequence[Place]) -> Tensor:
         rows, steps, _ = x.shape
-        end = start + steps
-        qkv = F.linear(x, self.qkv).view(rows, steps, -1, self.head_dim)  # [rows, S, H + 2 KV, h]
+        count = len(places)
+        qkv = linear(x, self.qkv).contiguous().view(rows, steps, -1, self.head_dim)  # [rows, S, H + 2 KV, h]
         # Queries and keys are neighbours, so one rotation serves both.
-        qk = rotate(qkv[:, :, : -self.kv_heads], table)
-        q, k = qk[:, :, : self.heads], qk[:, :, self.heads :]
-        keys[:, :, start:end] = k.transpose(1, 2)
-        values[:, :, start:end] = qkv[:, :, -self.kv_heads :].transpose(1, 2)
+        qk = rotate(qkv[:, :, : -self.kv_heads], table).transpose(1, 2)  # [rows, H + KV, S, h]
+        q, k, v = qk[:, : self.heads], qk[:, self.heads :], qkv[:, :, -self.kv_heads :].transpose(1, 2)
         # The query heads that share a KV head sit side by side: taken as more queries of one head they need no copies
         # of the keys, which those kernels would make that know nothing of shared heads.
-        q = q.transpose(1, 2).reshape(rows, self.kv_heads, -1, self.head_dim)  # [rows, KV, H / KV · S, h]
-        seen = F.scaled_dot_product_attention(q, keys[:, :, :end], values[:, :, :end], attn_mask=mask)
-        return seen.reshape(rows, self.heads, steps, -1).transpose(1, 2).reshape(rows, steps, -1)
+        q = q.reshape(rows, self.kv_heads, -1, self.head_dim)  # [rows, KV, H / KV · S, h]
+        seen = torch.empty_like(q)
+        for index, (keys, values, start) in enumerate(places):
+            end = start + steps
+            keys[:, :, start:end] = k[index::count]
+            values[:, :, start:end] = v[index::count]
+            seen[index::count] = F.scaled_dot_product_attention(
+                q[index::count], keys[:, :, :end], values[:, :, :end], attn_mask=mask
+            )
+        return seen.view(rows, self.heads, steps, -1).transpose(1, 2).reshape(rows, steps, -1)
 
 
 class Llama(nn.Module):
@@ -125,17 +143,41 @@ class Llama(nn.Module):
         A position sees those before it, in the cache or in `x`, and itself.
         """
         end = start + x.shape[1]
-        table, mask = self.rope[start:end], None
+        mask = None
         if x.shape[1] > 1:  # a single position sees everything
             causal = torch.ones(x.shape[1], end, dtype=torch.bool, device=x.device).tril(start)
             mask = causal.repeat(self.shared, 1)  # [H / KV · S, end], as the queries lie in a block
-        for block, (keys, values) in zip(self.blocks, cache.layers(), strict=True):
-            x = block(x, keys, values, start, table, mask)
+        return self._run(x, self.rope[start:end], mask, [cache], [start])
+
+    def step(self, x: Tensor, caches: Sequence[KVCache], positions: Sequence[int]) -> Tensor:
+        """Run one position of each of n songs through every block, ``x [rows, 1, D]`` → the same shape.
+
+        Rows i, i + n, … are those of song i, in its own cache, at its own position. All but the attention is done for
+        all rows at once, so that weights are read once; attention is done a song at a time, because then caches are
+        as long as their songs, stay where they are, and are read no further than they are filled.
+        """
+        tables = torch.stack([self.rope[position : position + 1] for position in positions])  # [n, 1, 1, h / 2]
+        return self._run(x, spread(tables, len(x)), None, caches, positions)
+
+    def _run(
+        self, x: Tensor, table: Tensor, mask: Tensor | None, caches: Sequence[KVCache], starts: Sequence[int]
+    ) -> Tensor:
+        for block, *layers in zip(self.blocks, *(cache.layers() for cache in caches), strict=True):
+            places = [(keys, values, start) for (keys, values), start in zip(layers, starts, strict=True)]
+            x = block(x, table, mask, places)
         return x
 
     def norm(self, x: Tensor) -> Tensor:
         """The final norm, for those positions that are wanted: ``[…, D]`` → the same shape."""
         return rms_norm(x, self.scale)
+
+
+def spread(x: Tensor, rows: int) -> Tensor:
+    """One entry a song, ``[songs, …]`` → one a row, ``[rows, …]``: the songs, then the first of them once more.
+
+    So lie the rows of a batch whose guided songs come first: conditional rows of all, unconditional rows of those.
+    """
+    return x if rows == len(x) else torch.cat((x, x[: rows - len(x)]))
 
 
 def empty(*shape: int, dtype: torch.dtype) -> nn.Parameter:

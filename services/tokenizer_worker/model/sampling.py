@@ -1,6 +1,6 @@
-"""Guidance and sampling of one code. The randomness comes from outside, so that a song can be repeated or resumed."""
+"""Guidance and sampling of a code of each song. Randomness comes from outside, so that songs can be repeated."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -8,40 +8,55 @@ from torch import Tensor
 _MASK = (1 << 64) - 1
 
 
-@dataclass(frozen=True)
 class Sampler:
-    """How a song's codes are drawn."""
+    """How the codes of a batch of songs are drawn. Guided songs come first, and rows lie as `spread` lays them.
 
-    temperature: float  # 0 is greedy
-    topk: int
-    cfg_scale: float
+    Temperatures, top-k and scales are one of each a song; of the scales only those of the guided songs count. A greedy
+    song, of temperature 0, draws among its largest logit alone.
+    """
+
+    BYTES = 16  # on the device, a song
+
+    def __init__(
+        self,
+        temperature: Sequence[float],
+        topk: Sequence[int],
+        cfg_scale: Sequence[float],
+        device: torch.device | None = None,
+    ) -> None:
+        kept = [k if t > 0 else 1 for k, t in zip(topk, temperature, strict=True)]
+        self._most = max(kept)
+        self._temperature = torch.tensor([t or 1 for t in temperature], dtype=torch.float32, device=device)[:, None]
+        self._topk = torch.tensor(kept, device=device)[:, None]
+        self._cfg_scale = torch.tensor(cfg_scale, dtype=torch.float32, device=device)[:, None]
 
     def guide(self, logits: Tensor) -> Tensor:
-        """Classifier-free guidance (Ho & Salimans 2022): rows c, u of ``[2, V]`` → ``u + (c − u) · cfg``, ``[V]``.
+        """Classifier-free guidance (Ho & Salimans 2022): ``[rows, V]`` → ``u + (c − u) · cfg``, ``[songs, V]``.
 
-        A single row, ``[1, V]``, is taken as it is.
+        The single row of a song without guidance is taken as it is.
         """
-        if logits.shape[0] == 1:
-            return logits[0]
-        conditional, unconditional = logits.unbind(0)
-        return unconditional + (conditional - unconditional) * self.cfg_scale
+        songs = len(self._topk)
+        guided = len(logits) - songs
+        if guided == 0:
+            return logits
+        unconditional = logits[songs:]
+        # Scales are fp32 also where logits are not: only the product is rounded.
+        apart = ((logits[:guided] - unconditional) * self._cfg_scale[:guided]).to(logits.dtype)
+        return torch.cat((unconditional + apart, logits[guided:songs]))
 
-    def draw(self, logits: Tensor, noise: Tensor | None) -> Tensor:
-        """Draw a code, int64 ``[1]``, from ``logits [rows, V]`` before guidance.
+    def draw(self, logits: Tensor, noise: Tensor) -> Tensor:
+        """Draw a code of each song, int64 ``[songs]``, from ``logits [rows, V]`` before guidance.
 
-        `noise` is one sample of Exp(1) a code, fp32 ``[V]``: dividing probabilities by it and taking the largest is an
-        exact draw (the exponential race). Greedy draws need none. Values below the k-th largest are out; ties with it
-        stay. Guidance and the division by the temperature happen in the dtype of the logits, as in the reference.
+        `noise` is one sample of Exp(1) a code, fp32 ``[songs, V]``: dividing probabilities by it and taking the largest
+        is an exact draw (the exponential race); a greedy song wants ones. Values below the k-th largest are out; ties
+        with it stay. Guidance and the division by the temperature end in the dtype of the logits, as in the reference.
         """
-        guided = self.guide(logits)
-        if self.temperature == 0:
-            return guided.argmax(0, keepdim=True)
-        assert noise is not None
-        scaled = guided / self.temperature
-        smallest = scaled.topk(min(self.topk, len(scaled))).values[-1]
+        scaled = (self.guide(logits) / self._temperature).to(logits.dtype)
+        largest = scaled.topk(min(self._most, scaled.shape[1])).values
+        smallest = largest.gather(1, self._topk.clamp(max=largest.shape[1]) - 1)
         # fp32 as autocast has it on CUDA: 16 bits cannot tell 8,197 probabilities apart.
-        p = scaled.masked_fill(scaled < smallest, -torch.inf).softmax(0, dtype=torch.float32)
-        return (p / noise).argmax(0, keepdim=True)
+        p = scaled.masked_fill(scaled < smallest, -torch.inf).softmax(1, dtype=torch.float32)
+        return (p / noise).argmax(1)
 
 
 def frame_seed(seed: int, frame: int) -> int:

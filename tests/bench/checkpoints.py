@@ -1,0 +1,146 @@
+"""Checkpoint folders of the official layout with random weights, which both engines load."""
+
+import json
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+import msgspec
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from services.codec_worker.model import HeartCodec
+from services.codec_worker.model.weights import _places as codec_places
+from services.tokenizer_worker.model import HeartMuLa
+from services.tokenizer_worker.model.weights import _places as lm_places
+from shared.checkpoint import FLAVORS, Checkpoint, CodecConfig, Flavor, LMConfig, open_checkpoint
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "data" / "ckpt"
+TEXT_VOCAB, AUDIO_VOCAB = 128_256, 8_197
+SHARD_BYTES = 2 << 30
+# Copied over and over: drawing billions of numbers would take longer than the measurement.
+POOL = 1 << 24
+
+MID = (
+    Flavor(num_layers=8, num_heads=8, num_kv_heads=2, embed_dim=1024, intermediate_dim=3072, max_seq_len=8192),
+    Flavor(num_layers=3, num_heads=8, num_kv_heads=4, embed_dim=1024, intermediate_dim=3072, max_seq_len=2048),
+)
+LARGE = (FLAVORS["llama-3B"], FLAVORS["llama-300M"])
+CODEC = CodecConfig(
+    dim=512,
+    codebook_size=8192,
+    codebook_dim=32,
+    num_quantizers=8,
+    attention_head_dim=64,
+    in_channels=1024,
+    num_attention_heads=24,
+    num_layers=24,
+    num_layers_2=6,
+    out_channels=256,
+    sample_rate=48_000,
+    num_samples=2,
+    upsample_factors=[5, 4, 4, 4, 3],
+    upsample_kernel_sizes=[10, 8, 8, 8, 6],
+    latent_hidden_dim=128,
+    default_kernel_size=7,
+    delay_kernel_size=5,
+    init_channel=64,
+    res_kernel_size=7,
+)
+
+
+def golden(folder: Path) -> Checkpoint:
+    """The golden checkpoint, its end token out of reach, so that songs last as long as the bench wants."""
+    shutil.copytree(GOLDEN, folder, dirs_exist_ok=True)
+    checkpoint = open_checkpoint(folder)
+    _endless(checkpoint)
+    return open_checkpoint(folder)
+
+
+def lm(folder: Path, flavors: tuple[Flavor, Flavor], dtype: torch.dtype) -> Checkpoint:
+    """A language model of these stacks and the real vocabularies, beside the golden codec."""
+    checkpoint = golden(folder)
+    config = json.loads((checkpoint.lm_path / "config.json").read_text())
+    config |= {"text_vocab_size": TEXT_VOCAB, "audio_vocab_size": AUDIO_VOCAB}
+    names = (config["backbone_flavor"], config["decoder_flavor"])
+    config["flavors"] = {name: msgspec.to_builtins(flavor) for name, flavor in zip(names, flavors, strict=True)}
+    (checkpoint.lm_path / "config.json").write_text(json.dumps(config))
+    checkpoint = open_checkpoint(folder)
+    _endless(checkpoint)
+    with torch.device("meta"):
+        places = lm_places(HeartMuLa(checkpoint.lm, dtype))
+    _write(checkpoint.lm_path, ((name, place.shape) for name, place in places.items()), dtype)
+    return open_checkpoint(folder)
+
+
+def codec(folder: Path) -> Checkpoint:
+    """A codec of the default size in fp32, beside the golden language model."""
+    checkpoint = golden(folder)
+    config = json.loads((checkpoint.codec_path / "config.json").read_text()) | msgspec.to_builtins(CODEC)
+    (checkpoint.codec_path / "config.json").write_text(json.dumps(config))
+    with torch.device("meta"):
+        places = codec_places(HeartCodec(CODEC, torch.float32))
+    plain = len(CODEC.upsample_factors) + 1  # from this layer on the scalar decoder has no weight norm
+    shapes: list[tuple[str, torch.Size]] = []
+    for name, place in places.items():
+        layer = name.removeprefix("scalar_model.decoder.").partition(".")[0]
+        if layer.isdigit() and int(layer) < plain and place.ndim == 3:
+            stem = name.removesuffix("weight") + "parametrizations.weight.original"
+            shapes += [(stem + "0", torch.Size((len(place), 1, 1))), (stem + "1", place.shape)]
+        else:
+            shapes.append((name, place.shape))
+    _write(checkpoint.codec_path, shapes, torch.float32)
+    return open_checkpoint(folder)
+
+
+def frame_weights(config: LMConfig) -> int:
+    """Parameters that a frame reads: the backbone and all heads once, the depth decoder and its projection 7 times."""
+    passes = config.num_codebooks - 1
+    d, e = config.backbone.embed_dim, config.decoder.embed_dim
+    heads = config.audio_vocab_size * (d + passes * e)
+    return stack_weights(config.backbone) + heads + passes * (stack_weights(config.decoder) + d * e)
+
+
+def stack_weights(stack: Flavor) -> int:
+    """Of the matrices of all layers."""
+    attention = 2 * stack.embed_dim * stack.head_dim * (stack.num_heads + stack.num_kv_heads)
+    return stack.num_layers * (attention + 3 * stack.embed_dim * stack.intermediate_dim)
+
+
+def _endless(checkpoint: Checkpoint) -> None:
+    path = checkpoint.path / "gen_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"audio_eos_id": checkpoint.lm.audio_vocab_size}))
+
+
+def _write(folder: Path, shapes: Iterable[tuple[str, torch.Size]], dtype: torch.dtype) -> None:
+    for path in folder.glob("*.safetensors*"):
+        path.unlink()
+    pool = torch.randn(POOL, generator=torch.Generator().manual_seed(0)).to(dtype)
+    weight_map: dict[str, str] = {}
+    shard: dict[str, Tensor] = {}
+
+    def flush() -> None:
+        name = f"model-{len(set(weight_map.values())) + 1:05}.safetensors"
+        save_file(shard, folder / name, {"format": "pt"})
+        weight_map.update(dict.fromkeys(shard, name))
+        shard.clear()
+
+    for name, shape in shapes:
+        shard[name] = _random(pool, name, shape)
+        if sum(tensor.nbytes for tensor in shard.values()) >= SHARD_BYTES:
+            flush()
+    flush()
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+
+
+def _random(pool: Tensor, name: str, shape: torch.Size) -> Tensor:
+    """Of a size that keeps activations near 1: matrices and kernels by their inputs, norms and magnitudes 1."""
+    if len(shape) < 2 or name.endswith("original0"):
+        return torch.full(shape, 0.25 if shape == (1,) else 0.0 if name.endswith("bias") else 1.0, dtype=pool.dtype)
+    flat = torch.empty(shape.numel(), dtype=pool.dtype)
+    for start in range(0, len(flat), len(pool)):
+        part = flat[start : start + len(pool)]
+        part.copy_(pool[: len(part)])
+    inputs = shape[1] if name == "audio_head" else shape[1:].numel()
+    return flat.view(shape).mul_(1.0 if "embed" in name else inputs**-0.5)
