@@ -5,7 +5,6 @@ import time
 from random import Random
 
 import nats
-import pytest
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
@@ -23,7 +22,6 @@ async def take(nc: Client) -> Msg | None:
 
 # nats-server 2.15.1 forgets messages of a work queue that wait for an acknowledgement when others are purged by
 # subject. They stay in the stream, pending for nobody. Deleting by sequence has no such effect.
-@pytest.mark.xfail(reason="purge_job purges by subject", strict=True)
 async def test_no_other_message_is_forgotten(nats_settings: Settings) -> None:
     random = Random(4)
     async with await nats.connect(nats_settings.nats_url) as nc, await nats.connect(nats_settings.nats_url) as other:
