@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from services.tokenizer_worker.engine import Song, check_frames
-from services.tokenizer_worker.model import HeartMuLa, frame_seed
+from services.tokenizer_worker.model import HeartMuLa, counter
 from shared.checkpoint import Checkpoint, Flavor
 from shared.errors import ConfigError, DeviceFull, PhaseError, SongError
 from shared.weights import device_memory
@@ -189,7 +189,7 @@ class HeartlibEngine:
             torch.random.fork_rng(devices=generators),
             torch.autocast(self._device.type, dtype=self._dtype, enabled=self._dtype != torch.float32),
         ):
-            torch.manual_seed(frame_seed(song.seed, state.frames))
+            torch.manual_seed(counter(song.seed, state.frames))
             chosen = self._model.generate_frame(
                 tokens=tokens.expand(rows, -1, -1),
                 tokens_mask=unmasked.expand(rows, -1, -1),

@@ -1,5 +1,6 @@
 """The native token engine: this project's own HeartMuLa behind the `TokenEngine` interface."""
 
+from collections import deque
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,15 +8,8 @@ import torch
 from torch import Tensor
 
 from services.tokenizer_worker.engine import Song, check_frames
-from services.tokenizer_worker.model import (
-    HeartMuLa,
-    KVCache,
-    Sampler,
-    exponential_noise,
-    frame_seed,
-    load_weights,
-    spread,
-)
+from services.tokenizer_worker.model import HeartMuLa, KVCache, Lineup, Sampler, counter, load_weights
+from services.tokenizer_worker.recording import Recorder, Recording, cuda_graph
 from shared.checkpoint import Checkpoint
 from shared.errors import PhaseError, SongError
 from shared.weights import Weights, device_memory
@@ -24,26 +18,40 @@ from shared.weights import Weights, device_memory
 _HOST_ONLY = ("text_embeddings",)
 # Positions that are prefilled at once: what a prefill takes beside the caches does not grow with the song.
 _PREFILL = 512
+# Attention looks at whole multiples of so many positions, so that frames can be recorded and played again.
+_EXTENT = 256
 
 
 @dataclass(kw_only=True, eq=False)
 class SongState:
-    """All that changes while a song is made. Nothing else is needed to make its next frame."""
+    """All that changes while a song is made. Nothing else is needed to make its next frame.
+
+    Tensors are on the device; once the song is in a lineup they are views of the lineup's.
+    """
 
     song: Song
     cache: KVCache  # of the backbone: positions 0 … prompt + max_frames − 1
-    position: int  # the next one to be fed
-    embedded: Tensor  # [rows, D], what is fed there
-    frames: int  # made so far: the index of the next one, and with the seed all of its randomness
+    position: Tensor  # int64 [], the next one to be fed
+    counter: Tensor  # int64 [], of the noise of the next frame
+    embedded: Tensor  # [rows, D], what is fed next
+    launched: int  # frames that the device has made, or is about to
+    landed: int  # of those, how many the host has seen
 
 
 @dataclass(kw_only=True, eq=False)
-class Lineup:
-    """What the songs that are made together share, from when one joins or leaves until the next does."""
+class Flight:
+    """A frame of all songs on its way from the device."""
 
-    states: list[SongState]  # those with guidance first, as the model's rows lie
-    sampler: Sampler
-    depth_cache: KVCache  # of all their rows: codebooks 0 … 7, overwritten every frame
+    states: list[SongState]
+    codes: Tensor  # int64 [songs, codebooks], on the host
+    arrival: torch.cuda.Event | None  # None: it has arrived
+
+    def land(self) -> np.ndarray:
+        """int16 ``[songs, codebooks]``. Waits for the device."""
+        if self.arrival is not None:
+            with device_memory():
+                self.arrival.synchronize()
+        return self.codes.numpy().astype(np.int16)
 
 
 class NativeEngine:
@@ -53,23 +61,42 @@ class NativeEngine:
     not depend on the others; in another company sums may be added in another order, which in float32 tips no choice
     but between logits that are equal to some six digits.
 
-    `dtype` is float32, bfloat16 or float16. A song has at most `max_frames` frames in all, its first included; the
-    reference makes one more. It ends before the first frame in which any code is `audio_eos_id` or above, even if
-    that is its very first (the reference does not look at that one). Other codes outside the codec's codebooks pass.
+    On CUDA the device makes the next frame while the host still handles the last: a step returns what the step before
+    began, so that a song's first frame comes with its second step. Frames are recorded as CUDA graphs.
+
+    `dtype` is float32, bfloat16 or float16; the stacks named in `int8` ("backbone", "decoder") keep their weights as
+    int8. A song has at most `max_frames` frames in all, its first included; the reference makes one more. It ends
+    before the first frame in which any code is `audio_eos_id` or above, even if that is its very first (the reference
+    does not look at that one). Other codes outside the codec's codebooks pass.
 
     Methods that allocate on the device raise `DeviceFull`.
     """
 
-    def __init__(self, checkpoint: Checkpoint, device: str, dtype: str, slots: int = 1) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        device: str,
+        dtype: str,
+        slots: int = 1,
+        *,
+        int8: tuple[str, ...] = (),
+        compiled: bool = False,
+    ) -> None:
         self.slots = slots
         self._checkpoint = checkpoint
         self._device = torch.device(device)
         self._dtype: torch.dtype = getattr(torch, dtype)
         with torch.device("meta"):
-            self._model = HeartMuLa(checkpoint.lm, self._dtype)
+            self._model = HeartMuLa(checkpoint.lm, self._dtype, int8)
+        self._next_frame = torch.compile(self._model.next_frame) if compiled else self._model.next_frame
         self._weights = Weights(self._model, self._device, host_only=_HOST_ONLY)
         self._songs: dict[str, SongState] = {}
+        self._going: list[SongState] = []  # those of the lineup, as its rows lie: the ones with guidance first
         self._lineup: Lineup | None = None  # until the first step after a song has left
+        self._flights: deque[Flight] = deque()
+        self._ahead = 1 if self._device.type == "cuda" else 0  # frames that stay in the air between two steps
+        self._recorder: Recorder | None = cuda_graph if self._device.type == "cuda" else None
+        self._recording = Recording(self._recorder)
 
     @property
     def weight_bytes(self) -> int:
@@ -84,7 +111,8 @@ class NativeEngine:
         lm, rows = self._checkpoint.lm, _rows(song)
         backbone = KVCache.size(lm.backbone, rows, song.prompt.length + song.max_frames, self._dtype)
         depth = KVCache.size(lm.decoder, rows, lm.num_codebooks, self._dtype)
-        return backbone + depth + rows * lm.backbone.embed_dim * self._dtype.itemsize + Sampler.BYTES
+        numbers = 8 * (2 + lm.num_codebooks)  # position, counter, codes
+        return backbone + depth + rows * lm.backbone.embed_dim * self._dtype.itemsize + Sampler.BYTES + numbers
 
     def load(self) -> None:
         """Read the weights into host memory in the engine's dtype. Raises the `ConfigError`s of `load_weights`."""
@@ -97,7 +125,8 @@ class NativeEngine:
     def to_host(self) -> None:
         """Forget the songs and the device's copy of the weights. Fine to call at any time."""
         self._songs.clear()
-        self._lineup = None
+        self._flights.clear()
+        self._disband()
         self._weights.to_host()
 
     @torch.inference_mode()
@@ -128,51 +157,50 @@ class NativeEngine:
             state = SongState(
                 song=song,
                 cache=cache,
-                position=song.prompt.length + len(made) - 1,
+                position=torch.tensor(song.prompt.length + len(made) - 1, device=self._device),
+                counter=torch.tensor(counter(song.seed, len(made)), device=self._device),
                 embedded=_prefill(model, song, made, cache),
-                frames=len(made),
+                launched=len(made),
+                landed=len(made),
             )
-            self._lineup = None  # its memory first
-            self._lineup = self._line_up([*self._songs.values(), state])
+            self._line_up([*self._songs.values(), state])
         self._songs[song_id] = state
 
     @torch.inference_mode()
     def step(self) -> dict[str, np.ndarray | None]:
         """Frames are int16 ``[8]``. Raises `PhaseError` when the weights are not on the device."""
-        model, end = self._ready(), self._checkpoint.gen.audio_eos_id
-        going = {name: state for name, state in self._songs.items() if state.frames < state.song.max_frames}
-        made: dict[str, np.ndarray] = {}
+        self._ready()
+        going = [state for state in self._songs.values() if state.launched < state.song.max_frames]
         if going:
             with device_memory():
-                if self._lineup is None or len(self._lineup.states) != len(going):
-                    self._lineup = None
-                    self._lineup = self._line_up(list(going.values()))
-                states = self._lineup.states
-                chosen = self._next_frames(model, self._lineup)
-                embedded = spread(model.embed_frames(chosen), sum(_rows(state.song) for state in states))
-                codes = chosen.cpu().numpy().astype(np.int16)  # all that the host waits for
-            # Songs go on only now that every one has its frame. One that was computed in vain comes out alike.
-            names = {state: name for name, state in going.items()}
-            for index, state in enumerate(states):
-                made[names[state]] = codes[index]
-                state.embedded = embedded[index :: len(states)]
-                state.position, state.frames = state.position + 1, state.frames + 1
-        frames: dict[str, np.ndarray | None] = {}
-        for song_id in list(self._songs):
-            frame = made.get(song_id)
-            frames[song_id] = None if frame is None or (frame >= end).any() else frame
-            if frames[song_id] is None:
-                self.drop(song_id)
+                self._launch(going)
+        names = {state: name for name, state in self._songs.items()}
+        frames: dict[str, np.ndarray | None] = {
+            name: None for name, state in self._songs.items() if state.landed == state.song.max_frames
+        }
+        if len(self._flights) > self._ahead or (self._flights and not going):
+            flight = self._flights.popleft()
+            for state, codes in zip(flight.states, flight.land(), strict=True):
+                if state in names:  # it has not been dropped meanwhile
+                    state.landed += 1
+                    frames[names[state]] = None if (codes >= self._checkpoint.gen.audio_eos_id).any() else codes
+        for name, frame in frames.items():
+            if frame is None:
+                self.drop(name)
         return frames
 
     def drop(self, song_id: str) -> None:
         """Works on the device or off it."""
         if self._songs.pop(song_id, None) is not None:
-            self._lineup = None
-            self._release()
+            self._disband()
+            if self._device.type == "cuda":
+                torch.cuda.empty_cache()
 
-    def _line_up(self, states: list[SongState]) -> Lineup:
+    def _line_up(self, states: list[SongState]) -> None:
+        """Let these songs be made together. Until that is sure to be possible, they stay as they are."""
+        self._disband()  # its memory first
         states = sorted(states, key=lambda state: -_rows(state.song))
+        guided = [state for state in states if _rows(state.song) == 2]
         songs = [state.song for state in states]
         sampler = Sampler(
             [song.temperature for song in songs],
@@ -180,41 +208,52 @@ class NativeEngine:
             [song.cfg_scale for song in songs],
             self._device,
         )
-        depth_cache = self._model.depth_cache(sum(_rows(song) for song in songs))
-        return Lineup(states=states, sampler=sampler, depth_cache=depth_cache)
-
-    def _next_frames(self, model: HeartMuLa, lineup: Lineup) -> Tensor:
-        """int64 ``[songs, 8]``. Changes nothing but the caches' entries of the next position."""
-        states, guided = lineup.states, [state for state in lineup.states if _rows(state.song) == 2]
-        embedded = torch.stack([s.embedded[0] for s in states] + [s.embedded[1] for s in guided])  # [rows, D]
-        hidden = model.step(embedded, [state.cache for state in states], [state.position for state in states])
-        noise = torch.stack([self._noise(state) for state in states])  # [songs, 8, Va]
-        if self._device.type == "cuda":
-            noise = noise.pin_memory()  # or the copy would wait for the backbone
-        noise = noise.to(self._device, non_blocking=True)
-        return model.frame(
-            hidden, lineup.depth_cache, lambda codebook, logits: lineup.sampler.draw(logits, noise[:, codebook])
+        books = self._checkpoint.lm.num_codebooks
+        lineup = Lineup(
+            caches=[state.cache for state in states],
+            depth_cache=self._model.depth_cache(len(states) + len(guided)),
+            sampler=sampler,
+            positions=torch.stack([state.position for state in states]),
+            counters=torch.stack([state.counter for state in states]),
+            embedded=torch.stack([s.embedded[0] for s in states] + [s.embedded[1] for s in guided]),
+            codes=torch.empty(len(states), books, dtype=torch.int64, device=self._device),
         )
+        for index, state in enumerate(states):
+            state.position, state.counter = lineup.positions[index], lineup.counters[index]
+            state.embedded = lineup.embedded[index :: len(states)]
+        self._lineup, self._going = lineup, states
 
-    def _noise(self, state: SongState) -> Tensor:
-        """Of the song's next frame, fp32 ``[8, Va]`` on the host; ones for a greedy song.
+    def _disband(self) -> None:
+        if self._device.type == "cuda" and self._lineup is not None:
+            torch.cuda.synchronize(self._device)  # a graph must not go while it is played
+        self._recording = Recording(self._recorder)
+        self._lineup, self._going = None, []
 
-        Drawn on the host, so that every device draws alike; from the frame's own seed, so that a song can go on at
-        any frame without a saved generator.
-        """
-        shape = self._checkpoint.lm.num_codebooks, self._checkpoint.lm.audio_vocab_size
-        if state.song.temperature == 0:
-            return torch.ones(shape)
-        return exponential_noise(torch.Generator().manual_seed(frame_seed(state.song.seed, state.frames)), *shape)
+    def _launch(self, going: list[SongState]) -> None:
+        """Let the device make the next frame of these songs. When that fails they are as they were before."""
+        if self._lineup is None or len(self._going) != len(going):
+            self._line_up(going)
+        lineup, states = self._lineup, self._going
+        assert lineup is not None
+        furthest = max(state.song.prompt.length + state.launched for state in states)  # positions, the next included
+        seen = -(-furthest // _EXTENT) * _EXTENT
+        self._recording.run(lambda: self._next_frame(lineup, seen), shapes=seen)
+        arrival = None
+        if self._device.type == "cuda":
+            codes = torch.empty(lineup.codes.shape, dtype=torch.int64, pin_memory=True)
+            codes.copy_(lineup.codes, non_blocking=True)
+            arrival = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            arrival.record()
+        else:
+            codes = lineup.codes.clone()
+        self._flights.append(Flight(states=states, codes=codes, arrival=arrival))
+        for state in states:
+            state.launched += 1
 
     def _ready(self) -> HeartMuLa:
         if not self._weights.on_device:
             raise PhaseError("the language model is not on the device")
         return self._model
-
-    def _release(self) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
 
 
 def _rows(song: Song) -> int:

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from services.tokenizer_worker import native
 from services.tokenizer_worker.engine import Song
-from services.tokenizer_worker.model import Sampler, exponential_noise, frame_seed
+from services.tokenizer_worker.model import Sampler, heartmula
+from services.tokenizer_worker.model.sampling import counter, exponential_noise, mix, noise_counters
 from services.tokenizer_worker.native import NativeEngine
 from shared.prompt import Prompt
 from tests.unit.native_engines import TINY, generate, one_thread, prompt_of, ready  # noqa: F401
@@ -40,9 +40,9 @@ def test_every_frame_has_noise_of_its_own(engine: NativeEngine, monkeypatch: pyt
         drawn.append(exponential_noise(*arguments))
         return drawn[-1]
 
-    monkeypatch.setattr(native, "exponential_noise", record)
+    monkeypatch.setattr(heartmula, "exponential_noise", record)
     generate(engine, Song(prompt=PROMPT, max_frames=4, topk=5, seed=3))
-    assert len({tuple(row.tolist()) for row in torch.cat(drawn)}) == 4 * 8
+    assert len({tuple(row.tolist()) for row in torch.cat(drawn).flatten(0, 1)}) == 4 * 8
 
 
 def test_temperature_0_ignores_the_seed(engine: NativeEngine) -> None:
@@ -98,7 +98,6 @@ def test_songs_of_a_batch_are_drawn_each_in_its_own_way() -> None:
     for _ in range(20):
         logits = torch.randn(8, 40, generator=generator)
         noise = torch.empty(5, 40).exponential_(1, generator=generator)
-        noise[1] = 1  # greedy
         together = Sampler([s[0] for s in songs], [s[1] for s in songs], [s[2] for s in songs]).draw(logits, noise)
         for index, (temperature, topk, cfg_scale) in enumerate(songs):
             rows = logits[index::5]
@@ -111,8 +110,27 @@ def test_songs_of_a_batch_are_drawn_each_in_its_own_way() -> None:
     assert len(codes) == 20
 
 
-def test_frame_seed_is_splitmix64() -> None:
+def test_counters_are_splitmix64() -> None:
     """Values published with the algorithm, for seed 1234567."""
     published = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431]
-    assert [frame_seed(1234567, frame) for frame in range(4)] == published
-    assert frame_seed(2**64 - 1, 5) < 2**64
+    outputs = mix(torch.tensor([counter(1234567, frame) for frame in range(4)]))
+    assert [int(output) % 2**64 for output in outputs] == published
+    assert counter(1234567, 3) == counter(1234567 + 2**64, 3)
+
+
+def test_noise_is_exponential_and_depends_on_song_and_frame_alone() -> None:
+    within = noise_counters(8, 8197)
+    counters = torch.tensor([counter(seed, frame) for seed in (0, 1, 2**63) for frame in (0, 1, 1500)])
+    noise = exponential_noise(counters, within)
+    assert noise.dtype == torch.float32
+    assert noise.shape == (9, 8, 8197)
+    for index in range(9):
+        assert torch.equal(exponential_noise(counters[index : index + 1], within)[0], noise[index])
+    assert noise.min() > 0
+    # Of n values below x a part of 1 - exp(-x); five standard deviations around it, also in the tails.
+    values = noise.double().flatten().sort().values
+    for x in (1e-4, 0.01, 0.5, 1.0, 3.0, 9.0):
+        p = -np.expm1(-x)
+        assert abs(float((values < x).double().mean()) - p) < 5 * (p * (1 - p) / len(values)) ** 0.5
+    together = torch.corrcoef(noise.flatten(0, 1))  # of codebooks and frames, neighbours included
+    assert (together - torch.eye(72)).abs().max() < 6 / 8197**0.5

@@ -1,16 +1,32 @@
 """HeartMuLa: a Llama backbone over frames, and a small Llama over the codebooks within a frame."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from services.tokenizer_worker.model.llama import KVCache, Llama, empty, linear, spread
+from services.tokenizer_worker.model.llama import KVCache, Llama, spread
+from services.tokenizer_worker.model.matrix import Matrix, empty
+from services.tokenizer_worker.model.sampling import COUNTER_STEP, Sampler, exponential_noise, noise_counters
 from shared.checkpoint import LMConfig
 
 Choose = Callable[[int, Tensor], Tensor]
 """(codebook, logits ``[rows, Va]``) → the chosen code of each song, int64 ``[songs]``, on the same device."""
+
+
+@dataclass(kw_only=True, eq=False)
+class Lineup:
+    """Songs that are made together, as the tensors that `HeartMuLa.next_frame` takes one frame further in place."""
+
+    caches: Sequence[KVCache]  # of the backbone, one a song
+    depth_cache: KVCache  # of all their rows: codebooks 0 … 7, overwritten every frame
+    sampler: Sampler
+    positions: Tensor  # int64 [songs], the next ones to be fed
+    counters: Tensor  # int64 [songs], of the noise: see `sampling.counter`
+    embedded: Tensor  # [rows, D], what is fed next
+    codes: Tensor  # int64 [songs, codebooks], of the frame that was made last
 
 
 class HeartMuLa(nn.Module):
@@ -20,26 +36,34 @@ class HeartMuLa(nn.Module):
     with guidance, an unconditional one; of several songs the guided ones come first, and their rows lie as `spread`
     lays them. The text embeddings stay in host memory: only prompts need them, and of them a
     few rows, while they are a tenth of the weights.
+
+    The stacks named in `int8` ("backbone", "decoder") are weight-only int8, the projection with the decoder; heads and
+    embeddings never are.
     """
 
-    def __init__(self, config: LMConfig, dtype: torch.dtype) -> None:
+    noise_counters: Tensor  # int64 [codebooks, Va]
+
+    def __init__(self, config: LMConfig, dtype: torch.dtype, int8: Collection[str] = ()) -> None:
         super().__init__()
         d, e = config.backbone.embed_dim, config.decoder.embed_dim
         va, books = config.audio_vocab_size, config.num_codebooks
         self.config, self.dtype = config, dtype
-        self.backbone = Llama(config.backbone, config.backbone.max_seq_len, dtype)
-        self.decoder = Llama(config.decoder, books, dtype)
+        small = "decoder" in int8
+        self.backbone = Llama(config.backbone, config.backbone.max_seq_len, dtype, int8="backbone" in int8)
+        self.decoder = Llama(config.decoder, books, dtype, int8=small)
         self.text_embeddings = empty(config.text_vocab_size, d, dtype=dtype)
         self.audio_embeddings = empty(books * va, d, dtype=dtype)  # row = codebook · Va + code
         self.unconditional = empty(1, d, dtype=dtype)
         self.muq_bias = empty(d, dtype=dtype)  # all that is left of muq_linear without reference audio
-        self.projection = empty(e, d, dtype=dtype)
-        self.head = empty(va, d, dtype=dtype)  # of codebook 0
-        self.depth_heads = empty(books - 1, va, e, dtype=dtype)  # of codebooks 1 …; the checkpoint has them transposed
+        self.projection = Matrix(e, d, dtype, int8=small)
+        self.head = Matrix(va, d, dtype)  # of codebook 0
+        # Of codebooks 1 …, each [Va, E]; the checkpoint has them transposed.
+        self.depth_heads = nn.ModuleList(Matrix(va, e, dtype) for _ in range(books - 1))
+        self.register_buffer("noise_counters", noise_counters(books, va), persistent=False)
 
     @property
     def device(self) -> torch.device:
-        return self.head.device
+        return self.audio_embeddings.device
 
     def backbone_cache(self, rows: int, positions: int) -> KVCache:
         return KVCache.empty(self.config.backbone, rows, positions, self.dtype, self.device)
@@ -60,16 +84,19 @@ class HeartMuLa(nn.Module):
     def embed_frames(self, codes: Tensor) -> Tensor:
         """int64 ``[…, codebooks]`` → the sum of one embedding a codebook, ``[…, D]``, the same in every row."""
         books, va = self.config.num_codebooks, self.config.audio_vocab_size
-        offsets = torch.arange(0, books * va, va, device=self.device)
+        offsets = torch.arange(0, books * va, va, device=codes.device)
         return F.embedding(codes + offsets, self.audio_embeddings).sum(-2)
 
     def advance(self, embedded: Tensor, cache: KVCache, start: int) -> Tensor:
         """``[rows, S, D]`` at positions start … → hidden state after the last of them, ``[rows, D]``."""
         return self.backbone.norm(self.backbone(embedded, cache, start)[:, -1])
 
-    def step(self, embedded: Tensor, caches: Sequence[KVCache], positions: Sequence[int]) -> Tensor:
-        """One position of each song, ``[rows, D]``, in its cache at its position → hidden states, ``[rows, D]``."""
-        return self.backbone.norm(self.backbone.step(embedded[:, None], caches, positions)[:, 0])
+    def step(self, embedded: Tensor, caches: Sequence[KVCache], positions: Tensor, seen: int) -> Tensor:
+        """One position of each song, ``[rows, D]``, in its cache at its position → hidden states, ``[rows, D]``.
+
+        ``positions`` int64 ``[songs]`` are all below `seen`.
+        """
+        return self.backbone.norm(self.backbone.step(embedded[:, None], caches, positions, seen)[:, 0])
 
     def frame(self, hidden: Tensor, cache: KVCache, choose: Choose) -> Tensor:
         """Choose the codes of a frame of each song, codebook by codebook, from ``hidden [rows, D]``.
@@ -79,15 +106,31 @@ class HeartMuLa(nn.Module):
         never fed to it.
         """
         rows, va = hidden.shape[0], self.config.audio_vocab_size
-        codes = [choose(0, linear(hidden[:, None], self.head)[:, 0].contiguous())]
+        codes = [choose(0, self.head(hidden[:, None])[:, 0].contiguous())]
         first = spread(F.embedding(codes[0], self.audio_embeddings), rows)
-        x = linear(torch.stack((hidden, first), dim=1), self.projection).contiguous()  # [rows, 2, E]
+        x = self.projection(torch.stack((hidden, first), dim=1)).contiguous()  # [rows, 2, E]
         start = 0
-        for book, head in enumerate(self.depth_heads.unbind(0), start=1):
+        for book, head in enumerate(self.depth_heads, start=1):
             out = self.decoder.norm(self.decoder(x, cache, start)[:, -1:])  # [rows, 1, E]
-            codes.append(choose(book, linear(out, head)[:, 0].contiguous()))
+            codes.append(choose(book, head(out)[:, 0].contiguous()))
             start = book + 1
             if start < self.config.num_codebooks:
                 code = F.embedding(codes[-1] + book * va, self.audio_embeddings)  # [songs, D]
-                x = linear(spread(code, rows)[:, None], self.projection).contiguous()
+                x = self.projection(spread(code, rows)[:, None]).contiguous()
         return torch.stack(codes, dim=1)
+
+    def next_frame(self, lineup: Lineup, seen: int) -> None:
+        """Make a frame of every song, in place; all positions are below `seen`.
+
+        All of it, draws included, is computed on the device, and shapes follow from the lineup and `seen` alone: the
+        host neither waits for nor decides anything. Before the last lines nothing of a song has changed but its
+        cache's entries at the next position, so a frame that failed on the way can be made again.
+        """
+        hidden = self.step(lineup.embedded, lineup.caches, lineup.positions, seen)
+        noise = exponential_noise(lineup.counters, self.noise_counters)  # [songs, codebooks, Va]
+        codes = self.frame(hidden, lineup.depth_cache, lambda book, logits: lineup.sampler.draw(logits, noise[:, book]))
+        embedded = spread(self.embed_frames(codes), len(hidden))
+        lineup.codes.copy_(codes)
+        lineup.embedded.copy_(embedded)
+        lineup.positions.add_(1)
+        lineup.counters.add_(COUNTER_STEP)

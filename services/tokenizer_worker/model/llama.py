@@ -8,12 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from services.tokenizer_worker.model.matrix import Matrix, empty
 from shared.checkpoint import Flavor
 
 NORM_EPS = 1e-5
 ROPE_BASE = 500_000.0
-# Rows of fp32 on the CPU, first and last, that `linear` multiplies the other way round.
-_NARROW = 3, 32
 # Llama 3 scaling: wavelengths up to TRAINED / HIGH positions are kept, those beyond TRAINED / LOW are stretched.
 ROPE_FACTOR, ROPE_LOW, ROPE_HIGH, ROPE_TRAINED = 32.0, 1.0, 4.0, 8192.0
 
@@ -49,26 +48,18 @@ def rms_norm(x: Tensor, scale: Tensor) -> Tensor:
     return F.rms_norm(x.float(), scale.shape, eps=NORM_EPS).to(x.dtype) * scale
 
 
-def linear(x: Tensor, weight: Tensor) -> Tensor:
-    """``x [rows, S, D]`` times the transpose of ``weight [N, D]``: ``[rows, S, N]``, not always contiguous."""
-    count = x.shape[0] * x.shape[1]
-    if x.dtype != torch.float32 or x.is_cuda or not _NARROW[0] <= count <= _NARROW[1]:
-        return F.linear(x, weight)
-    # MKL is up to twice as fast when the large matrix comes first, and as fast with 16 columns as with 4.
-    return (weight @ x.reshape(count, -1).T).T.view(*x.shape[:-1], -1)
-
-
 @dataclass(frozen=True)
 class KVCache:
-    """Keys and values of one stack for the rows of one song; entries at positions not yet written are garbage."""
+    """Keys and values of one stack for the rows of one song. Entries that were not written yet are zero."""
 
     keys: Tensor  # [layers, rows, KV heads, positions, h]
     values: Tensor  # same
 
     @classmethod
     def empty(cls, flavor: Flavor, rows: int, positions: int, dtype: torch.dtype, device: torch.device) -> "KVCache":
+        # Not what happens to be in memory: a masked entry counts nothing, but nothing times infinity is not a number.
         shape = (flavor.num_layers, rows, flavor.num_kv_heads, positions, flavor.head_dim)
-        return cls(torch.empty(shape, dtype=dtype, device=device), torch.empty(shape, dtype=dtype, device=device))
+        return cls(torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device))
 
     @staticmethod
     def size(flavor: Flavor, rows: int, positions: int, dtype: torch.dtype) -> int:
@@ -80,62 +71,76 @@ class KVCache:
         return zip(self.keys.unbind(0), self.values.unbind(0), strict=True)
 
 
-Place = tuple[Tensor, Tensor, int]
-"""Keys and values of one layer, ``[rows, KV heads, positions, h]`` both, and the position to go on at."""
+@dataclass(frozen=True)
+class Span:
+    """S positions that a song goes on at, the same in all layers, and what they see."""
+
+    at: Tensor  # int64 [S]
+    seen: int  # of the cache, from its first position on
+    mask: Tensor | None  # bool [H / KV · S, seen] or [1, seen]: what of that; all of it without a mask
+
+
+Layer = tuple[Tensor, Tensor]
+"""Keys and values of a song in one layer, ``[rows, KV heads, positions, h]`` both."""
 
 
 class Block(nn.Module):
     """One pre-norm layer: grouped-query attention, then SwiGLU. Matrices that see the same input are one matrix."""
 
-    def __init__(self, flavor: Flavor, dtype: torch.dtype) -> None:
+    def __init__(self, flavor: Flavor, dtype: torch.dtype, *, int8: bool) -> None:
         super().__init__()
         d, f, h = flavor.embed_dim, flavor.intermediate_dim, flavor.head_dim
         self.heads, self.kv_heads, self.head_dim = flavor.num_heads, flavor.num_kv_heads, h
         self.attention_norm = empty(d, dtype=dtype)
-        self.qkv = empty((self.heads + 2 * self.kv_heads) * h, d, dtype=dtype)
-        self.output = empty(d, self.heads * h, dtype=dtype)
+        self.qkv = Matrix((self.heads + 2 * self.kv_heads) * h, d, dtype, int8=int8)
+        self.output = Matrix(d, self.heads * h, dtype, int8=int8)
         self.mlp_norm = empty(d, dtype=dtype)
-        self.gate_up = empty(2 * f, d, dtype=dtype)
-        self.down = empty(d, f, dtype=dtype)
+        self.gate_up = Matrix(2 * f, d, dtype, int8=int8)
+        self.down = Matrix(d, f, dtype, int8=int8)
 
-    def forward(self, x: Tensor, table: Tensor, mask: Tensor | None, places: Sequence[Place]) -> Tensor:
-        """``x [rows, S, D]`` → the same shape; writes S entries of each cache. Places as `Llama.run` has them."""
-        x = x + linear(self._attend(rms_norm(x, self.attention_norm), table, mask, places), self.output)
-        gate, up = linear(rms_norm(x, self.mlp_norm), self.gate_up).chunk(2, dim=-1)  # [rows, S, F] each
-        return x + linear(F.silu(gate) * up, self.down)
+    def forward(self, x: Tensor, table: Tensor, layers: Sequence[Layer], spans: Sequence[Span]) -> Tensor:
+        """``x [rows, S, D]`` → the same shape; writes S entries into the cache of each song.
 
-    def _attend(self, x: Tensor, table: Tensor, mask: Tensor | None, places: Sequence[Place]) -> Tensor:
+        Of n songs, rows i, i + n, … are those of song i.
+        """
+        x = x + self.output(self._attend(rms_norm(x, self.attention_norm), table, layers, spans))
+        gate, up = self.gate_up(rms_norm(x, self.mlp_norm)).chunk(2, dim=-1)  # [rows, S, F] each
+        out: Tensor = x + self.down(F.silu(gate) * up)
+        return out
+
+    def _attend(self, x: Tensor, table: Tensor, layers: Sequence[Layer], spans: Sequence[Span]) -> Tensor:
         rows, steps, _ = x.shape
-        count = len(places)
-        qkv = linear(x, self.qkv).contiguous().view(rows, steps, -1, self.head_dim)  # [rows, S, H + 2 KV, h]
+        count = len(spans)
+        qkv = self.qkv(x).contiguous().view(rows, steps, -1, self.head_dim)  # [rows, S, H + 2 KV, h]
         # Queries and keys are neighbours, so one rotation serves both.
         qk = rotate(qkv[:, :, : -self.kv_heads], table).transpose(1, 2)  # [rows, H + KV, S, h]
         q, k, v = qk[:, : self.heads], qk[:, self.heads :], qkv[:, :, -self.kv_heads :].transpose(1, 2)
         # The query heads that share a KV head sit side by side: taken as more queries of one head they need no copies
         # of the keys, which those kernels would make that know nothing of shared heads.
         q = q.reshape(rows, self.kv_heads, -1, self.head_dim)  # [rows, KV, H / KV · S, h]
-        seen = torch.empty_like(q)
-        for index, (keys, values, start) in enumerate(places):
-            end = start + steps
-            keys[:, :, start:end] = k[index::count]
-            values[:, :, start:end] = v[index::count]
-            seen[index::count] = F.scaled_dot_product_attention(
-                q[index::count], keys[:, :, :end], values[:, :, :end], attn_mask=mask
+        found = torch.empty_like(q)
+        for index, ((keys, values), span) in enumerate(zip(layers, spans, strict=True)):
+            keys.index_copy_(2, span.at, k[index::count])
+            values.index_copy_(2, span.at, v[index::count])
+            found[index::count] = F.scaled_dot_product_attention(
+                q[index::count], keys[:, :, : span.seen], values[:, :, : span.seen], attn_mask=span.mask
             )
-        return seen.view(rows, self.heads, steps, -1).transpose(1, 2).reshape(rows, steps, -1)
+        return found.view(rows, self.heads, steps, -1).transpose(1, 2).reshape(rows, steps, -1)
 
 
 class Llama(nn.Module):
     """A causal stack with its final norm, without embeddings or heads."""
 
     rope: Tensor  # [positions, 1, h / 2] complex64
+    positions: Tensor  # int64 [positions]: 0, 1, …
 
-    def __init__(self, flavor: Flavor, positions: int, dtype: torch.dtype) -> None:
+    def __init__(self, flavor: Flavor, positions: int, dtype: torch.dtype, *, int8: bool = False) -> None:
         super().__init__()
         self.shared = flavor.num_heads // flavor.num_kv_heads  # query heads a KV head
-        self.blocks = nn.ModuleList(Block(flavor, dtype) for _ in range(flavor.num_layers))
+        self.blocks = nn.ModuleList(Block(flavor, dtype, int8=int8) for _ in range(flavor.num_layers))
         self.scale = empty(flavor.embed_dim, dtype=dtype)
         self.register_buffer("rope", rope_table(flavor.head_dim, positions), persistent=False)
+        self.register_buffer("positions", torch.arange(positions, device="cpu"), persistent=False)
 
     def forward(self, x: Tensor, cache: KVCache, start: int) -> Tensor:
         """Run ``x [rows, S, D]`` at positions start … start + S − 1 through every block; the final norm is `norm`.
@@ -143,28 +148,31 @@ class Llama(nn.Module):
         A position sees those before it, in the cache or in `x`, and itself.
         """
         end = start + x.shape[1]
-        mask = None
+        at, mask = self.positions[start:end], None
         if x.shape[1] > 1:  # a single position sees everything
-            causal = torch.ones(x.shape[1], end, dtype=torch.bool, device=x.device).tril(start)
+            causal = self.positions[:end] <= at[:, None]
             mask = causal.repeat(self.shared, 1)  # [H / KV · S, end], as the queries lie in a block
-        return self._run(x, self.rope[start:end], mask, [cache], [start])
+        return self._run(x, self.rope[start:end], [cache], [Span(at, end, mask)])
 
-    def step(self, x: Tensor, caches: Sequence[KVCache], positions: Sequence[int]) -> Tensor:
+    def step(self, x: Tensor, caches: Sequence[KVCache], positions: Tensor, seen: int) -> Tensor:
         """Run one position of each of n songs through every block, ``x [rows, 1, D]`` → the same shape.
 
-        Rows i, i + n, … are those of song i, in its own cache, at its own position. All but the attention is done for
-        all rows at once, so that weights are read once; attention is done a song at a time, because then caches are
-        as long as their songs, stay where they are, and are read no further than they are filled.
-        """
-        tables = torch.stack([self.rope[position : position + 1] for position in positions])  # [n, 1, 1, h / 2]
-        return self._run(x, spread(tables, len(x)), None, caches, positions)
+        Rows i, i + n, … are those of song i, in its own cache, at its own position: ``positions`` int64 ``[n]``, all
+        below `seen`. Nothing here depends on where the songs are but the contents of `positions`; so what was recorded
+        once can be played again for the next position, up to `seen`.
 
-    def _run(
-        self, x: Tensor, table: Tensor, mask: Tensor | None, caches: Sequence[KVCache], starts: Sequence[int]
-    ) -> Tensor:
+        All but the attention is done for all rows at once, so that weights are read once; attention is done a song at a
+        time, because then caches are as long as their songs and stay where they are.
+        """
+        spans = []
+        for at, cache in zip(positions[:, None].unbind(0), caches, strict=True):
+            end = min(seen, cache.keys.shape[3])
+            spans.append(Span(at, end, (self.positions[:end] <= at)[None]))
+        return self._run(x, spread(self.rope[positions][:, None], len(x)), caches, spans)
+
+    def _run(self, x: Tensor, table: Tensor, caches: Sequence[KVCache], spans: Sequence[Span]) -> Tensor:
         for block, *layers in zip(self.blocks, *(cache.layers() for cache in caches), strict=True):
-            places = [(keys, values, start) for (keys, values), start in zip(layers, starts, strict=True)]
-            x = block(x, table, mask, places)
+            x = block(x, table, layers, spans)
         return x
 
     def norm(self, x: Tensor) -> Tensor:
@@ -178,8 +186,3 @@ def spread(x: Tensor, rows: int) -> Tensor:
     So lie the rows of a batch whose guided songs come first: conditional rows of all, unconditional rows of those.
     """
     return x if rows == len(x) else torch.cat((x, x[: rows - len(x)]))
-
-
-def empty(*shape: int, dtype: torch.dtype) -> nn.Parameter:
-    """A weight that is yet to be loaded. Its memory is only reserved: pages are taken as they are written."""
-    return nn.Parameter(torch.empty(shape, dtype=dtype), requires_grad=False)

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-_MASK = (1 << 64) - 1
+# SplitMix64 (Steele, Lea & Flood 2014): the increment of its counter, and how it mixes a counter's value.
+_INCREMENT, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
 
 class Sampler:
@@ -15,7 +16,7 @@ class Sampler:
     song, of temperature 0, draws among its largest logit alone.
     """
 
-    BYTES = 16  # on the device, a song
+    BYTES = 17  # on the device, a song
 
     def __init__(
         self,
@@ -26,6 +27,7 @@ class Sampler:
     ) -> None:
         kept = [k if t > 0 else 1 for k, t in zip(topk, temperature, strict=True)]
         self._most = max(kept)
+        self._greedy = torch.tensor([t == 0 for t in temperature], device=device)[:, None]
         self._temperature = torch.tensor([t or 1 for t in temperature], dtype=torch.float32, device=device)[:, None]
         self._topk = torch.tensor(kept, device=device)[:, None]
         self._cfg_scale = torch.tensor(cfg_scale, dtype=torch.float32, device=device)[:, None]
@@ -48,31 +50,60 @@ class Sampler:
         """Draw a code of each song, int64 ``[songs]``, from ``logits [rows, V]`` before guidance.
 
         `noise` is one sample of Exp(1) a code, fp32 ``[songs, V]``: dividing probabilities by it and taking the largest
-        is an exact draw (the exponential race); a greedy song wants ones. Values below the k-th largest are out; ties
-        with it stay. Guidance and the division by the temperature end in the dtype of the logits, as in the reference.
+        is an exact draw (the exponential race). Values below the k-th largest are out; ties with it stay. Guidance and
+        the division by the temperature end in the dtype of the logits, as in the reference.
         """
         scaled = (self.guide(logits) / self._temperature).to(logits.dtype)
         largest = scaled.topk(min(self._most, scaled.shape[1])).values
         smallest = largest.gather(1, self._topk.clamp(max=largest.shape[1]) - 1)
         # fp32 as autocast has it on CUDA: 16 bits cannot tell 8,197 probabilities apart.
         p = scaled.masked_fill(scaled < smallest, -torch.inf).softmax(1, dtype=torch.float32)
-        return (p / noise).argmax(1)
+        return (p / noise.masked_fill(self._greedy, 1)).argmax(1)
 
 
-def frame_seed(seed: int, frame: int) -> int:
-    """A 64-bit seed for one frame of a song: output `frame` of the SplitMix64 generator started at `seed`.
+def _signed(number: int) -> int:
+    """The signed 64-bit number of the same bits as the lowest 64 of this one."""
+    return (number + 2**63) % 2**64 - 2**63
 
-    Steele, Lea & Flood 2014. Neighbouring seeds and frames come out unrelated, and frame n needs no frame before it.
+
+COUNTER_STEP = _signed(_INCREMENT)
+"""From a song's counter at one frame to that at the next."""
+
+
+def counter(seed: int, frame: int) -> int:
+    """Of the SplitMix64 generator started at `seed`, when it makes its output `frame`: a signed 64-bit number.
+
+    A frame's output is the seed of its noise. Neighbouring seeds and frames come out unrelated, and frame n needs no
+    frame before it.
     """
-    z = (seed + (frame + 1) * 0x9E3779B97F4A7C15) & _MASK
-    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
-    return z ^ (z >> 31)
+    return _signed(seed + (frame + 1) * _INCREMENT)
 
 
-def exponential_noise(generator: torch.Generator, codebooks: int, vocabulary: int) -> Tensor:
-    """Noise for one frame, Exp(1), fp32 ``[codebooks, V]`` on the host. One draw a codebook, as in the reference."""
-    noise = torch.empty(codebooks, vocabulary)
-    for row in noise:
-        row.exponential_(1, generator=generator)
-    return noise
+def noise_counters(codebooks: int, vocabulary: int) -> Tensor:
+    """Where in a frame's own generator each code's noise lies, int64 ``[codebooks, V]``."""
+    outputs = torch.arange(1, codebooks * vocabulary + 1, device="cpu")
+    return (outputs * COUNTER_STEP).view(codebooks, vocabulary)
+
+
+def exponential_noise(counters: Tensor, within: Tensor) -> Tensor:
+    """Noise for one frame of each song, Exp(1), fp32 ``[songs, codebooks, V]``, on the device of its arguments.
+
+    `counters` are the songs', int64 ``[songs]``, `within` is from `noise_counters`. Counted rather than drawn from a
+    generator with a state (Salmon et al. 2011), so that every device draws alike and a song can go on at any frame.
+    """
+    bits = mix(mix(counters)[:, None, None] + within)
+    # 23 of them, in the middle of their interval: no logarithm of 0, and none that is 0.
+    uniform = (bits >> 41).bitwise_and_((1 << 23) - 1).float().add_(0.5).mul_(2**-23)
+    return uniform.log_().neg_()
+
+
+def mix(counters: Tensor) -> Tensor:
+    """The outputs of SplitMix64 for the values of its counter; int64 for unsigned 64-bit numbers, both."""
+    z = (counters ^ _shift(counters, 30)) * _signed(_FIRST)
+    z = (z ^ _shift(z, 27)) * _signed(_SECOND)
+    return z ^ _shift(z, 31)
+
+
+def _shift(z: Tensor, bits: int) -> Tensor:
+    """To the right, with zeros coming in from the left."""
+    return (z >> bits) & ((1 << (64 - bits)) - 1)

@@ -1,6 +1,8 @@
 """Reading a checkpoint into a `HeartMuLa`."""
 
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -8,6 +10,7 @@ from torch import Tensor
 
 from services.tokenizer_worker.model.heartmula import HeartMuLa
 from services.tokenizer_worker.model.llama import Block, Llama
+from services.tokenizer_worker.model.matrix import Matrix
 from shared.checkpoint import tensors
 from shared.errors import ConfigError
 
@@ -15,13 +18,21 @@ from shared.errors import ConfigError
 _COMPUTED = re.compile(r"(backbone|decoder)(\.layers\.\d+\.attn\.pos_embeddings\.(theta|cache)|_causal_mask)")
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor of the checkpoint goes."""
+
+    shape: torch.Size
+    fill: Callable[[Tensor], object]
+
+
 def load_weights(model: HeartMuLa, folder: Path) -> None:
-    """Copy every tensor of the checkpoint `folder` into its place, in the model's dtype, one at a time.
+    """Copy every tensor of the checkpoint `folder` into its place, as the model wants it, one at a time.
 
     So the host holds the model and one tensor. Raises `ConfigError` naming the tensor that is missing, not expected,
     not of floating point, or of another shape than config.json gives it.
     """
-    waiting = _places(model)
+    waiting = places(model)
     for name, tensor in tensors(folder):
         if not _COMPUTED.fullmatch(name):
             place = waiting.pop(name, None)
@@ -32,48 +43,61 @@ def load_weights(model: HeartMuLa, folder: Path) -> None:
                     f"{folder}: {name} is {list(tensor.shape)} {tensor.dtype}, "
                     f"config.json asks for {list(place.shape)} of floating point"
                 )
-            if not place.is_meta:
-                place.copy_(tensor)
+            place.fill(tensor)
         del tensor  # before the next one is read
     if waiting:
         more = f" and {len(waiting) - 1} more" if len(waiting) > 1 else ""
         raise ConfigError(f"{folder}: tensor {min(waiting)}{more} missing")
 
 
-def _places(model: HeartMuLa) -> dict[str, Tensor]:
-    """Where each tensor of the checkpoint goes: views of the parameters, in the checkpoint's shapes."""
+def places(model: HeartMuLa) -> dict[str, Place]:
+    """Of all tensors of a checkpoint, by their names there."""
+    heads = [head for head in model.depth_heads if isinstance(head, Matrix)]
+
+    def fill_heads(tensor: Tensor) -> None:  # [codebooks − 1, E, Va]
+        for head, part in zip(heads, tensor, strict=True):
+            head.fill(part.T)
+
     return {
-        "text_embeddings.weight": model.text_embeddings,
-        "audio_embeddings.weight": model.audio_embeddings,
-        "unconditional_text_embedding.weight": model.unconditional,
+        "text_embeddings.weight": _tensor(model.text_embeddings),
+        "audio_embeddings.weight": _tensor(model.audio_embeddings),
+        "unconditional_text_embedding.weight": _tensor(model.unconditional),
         # Only reference audio would need it, which HeartMuLa does not support.
-        "muq_linear.weight": torch.empty(len(model.muq_bias), model.config.muq_dim, device="meta"),
-        "muq_linear.bias": model.muq_bias,
-        "projection.weight": model.projection,
-        "codebook0_head.weight": model.head,
-        "audio_head": model.depth_heads.transpose(1, 2),
+        "muq_linear.weight": Place(torch.Size((len(model.muq_bias), model.config.muq_dim)), lambda tensor: None),
+        "muq_linear.bias": _tensor(model.muq_bias),
+        "projection.weight": _rows(model.projection),
+        "codebook0_head.weight": _rows(model.head),
+        "audio_head": Place(torch.Size((len(heads), *heads[0].shape[::-1])), fill_heads),
         **_stack("backbone", model.backbone),
         **_stack("decoder", model.decoder),
     }
 
 
-def _stack(prefix: str, stack: Llama) -> dict[str, Tensor]:
-    places: dict[str, Tensor] = {f"{prefix}.norm.scale": stack.scale}
+def _tensor(parameter: Tensor) -> Place:
+    return Place(parameter.shape, parameter.copy_)
+
+
+def _rows(matrix: Matrix, start: int = 0, count: int | None = None) -> Place:
+    shape = torch.Size((matrix.shape[0] if count is None else count, matrix.shape[1]))
+    return Place(shape, lambda tensor: matrix.fill(tensor, start))
+
+
+def _stack(prefix: str, stack: Llama) -> dict[str, Place]:
+    found = {f"{prefix}.norm.scale": _tensor(stack.scale)}
     for index, block in enumerate(stack.blocks):
         assert isinstance(block, Block)
-        shared = block.kv_heads * block.head_dim
-        q, k, v = block.qkv[: -2 * shared], block.qkv[-2 * shared : -shared], block.qkv[-shared:]
-        gate, up = block.gate_up.chunk(2)
+        queries, shared = block.heads * block.head_dim, block.kv_heads * block.head_dim
+        width = block.down.shape[1]
         layer = {
-            "attn.q_proj.weight": q,
-            "attn.k_proj.weight": k,
-            "attn.v_proj.weight": v,
-            "attn.output_proj.weight": block.output,
-            "mlp.w1.weight": gate,
-            "mlp.w2.weight": block.down,
-            "mlp.w3.weight": up,
-            "sa_norm.scale": block.attention_norm,
-            "mlp_norm.scale": block.mlp_norm,
+            "attn.q_proj.weight": _rows(block.qkv, 0, queries),
+            "attn.k_proj.weight": _rows(block.qkv, queries, shared),
+            "attn.v_proj.weight": _rows(block.qkv, queries + shared, shared),
+            "attn.output_proj.weight": _rows(block.output),
+            "mlp.w1.weight": _rows(block.gate_up, 0, width),
+            "mlp.w2.weight": _rows(block.down),
+            "mlp.w3.weight": _rows(block.gate_up, width, width),
+            "sa_norm.scale": _tensor(block.attention_norm),
+            "mlp_norm.scale": _tensor(block.mlp_norm),
         }
-        places |= {f"{prefix}.layers.{index}.{name}": place for name, place in layer.items()}
-    return places
+        found |= {f"{prefix}.layers.{index}.{name}": place for name, place in layer.items()}
+    return found

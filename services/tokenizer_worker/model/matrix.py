@@ -1,0 +1,67 @@
+"""Weights that rows are multiplied by: in the model's dtype, or as int8."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+# Rows on the CPU, first and last, for which the product is taken the other way round: see docs/performance.md.
+_TURNED = {torch.float32: (3, 32), torch.bfloat16: (2, 128)}
+# int8 on the CPU: PyTorch's own kernel up to so many rows; beyond, it is cheaper to convert the weights first.
+_INT8_ROWS = 32
+
+
+class Matrix(nn.Module):
+    """``[N, K]`` in `dtype`; or, with `int8`, weight-only int8 with a scale a row, ``[N]`` in `dtype`."""
+
+    scale: Tensor | None
+
+    def __init__(self, outputs: int, inputs: int, dtype: torch.dtype, *, int8: bool = False) -> None:
+        super().__init__()
+        self.shape = torch.Size((outputs, inputs))
+        self.weight = empty(outputs, inputs, dtype=torch.int8 if int8 else dtype)
+        self.register_parameter("scale", empty(outputs, dtype=dtype) if int8 else None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[rows, S, K]`` → ``[rows, S, N]``, not always contiguous."""
+        return linear(x, self.weight) if self.scale is None else _linear_int8(x, self.weight, self.scale)
+
+    @torch.no_grad()
+    def fill(self, tensor: Tensor, start: int = 0) -> None:
+        """Write rows from `start` on, ``[n, K]`` of any floating dtype.
+
+        int8 is symmetric, and exact at 0; a row's largest value is 127 of its scale. Values are divided by the scale as
+        it is stored, so that its own rounding costs nothing.
+        """
+        rows = slice(start, start + len(tensor))
+        if self.scale is None:
+            self.weight[rows] = tensor
+            return
+        values = tensor.float()
+        self.scale[rows] = values.abs().amax(1).div_(127).clamp_(min=torch.finfo(torch.float16).tiny)
+        self.weight[rows] = values.div_(self.scale[rows, None].float()).round_().clamp_(-127, 127)
+
+
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    """``x [rows, S, K]`` times the transpose of ``weight [N, K]``: ``[rows, S, N]``, not always contiguous."""
+    count = x.shape[0] * x.shape[1]
+    first, last = _TURNED.get(x.dtype, (1, 0))
+    if not x.is_cuda and first <= count <= last:
+        return (weight @ x.reshape(count, -1).T).T.view(*x.shape[:-1], -1)
+    if not x.is_cuda and count == 1 and x.dtype == torch.bfloat16:
+        return torch.mv(weight, x.reshape(-1)).view(*x.shape[:-1], -1)
+    return F.linear(x, weight)
+
+
+def _linear_int8(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+    rows = x.reshape(-1, x.shape[-1])
+    if not x.is_cuda and len(rows) <= _INT8_ROWS:
+        out = torch._weight_int8pack_mm(rows.contiguous(), weight, scale)
+    else:
+        # A compiler takes the conversion into the product; PyTorch by itself converts the whole matrix first.
+        out = F.linear(rows, weight.to(x.dtype)) * scale
+    return out.view(*x.shape[:-1], -1)
+
+
+def empty(*shape: int, dtype: torch.dtype) -> nn.Parameter:
+    """A weight that is yet to be loaded. Its memory is only reserved: pages are taken as they are written."""
+    return nn.Parameter(torch.empty(shape, dtype=dtype), requires_grad=False)

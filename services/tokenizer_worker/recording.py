@@ -1,0 +1,65 @@
+"""Work that is the same every time, recorded once and played again: a CUDA graph, where there is CUDA.
+
+A frame is some 2,000 small kernels. Launched one by one from Python they take longer than they compute.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+
+import torch
+
+log = logging.getLogger(__name__)
+
+Work = Callable[[], None]
+Recorder = Callable[[Work], Work]
+"""Records work without doing it, and returns how to do it again. Raises `RuntimeError` where that cannot be."""
+
+_FIRST = 2  # times that work is done unrecorded: it allocates, and many a lineup does not last longer
+
+
+def cuda_graph(work: Work) -> Work:
+    """A `Recorder` on the current CUDA device. What `work` allocates stays allocated as long as the recording lives."""
+    graph = torch.cuda.CUDAGraph()
+    # Other threads may go on using CUDA meanwhile; they are none of this graph's business.
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        work()
+    return graph.replay
+
+
+class Recording:
+    """Does work over and over: unrecorded at first, then from a recording, for as long as its shapes are the same."""
+
+    possible = True  # until recording has failed in this process; then everything goes on unrecorded
+    announced = False
+
+    def __init__(self, recorder: Recorder | None) -> None:
+        self._recorder = recorder
+        self._shapes: object = None
+        self._times = 0
+        self._play: Work | None = None
+
+    def run(self, work: Work, shapes: object) -> None:
+        """Do `work`, whose shapes and addresses are the same as the last time if `shapes` are."""
+        if shapes != self._shapes:
+            self._shapes, self._times, self._play = shapes, 0, None
+        if self._play is None and self._recorder is not None and Recording.possible and self._times >= _FIRST:
+            self._play = self._record(self._recorder, work)
+        (self._play or work)()
+        self._times += 1
+
+    @staticmethod
+    def _record(recorder: Recorder, work: Work) -> Work | None:
+        began = time.monotonic()
+        try:
+            play = recorder(work)
+        except (torch.OutOfMemoryError, torch.AcceleratorError):
+            raise
+        except RuntimeError as error:
+            Recording.possible = False
+            log.warning("frames cannot be recorded as a CUDA graph, and will be slower: %s", error)
+            return None
+        level = logging.DEBUG if Recording.announced else logging.INFO
+        Recording.announced = True
+        log.log(level, "a frame was recorded as a CUDA graph in %.0f ms", (time.monotonic() - began) * 1000)
+        return play
