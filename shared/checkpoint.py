@@ -8,7 +8,10 @@ Nothing here imports torch, so the gateway may read dimensions and the tokenizer
 """
 
 import json
+import math
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -178,8 +181,46 @@ def tensors(folder: Path) -> Iterator[tuple[str, Any]]:
     read when it is yielded and belongs to the caller, so a loader that converts and drops each one never holds two
     copies. Raises `ConfigError` for a missing or damaged shard.
     """
-    from safetensors import SafetensorError, safe_open
+    for shard, name in _stored(folder):
+        with _opened(shard) as file:
+            tensor = file.get_tensor(name)
+        yield name, tensor
+        del tensor
 
+
+@dataclass(frozen=True)
+class Part:
+    """Some rows of a stored tensor."""
+
+    name: str
+    shape: tuple[int, ...]  # of the whole tensor
+    start: int  # the first row
+    rows: Any  # torch.Tensor [n, …]
+
+
+def parts(folder: Path, nbytes: int = 64 * 2**20) -> Iterator[Part]:
+    """As `tensors`, but large ones some rows at a time, about `nbytes` of them: of a language model, a single
+    embedding is a tenth. Tensors without dimensions come as one row.
+    """
+    for shard, name in _stored(folder):
+        start, length = 0, 1
+        while start < length:
+            with _opened(shard) as file:
+                whole = file.get_slice(name)
+                shape = tuple(whole.get_shape())
+                if shape:
+                    length = shape[0]
+                    count = max(1, nbytes // (4 * math.prod(shape[1:])))
+                    rows = whole[start : start + count]
+                else:
+                    rows = file.get_tensor(name)[None]
+            yield Part(name, shape, start, rows)
+            start += len(rows)
+            del rows
+
+
+def _stored(folder: Path) -> Iterator[tuple[Path, str]]:
+    """The shards of a folder and the names of the tensors in them."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         try:
@@ -191,9 +232,19 @@ def tensors(folder: Path) -> Iterator[tuple[str, Any]]:
     if not shards:
         raise ConfigError(f"{folder} holds no safetensors files")
     for shard in shards:
-        try:
-            with safe_open(str(folder / shard), framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118 (not iterable itself)
-                    yield name, file.get_tensor(name)
-        except (OSError, SafetensorError) as error:
-            raise ConfigError(f"{folder / shard} cannot be read: {error}") from None
+        with _opened(folder / shard) as file:
+            names = list(file.keys())
+        for name in names:
+            yield folder / shard, name
+
+
+@contextmanager
+def _opened(shard: Path) -> Iterator[Any]:
+    """A safetensors file. Opened anew for every read: as long as one is open, pages that were read stay mapped."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(shard), framework="pt") as file:
+            yield file
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"{shard} cannot be read: {error}") from None

@@ -107,6 +107,18 @@ class Settings:
         "",
         "float16, bfloat16 or float32; unset: bfloat16 on CUDA (float16 before Ampere), float32 on the CPU",
     )
+    int8: str = _setting(
+        "HEARTMULA_INT8",
+        _choice("off", "decoder", "all"),
+        "off",
+        "weights of the language model kept as int8: those of the depth decoder, or of the backbone too",
+    )
+    compile: bool = _setting(
+        "HEARTMULA_COMPILE",
+        _flag,
+        False,
+        "true: torch.compile the language model; minutes at the start, needs a compiler",
+    )
     engine: str = _setting(
         "HEARTMULA_ENGINE",
         _choice("native", "heartlib", "trivial"),
@@ -142,7 +154,7 @@ class Settings:
         "slice of a worker's turn: how long songs that wait for the other worker may have to wait for the device",
     )
     batch: int = _setting(
-        "HEARTMULA_BATCH", _integer(1, 256), 4, "songs that are made at once; fewer where memory does not suffice"
+        "HEARTMULA_BATCH", _integer(1, 256), 8, "songs that are made at once; fewer where memory does not suffice"
     )
     checkpoint_seconds: float = _setting(
         "HEARTMULA_CHECKPOINT_SECONDS",

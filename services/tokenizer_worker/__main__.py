@@ -5,6 +5,7 @@ import sys
 from services.tokenizer_worker.engine import TokenEngine
 from services.tokenizer_worker.stage import TokenStage
 from shared.checkpoint import Checkpoint, open_checkpoint
+from shared.errors import ConfigError
 from shared.gpu import Device, choose_device
 from shared.process import run
 from shared.prompt import Prompter
@@ -29,12 +30,16 @@ def build_engine(settings: Settings, checkpoint: Checkpoint) -> tuple[TokenEngin
     dtype = settings.model_dtype or ("float32" if device.kind == "cpu" else "bfloat16" if bf16 else "float16")
     name = f"HeartMuLa-oss-{checkpoint.lm.version}"
     if settings.engine == "heartlib":
+        if settings.int8 != "off" or settings.compile:
+            raise ConfigError("HEARTMULA_INT8 and HEARTMULA_COMPILE are the native engine's: unset them")
         from services.tokenizer_worker.heartlib_engine import HeartlibEngine
 
         return HeartlibEngine(checkpoint, device.torch_name, dtype), device, name
     from services.tokenizer_worker.native import NativeEngine
 
-    return NativeEngine(checkpoint, device.torch_name, dtype, settings.batch), device, name
+    int8 = {"off": (), "decoder": ("decoder",), "all": ("backbone", "decoder")}[settings.int8]
+    engine = NativeEngine(checkpoint, device.torch_name, dtype, settings.batch, int8=int8, compiled=settings.compile)
+    return engine, device, name if settings.int8 == "off" else f"{name}-int8-{settings.int8}"
 
 
 async def serve(settings: Settings) -> None:

@@ -7,6 +7,7 @@ import argparse
 import json
 import os
 import platform
+import random
 import subprocess
 import sys
 import tempfile
@@ -19,7 +20,9 @@ from typing import Any
 import torch
 
 from shared.checkpoint import Checkpoint
+from shared.prompt import Prompt
 from tests.bench import checkpoints
+from tests.bench.accuracy import accuracy
 
 ROOT = Path(__file__).parents[2]
 Row = dict[str, Any]
@@ -101,6 +104,22 @@ def codec(config: str, checkpoint: Checkpoint, reference: bool, rounds: int) -> 
     emit(row)
 
 
+def int8(config: str, checkpoint: Checkpoint, songs: int, frames: int) -> None:
+    """What int8 weights change, beside what bfloat16 changes, on songs of random text."""
+    generator, words = random.Random(0), checkpoint.lm.text_vocab_size
+    prompts = [
+        Prompt(*(tuple(generator.randrange(words) for _ in range(length)) for length in (12, 52))) for _ in range(songs)
+    ]
+    for row in accuracy(checkpoint, prompts, frames):
+        emit({"bench": "lm_int8", "config": config, **row})
+
+
+def int8_both(folder: Path) -> None:
+    """On random text; the golden checkpoint is trained no more than the other one is."""
+    int8("golden", checkpoints.golden(folder / "golden"), 8, 24)
+    int8("mid", checkpoints.lm(folder / "mid", checkpoints.MID, torch.float32), 4, 24)
+
+
 def compare(row: Row, turns: list[list[Row]], songs: int = 1) -> Row:
     """The medians of both sides; a ratio above 1 says that ours makes that many times the songs' frames a second."""
     medians = [median(reply["ms"] for reply in side) for side in zip(*turns, strict=True)]
@@ -166,6 +185,7 @@ BENCHES: dict[str, Callable[[Path, bool], None]] = {
     "lm_mid": lambda folder, reference: lm(
         "mid", checkpoints.lm(folder, checkpoints.MID, torch.float32), "float32", reference, [1, 2, 4, 8], 20
     ),
+    "lm_int8": lambda folder, _: int8_both(folder),
     "codec": lambda folder, reference: codec("default", checkpoints.codec(folder), reference, 2),
     "lm_3b": lambda folder, reference: lm(
         "3b", checkpoints.lm(folder, checkpoints.LARGE, torch.bfloat16), "bfloat16", reference, [1, 2, 4, 8], 5
@@ -178,6 +198,7 @@ def smoke(folder: Path, reference: bool) -> None:
     checkpoint = checkpoints.golden(folder)
     lm("golden", checkpoint, "float32", reference, [1, 2], 3)
     codec("golden", checkpoint, reference, 1)
+    int8("golden", checkpoint, 1, 3)
 
 
 def main() -> None:

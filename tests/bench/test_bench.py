@@ -10,6 +10,7 @@ FIELDS = {
     "machine": {"cpu", "cores", "threads", "torch"},
     "lm_prefill": {"config", "songs", "native_ms", "native_peak_rss_mb"},
     "lm_frame": {"config", "songs", "native_ms", "native_peak_rss_mb", "frames_per_s", "native_kv_mb"},
+    "lm_int8": {"config", "weights", "weights_mb", "logits_apart", "same_greedy"},
     "codec_window": {"config", "native_ms", "native_peak_rss_mb", "estimator_ms", "scalar_ms"},
 }
 

@@ -185,7 +185,7 @@ def test_sampled_frames(
     """With the recorded noise, every draw comes out as the reference's."""
     case = f"sample.cfg{cfg}.fp32"
     theirs, q = vectors[f"{case}.frames"], vectors[f"{case}.q"]  # [8, T], [T, 8, 1, Va]
-    noise = iter(q.squeeze(2).unsqueeze(1))  # [1, 8, Va] a frame
+    noise = iter(q.flatten(0, 1))  # [1, Va] a draw
     guided: list[Tensor] = []
     guide = Sampler.guide
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from services.tokenizer_worker.model import HeartMuLa, load_weights, weights
 from services.tokenizer_worker.native import NativeEngine
-from shared.checkpoint import Checkpoint, open_checkpoint, tensors
+from shared.checkpoint import Checkpoint, Part, open_checkpoint, parts, tensors
 from shared.errors import ConfigError, PhaseError
 from tests.unit.native_engines import TINY, one_thread, ready  # noqa: F401
 
@@ -108,22 +108,24 @@ def test_a_checkpoint_that_does_not_fit_names_the_tensor(
 
 
 def test_loading_keeps_no_tensor_of_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    """When a tensor is read, those before it are gone: beside the model, the host holds one at a time."""
+    """When a part is read, those before it are gone: beside the model, the host holds one at a time."""
     read: list[weakref.ref[Tensor]] = []
+    expected = weights_of(TINY, torch.bfloat16)
 
-    def watched(folder: Path) -> Iterator[tuple[str, Tensor]]:
-        for name, tensor in tensors(folder):
-            assert not any(ref() is not None for ref in read), name
-            copy = tensor.clone()
-            del tensor
-            read.append(weakref.ref(copy))
-            yield name, copy
+    def watched(folder: Path) -> Iterator[Part]:
+        for part in parts(folder, nbytes=1000):
+            assert not any(ref() is not None for ref in read), part.name
+            copy = Part(part.name, part.shape, part.start, part.rows.clone())
+            del part
+            read.append(weakref.ref(copy.rows))
+            yield copy
             del copy
 
-    monkeypatch.setattr(weights, "tensors", watched)
-    weights_of(TINY, torch.bfloat16)  # the file's own dtype, where keeping its tensors would be easy
-    assert len(read) > 10
+    monkeypatch.setattr(weights, "parts", watched)
+    loaded = weights_of(TINY, torch.bfloat16)  # the file's own dtype, where keeping its tensors would be easy
+    assert len(read) > 100
     assert not any(ref() is not None for ref in read)
+    assert all(torch.equal(expected[name], loaded[name]) for name in expected)
 
 
 def test_weight_bytes_are_known_before_loading() -> None:

@@ -154,10 +154,7 @@ def test_frames_in_the_air_are_nobody_elses() -> None:
     engine = ahead(2)
     engine.admit("other", Song(prompt=prompt_of(DEMO), max_frames=90, topk=5, seed=9))
     engine.admit("song", song)
-    made: list[np.ndarray] = []
-    for _ in range(5):
-        if (frame := engine.step().get("song")) is not None:
-            made.append(frame)
+    made = [frame for frame in [engine.step().get("song") for _ in range(5)] if frame is not None]
     assert len(made) == 4
     engine.drop("song")  # the fifth is in the air
     engine.admit("song", song, np.stack(made, axis=1))

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from services.tokenizer_worker.model.llama import KVCache, Llama, spread
 from services.tokenizer_worker.model.matrix import Matrix, empty
-from services.tokenizer_worker.model.sampling import COUNTER_STEP, Sampler, exponential_noise, noise_counters
+from services.tokenizer_worker.model.sampling import COUNTER_STEP, Sampler, exponential_noise, mix, noise_counters
 from shared.checkpoint import LMConfig
 
 Choose = Callable[[int, Tensor], Tensor]
@@ -127,8 +127,12 @@ class HeartMuLa(nn.Module):
         cache's entries at the next position, so a frame that failed on the way can be made again.
         """
         hidden = self.step(lineup.embedded, lineup.caches, lineup.positions, seen)
-        noise = exponential_noise(lineup.counters, self.noise_counters)  # [songs, codebooks, Va]
-        codes = self.frame(hidden, lineup.depth_cache, lambda book, logits: lineup.sampler.draw(logits, noise[:, book]))
+        seeds = mix(lineup.counters)
+
+        def draw(book: int, logits: Tensor) -> Tensor:
+            return lineup.sampler.draw(logits, exponential_noise(seeds, self.noise_counters[book]))
+
+        codes = self.frame(hidden, lineup.depth_cache, draw)
         embedded = spread(self.embed_frames(codes), len(hidden))
         lineup.codes.copy_(codes)
         lineup.embedded.copy_(embedded)

@@ -36,9 +36,9 @@ class Matrix(nn.Module):
         if self.scale is None:
             self.weight[rows] = tensor
             return
-        values = tensor.float()
-        self.scale[rows] = values.abs().amax(1).div_(127).clamp_(min=torch.finfo(torch.float16).tiny)
-        self.weight[rows] = values.div_(self.scale[rows, None].float()).round_().clamp_(-127, 127)
+        step = tensor.abs().amax(1).float() / 127
+        self.scale[rows] = step.clamp_(min=torch.finfo(self.scale.dtype).tiny)
+        self.weight[rows] = (tensor / self.scale[rows, None].float()).round_().clamp_(-127, 127)
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:

@@ -85,13 +85,14 @@ def noise_counters(codebooks: int, vocabulary: int) -> Tensor:
     return (outputs * COUNTER_STEP).view(codebooks, vocabulary)
 
 
-def exponential_noise(counters: Tensor, within: Tensor) -> Tensor:
-    """Noise for one frame of each song, Exp(1), fp32 ``[songs, codebooks, V]``, on the device of its arguments.
+def exponential_noise(seeds: Tensor, within: Tensor) -> Tensor:
+    """Noise for one codebook in one frame of each song, Exp(1), fp32 ``[songs, V]``, on the device of its arguments.
 
-    `counters` are the songs', int64 ``[songs]``, `within` is from `noise_counters`. Counted rather than drawn from a
-    generator with a state (Salmon et al. 2011), so that every device draws alike and a song can go on at any frame.
+    `seeds` are the frames', that is the songs' counters mixed, int64 ``[songs]``; `within` is a row of
+    `noise_counters`. Counted rather than drawn from a generator with a state (Salmon et al. 2011), so that every device
+    draws alike and a song can go on at any frame.
     """
-    bits = mix(mix(counters)[:, None, None] + within)
+    bits = mix(seeds[:, None] + within)
     # 23 of them, in the middle of their interval: no logarithm of 0, and none that is 0.
     uniform = (bits >> 41).bitwise_and_((1 << 23) - 1).float().add_(0.5).mul_(2**-23)
     return uniform.log_().neg_()
@@ -99,11 +100,11 @@ def exponential_noise(counters: Tensor, within: Tensor) -> Tensor:
 
 def mix(counters: Tensor) -> Tensor:
     """The outputs of SplitMix64 for the values of its counter; int64 for unsigned 64-bit numbers, both."""
-    z = (counters ^ _shift(counters, 30)) * _signed(_FIRST)
-    z = (z ^ _shift(z, 27)) * _signed(_SECOND)
-    return z ^ _shift(z, 31)
+    z = (counters ^ _shift(counters, 30)).mul_(_signed(_FIRST))
+    z.bitwise_xor_(_shift(z, 27)).mul_(_signed(_SECOND))
+    return z.bitwise_xor_(_shift(z, 31))
 
 
 def _shift(z: Tensor, bits: int) -> Tensor:
     """To the right, with zeros coming in from the left."""
-    return (z >> bits) & ((1 << (64 - bits)) - 1)
+    return (z >> bits).bitwise_and_((1 << (64 - bits)) - 1)

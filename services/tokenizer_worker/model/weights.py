@@ -11,7 +11,7 @@ from torch import Tensor
 from services.tokenizer_worker.model.heartmula import HeartMuLa
 from services.tokenizer_worker.model.llama import Block, Llama
 from services.tokenizer_worker.model.matrix import Matrix
-from shared.checkpoint import tensors
+from shared.checkpoint import parts
 from shared.errors import ConfigError
 
 # Buffers that some published files carry and that are computed here.
@@ -23,28 +23,31 @@ class Place:
     """Where a tensor of the checkpoint goes."""
 
     shape: torch.Size
-    fill: Callable[[Tensor], object]
+    fill: Callable[[Tensor, int], object]  # some of its rows, and which is the first
 
 
 def load_weights(model: HeartMuLa, folder: Path) -> None:
-    """Copy every tensor of the checkpoint `folder` into its place, as the model wants it, one at a time.
+    """Copy every tensor of the checkpoint `folder` into its place, as the model wants it, a part at a time.
 
-    So the host holds the model and one tensor. Raises `ConfigError` naming the tensor that is missing, not expected,
-    not of floating point, or of another shape than config.json gives it.
+    So the host holds the model and a part of a tensor. Raises `ConfigError` naming the tensor that is missing, not
+    expected, not of floating point, or of another shape than config.json gives it.
     """
-    waiting = places(model)
-    for name, tensor in tensors(folder):
+    known = places(model)
+    waiting = set(known)
+    for part in parts(folder):
+        name = part.name
         if not _COMPUTED.fullmatch(name):
-            place = waiting.pop(name, None)
+            place = known.get(name)
             if place is None:
                 raise ConfigError(f"{folder}: unexpected tensor {name}")
-            if tensor.shape != place.shape or not tensor.is_floating_point():
+            if part.shape != place.shape or not part.rows.is_floating_point():
                 raise ConfigError(
-                    f"{folder}: {name} is {list(tensor.shape)} {tensor.dtype}, "
+                    f"{folder}: {name} is {list(part.shape)} {part.rows.dtype}, "
                     f"config.json asks for {list(place.shape)} of floating point"
                 )
-            place.fill(tensor)
-        del tensor  # before the next one is read
+            place.fill(part.rows, part.start)
+            waiting.discard(name)
+        del part  # before the next one is read
     if waiting:
         more = f" and {len(waiting) - 1} more" if len(waiting) > 1 else ""
         raise ConfigError(f"{folder}: tensor {min(waiting)}{more} missing")
@@ -54,16 +57,16 @@ def places(model: HeartMuLa) -> dict[str, Place]:
     """Of all tensors of a checkpoint, by their names there."""
     heads = [head for head in model.depth_heads if isinstance(head, Matrix)]
 
-    def fill_heads(tensor: Tensor) -> None:  # [codebooks − 1, E, Va]
-        for head, part in zip(heads, tensor, strict=True):
-            head.fill(part.T)
+    def fill_heads(tensor: Tensor, start: int) -> None:  # [n, E, Va]
+        for head, values in zip(heads[start:], tensor, strict=False):
+            head.fill(values.T)
 
     return {
         "text_embeddings.weight": _tensor(model.text_embeddings),
         "audio_embeddings.weight": _tensor(model.audio_embeddings),
         "unconditional_text_embedding.weight": _tensor(model.unconditional),
         # Only reference audio would need it, which HeartMuLa does not support.
-        "muq_linear.weight": Place(torch.Size((len(model.muq_bias), model.config.muq_dim)), lambda tensor: None),
+        "muq_linear.weight": Place(torch.Size((len(model.muq_bias), model.config.muq_dim)), lambda tensor, start: None),
         "muq_linear.bias": _tensor(model.muq_bias),
         "projection.weight": _rows(model.projection),
         "codebook0_head.weight": _rows(model.head),
@@ -74,12 +77,12 @@ def places(model: HeartMuLa) -> dict[str, Place]:
 
 
 def _tensor(parameter: Tensor) -> Place:
-    return Place(parameter.shape, parameter.copy_)
+    return Place(parameter.shape, lambda tensor, start: parameter[start : start + len(tensor)].copy_(tensor))
 
 
-def _rows(matrix: Matrix, start: int = 0, count: int | None = None) -> Place:
+def _rows(matrix: Matrix, first: int = 0, count: int | None = None) -> Place:
     shape = torch.Size((matrix.shape[0] if count is None else count, matrix.shape[1]))
-    return Place(shape, lambda tensor: matrix.fill(tensor, start))
+    return Place(shape, lambda tensor, start: matrix.fill(tensor, first + start))
 
 
 def _stack(prefix: str, stack: Llama) -> dict[str, Place]:

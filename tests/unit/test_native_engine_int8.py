@@ -1,0 +1,72 @@
+"""Weights that are kept as int8."""
+
+import numpy as np
+import pytest
+import torch
+
+from services.tokenizer_worker.__main__ import build_engine
+from services.tokenizer_worker.engine import Song
+from services.tokenizer_worker.model.matrix import Matrix
+from services.tokenizer_worker.native import NativeEngine
+from shared.errors import ConfigError
+from shared.settings import Settings
+from tests.unit.native_engines import DEMO, TINY, generate, one_thread, prompt_of, ready  # noqa: F401
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_values_are_off_by_no_more_than_half_a_step(dtype: torch.dtype) -> None:
+    """Beside the product with the weights as int8 has them, those of any number of rows are alike."""
+    values = torch.randn(96, 64, generator=torch.Generator().manual_seed(1)) * torch.logspace(-3, 3, 96)[:, None]
+    values[5] = 0
+    matrix = Matrix(96, 64, dtype, int8=True)
+    matrix.fill(values[:40])
+    matrix.fill(values[40:], 40)
+    assert matrix.scale is not None
+    step = matrix.scale.float()[:, None]
+    kept = matrix.weight * step
+    assert (kept - values).abs().le(0.51 * step).float().mean() > 0.99
+    assert (kept - values).abs().le(1.01 * step).all()  # the largest of a row, where its step was rounded down
+    assert not kept[5].any()
+    for rows in (1, 2, 7, 32, 33, 100):
+        x = torch.randn(1, rows, 64, generator=torch.Generator().manual_seed(rows)).to(dtype)
+        exact = (x.double() @ kept.double().T)[0]
+        off = (matrix(x)[0].double() - exact).abs() / exact.abs().amax(0).clamp(min=1e-9)
+        assert off.max() < (1e-5 if dtype == torch.float32 else 0.02), rows
+
+
+def test_int8_takes_a_quarter_of_float32_and_still_makes_songs() -> None:
+    song = Song(prompt=prompt_of(DEMO), max_frames=20, topk=5, seed=3)
+    plain = ready(DEMO)
+    sizes = [plain.weight_bytes]
+    wholes = [generate(plain, song)]
+    for int8 in (("decoder",), ("backbone", "decoder")):
+        engine = NativeEngine(DEMO, "cpu", "float32", int8=int8)
+        engine.load()
+        engine.to_device()
+        sizes.append(engine.weight_bytes)
+        wholes.append(generate(engine, song))
+        assert wholes[-1].shape == (8, 20)
+        assert np.array_equal(generate(engine, song), wholes[-1])
+    assert sizes[0] > sizes[1] > sizes[2]
+    matrices = [p for name, p in plain._model.named_parameters() if "blocks" in name and p.ndim == 2]
+    saved = sizes[0] - sizes[2]
+    assert 0.7 < saved / sum(p.nbytes for p in matrices) < 0.8  # three quarters, less the scales; and the projection
+    # The first frame follows from the whole prompt, and is the same or nearly so.
+    assert all((whole[:, 0] == wholes[0][:, 0]).sum() >= 6 for whole in wholes)
+
+
+def test_the_setting_says_which() -> None:
+    sizes = []
+    for setting, name in (("off", "HeartMuLa-oss-demo"), ("decoder", "-int8-decoder"), ("all", "-int8-all")):
+        engine, _, model = build_engine(Settings(device="cpu", int8=setting), TINY)
+        sizes.append(engine.weight_bytes)
+        assert setting == "off" or model.endswith(name)  # tokens of one are not gone on with by the other
+    assert sizes[0] > sizes[1] > sizes[2]
+
+
+@pytest.mark.parametrize(
+    "settings", [Settings(engine="heartlib", int8="all"), Settings(engine="heartlib", compile=True)]
+)
+def test_the_reference_has_neither(settings: Settings) -> None:
+    with pytest.raises(ConfigError, match="unset them"):
+        build_engine(settings, TINY)
