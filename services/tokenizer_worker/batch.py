@@ -163,7 +163,10 @@ class Batch:
             return
         count = 0
         for making in list(self._songs):
-            frame = made[making.delivery.job.job_id]
+            job_id = making.delivery.job.job_id
+            if job_id not in made:  # the engine has it in the air
+                continue
+            frame = made[job_id]
             if frame is None:
                 self._drop(making, None)
                 self.rate.song(len(making.frames))

@@ -57,7 +57,8 @@ class TokenEngine(Protocol):
         """Make the next frame of every song in the batch.
 
         Returns, a song, its frame as int16 ``[8]``, or None when the song has ended (by an end token or at
-        `max_frames`); an ended song has left the batch. After `DeviceFull` every song is as it was before.
+        `max_frames`); an ended song has left the batch. A song whose frame is still being made is not in it. After
+        `DeviceFull` every song is as it was before.
         """
 
     def drop(self, song_id: str) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from services.tokenizer_worker.engine import Song, check_frames
 from services.tokenizer_worker.model import HeartMuLa, KVCache, Lineup, Sampler, counter, load_weights
-from services.tokenizer_worker.recording import Recorder, Recording, cuda_graph
+from services.tokenizer_worker.recording import Recording, cuda_graph
 from shared.checkpoint import Checkpoint
 from shared.errors import PhaseError, SongError
 from shared.weights import Weights, device_memory
@@ -95,8 +95,7 @@ class NativeEngine:
         self._lineup: Lineup | None = None  # until the first step after a song has left
         self._flights: deque[Flight] = deque()
         self._ahead = 1 if self._device.type == "cuda" else 0  # frames that stay in the air between two steps
-        self._recorder: Recorder | None = cuda_graph if self._device.type == "cuda" else None
-        self._recording = Recording(self._recorder)
+        self._recording = Recording(cuda_graph if self._device.type == "cuda" else None)
 
     @property
     def weight_bytes(self) -> int:
@@ -120,6 +119,8 @@ class NativeEngine:
 
     def to_device(self) -> None:
         """Raises `PhaseError` before `load`, and `DeviceFull` with the weights still on the host."""
+        if self._device.type == "cuda":
+            torch.cuda.set_device(self._device)  # of this thread, for events and graphs
         self._weights.to_device()
 
     def to_host(self) -> None:
@@ -224,9 +225,7 @@ class NativeEngine:
         self._lineup, self._going = lineup, states
 
     def _disband(self) -> None:
-        if self._device.type == "cuda" and self._lineup is not None:
-            torch.cuda.synchronize(self._device)  # a graph must not go while it is played
-        self._recording = Recording(self._recorder)
+        self._recording.forget()
         self._lineup, self._going = None, []
 
     def _launch(self, going: list[SongState]) -> None:

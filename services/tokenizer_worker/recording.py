@@ -42,11 +42,18 @@ class Recording:
     def run(self, work: Work, shapes: object) -> None:
         """Do `work`, whose shapes and addresses are the same as the last time if `shapes` are."""
         if shapes != self._shapes:
-            self._shapes, self._times, self._play = shapes, 0, None
+            self.forget()
+            self._shapes = shapes
         if self._play is None and self._recorder is not None and Recording.possible and self._times >= _FIRST:
             self._play = self._record(self._recorder, work)
         (self._play or work)()
         self._times += 1
+
+    def forget(self) -> None:
+        """Give up what was recorded, and begin anew with whatever comes next."""
+        if self._play is not None and torch.cuda.is_initialized():
+            torch.cuda.synchronize()  # a graph must not go while it is played
+        self._shapes, self._times, self._play = None, 0, None
 
     @staticmethod
     def _record(recorder: Recorder, work: Work) -> Work | None:

@@ -98,6 +98,27 @@ async def test_a_song_is_the_same_alone_in_company_and_in_pieces(executor: Execu
     assert songs.turn.booked == set()
 
 
+class Ahead(Engine):
+    """Says of a step what the one before has made, as on CUDA."""
+
+    def __init__(self) -> None:
+        super().__init__(3)
+        self.last: dict[str, np.ndarray | None] = {}
+
+    def step(self) -> dict[str, np.ndarray | None]:
+        last, self.last = self.last, super().step()
+        return last
+
+
+async def test_frames_may_come_a_step_later(executor: Executor) -> None:
+    songs = Songs(Ahead(), executor)
+    made = await asyncio.gather(*(songs.make(name, frames) for name, frames in (("a", 7), ("b", 1), ("c", 30))))
+    for making, frames in zip(made, (7, 1, 30), strict=True):
+        making.future.result()
+        assert making.codes.shape == (8, frames)
+    assert songs.batch.rate.per_second
+
+
 async def test_a_paused_song_has_got_further_however_early_it_is_paused(executor: Executor) -> None:
     songs = Songs(Engine(1), executor)
 

@@ -48,7 +48,8 @@ class Tracer:
 
 def recording(slots: int = 1) -> tuple[NativeEngine, Tracer]:
     engine = ready(DEMO, slots=slots)
-    tracer = engine._recorder = Tracer(engine)
+    tracer = Tracer(engine)
+    engine._recording = Recording(tracer)
     return engine, tracer
 
 
@@ -91,7 +92,7 @@ def test_where_frames_cannot_be_recorded_they_are_made_all_the_same(caplog: pyte
     alone = generate(ready(DEMO), song)
     for _ in range(2):
         engine = ready(DEMO)
-        engine._recorder = refuse
+        engine._recording = Recording(refuse)
         with caplog.at_level(logging.WARNING):
             assert np.array_equal(generate(engine, song), alone)
     (warning,) = [r for r in caplog.records if "cannot be recorded" in r.message]
@@ -108,7 +109,7 @@ def test_a_device_that_is_full_while_recording_costs_no_song_a_frame() -> None:
             raise refusals.pop()
         return tracer(work)
 
-    engine._recorder = refuse_once
+    engine._recording = Recording(refuse_once)
     engine.admit("song", song)
     frames: list[np.ndarray | None] = []
     failed = 0
