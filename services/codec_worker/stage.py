@@ -16,9 +16,9 @@ from services.codec_worker.scratch import clear_scratch, scratch_folder
 from shared.delivery import Delivery, JobStopped, Paused
 from shared.errors import ObjectError, TokensLost, Unavailable
 from shared.events import DECODING_END, GENERATING_SHARE, decoding, end_event
-from shared.jobs import change
+from shared.jobs import JobStore, change
 from shared.messages import DecodeJob, Job, Priority, Role, Stage, Status
-from shared.objects import audio_key
+from shared.objects import ObjectStore, audio_key
 from shared.rate import Rate
 from shared.settings import Settings
 from shared.tokens import unpack
@@ -83,7 +83,7 @@ class DecodeStage:
         """Decode one song, store it and complete its record."""
         job, order, phase = delivery.job, delivery.order, delivery.turn.phase
         assert isinstance(order, DecodeJob)
-        codes = await _fetch(order, worker)  # int16 [8, T]
+        codes = await fetch_tokens(job, order, worker.store, worker.jobs)  # int16 [8, T]
         with scratch_folder(self._scratch) as folder:
             path = folder / f"{job.job_id}.{job.request.format}"
             samples = await worker.in_engine(functools.partial(self._decode, delivery, worker, codes, path))
@@ -102,10 +102,11 @@ class DecodeStage:
             await worker.store.delete_one(key)
             raise
         delivery.tell(end_event(done))
-        try:
-            await worker.store.delete_one(order.tokens_key)
-        except Unavailable as error:
-            log.warning("%s was not deleted: %s", order.tokens_key, error)
+        for key in _named(job, order):  # the sweeper finds others, of tokenizers that came late
+            try:
+                await worker.store.delete_one(key)
+            except Unavailable as error:
+                log.warning("%s was not deleted: %s", key, error)
 
     def _decode(self, delivery: Delivery, worker: Worker, codes: np.ndarray, path: Path) -> int:
         """Runs in the engine's thread. Returns the number of samples a channel.
@@ -174,15 +175,39 @@ class DecodeStage:
         return await worker.jobs.update(job.job_id, job.tenant, complete)
 
 
-async def _fetch(order: DecodeJob, worker: Worker) -> np.ndarray:
-    """The song's tokens, int16 ``[8, T]``. Raises `TokensLost` or `Unavailable`."""
+async def fetch_tokens(job: Job, order: DecodeJob, store: ObjectStore, jobs: JobStore) -> np.ndarray:
+    """All tokens of a song, int16 ``[8, T]``, by its record as it was claimed and its message.
+
+    The message may be of a tokenizer that had lost its lease, and its tokens deleted since. The record may have been
+    claimed before it was moved on, and name a checkpoint. So the first tokens that are whole are taken; when none are,
+    a tokenizer may have moved the record on after the claim. Raises `TokensLost` or `Unavailable`.
+    """
     try:
-        codes, _ = unpack(await worker.store.get(order.tokens_key), order.job_id)
-    except ObjectError as error:
-        raise TokensLost(str(error)) from None
-    if codes.shape[1] != order.frames:
-        raise TokensLost(f"the token file holds {codes.shape[1]} frames of {order.frames}")
-    return codes
+        return await _first_whole(job, order, store)
+    except TokensLost:
+        now = await jobs.get(job.job_id, job.tenant)
+        if now is None or (now.tokens_key == job.tokens_key and now.frames == job.frames):
+            raise
+        return await _first_whole(now, order, store)
+
+
+async def _first_whole(job: Job, order: DecodeJob, store: ObjectStore) -> np.ndarray:
+    wrong = []
+    for key in _named(job, order):
+        try:
+            codes, meta = unpack(await store.get(key), job.job_id)
+        except ObjectError as error:
+            wrong.append(str(error))
+            continue
+        if meta.ended:
+            return codes
+        wrong.append(f"the token file holds the first {codes.shape[1]} frames only")
+    raise TokensLost("; ".join(wrong))
+
+
+def _named(job: Job, order: DecodeJob) -> list[str]:
+    """Keys of the song's tokens, those of the record first."""
+    return list(dict.fromkeys(key for key in (job.tokens_key, order.tokens_key) if key is not None))
 
 
 def _copy(path: Path, folder: Path) -> None:

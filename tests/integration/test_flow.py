@@ -3,6 +3,8 @@
 import asyncio
 import io
 import signal
+import time
+import uuid
 from dataclasses import replace
 
 import msgspec
@@ -12,8 +14,10 @@ import soundfile
 from nats.js.api import DeliverPolicy
 
 from deploy.local.servers import NatsServer, S3Server
+from services.codec_worker.stage import fetch_tokens
+from shared.errors import TokensLost
 from shared.jobs import change
-from shared.messages import DecodeJob, Job, Stage
+from shared.messages import DecodeJob, GenerateRequest, Job, Stage
 from shared.settings import Settings
 from shared.tokens import TokenMeta, pack
 from shared.topology import DEC, FAULTS, TOK, cancel_subject, decode_subject, purge_job, token_subject
@@ -272,6 +276,73 @@ async def test_a_song_whose_tokens_never_last_fails_with_a_reason_and_the_queue_
         await flow.until_event(bad, "failed")
         message = await flow.js.get_last_msg(FAULTS, f"dead.codec.{bad}")
         assert "checksum" in (message.headers or {})["Reason"]
+
+
+async def test_a_decode_job_that_names_deleted_tokens_costs_no_remake(settings: Settings) -> None:
+    async with open_flow(settings, "tokenizer") as flow:
+        job_id = await flow.submit(1)
+        await flow.until(job_id, lambda job: job.status == "decoding")
+        await purge_job(flow.js, job_id)
+        await order_decoding(flow, job_id, f"tokens/{job_id}/0.safetensors", 13)  # by a worker that had lost its lease
+        await flow.worker("codec")
+        job = await flow.ended(job_id)
+        assert (job.status, job.remade, job.failures, job.duration_s) == ("completed", 0, 0, 0.96)
+        while await flow.keys("tokens/"):
+            await asyncio.sleep(0.05)
+
+
+async def test_a_song_whose_record_still_names_a_checkpoint_is_decoded_whole(settings: Settings) -> None:
+    async with open_flow(settings) as flow:
+        _, whole, job = await half_made(flow)
+        await flow.store.put(whole, packed(job, 12, ended=True))
+        await order_decoding(flow, job.job_id, whole, 12)
+        await flow.worker("codec")
+        done = await flow.ended(job.job_id)
+        assert (done.status, done.remade, done.frames) == ("completed", 0, 12)
+        while await flow.keys("tokens/"):
+            await asyncio.sleep(0.05)
+
+
+async def test_tokens_that_the_record_names_only_after_the_claim_are_found(settings: Settings) -> None:
+    async with open_flow(settings) as flow:
+        part, whole, job = await half_made(flow)
+        order = DecodeJob(job_id=job.job_id, tenant="local", tokens_key="gone", first_frame=0, frames=12, last=True)
+        with pytest.raises(TokensLost, match="the first 5 frames only"):  # a checkpoint is never taken for the song
+            await fetch_tokens(job, order, flow.store, flow.jobs)
+        await flow.store.put(whole, packed(job, 12, ended=True))
+        await flow.jobs.update(job.job_id, "local", lambda job: change(job, tokens_key=whole, frames=12))
+        await flow.store.delete_one(part)
+        assert (await fetch_tokens(job, order, flow.store, flow.jobs)).shape == (8, 12)
+
+
+async def half_made(flow: Flow) -> tuple[str, str, Job]:
+    """A song that is being made, with a checkpoint: its key, one for the whole song, and the record."""
+    job_id = str(uuid.uuid4())
+    part, whole = f"tokens/{job_id}/5.safetensors", f"tokens/{job_id}/9.safetensors"
+    request = GenerateRequest(lyrics="la", seed=1, max_duration_ms=960)
+    job = Job(
+        job_id=job_id,
+        tenant="local",
+        request=request,
+        created_at=time.time(),
+        status="generating",
+        fence=9,
+        tokens_key=part,
+    )
+    await flow.jobs.create(job)
+    await flow.store.put(part, packed(job, 5, ended=False))
+    return part, whole, job
+
+
+def packed(job: Job, frames: int, *, ended: bool) -> bytes:
+    """Some tokens of a song."""
+    return pack(np.zeros((8, frames), np.int16), TokenMeta(job_id=job.job_id, model="m", seed=1, ended=ended))
+
+
+async def order_decoding(flow: Flow, job_id: str, key: str, frames: int) -> None:
+    """Publish a decode job."""
+    order = DecodeJob(job_id=job_id, tenant="local", tokens_key=key, first_frame=0, frames=frames, last=True)
+    await flow.js.publish(decode_subject(job_id), msgspec.json.encode(order))
 
 
 async def test_a_message_that_is_no_job_is_put_aside(settings: Settings) -> None:
