@@ -51,7 +51,7 @@ class Recording:
 
     def forget(self) -> None:
         """Give up what was recorded, and begin anew with whatever comes next."""
-        if self._play is not None and torch.cuda.is_initialized():
+        if self._play is not None and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             torch.cuda.synchronize()  # a graph must not go while it is played
         self._shapes, self._times, self._play = None, 0, None
 
