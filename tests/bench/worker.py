@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 
 from services.codec_worker.engine import CodecEngine
 from services.codec_worker.heartlib_codec import HeartlibCodec
@@ -23,12 +22,11 @@ from services.codec_worker.native import NativeCodec
 from services.tokenizer_worker.engine import Song, TokenEngine
 from services.tokenizer_worker.heartlib_engine import HeartlibEngine
 from services.tokenizer_worker.native import NativeEngine
-from shared.checkpoint import Checkpoint, open_checkpoint, tensors
+from shared.checkpoint import Checkpoint, open_checkpoint
 from shared.prompt import Prompt
 
 PROMPT = 128
 WINDOW = 372  # codes of a codec window
-MATVEC_BYTES = 1 << 31  # more than a cache holds, if the model is that large
 DEVICE = os.environ.get("BENCH_DEVICE", "cpu")
 
 
@@ -43,11 +41,9 @@ class LM:
         )
         self.engine.load()
         self.engine.to_device()
-        self._checkpoint, self._dtype = checkpoint, getattr(torch, dtype)
         prompt = Prompt(tuple(range(1, 21)), tuple(range(21, PROMPT)))
         self._song = Song(prompt=prompt, max_frames=min(1504, checkpoint.lm.backbone.max_seq_len - prompt.length))
         self._songs: list[str] = []
-        self._matrices: list[torch.Tensor] = []
 
     def prefill(self, songs: int) -> dict[str, Any]:
         """Begin songs anew. A song's first frame is included: the reference prefills only as it makes it."""
@@ -71,23 +67,24 @@ class LM:
 
     @torch.inference_mode()
     def matvec(self) -> dict[str, Any]:
-        """Gigabytes a second of one plain loop of matrix-vector products over the backbone's own matrices."""
-        if not self._matrices:
-            self._matrices = self._read_matrices()
-        vectors = [torch.ones(1, matrix.shape[1], dtype=self._dtype, device=DEVICE) for matrix in self._matrices]
+        """Gigabytes a second of a plain loop of matrix-vector products over the native engine's weights, in the order
+        in which a frame reads them."""
+        assert isinstance(self.engine, NativeEngine)
+        model = self.engine._ready()
+        order = [*matrices(model.backbone), model.head.weight]
+        for head in matrices(model.depth_heads):
+            order += [model.projection.weight, *matrices(model.decoder), head]
+        vectors = {width: torch.ones(width, dtype=model.dtype, device=DEVICE) for width in {m.shape[1] for m in order}}
         began = time.perf_counter()
-        for vector, matrix in zip(vectors, self._matrices, strict=True):
-            last = F.linear(vector, matrix)
+        for matrix in order:
+            last = torch.mv(matrix, vectors[matrix.shape[1]])
         last.cpu()  # a device has finished by then
-        return {"gb_per_s": sum(matrix.nbytes for matrix in self._matrices) / milliseconds(began) / 1e6}
+        return {"gb_per_s": sum(matrix.nbytes for matrix in order) / milliseconds(began) / 1e6}
 
-    def _read_matrices(self) -> list[torch.Tensor]:
-        matrices, left = [], MATVEC_BYTES
-        for name, tensor in tensors(self._checkpoint.lm_path):
-            if name.startswith("backbone.") and tensor.ndim == 2 and left > 0:
-                matrices.append(tensor.to(DEVICE, self._dtype, copy=True))
-                left -= matrices[-1].nbytes
-        return matrices
+
+def matrices(module: torch.nn.Module) -> list[torch.Tensor]:
+    """The weights of a stack."""
+    return [parameter for parameter in module.parameters() if parameter.ndim == 2]
 
 
 class Codec:
@@ -103,11 +100,14 @@ class Codec:
         self._codes = np.random.default_rng(0).integers(0, checkpoint.codec.codebook_size, shape, dtype=np.int16)
 
     def decode(self) -> dict[str, Any]:
-        """The last step is the scalar decoder's; an engine that decodes in one step has no parts."""
-        began = time.perf_counter()
-        ends = [milliseconds(began) for _ in self.engine.decode(self._codes, seed=0)]
-        parts = {"estimator_ms": ends[-2], "scalar_ms": ends[-1] - ends[-2]} if len(ends) > 1 else {}
-        return {"ms": ends[-1], **parts}
+        """Steps that bring audio are the scalar decoder's; an engine that decodes in one step has no parts."""
+        last = began = time.perf_counter()
+        parts = {"estimator_ms": 0.0, "scalar_ms": 0.0}
+        for step in self.engine.decode(self._codes, seed=0):
+            now = time.perf_counter()
+            parts["estimator_ms" if step.audio is None else "scalar_ms"] += (now - last) * 1000
+            last = now
+        return {"ms": (last - began) * 1000, **(parts if parts["estimator_ms"] else {})}
 
 
 def milliseconds(began: float) -> float:
