@@ -7,11 +7,13 @@ import torch
 from torch import Tensor
 
 from services.codec_worker.engine import DecodeStep
-from services.codec_worker.model import EulerSolver, HeartCodec, Schedule, Splicer, WindowPlan, load_weights
+from services.codec_worker.model import Carried, EulerSolver, HeartCodec, Schedule, Splicer, WindowPlan, load_weights
 from services.codec_worker.model.flow import GUIDANCE
 from shared.checkpoint import Checkpoint
 from shared.errors import DeviceFull, PhaseError
 from shared.weights import Weights, device_memory
+
+STRETCH = 62  # latents that the scalar decoder takes at once: a twelfth of a window
 
 
 class NativeCodec:
@@ -60,7 +62,7 @@ class NativeCodec:
         self._weights.to_host()
 
     def decode(self, codes: np.ndarray, *, seed: int) -> Iterator[DecodeStep]:
-        """int16 ``[8, L]`` → steps; a window takes its Euler steps and one for its waveform.
+        """int16 ``[8, L]`` → steps; a window takes its Euler steps and one for each stretch of its waveform.
 
         Codes outside the codebooks add nothing. Raises `ValueError` for codes of another shape or an empty song,
         `PhaseError` when the weights are not on the device, `DeviceFull`.
@@ -77,16 +79,20 @@ class NativeCodec:
     def _steps(self, codes: np.ndarray, seed: int, schedule: Schedule) -> Iterator[DecodeStep]:
         plan = self._plan(codes.shape[1])
         splicer, context = Splicer(plan), torch.zeros(0, self._checkpoint.codec.out_channels, device=self._device)
-        done, total = 0, plan.count * (len(schedule) + 1)
+        stretches = [range(0, plan.needed(index), STRETCH) for index in range(plan.count)]
+        done, total = 0, plan.count * len(schedule) + sum(map(len, stretches))
         for index in range(plan.count):
             solver = self._begin(plan.cut(codes, index), noise(seed, index, plan, context.shape[1]), context, schedule)
             while not solver.finished:
                 self._advance(solver)
                 done += 1
                 yield DecodeStep(done, total)
-            context = solver.latents[-plan.context :]
-            done += 1
-            yield DecodeStep(done, total, splicer.add(self._waveform(solver.latents)))
+            context, carried = solver.latents[-plan.context :], Carried()
+            for start in stretches[index]:
+                stop = min(start + STRETCH, stretches[index].stop)
+                audio = splicer.add(self._waveform(solver.latents, start, stop, carried))
+                done += 1
+                yield DecodeStep(done, total, audio)
 
     # Inference mode is entered within each step: around a generator it would leak into whoever runs it.
 
@@ -102,9 +108,9 @@ class NativeCodec:
             solver.step()
 
     @torch.inference_mode()
-    def _waveform(self, latents: Tensor) -> np.ndarray:
+    def _waveform(self, latents: Tensor, start: int, stop: int, carried: Carried) -> np.ndarray:
         with device_memory():
-            waveform: np.ndarray = self._model.scalar(latents).cpu().numpy()
+            waveform: np.ndarray = self._model.scalar(latents, start, stop, carried).cpu().numpy()
         return waveform
 
 

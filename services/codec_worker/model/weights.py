@@ -70,15 +70,18 @@ def load_weights(model: HeartCodec, folder: Path) -> None:
 
 
 def _places(model: HeartCodec) -> dict[str, Tensor]:
-    """The model's parameters under the checkpoint's names, weight norm folded."""
+    """The model's parameters under the checkpoint's names and in its shapes, weight norm folded."""
     places: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
         if name == _CODEBOOKS:
             places |= {_CODEBOOK.format(n): parameter[n : n + 1] for n in range(len(parameter))}
             continue
+        place: Tensor = parameter
+        if name.startswith("scalar.") and parameter.ndim == 3:  # kept with its inputs last
+            place = parameter.permute(2, 1, 0) if ".up_conv." in name else parameter.transpose(1, 2)
         for pattern, official in _OFFICIAL:
             name = re.sub(pattern, official, name)
-        places[name] = parameter
+        places[name] = place
     return places
 
 
