@@ -14,13 +14,13 @@ from shared.checkpoint import CodecConfig
 class HeartCodec(nn.Module):
     """Codes → conditioning, latents → velocity, latents → waveform.
 
-    `dtype` is the estimator's; the scalar decoder stays in fp32, where rounding errors would be heard.
+    `dtype` is that of the estimator's matrices; all else stays in fp32, where rounding errors would be heard.
     """
 
     def __init__(self, config: CodecConfig, dtype: torch.dtype) -> None:
         super().__init__()
         self.config = config
-        self.quantizer = Quantizer(config, dtype)
+        self.quantizer = Quantizer(config)
         self.estimator = Estimator(config, dtype)
         self.scalar = ScalarDecoder(config)
 

@@ -1,14 +1,14 @@
 """The scalar decoder: latents to waveform, by transposed and dilated causal convolutions. Always in fp32.
 
 It runs in stretches of any length: each convolution carries over the last of its inputs, so that stretch by stretch it
-computes what it would compute at once. Activations are ``[channels, T, width]``: width comes last, where convolutions
-take half the time on a CPU.
+computes what it would compute at once. Activations are ``[channels, T, width]``.
 """
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from services.codec_worker.model.convolution import convolve
 from shared.checkpoint import CodecConfig
 
 LEVELS = 9
@@ -47,11 +47,7 @@ class Convolution(nn.Module):
 
     def convolve(self, x: Tensor) -> Tensor:
         """``[channels, reach + T, inputs]`` → ``[channels, T, outputs]``."""
-        if self.reach == 0:
-            return F.linear(x, self.weight[:, 0], self.bias)
-        # As an image of one row, because only images may have their width last in memory.
-        image, weight = x[:, None].permute(0, 3, 1, 2), self.weight[:, None].permute(0, 3, 1, 2)
-        return F.conv2d(image, weight, self.bias, dilation=(1, self.dilation)).permute(0, 2, 3, 1)[:, 0]
+        return convolve(x, self.weight, self.bias, dilation=self.dilation)
 
     def forward(self, x: Tensor, carried: Carried) -> Tensor:
         """Causally: ``[channels, T, inputs]`` → ``[channels, T, outputs]``."""
