@@ -4,7 +4,7 @@ The modulation follows PixArt-α (Chen et al. 2023), the blocks are Llama's with
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor, nn
@@ -125,6 +125,10 @@ class Modulation:
     second: Tensor  # [steps, 6, 2D]
     second_embedding: Tensor  # [steps, 1, 2D]
 
+    def to(self, device: torch.device) -> "Modulation":
+        """The same on a device."""
+        return Modulation(*(getattr(self, field.name).to(device) for field in fields(self)))
+
 
 class Estimator(nn.Module):
     """Velocity of the latents at a time, given latents, context and conditioning."""
@@ -150,7 +154,7 @@ class Estimator(nn.Module):
         self.register_buffer("wide_table", rope_table(2 * head_dim), persistent=False)
 
     def modulation(self, times: Tensor) -> Modulation:
-        """For the times ``[steps]`` of a schedule."""
+        """For the times ``[steps]`` of a schedule, which lie where the time embeddings do."""
         features = time_features(times)
         return Modulation(*self.adaln_single(features), *self.adaln_single_2(features))
 

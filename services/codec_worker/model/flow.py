@@ -1,5 +1,7 @@
 """Flow matching: from noise to latents in a few Euler steps, with guidance and with context to go on from."""
 
+from copy import copy
+
 import torch
 from torch import Tensor
 
@@ -14,7 +16,6 @@ class Schedule:
     """The times of the Euler steps and all that depends on them alone; shared by all windows."""
 
     def __init__(self, estimator: Estimator, steps: int = STEPS) -> None:
-        device = estimator.scale_shift_table.device
         ends = torch.linspace(0, 1, steps + 1)
         # Summed up in fp32 rather than taken from `ends`: the reference does, and the latents follow the last bit.
         t, dt, times, lengths = ends[0], ends[1] - ends[0], [], []
@@ -26,7 +27,13 @@ class Schedule:
                 dt = ends[k + 1] - t
         self.times = torch.stack(times)  # [steps] fp32
         self.lengths = torch.stack(lengths)  # [steps] fp32
-        self.modulation: Modulation = estimator.modulation(self.times.to(device))
+        self.modulation: Modulation = estimator.modulation(self.times)
+
+    def to(self, device: torch.device) -> "Schedule":
+        """The same with its modulation on a device."""
+        moved = copy(self)
+        moved.modulation = self.modulation.to(device)
+        return moved
 
     def __len__(self) -> int:
         return len(self.times)
