@@ -42,17 +42,21 @@ def _integer(low: int, high: int) -> Callable[[str], int]:
     return parse
 
 
-def _seconds(low: float, high: float) -> Callable[[str], float]:
+def _number(low: float, high: float, kind: str = "a number") -> Callable[[str], float]:
     def parse(value: str) -> float:
         try:
             number = float(value)
         except ValueError:
             number = math.nan
         if not low <= number <= high:
-            raise ValueError(f"must be a number of seconds from {low:g} to {high:g}")
+            raise ValueError(f"must be {kind} from {low:g} to {high:g}")
         return number
 
     return parse
+
+
+def _seconds(low: float, high: float) -> Callable[[str], float]:
+    return _number(low, high, "a number of seconds")
 
 
 def _choice(*allowed: str) -> Callable[[str], str]:
@@ -105,7 +109,8 @@ class Settings:
         "HEARTMULA_MODEL_DTYPE",
         _choice("float16", "bfloat16", "float32"),
         "",
-        "float16, bfloat16 or float32; unset: bfloat16 on CUDA (float16 before Ampere), float32 on the CPU",
+        "float16, bfloat16 or float32; unset: bfloat16 on CUDA (float16 before Ampere), float32 on the CPU; the codec "
+        "in bfloat16 on CUDA from Ampere on and on CPUs with AMX, else in float32",
     )
     int8: str = _setting(
         "HEARTMULA_INT8",
@@ -155,6 +160,15 @@ class Settings:
     )
     batch: int = _setting(
         "HEARTMULA_BATCH", _integer(1, 256), 8, "songs that are made at once; fewer where memory does not suffice"
+    )
+    codec_steps: int = _setting(
+        "HEARTMULA_CODEC_STEPS",
+        _integer(1, 100),
+        10,
+        "Euler steps of the codec for 29.76 s of audio; time follows them",
+    )
+    codec_guidance: float = _setting(
+        "HEARTMULA_CODEC_GUIDANCE", _number(1, 5), 1.25, "guidance of the codec; 1: none, which takes half the time"
     )
     checkpoint_seconds: float = _setting(
         "HEARTMULA_CHECKPOINT_SECONDS",

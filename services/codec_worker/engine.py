@@ -39,7 +39,7 @@ class CodecEngine(Protocol):
         """Move the weights to host memory and give the device's memory back."""
 
     def decode(self, codes: np.ndarray, *, seed: int) -> Iterator[DecodeStep]:
-        """Decode int16 codes ``[8, L]``; every ``next()`` runs one Euler step or one scalar decode, and no more.
+        """Decode int16 codes ``[8, L]``; every ``next()`` runs one Euler step or one stretch of the scalar decoder.
 
         The audio of all steps together has ``floor(L / 12.5 * sample_rate)`` samples a channel.
         """

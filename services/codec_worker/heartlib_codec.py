@@ -9,6 +9,7 @@ import torch
 
 from services.codec_worker.engine import DecodeStep
 from services.codec_worker.model import HeartCodec
+from services.codec_worker.model.flow import GUIDANCE, STEPS
 from shared.checkpoint import Checkpoint
 from shared.errors import ConfigError, DeviceFull, PhaseError
 from shared.weights import device_memory
@@ -22,7 +23,9 @@ class HeartlibCodec:
     does here too. Raises `ConfigError` when heartlib is not installed.
     """
 
-    def __init__(self, checkpoint: Checkpoint, device: str, dtype: str) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, device: str, dtype: str, *, steps: int = STEPS, guidance: float = GUIDANCE
+    ) -> None:
         try:
             self._reference: Any = importlib.import_module("heartlib.heartcodec.modeling_heartcodec")
         except ImportError as error:
@@ -31,6 +34,7 @@ class HeartlibCodec:
         self._checkpoint = checkpoint
         self._device = torch.device(device)
         self._dtype: torch.dtype = getattr(torch, dtype)
+        self._options = {"num_steps": steps, "guidance_scale": guidance, "disable_progress": True}
         self._model: Any = None
         self._on_device = False
         with torch.device("meta"):
@@ -45,8 +49,8 @@ class HeartlibCodec:
 
     @property
     def work_bytes(self) -> int:
-        """As for the native engine: the reference decodes a window at a time as well."""
-        return self._blank.work_bytes(744)
+        """The reference decodes a window at a time as well, but makes its whole waveform at once."""
+        return self._blank.work_bytes(744, 744)
 
     def load(self) -> None:
         """Raises `ConfigError` for whatever heartlib stumbles over."""
@@ -85,5 +89,5 @@ class HeartlibCodec:
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(seed)
             with device_memory():
-                waveform = self._model.detokenize(torch.from_numpy(codes.astype(np.int64)), disable_progress=True)
+                waveform = self._model.detokenize(torch.from_numpy(codes.astype(np.int64)), **self._options)
         yield DecodeStep(1, 1, np.ascontiguousarray(waveform.float().cpu().numpy().T))

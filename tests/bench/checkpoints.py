@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -19,8 +20,8 @@ from shared.checkpoint import FLAVORS, Checkpoint, CodecConfig, Flavor, LMConfig
 GOLDEN = Path(__file__).parents[1] / "golden" / "data" / "ckpt"
 TEXT_VOCAB, AUDIO_VOCAB = 128_256, 8_197
 SHARD_BYTES = 2 << 30
-# Copied over and over: drawing billions of numbers would take longer than the measurement.
-POOL = 1 << 24
+# Copied over and over: drawing billions of numbers would take longer than the measurement. Not a multiple of any width.
+POOL = (1 << 24) - 3
 
 MID = (
     Flavor(num_layers=8, num_heads=8, num_kv_heads=2, embed_dim=1024, intermediate_dim=3072, max_seq_len=8192),
@@ -139,8 +140,10 @@ def _random(pool: Tensor, name: str, shape: torch.Size) -> Tensor:
     if len(shape) < 2 or name.endswith("original0"):
         return torch.full(shape, 0.25 if shape == (1,) else 0.0 if name.endswith("bias") else 1.0, dtype=pool.dtype)
     flat = torch.empty(shape.numel(), dtype=pool.dtype)
-    for start in range(0, len(flat), len(pool)):
-        part = flat[start : start + len(pool)]
-        part.copy_(pool[: len(part)])
+    # From a place of its own on: matrices that are alike add up instead of cancelling out.
+    first = zlib.crc32(name.encode()) % len(pool)
+    for start in range(-first, len(flat), len(pool)):
+        part = flat[max(0, start) : start + len(pool)]
+        part.copy_(pool[max(0, -start) :][: len(part)])
     inputs = shape[1] if name == "audio_head" else shape[1:].numel()
     return flat.view(shape).mul_(1.0 if "embed" in name else inputs**-0.5)

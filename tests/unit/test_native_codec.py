@@ -36,12 +36,15 @@ def codes(frames: int, checkpoint: Checkpoint) -> np.ndarray:
     return random.integers(0, checkpoint.codec.codebook_size, (8, frames), dtype=np.int16)
 
 
-@pytest.mark.parametrize("frames", [1, 372, 424])
-def test_a_song_is_decoded_step_by_step(engine: NativeCodec, checkpoint: Checkpoint, frames: int) -> None:
+@pytest.mark.parametrize(("frames", "stretches"), [(1, [1]), (63, [3]), (372, [12]), (424, [12, 4])])
+def test_a_song_is_decoded_step_by_step(
+    engine: NativeCodec, checkpoint: Checkpoint, frames: int, stretches: list[int]
+) -> None:
     steps = list(engine.decode(codes(frames, checkpoint), seed=1))
-    windows = 2 if frames == 424 else 1
-    assert [step.done for step in steps] == list(range(1, 11 * windows + 1))
-    assert {step.total for step in steps} == {11 * windows}
+    total = sum(10 + n for n in stretches)
+    assert [step.done for step in steps] == list(range(1, total + 1))
+    assert {step.total for step in steps} == {total}
+    assert max(len(step.audio) for step in steps if step.audio is not None) <= 62 * 24, "handed out piece by piece"
     audio = np.concatenate([step.audio for step in steps if step.audio is not None])
     assert audio.shape == (frames * 48, 2)  # 600 Hz
     assert audio.dtype == np.float32

@@ -34,19 +34,29 @@ def test_each_window_holds_the_codes_of_its_place(frames: int) -> None:
 
 
 @settings(deadline=None)
-@given(st.integers(1, 500) | st.integers(0, 4).map(lambda n: 26 + 80 * n), st.sampled_from([600, 1000]))
-def test_windows_of_one_signal_join_to_that_signal(frames: int, rate: int) -> None:
+@given(
+    st.integers(1, 500) | st.integers(0, 4).map(lambda n: 26 + 80 * n),
+    st.sampled_from([600, 1000]),
+    st.integers(50, 9000),
+)
+def test_windows_of_one_signal_join_to_that_signal(frames: int, rate: int, length_of_pieces: int) -> None:
     plan = WindowPlan(frames, rate, 7.44)
     length = plan.count * plan.window_samples
     signal = np.stack([np.arange(length), -np.arange(length)]).astype(np.float32)
     hop = plan.window_samples - plan.overlap_samples
     splicer = Splicer(plan)
-    stretches = [splicer.add(signal[:, n * hop : n * hop + plan.window_samples]) for n in range(plan.count)]
-    joined = np.concatenate(stretches)
+    stretches: list[list[np.ndarray]] = []
+    for n in range(plan.count):
+        samples = plan.window_samples * plan.needed(n) // (2 * plan.window)
+        window = signal[:, n * hop : n * hop + samples]
+        pieces = [window[:, at : at + length_of_pieces] for at in range(0, samples, length_of_pieces)]
+        stretches.append([splicer.add(piece) for piece in pieces])
+        assert all(len(stretch) <= length_of_pieces for stretch in stretches[-1])
+    joined = np.concatenate([stretch for window in stretches for stretch in window])
     assert joined.shape == (plan.samples, 2)
     np.testing.assert_allclose(joined.T, signal[:, : plan.samples], rtol=1e-6)
     # All but the last window hand out a whole hop as soon as they are decoded.
-    assert all(len(stretch) == hop for stretch in stretches[:-1])
+    assert all(sum(map(len, window)) == hop for window in stretches[:-1])
 
 
 def test_neighbours_are_cross_faded_from_one_to_the_other() -> None:

@@ -3,7 +3,8 @@
 from services.codec_worker.model.estimator import Estimator
 from services.codec_worker.model.flow import EulerSolver, Schedule
 from services.codec_worker.model.heartcodec import HeartCodec
+from services.codec_worker.model.scalar import Carried
 from services.codec_worker.model.weights import load_weights
 from services.codec_worker.model.windows import Splicer, WindowPlan
 
-__all__ = ["Estimator", "EulerSolver", "HeartCodec", "Schedule", "Splicer", "WindowPlan", "load_weights"]
+__all__ = ["Carried", "Estimator", "EulerSolver", "HeartCodec", "Schedule", "Splicer", "WindowPlan", "load_weights"]

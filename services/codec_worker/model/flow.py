@@ -1,5 +1,7 @@
 """Flow matching: from noise to latents in a few Euler steps, with guidance and with context to go on from."""
 
+from copy import copy
+
 import torch
 from torch import Tensor
 
@@ -14,7 +16,6 @@ class Schedule:
     """The times of the Euler steps and all that depends on them alone; shared by all windows."""
 
     def __init__(self, estimator: Estimator, steps: int = STEPS) -> None:
-        device = estimator.scale_shift_table.device
         ends = torch.linspace(0, 1, steps + 1)
         # Summed up in fp32 rather than taken from `ends`: the reference does, and the latents follow the last bit.
         t, dt, times, lengths = ends[0], ends[1] - ends[0], [], []
@@ -26,7 +27,13 @@ class Schedule:
                 dt = ends[k + 1] - t
         self.times = torch.stack(times)  # [steps] fp32
         self.lengths = torch.stack(lengths)  # [steps] fp32
-        self.modulation: Modulation = estimator.modulation(self.times.to(device))
+        self.modulation: Modulation = estimator.modulation(self.times)
+
+    def to(self, device: torch.device) -> "Schedule":
+        """The same with its modulation on a device."""
+        moved = copy(self)
+        moved.modulation = self.modulation.to(device)
+        return moved
 
     def __len__(self) -> int:
         return len(self.times)
@@ -35,8 +42,8 @@ class Schedule:
 class EulerSolver:
     """One window on its way from noise to latents.
 
-    `noise` ``[T, 256]`` fp32; `mu` ``[T, dim]``; `context` ``[n, 256]`` fp32, the latents that the window begins with
-    (n may be 0). With `guidance` ≤ 1 a single row is computed, else an unconditional one beside it
+    All in fp32: `noise` ``[T, 256]``; `mu` ``[T, dim]``; `context` ``[n, 256]``, the latents that the window begins
+    with (n may be 0). With `guidance` ≤ 1 a single row is computed, else an unconditional one beside it
     (Ho & Salimans 2022).
     """
 
@@ -48,7 +55,7 @@ class EulerSolver:
         self._x = noise.clone()
         padded = torch.zeros_like(noise)
         padded[: len(context)] = context
-        fixed = torch.cat((padded.to(mu.dtype), mu), dim=-1)  # [T, 256 + dim]
+        fixed = torch.cat((padded, mu), dim=-1)  # [T, 256 + dim]
         if guidance > 1:
             unconditional = fixed.clone()
             unconditional[:, noise.shape[1] :] = 0
@@ -71,12 +78,11 @@ class EulerSolver:
         """What the estimator sees in the next step, ``[rows, T, in_channels]``; the context is put into place."""
         t, n = self._schedule.times[self._done], len(self._context)
         self._x[:n] = (1 - (1 - SIGMA_MIN) * t) * self._noise[:n] + t * self._context
-        x = self._x.to(self._fixed.dtype).expand(len(self._fixed), -1, -1)
-        return torch.cat((x, self._fixed), dim=-1)
+        return torch.cat((self._x.expand(len(self._fixed), -1, -1), self._fixed), dim=-1)
 
     def step(self) -> None:
         """One Euler step."""
-        velocity = self._estimator(self.inputs(), self._schedule.modulation, self._done).float()
+        velocity = self._estimator(self.inputs(), self._schedule.modulation, self._done)
         if self._guidance > 1:
             unconditional, conditional = velocity
             guided = unconditional + self._guidance * (conditional - unconditional)

@@ -10,13 +10,13 @@ from shared.checkpoint import CodecConfig
 class Quantizer(nn.Module):
     """Eight codebooks, the projection out of their space, and the conditioning layer."""
 
-    def __init__(self, config: CodecConfig, dtype: torch.dtype) -> None:
+    def __init__(self, config: CodecConfig) -> None:
         super().__init__()
         shape = (config.num_quantizers, config.codebook_size, config.codebook_dim)
-        self.embed = nn.Parameter(torch.empty(shape, dtype=dtype), requires_grad=False)
+        self.embed = nn.Parameter(torch.empty(shape), requires_grad=False)
         same = config.dim == config.codebook_dim  # then the checkpoint has no projection either
-        self.project_out = nn.Identity() if same else nn.Linear(config.codebook_dim, config.dim, dtype=dtype)
-        self.cond_feature_emb = nn.Linear(config.dim, config.dim, dtype=dtype)
+        self.project_out = nn.Identity() if same else nn.Linear(config.codebook_dim, config.dim)
+        self.cond_feature_emb = nn.Linear(config.dim, config.dim)
 
     def codebook_sum(self, codes: Tensor) -> Tensor:
         """int64 ``[8, T]`` → ``[T, codebook_dim]``, one row a codebook, added up.

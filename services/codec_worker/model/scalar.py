@@ -1,44 +1,77 @@
-"""The scalar decoder: latents to waveform, by transposed and dilated causal convolutions. Always in fp32."""
+"""The scalar decoder: latents to waveform, by transposed and dilated causal convolutions. Always in fp32.
+
+It runs in stretches of any length: each convolution carries over the last of its inputs, so that stretch by stretch it
+computes what it would compute at once. Activations are ``[channels, T, width]``.
+"""
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from services.codec_worker.model.convolution import convolve
 from shared.checkpoint import CodecConfig
 
 LEVELS = 9
 DILATIONS = (1, 3, 5, 7, 9)
 
 
-class Convolution(nn.Module):
-    """A convolution, causal unless it looks ahead; its weight norm is folded when it is loaded."""
+class Carried:
+    """The last inputs of every convolution of one window, for its next stretch; zeros at the window's start."""
 
-    def __init__(self, inputs: int, outputs: int, kernel: int, dilation: int = 1, *, look_ahead: bool = False) -> None:
+    def __init__(self) -> None:
+        self._last: dict[nn.Module, Tensor] = {}  # [channels, reach, width]
+
+    def extend(self, layer: nn.Module, x: Tensor, reach: int) -> Tensor:
+        """``[channels, T, width]`` → ``[channels, reach + T, width]``: with the inputs that came before."""
+        before = self._last.get(layer)
+        if before is None:
+            before = x.new_zeros(x.shape[0], reach, x.shape[2])
+        x = torch.cat((before, x), dim=1)
+        self._last[layer] = x[:, x.shape[1] - reach :].clone()  # a view would keep all of `x`
+        return x
+
+
+class Convolution(nn.Module):
+    """A convolution; its weight norm is folded when it is loaded."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, dilation: int = 1) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(outputs, inputs, kernel))
+        self.weight = nn.Parameter(torch.empty(outputs, kernel, inputs))
         self.bias = nn.Parameter(torch.empty(outputs))
         self.dilation = dilation
-        self.padding = kernel // 2 if look_ahead else dilation * (kernel - 1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``[channels, inputs, T]`` → ``[channels, outputs, T]``."""
-        # Padded on both sides and cut again: padding on the left alone would copy `x`, the largest thing in memory.
-        padded = F.conv1d(x, self.weight, self.bias, padding=self.padding, dilation=self.dilation)
-        return padded[..., : x.shape[-1]]
+    @property
+    def reach(self) -> int:
+        """Inputs before the present one that an output depends on."""
+        return self.dilation * (self.weight.shape[1] - 1)
+
+    def convolve(self, x: Tensor) -> Tensor:
+        """``[channels, reach + T, inputs]`` → ``[channels, T, outputs]``."""
+        return convolve(x, self.weight, self.bias, dilation=self.dilation)
+
+    def forward(self, x: Tensor, carried: Carried) -> Tensor:
+        """Causally: ``[channels, T, inputs]`` → ``[channels, T, outputs]``."""
+        return self.convolve(carried.extend(self, x, self.reach) if self.reach else x)
 
 
 class Upsampling(nn.Module):
-    """A transposed convolution whose last stride is dropped, so that it stays causal."""
+    """A transposed convolution of kernel 2 · stride whose last stride is dropped, so that it stays causal.
 
-    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int) -> None:
+    The stride outputs of an input depend on it and on the one before: two matrix products.
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(inputs, outputs, kernel))
+        self.weight = nn.Parameter(torch.empty(2 * stride, outputs, inputs))
         self.bias = nn.Parameter(torch.empty(outputs))
-        self.stride = stride
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``[channels, inputs, T]`` → ``[channels, outputs, T · stride]``."""
-        return F.conv_transpose1d(x, self.weight, self.bias, self.stride)[..., : -self.stride]
+    def forward(self, x: Tensor, carried: Carried) -> Tensor:
+        """``[channels, T, inputs]`` → ``[channels, T · stride, outputs]``."""
+        x = carried.extend(self, x, 1)
+        here, before = self.weight.flatten(0, 1).chunk(2)  # [stride · outputs, inputs]
+        y = F.linear(x[:, 1:], here, self.bias.repeat(len(self.weight) // 2))
+        y += F.linear(x[:, :-1], before)
+        return y.view(len(y), -1, len(self.bias))
 
 
 class Activation(nn.Module):
@@ -63,25 +96,27 @@ class ResidualUnit(nn.Module):
         self.activation1 = Activation()
         self.activation2 = Activation()
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``[channels, width, T]``, unchanged in shape."""
-        h: Tensor = self.activation2(self.conv2(self.activation1(self.conv1(x))))
-        return x + h
+    def forward(self, x: Tensor, carried: Carried) -> Tensor:
+        """``[channels, T, width]``, unchanged in shape."""
+        h: Tensor = self.activation1(self.conv1(x, carried))
+        h = self.activation2(self.conv2(h, carried))
+        h += x
+        return h
 
 
 class Stage(nn.Module):
     """One upsampling factor: a transposed convolution and five residual units."""
 
-    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, residual_kernel: int) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: int, residual_kernel: int) -> None:
         super().__init__()
-        self.up_conv = Upsampling(inputs, outputs, kernel, stride)
+        self.up_conv = Upsampling(inputs, outputs, stride)
         self.convs = nn.ModuleList(ResidualUnit(outputs, residual_kernel, dilation) for dilation in DILATIONS)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``[channels, inputs, T]`` → ``[channels, outputs, T · stride]``."""
-        x = self.up_conv(x)
+    def forward(self, x: Tensor, carried: Carried) -> Tensor:
+        """``[channels, T, inputs]`` → ``[channels, T · stride, outputs]``."""
+        x = self.up_conv(x, carried)
         for unit in self.convs:
-            x = unit(x)
+            x = unit(x, carried)
         return x
 
 
@@ -94,9 +129,9 @@ class Repeat(nn.Module):
         self.activation = Activation()
         self.times = times
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``[channels, width, T]`` → ``[channels, width, T · times]``."""
-        smoothed: Tensor = self.activation(self.conv(x.repeat_interleave(self.times, dim=-1)))
+    def forward(self, x: Tensor, carried: Carried) -> Tensor:
+        """``[channels, T, width]`` → ``[channels, T · times, width]``."""
+        smoothed: Tensor = self.activation(self.conv(x.repeat_interleave(self.times, dim=1), carried))
         return smoothed
 
 
@@ -106,21 +141,33 @@ class ScalarDecoder(nn.Module):
     def __init__(self, config: CodecConfig) -> None:
         super().__init__()
         widths = [config.init_channel << n for n in range(len(config.upsample_factors), -1, -1)]
-        layers: list[nn.Module] = [
-            Convolution(config.latent_hidden_dim, widths[0], config.delay_kernel_size, look_ahead=True)
-        ]
-        for n, (factor, kernel) in enumerate(zip(config.upsample_factors, config.upsample_kernel_sizes, strict=True)):
-            layers.append(Stage(widths[n], widths[n + 1], kernel, factor, config.res_kernel_size))
+        layers: list[nn.Module] = [Convolution(config.latent_hidden_dim, widths[0], config.delay_kernel_size)]
+        for n, factor in enumerate(config.upsample_factors):
+            layers.append(Stage(widths[n], widths[n + 1], factor, config.res_kernel_size))
         if config.num_samples > 1:
             layers.append(Repeat(widths[-1], config.default_kernel_size, config.num_samples))
         layers.append(Convolution(widths[-1], 1, config.default_kernel_size))
         self.decoder = nn.ModuleList(layers)
 
-    def forward(self, latents: Tensor) -> Tensor:
-        """``[T, 256]`` fp32 → ``[2, samples]`` fp32: the halves of a latent are the two stereo channels."""
-        x = latents.view(len(latents), 2, -1).permute(1, 2, 0)  # [2, 128, T]
+    def forward(
+        self, latents: Tensor, start: int = 0, stop: int | None = None, carried: Carried | None = None
+    ) -> Tensor:
+        """Of a window's latents ``[T, 256]`` fp32, those from `start` to `stop` → ``[2, samples]`` fp32.
+
+        The halves of a latent are the two stereo channels. `carried` comes from the call that ended at `start`, or is
+        new where a window begins.
+        """
+        stop = len(latents) if stop is None else stop
+        carried = Carried() if carried is None else carried
+        first, *layers = self.decoder
+        assert isinstance(first, Convolution)
+        side = first.reach // 2  # this one convolution looks ahead as far as it looks back
+        low, high = max(0, start - side), min(len(latents), stop + side)
+        x = latents[low:high].view(high - low, 2, -1).transpose(0, 1)  # [2, T, 128]
         x = torch.round(LEVELS * x) / LEVELS
-        for layer in self.decoder:
-            x = layer(x)
-        waveform: Tensor = x[:, 0]
+        x = F.pad(x, (0, 0, side - (start - low), side - (high - stop)))
+        x = first.convolve(x)
+        for layer in layers:
+            x = layer(x, carried)
+        waveform: Tensor = x[..., 0]
         return waveform

@@ -22,6 +22,8 @@ _OFFICIAL = (  # how the checkpoint calls what the model calls otherwise
     (r"^estimator\.", "flow_matching.estimator."),
     (r"\.(adaln_single|adaln_single_2)\.(linear_[12])\.", r".\1.emb.timestep_embedder.\2."),
     (r"\.([qkvo]_proj)\.", r".attn.\1."),
+    (r"\.(proj_in|connection_proj|proj_out)\.(weight|bias)$", r".\1.ffn_1.\2"),
+    (r"\.(proj_in|connection_proj|proj_out)\.linear\.", r".\1.ffn_2."),
     (r"\.(gate|up|down)\.", r".mlp.\1."),
     (r"\.(attn_norm|mlp_norm)$", r".\1.weight"),
     (r"^scalar\.decoder\.", "scalar_model.decoder."),
@@ -29,6 +31,7 @@ _OFFICIAL = (  # how the checkpoint calls what the model calls otherwise
 )
 _CODEBOOKS = "quantizer.embed"
 _CODEBOOK = "flow_matching.vq_embed.layers.{}._codebook.embed"
+_QKV = "qkv.weight"
 _WEIGHT_NORM = ".parametrizations.weight.original"  # 0: magnitude, 1: direction
 
 
@@ -70,15 +73,22 @@ def load_weights(model: HeartCodec, folder: Path) -> None:
 
 
 def _places(model: HeartCodec) -> dict[str, Tensor]:
-    """The model's parameters under the checkpoint's names, weight norm folded."""
+    """The model's parameters under the checkpoint's names and in its shapes, weight norm folded."""
     places: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
+        place: Tensor = parameter
+        if parameter.ndim == 3 and name != _CODEBOOKS:  # convolutions keep their inputs last
+            place = parameter.permute(2, 1, 0) if ".up_conv." in name else parameter.transpose(1, 2)
+        parts = {name: place}
         if name == _CODEBOOKS:
-            places |= {_CODEBOOK.format(n): parameter[n : n + 1] for n in range(len(parameter))}
-            continue
-        for pattern, official in _OFFICIAL:
-            name = re.sub(pattern, official, name)
-        places[name] = parameter
+            parts = {_CODEBOOK.format(n): parameter[n : n + 1] for n in range(len(parameter))}
+        elif name.endswith(_QKV):
+            stem = name.removesuffix(_QKV)
+            parts = {f"{stem}{part}_proj.weight": third for part, third in zip("qkv", parameter.chunk(3), strict=True)}
+        for part, place in parts.items():
+            for pattern, official in _OFFICIAL:
+                part = re.sub(pattern, official, part)
+            places[part] = place
     return places
 
 

@@ -61,6 +61,11 @@ class WindowPlan:
         """Samples over which two neighbours are cross-faded."""
         return self.window_samples - self.window_samples // 93 * 80
 
+    def needed(self, index: int) -> int:
+        """Latents of a window whose waveform the song needs: all, but for the last window."""
+        samples = self.samples - index * (self.window_samples - self.overlap_samples)
+        return min(2 * self.window, math.ceil(samples * 2 * self.window / self.window_samples))
+
     def cut(self, codes: np.ndarray, index: int) -> np.ndarray:
         """The codes ``[8, window]`` of a window; beyond its end the song begins again."""
         positions = np.arange(index * self.hop, index * self.hop + self.window)
@@ -68,24 +73,36 @@ class WindowPlan:
 
 
 class Splicer:
-    """Joins decoded windows, cross-fading linearly, and hands out what is final."""
+    """Joins decoded windows, cross-fading linearly, and hands out what is final.
+
+    Windows come in pieces of any length, in order. What is kept is the overlap that waits for the next window.
+    """
 
     def __init__(self, plan: WindowPlan) -> None:
         self._plan = plan
-        self._tail: np.ndarray | None = None  # float32 [2, overlap], waits for the next window
-        self._windows = self._emitted = 0
+        self._overlap = np.zeros((2, plan.overlap_samples), np.float32)
+        self._ramp = np.linspace(0, 1, plan.overlap_samples)  # float64, its endpoints included
+        self._window = self._at = self._emitted = 0  # at: samples of this window that have come
 
-    def add(self, window: np.ndarray) -> np.ndarray:
-        """float32 ``[2, samples]`` of the next window → the stretch that is final now, float32 ``[n, 2]``."""
-        plan, overlap = self._plan, self._plan.overlap_samples
-        window = window[:, : plan.window_samples]
-        if self._tail is not None:
-            ramp = np.linspace(0, 1, overlap)  # float64, its endpoints included
-            head = self._tail * (1 - ramp) + window[:, :overlap] * ramp
-            window = np.concatenate((head.astype(np.float32), window[:, overlap:]), axis=1)
-        self._windows += 1
-        if self._windows < plan.count:
-            window, self._tail = window[:, :-overlap], window[:, -overlap:].copy()
-        final = window[:, : plan.samples - self._emitted]
+    def add(self, piece: np.ndarray) -> np.ndarray:
+        """float32 ``[2, samples]``, the next of its window → the stretch that is final now, float32 ``[n, 2]``.
+
+        A window ends with its last sample; samples beyond that are dropped.
+        """
+        plan, start = self._plan, self._at
+        piece = piece[:, : plan.window_samples - start]
+        self._at += piece.shape[1]
+        if self._window and start < plan.overlap_samples:
+            ramp = self._ramp[start : self._at]
+            over = self._overlap[:, start : self._at] * (1 - ramp) + piece[:, : len(ramp)] * ramp
+            piece = np.concatenate((over.astype(np.float32), piece[:, len(ramp) :]), axis=1)
+        if self._window < plan.count - 1:
+            fading = plan.window_samples - plan.overlap_samples  # from here on the next window has its say
+            piece, kept = np.split(piece, [max(0, fading - start)], axis=1)
+            place = max(0, start - fading)
+            self._overlap[:, place : place + kept.shape[1]] = kept
+        if self._at == plan.window_samples:
+            self._window, self._at = self._window + 1, 0
+        final = piece[:, : plan.samples - self._emitted]
         self._emitted += final.shape[1]
         return np.ascontiguousarray(final.T)

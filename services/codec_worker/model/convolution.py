@@ -1,0 +1,13 @@
+"""Convolution of sequences whose width comes last in memory, where it takes half the time on a CPU."""
+
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def convolve(x: Tensor, weight: Tensor, bias: Tensor, *, dilation: int = 1, padding: int = 0) -> Tensor:
+    """``x [rows, T, inputs]``, weight ``[outputs, kernel, inputs]`` → ``[rows, T', outputs]``."""
+    if weight.shape[1] == 1:
+        return F.linear(x, weight[:, 0], bias)
+    # As an image of one row, because only images may have their width last.
+    image, kernel = x[:, None].permute(0, 3, 1, 2), weight[:, None].permute(0, 3, 1, 2)
+    return F.conv2d(image, kernel, bias, padding=(0, padding), dilation=(1, dilation)).permute(0, 2, 3, 1)[:, 0]
