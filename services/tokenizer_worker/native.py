@@ -263,12 +263,16 @@ def _rows(song: Song) -> int:
 def _prefill(model: HeartMuLa, song: Song, frames: Tensor, cache: KVCache) -> Tensor:
     """Feed the prompt and frames, int64 ``[T, 8]``, up to the last position: its embedding, ``[rows, D]``.
 
-    The prompt goes by itself, so that its part of the cache is, to the bit, what it was when the song began.
+    The prompt goes by itself, so that its part of the cache is, to the bit, what it was when the song began. In the
+    unconditional row all of its positions are alike, and are computed once.
     """
     rows, length = _rows(song), song.prompt.length
     prompt = model.embed_prompt(song.prompt.tags, song.prompt.lyrics, rows)  # [rows, P, D]
+    conditional = cache.rows(slice(0, 1))
     for start in range(0, length - 1, _PREFILL):
-        model.advance(prompt[:, start : min(start + _PREFILL, length - 1)], cache, start)
+        model.advance(prompt[:1, start : min(start + _PREFILL, length - 1)], conditional, start)
+    if rows == 2:
+        model.backbone.repeat(prompt[1:, :1], cache.rows(slice(1, 2)), length - 1)
     last = prompt[:, -1:]
     for start in range(0, len(frames), _PREFILL):
         part = model.embed_frames(frames[None, start : start + _PREFILL]).expand(rows, -1, -1)

@@ -85,6 +85,21 @@ def test_prefilling_equals_stepping() -> None:
         torch.testing.assert_close(cache.values, stepped.values, atol=1e-5, rtol=0)
 
 
+@torch.inference_mode()
+@CHECKPOINTS
+def test_positions_that_are_alike_are_computed_once(checkpoint: Checkpoint) -> None:
+    """And leave in the cache what all of them together leave there."""
+    model, count = HeartMuLa(checkpoint.lm, torch.float32), 40
+    load_weights(model, checkpoint.lm_path)
+    whole, once = model.backbone_cache(1, count + 2), model.backbone_cache(1, count + 2)
+    model.advance(model.unconditional.expand(1, count, -1), whole, 0)
+    model.backbone.repeat(model.unconditional[None], once, count)
+    torch.testing.assert_close(once.keys, whole.keys, atol=1e-5, rtol=0)
+    torch.testing.assert_close(once.values, whole.values, atol=1e-5, rtol=0)
+    assert once.keys[:, :, :, :count].any(dim=-1).all()
+    assert not once.keys[:, :, :, count:].any()
+
+
 @pytest.mark.parametrize("beyond", [0, 3])
 def test_a_song_that_was_all_but_ended_ends_at_the_next_step(beyond: int) -> None:
     """Even where its frames would not fit the positions that the song may take."""

@@ -66,6 +66,10 @@ class KVCache:
         """Bytes that `empty` with these arguments allocates."""
         return 2 * flavor.num_layers * rows * flavor.num_kv_heads * positions * flavor.head_dim * dtype.itemsize
 
+    def rows(self, rows: slice) -> "KVCache":
+        """Some rows of it, in the same memory."""
+        return KVCache(self.keys[:, rows], self.values[:, rows])
+
     def layers(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Keys and values of each layer, ``[rows, KV heads, positions, h]`` both."""
         return zip(self.keys.unbind(0), self.values.unbind(0), strict=True)
@@ -153,6 +157,21 @@ class Llama(nn.Module):
             causal = self.positions[:end] <= at[:, None]
             mask = causal.repeat(self.shared, 1)  # [H / KV · S, end], as the queries lie in a block
         return self._run(x, self.rope[start:end], [cache], [Span(at, end, mask)])
+
+    def repeat(self, x: Tensor, cache: KVCache, count: int) -> None:
+        """Write into the cache what ``x [rows, 1, D]`` at each of the positions 0 … count − 1 leaves there.
+
+        Computed once: whatever weights attention gives to positions, values that are all alike add up to themselves. So
+        hidden states are the same at every position, and keys but for their rotation, which at position 0 is none.
+        """
+        layers, rows, heads, _, width = cache.keys.shape
+        once = KVCache(*cache.keys.new_zeros(2, layers, rows, heads, 1, width))
+        self(x, once, 0)
+        keys = once.keys.flatten(0, 1).transpose(1, 2).expand(-1, count, -1, -1)  # [layers · rows, count, KV, h]
+        cache.keys[:, :, :, :count] = (
+            rotate(keys, self.rope[:count]).transpose(1, 2).reshape(layers, rows, heads, count, width)
+        )
+        cache.values[:, :, :, :count] = once.values
 
     def step(self, x: Tensor, caches: Sequence[KVCache], positions: Tensor, seen: int) -> Tensor:
         """Run one position of each of n songs through every block, ``x [rows, 1, D]`` → the same shape.
