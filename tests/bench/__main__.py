@@ -94,7 +94,7 @@ def lm(config: str, checkpoint: Checkpoint, dtype: str, beside: set[int], counts
 
 def codec(config: str, checkpoint: Checkpoint, reference: bool, rounds: int) -> None:
     """One window of 29.76 s, ours in either precision; heartlib has its codec in float32."""
-    for dtype in ("float32", "bfloat16"):
+    for dtype in ("bfloat16", "float32"):
         with ExitStack() as stack:
             sides = [stack.enter_context(worker("native", "codec", checkpoint, dtype, 1))]
             if reference:
