@@ -64,7 +64,7 @@ def test_drop_frees_the_slot_and_the_caches(engine: NativeEngine, caches: list[w
     with pytest.raises(ValueError, match="b"):
         engine.admit("b", song)
     engine.drop("unknown")
-    assert all(cache() for cache in caches)
+    assert sum(cache() is not None for cache in caches) == 2  # of the backbone and of the depth decoder
     engine.drop("a")
     assert not any(cache() for cache in caches)
     assert engine.step() == {}
