@@ -28,6 +28,7 @@ _AWAY = (502, 503, 504)  # the service, or what it needs, may be back soon
 _LONGEST_PAUSE = 30.0
 _WATCH_PAUSE = 1.0
 _WATCH_PATIENCE = 60.0  # seconds for which a watched service may be away
+_NO_EVENTS = (OSError, TimeoutError, websockets.WebSocketException, msgspec.MsgspecError, UnicodeDecodeError)
 
 T = TypeVar("T")
 
@@ -153,7 +154,7 @@ class Client:
                         yield event
                         if event.ended:
                             return
-            except (OSError, TimeoutError, websockets.WebSocketException, msgspec.MsgspecError) as error:
+            except _NO_EVENTS as error:
                 log.debug("%s: no live events: %r", job_id, error)
             if state is None:
                 try:

@@ -72,7 +72,7 @@ def problem(answer: httpx.Response) -> ClientError:
     """The error that an answer of 400 or more tells of. Its body must have been read."""
     try:
         said = msgspec.json.decode(answer.content, type=_Problem)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError):
         said = _Problem()
     said.title = said.title or answer.reason_phrase
     kind: type[ClientError] = Refused if answer.status_code < 500 else ServiceFault
