@@ -1,18 +1,17 @@
 """What the command line says without a service, and how it shows what a service said."""
 
-import io
 from collections.abc import Sequence
 from importlib.metadata import version
 
 import httpx
 import pytest
 from click.testing import CliRunner, Result
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 
 from services.client.answers import Device, Devices, Lease, Queues, Song, Songs, Worker, read_frame
 from services.client.cli import cli
 from services.client.client import Client
-from services.client.display import devices_view, models_of, song_table, songs_table
+from services.client.display import Display, devices_view, models_of, song_table, songs_table
 from services.client.errors import Refused, ServiceFault, UnknownSong, problem
 
 COMMANDS = ["generate", "watch", "status", "list", "cancel", "download", "gpu", "models"]
@@ -24,11 +23,10 @@ def run(*words: str, **more: str) -> Result:
 
 def text(*what: RenderableType) -> str:
     """What a person sees of it."""
-    console = Console(file=io.StringIO(), width=160, markup=False, emoji=False)
-    for each in what:
-        console.print(each)
-    assert isinstance(console.file, io.StringIO)
-    return console.file.getvalue()
+    display = Display(json=False)
+    with display.results.capture() as capture:
+        display.show(*what)
+    return capture.get()
 
 
 def test_help_names_every_command_and_each_has_an_example() -> None:
