@@ -1,0 +1,33 @@
+"""The service as a Python program sees it, and the command line ``heartmula``. Knows HTTP and nothing behind it.
+
+::
+
+    async with Client("http://127.0.0.1:8000") as client:
+        accepted = await client.generate("[Verse]\\nHello world", "pop,piano", max_duration_ms=20_000)
+        async for event in client.watch(accepted.job_id):
+            print(event.status, event.progress)
+        print(await client.download(accepted.job_id))
+"""
+
+from services.client.answers import Accepted, Device, Devices, Event, Health, Song, Songs, Worker
+from services.client.client import DEFAULT_URL, Client
+from services.client.errors import ClientError, Refused, ServiceFault, UnexpectedAnswer, UnknownSong, Unreachable
+
+__all__ = [
+    "DEFAULT_URL",
+    "Accepted",
+    "Client",
+    "ClientError",
+    "Device",
+    "Devices",
+    "Event",
+    "Health",
+    "Refused",
+    "ServiceFault",
+    "Song",
+    "Songs",
+    "UnexpectedAnswer",
+    "UnknownSong",
+    "Unreachable",
+    "Worker",
+]

@@ -1,0 +1,240 @@
+"""What people see: tables and bars, on the terminal; and the one place that knows where JSON and words go."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any
+
+import msgspec
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, DownloadColumn, Progress, TaskProgressColumn, TextColumn
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+
+from services.client.answers import Device, Devices, Event, Song, Songs
+
+_STAGES = {
+    "queued": "waiting",
+    "loading": "loading the model",
+    "generating": "writing tokens",
+    "paused": "paused, the device is lent",
+    "waiting": "waiting for the codec",
+    "decoding": "decoding audio",
+    "storing": "storing",
+}
+_WIDE = 200  # columns where no terminal sets a limit
+_BAR = 24
+
+
+def _console(*, stderr: bool) -> Console:
+    terminal = (sys.stderr if stderr else sys.stdout).isatty()
+    # Titles and errors are shown as they are: [Verse] is no markup.
+    return Console(
+        stderr=stderr, markup=False, emoji=False, highlight=False, width=None if terminal else _WIDE, soft_wrap=False
+    )
+
+
+class Display:
+    """Results go to standard output, everything said along the way to standard error."""
+
+    def __init__(self, *, json: bool) -> None:
+        """With `json`, results are JSON and nothing is drawn."""
+        self.json = json
+        self.results, self.notes = _console(stderr=False), _console(stderr=True)
+
+    def emit(self, value: Any) -> None:
+        """Print a result for a program: one line of JSON."""
+        sys.stdout.write(msgspec.json.encode(value).decode() + "\n")
+        sys.stdout.flush()
+
+    def show(self, *what: RenderableType) -> None:
+        """Print a result for a person."""
+        for each in what:
+            self.results.print(each, soft_wrap=isinstance(each, str))
+
+    def say(self, text: str) -> None:
+        """Tell a person something that is no result."""
+        self.notes.print(text, soft_wrap=True)
+
+    @contextmanager
+    def song_bar(self) -> Iterator["SongBar"]:
+        """A bar for a song that is being made."""
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn())
+        told = TextColumn("{task.fields[expected]}", markup=False)
+        with Progress(*columns, told, console=self.notes, disable=self.json or not self.notes.is_terminal) as progress:
+            yield SongBar(self, progress)
+
+    @contextmanager
+    def file_bar(self) -> Iterator["FileBar"]:
+        """A bar for a file that is fetched."""
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn())
+        with Progress(*columns, console=self.notes, disable=self.json or not self.notes.is_terminal) as progress:
+            yield FileBar(progress)
+
+
+class SongBar:
+    """How a song is coming along: a bar on a terminal, a line for every new stage elsewhere."""
+
+    def __init__(self, display: Display, progress: Progress) -> None:
+        self._display, self._progress = display, progress
+        self._task = progress.add_task("", total=100, expected="")
+        self._stage: str | None = None
+        self._said = ""
+
+    def update(self, event: Event) -> None:
+        """Show what happened."""
+        # Events other than a change of stage do not name it.
+        if event.stage or event.status == "queued" or event.ended:
+            self._stage = event.stage
+        words = event.status if event.ended else _STAGES.get(self._stage or event.status, event.status)
+        expected = _expected(event)
+        self._progress.update(
+            self._task, description=words, expected=expected, completed=max(event.progress, self._done)
+        )
+        said = f"{words}, {expected}" if expected and event.status == "queued" else words
+        if not self._display.json and not self._display.notes.is_terminal and said != self._said:
+            self._said = said
+            self._display.say(said)
+
+    @property
+    def _done(self) -> float:
+        return next((task.completed for task in self._progress.tasks if task.id == self._task), 0.0)
+
+
+class FileBar:
+    """How much of a file is there."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._task = progress.add_task("downloading", total=None)
+
+    def update(self, done: int, total: int) -> None:
+        """Bytes; `total` is negative when it is not known."""
+        self._progress.update(self._task, completed=done, total=total if total >= 0 else None)
+
+
+def song_table(song: Song) -> Table:
+    """Everything about a song."""
+    table = Table.grid(padding=(0, 2))
+    rows = {
+        "song": song.job_id,
+        "title": song.title,
+        "status": song.status,
+        "progress": f"{song.progress:.0f} %",
+        "stage": None if song.ended else _STAGES.get(song.stage or "", song.stage),
+        "songs before it": song.queue_position,
+        "expected": song.eta and _moment(song.eta),
+        "error": song.error,
+        "length": song.duration and _minutes(song.duration),
+        "format": song.format,
+        "seed": song.seed,
+        "asked for": _moment(song.created_at),
+        "ended": song.completed_at and _moment(song.completed_at),
+    }
+    for name, value in rows.items():
+        if value not in (None, ""):
+            table.add_row(name, str(value))
+    return table
+
+
+def songs_table(page: Songs) -> Table:
+    """A list of songs."""
+    table = Table("song", "status", "progress", "length", "asked for", "title", box=None, padding=(0, 2, 0, 0))
+    for song in page.songs:
+        table.add_row(
+            song.job_id,
+            song.status,
+            f"{song.progress:.0f} %",
+            _minutes(song.duration) if song.duration else "",
+            _moment(song.created_at),
+            song.title or "",
+        )
+    return table
+
+
+def devices_view(found: Devices) -> Iterator[RenderableType]:
+    """Each device with its memory, its holder and its workers; then the queues and what is wrong."""
+    for device in found.gpus:
+        yield f"{device.name} ({device.id})"
+        yield _device_table(device)
+    if not found.gpus:
+        yield "no worker has told of a device"
+    waiting = {"tokens": found.queue.tokens, "audio": found.queue.decode}
+    yield "queues: " + ", ".join(f"{'?' if n is None else n} for {name}" for name, n in waiting.items())
+    yield from (f"problem: {problem}" for problem in found.problems)
+
+
+def _device_table(device: Device) -> Table:
+    table = Table.grid(padding=(0, 2))
+    bar = Table.grid(padding=(0, 1))
+    figures = f"{_gib(device.memory_used)} of {_gib(device.memory_total)}"
+    bar.add_row(ProgressBar(total=max(1, device.memory_total), completed=device.memory_used, width=_BAR), figures)
+    table.add_row("  memory", bar)
+    if device.utilization is not None:
+        table.add_row("  use", f"{device.utilization} %")
+    if device.temperature is not None:
+        table.add_row("  temperature", f"{device.temperature} °C")
+    held = device.lease
+    phase = f", phase {held.phase}" if held and held.phase is not None else ""
+    table.add_row("  held by", f"{held.role} {held.owner}{phase}, since {_moment(held.since)}" if held else "nobody")
+    for waiting in device.waiting:
+        table.add_row("  waits", f"{waiting.role} {waiting.owner}, since {_moment(waiting.since)}")
+    table.add_row("  on it", ", ".join(device.resident) or "nothing")
+    for worker in device.workers:
+        rate = f", {worker.rate:.1f} frames/s" if worker.rate else ""
+        trouble = f"; {worker.problem}" if worker.problem else ""
+        table.add_row(f"  {worker.role}", f"{worker.state}, {len(worker.jobs)} of {worker.slots} songs{rate}{trouble}")
+    return table
+
+
+def models_of(found: Devices) -> list[dict[str, Any]]:
+    """The model of every live worker, and what lies on its device."""
+    return [
+        {
+            "role": worker.role,
+            "model": worker.model,
+            "engine": worker.engine,
+            "instance": worker.instance,
+            "device": device.id,
+            "resident": device.resident,
+            "state": worker.state,
+            "problem": worker.problem,
+        }
+        for device in found.gpus
+        for worker in device.workers
+    ]
+
+
+def models_table(models: list[dict[str, Any]]) -> Table:
+    """The same for people."""
+    table = Table("role", "model", "engine", "device", "on the device", "state", box=None, padding=(0, 2, 0, 0))
+    for model in models:
+        row = [str(model[name]) for name in ("role", "model", "engine", "device")]
+        state = f"{model['state']}; {model['problem']}" if model["problem"] else str(model["state"])
+        table.add_row(*row, ", ".join(model["resident"]) or "nothing", state)
+    return table
+
+
+def _expected(event: Event) -> str:
+    if event.ended:
+        return ""
+    place = f"{event.queue_position} before it" if event.queue_position is not None else ""
+    ready = f"ready at {_moment(event.eta, '%H:%M:%S')}" if event.eta else ""
+    return ", ".join(part for part in (place, ready) if part)
+
+
+def _moment(rfc3339: str, shape: str = "%Y-%m-%d %H:%M:%S") -> str:
+    """A time in this machine's zone; as it came where it is none."""
+    try:
+        return datetime.fromisoformat(rfc3339).astimezone().strftime(shape)
+    except ValueError:
+        return rfc3339
+
+
+def _minutes(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02}"
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB"

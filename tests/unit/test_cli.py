@@ -1,0 +1,134 @@
+"""What the command line says without a service, and how it shows what a service said."""
+
+from collections.abc import Sequence
+from importlib.metadata import version
+
+import httpx
+import pytest
+from click.testing import CliRunner, Result
+from rich.console import RenderableType
+
+from services.client.answers import Device, Devices, Lease, Queues, Song, Songs, Worker, read_frame
+from services.client.cli import cli
+from services.client.client import Client
+from services.client.display import Display, devices_view, models_of, song_table, songs_table
+from services.client.errors import Refused, ServiceFault, UnknownSong, problem
+
+COMMANDS = ["generate", "watch", "status", "list", "cancel", "download", "gpu", "models"]
+
+
+def run(*words: str, **more: str) -> Result:
+    return CliRunner(env=more).invoke(cli, words, prog_name="heartmula")
+
+
+def text(*what: RenderableType) -> str:
+    """What a person sees of it."""
+    display = Display(json=False)
+    with display.results.capture() as capture:
+        display.show(*what)
+    return capture.get()
+
+
+def test_help_names_every_command_and_each_has_an_example() -> None:
+    told = run("--help").output
+    assert all(f"\n  {name} " in told for name in COMMANDS)
+    assert all(f"heartmula {name}" in run(name, "--help").output.partition("Example")[2] for name in COMMANDS)
+    assert run("--version").output == f"heartmula, version {version('heartmula-jetstream')}\n"
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_commands_are_completed(shell: str) -> None:
+    assert "heartmula" in run(_HEARTMULA_COMPLETE=f"{shell}_source").output
+    at = "wa" if shell == "fish" else "1"
+    found = run(_HEARTMULA_COMPLETE=f"{shell}_complete", COMP_WORDS="heartmula wa", COMP_CWORD=at).output
+    assert ("watch" in found, "cancel" in found) == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--lyrics", "a", "--lyrics-file", "-"], "either --lyrics or --lyrics-file"),
+        (["--lyrics", "a", "--no-wait", "-o", "x.wav"], "--output needs --wait"),
+        (["--lyrics", "a", "--format", "mp3", "-o", "x.wav"], "ends with .wav"),
+        (["--lyrics", "a", "--seconds", "0"], "--seconds"),
+        (["--lyrics-file", "/nowhere/song.txt"], "No such file"),
+    ],
+)
+def test_wrong_usage_is_told_before_anything_is_sent(words: Sequence[str], said: str) -> None:
+    result = run("generate", *words)
+    assert (result.exit_code, said in result.output) == (2, True), result.output
+
+
+def test_lyrics_that_are_no_utf_8_are_refused() -> None:
+    result = CliRunner().invoke(cli, ["generate", "--lyrics-file", "-"], input=b"\xff\xfe")
+    assert (result.exit_code, "not UTF-8" in result.output) == (2, True)
+
+
+@pytest.mark.parametrize("url", ["", "localhost:8000", "ftp://x", "http://"])
+def test_an_address_that_is_none_is_refused(url: str) -> None:
+    with pytest.raises(ValueError, match="address"):
+        Client(url)
+
+
+def test_a_title_is_shown_as_it_is() -> None:
+    song = Song(job_id="1", status="completed", progress=100, title="[Verse] :smile:", duration=75.2)
+    for shown in (text(song_table(song)), text(songs_table(Songs(songs=[song])))):
+        assert "[Verse] :smile:" in shown
+        assert "1:15" in shown
+
+
+def test_a_device_tells_memory_holder_queue_and_problems() -> None:
+    worker = Worker(role="codec", instance="c-1", engine="native", model="m", state="working", jobs=["1"], slots=8)
+    device = Device(
+        id="gpu-1",
+        name="A device",
+        kind="cuda",
+        memory_total=24 * 2**30,
+        memory_used=6 * 2**30,
+        memory_free=18 * 2**30,
+        lease=Lease(role="codec", owner="c-1", phase=3),
+        resident=["heartcodec"],
+        workers=[worker],
+    )
+    found = Devices(available=True, gpus=[device], queue=Queues(tokens=4), problems=["no tokenizer worker"])
+    shown = text(*devices_view(found))
+    for words in (
+        "6.0 GiB of 24.0 GiB",
+        "codec c-1, phase 3",
+        "heartcodec",
+        "1 of 8 songs",
+        "4 for tokens, ? for audio",
+    ):
+        assert words in shown
+    assert "problem: no tokenizer worker" in shown
+    assert [(model["role"], model["model"], model["device"]) for model in models_of(found)] == [("codec", "m", "gpu-1")]
+
+
+def test_frames_of_a_newer_service_are_understood() -> None:
+    snapshot = read_frame(
+        b'{"type": "snapshot", "id": "7", "job_id": "1", "status": "queued", "progress": 0, "new": 1}'
+    )
+    assert (snapshot.kind, snapshot.id, snapshot.status) == ("snapshot", "7", "queued")
+    data = b'{"kind": "hummed", "job_id": "1", "status": "generating", "progress": 5, "hum": {}}'
+    event = read_frame(b'{"id": "8", "type": "heartmula.song.hummed", "time": "now", "data": ' + data + b"}")
+    assert (event.kind, event.id, event.time, event.progress) == ("hummed", "8", "now", 5.0)
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "kind", "words"),
+    [
+        (404, b'{"type": "/problems/unknown-job", "title": "T", "detail": "no song"}', UnknownSong, "no song"),
+        (429, b'{"type": "/problems/queue-full", "title": "T", "detail": "full"}', Refused, "full"),
+        (403, b"<html>", Refused, "answered 403 Forbidden"),
+        (502, b'["odd"]', ServiceFault, "answered 502 Bad Gateway"),
+        (503, b'{"detail": "\xff"}', ServiceFault, "answered 503"),
+    ],
+)
+def test_every_error_is_told_whoever_sent_it(status: int, body: bytes, kind: type[Exception], words: str) -> None:
+    answer = httpx.Response(
+        status, content=body, headers={"Retry-After": "15"}, request=httpx.Request("GET", "http://host/x")
+    )
+    error = problem(answer)
+    assert type(error) is kind
+    assert words in str(error)
+    assert (error.status, error.retry_after) == (status, 15)
