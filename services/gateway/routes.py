@@ -18,6 +18,7 @@ from services.gateway.gateway import Gateway
 from services.gateway.health import HealthBody
 from services.gateway.pages import Pages
 from services.gateway.problems import MEDIA_TYPE, Problem, Refusal
+from services.gateway.ranges import tag_matches, tag_of
 from services.gateway.results import audio_answer
 from services.gateway.submission import AcceptedBody
 from shared.messages import GenerateRequest
@@ -61,11 +62,22 @@ async def generate(request: AnyRequest, gateway: NamedDependency[Gateway]) -> Re
     return Response(accepted, headers=NO_STORE | {"Location": accepted.status_url, "Retry-After": "1"})
 
 
-@get("/generate/{job_id:str}/status", responses=_refusals(404, 503))
-async def status(gateway: NamedDependency[Gateway], job_id: FromPath[str]) -> Response[songs.StatusBody]:
-    """How a song is coming along."""
+@route(
+    "/generate/{job_id:str}/status",
+    http_method=GET_AND_HEAD,
+    responses=_refusals(404, 503) | {304: ResponseSpec(None, description="it is as If-None-Match says")},
+    name="status",
+)
+async def status(
+    request: AnyRequest, gateway: NamedDependency[Gateway], job_id: FromPath[str]
+) -> Response[songs.StatusBody]:
+    """How a song is coming along. With If-None-Match, 304 while nothing in the answer has changed."""
     body = await songs.describe(gateway, await songs.find_job(gateway, job_id))
-    return Response(body, headers=NO_STORE)
+    etag = tag_of(msgspec.json.encode(body))
+    headers = {"ETag": etag, "Cache-Control": "no-cache"}
+    if tag_matches(request.headers.get("if-none-match", ""), etag):
+        return cast("Response[songs.StatusBody]", Response(b"", status_code=304, headers=headers))
+    return Response(body, status_code=200, headers=headers)
 
 
 @route(
