@@ -1,7 +1,7 @@
 """The HTTP routes. Each says what it takes and answers; how is elsewhere."""
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import msgspec
 from litestar import Request, Response, delete, get, post, route
@@ -21,7 +21,7 @@ from services.gateway.problems import MEDIA_TYPE, Problem, Refusal
 from services.gateway.ranges import tag_matches, tag_of
 from services.gateway.results import audio_answer
 from services.gateway.submission import AcceptedBody
-from shared.messages import GenerateRequest
+from shared.messages import GenerateRequest, Status
 
 NO_STORE = {"Cache-Control": "no-store"}
 GET_AND_HEAD = [HttpMethod.GET, HttpMethod.HEAD]
@@ -60,6 +60,27 @@ async def generate(request: AnyRequest, gateway: NamedDependency[Gateway]) -> Re
         raise Refusal(415, "unsupported-media-type", "send JSON, with Content-Type: application/json")
     accepted = (await gateway.submission.submit(await request.body(), request.headers.get("idempotency-key"))).body
     return Response(accepted, headers=NO_STORE | {"Location": accepted.status_url, "Retry-After": "1"})
+
+
+@dataclass
+class _TakesPage(Operation):
+    """The parameters are checked by hand, so that what is wrong is told in the same words as elsewhere."""
+
+    def __post_init__(self) -> None:
+        schemas = {
+            "limit": Schema(type=OpenAPIType.INTEGER, minimum=1, maximum=songs.MAX_PAGE, default=20),
+            "cursor": Schema(type=OpenAPIType.STRING, description="`next` of the page before"),
+            "status": Schema(type=OpenAPIType.STRING, enum=list(get_args(Status))),
+        }
+        self.parameters = [Parameter(name=name, param_in="query", schema=schema) for name, schema in schemas.items()]
+
+
+@get("/generate", operation_class=_TakesPage, responses=_refusals(422, 503))
+async def listing(request: AnyRequest, gateway: NamedDependency[Gateway]) -> Response[songs.SongsBody]:
+    """Songs, newest first, a page at a time."""
+    asked = request.query_params
+    body = await songs.listing(gateway, asked.get("limit", "20"), asked.get("cursor"), asked.get("status"))
+    return Response(body, headers=NO_STORE)
 
 
 @route(
@@ -142,4 +163,4 @@ async def metrics(request: AnyRequest, gateway: NamedDependency[Gateway]) -> Res
     return Response(text, media_type=media_type, headers=NO_STORE)
 
 
-ROUTES = (generate, status, result, cancel, health, gpus, index, static, livez, readyz, metrics)
+ROUTES = (generate, listing, status, result, cancel, health, gpus, index, static, livez, readyz, metrics)
