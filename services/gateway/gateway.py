@@ -10,6 +10,7 @@ from typing import Any
 import nats
 from nats.aio.client import Client
 
+from services.gateway.catalogue import Catalogue
 from services.gateway.health import PROBE_SECONDS, Health
 from services.gateway.hub import Hub
 from services.gateway.intake import Intake
@@ -46,6 +47,7 @@ class Gateway:
         self.sweeper = Sweeper(nc, store, settings)
         self.metrics = Metrics(self.sweeper)
         self.hub = Hub(nc, self.js, settings, self.metrics)
+        self.catalogue = Catalogue(nc, self.js)
         workers = Workers(self.js, PROBE_SECONDS)
         self.health = Health(nc, store, workers)
         self.outlook = Outlook(Line(nc, self.js), workers)
@@ -96,6 +98,7 @@ class Gateway:
             await gateway.hub.start()
             await gateway._intake.start()
             gateway.sweeper.start()
+            gateway.catalogue.start()
         except BaseException:
             await nc.close()
             store.close()
@@ -122,6 +125,7 @@ class Gateway:
             await asyncio.wait(self._tasks, timeout=_CLOSE_PATIENCE)
         await end(*self._tasks)
         await self.sweeper.close()
+        await self.catalogue.close()
         await self.hub.close()
         with contextlib.suppress(nats.errors.Error, TimeoutError, OSError):
             await self.nc.close()

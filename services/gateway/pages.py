@@ -1,6 +1,5 @@
 """The web page: a handful of files, read once, served with a strict policy."""
 
-import hashlib
 import mimetypes
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 from litestar import Request, Response
 
 from services.gateway.problems import Refusal
-from services.gateway.ranges import tag_matches
+from services.gateway.ranges import tag_matches, tag_of
 
 STATIC = Path(__file__).with_name("static")
 _POLICY = "; ".join(
@@ -36,7 +35,7 @@ class Pages:
             for path in sorted(folder.rglob("*"))
             if path.is_file()
         }
-        self._tags = {name: f'"{hashlib.sha256(data).hexdigest()[:32]}"' for name, data in self._files.items()}
+        self._tags = {name: tag_of(data) for name, data in self._files.items()}
 
     def answer(self, request: Request[Any, Any, Any], name: str) -> Response[bytes]:
         """A file, or 304 when the client has it. Raises a 404 `Refusal`."""

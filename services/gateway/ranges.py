@@ -1,5 +1,6 @@
 """The parts of RFC 9110 that seeking in audio needs: byte ranges and entity tags."""
 
+import hashlib
 import re
 from dataclasses import dataclass
 
@@ -49,3 +50,8 @@ def parse_range(header: str, size: int) -> ByteRange | None:
 def tag_matches(header: str, etag: str) -> bool:
     """Whether an If-None-Match header names the tag."""
     return header.strip() == "*" or etag in _TAG.findall(header)
+
+
+def tag_of(data: bytes) -> str:
+    """A strong entity tag of an answer's body."""
+    return f'"{hashlib.sha256(data).hexdigest()[:32]}"'

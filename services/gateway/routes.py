@@ -1,7 +1,7 @@
 """The HTTP routes. Each says what it takes and answers; how is elsewhere."""
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import msgspec
 from litestar import Request, Response, delete, get, post, route
@@ -18,9 +18,10 @@ from services.gateway.gateway import Gateway
 from services.gateway.health import HealthBody
 from services.gateway.pages import Pages
 from services.gateway.problems import MEDIA_TYPE, Problem, Refusal
+from services.gateway.ranges import tag_matches, tag_of
 from services.gateway.results import audio_answer
 from services.gateway.submission import AcceptedBody
-from shared.messages import GenerateRequest
+from shared.messages import GenerateRequest, Status
 
 NO_STORE = {"Cache-Control": "no-store"}
 GET_AND_HEAD = [HttpMethod.GET, HttpMethod.HEAD]
@@ -61,11 +62,43 @@ async def generate(request: AnyRequest, gateway: NamedDependency[Gateway]) -> Re
     return Response(accepted, headers=NO_STORE | {"Location": accepted.status_url, "Retry-After": "1"})
 
 
-@get("/generate/{job_id:str}/status", responses=_refusals(404, 503))
-async def status(gateway: NamedDependency[Gateway], job_id: FromPath[str]) -> Response[songs.StatusBody]:
-    """How a song is coming along."""
-    body = await songs.describe(gateway, await songs.find_job(gateway, job_id))
+@dataclass
+class _TakesPage(Operation):
+    """The parameters are checked by hand, so that what is wrong is told in the same words as elsewhere."""
+
+    def __post_init__(self) -> None:
+        schemas = {
+            "limit": Schema(type=OpenAPIType.INTEGER, minimum=1, maximum=songs.MAX_PAGE, default=20),
+            "cursor": Schema(type=OpenAPIType.STRING, description="`next` of the page before"),
+            "status": Schema(type=OpenAPIType.STRING, enum=list(get_args(Status))),
+        }
+        self.parameters = [Parameter(name=name, param_in="query", schema=schema) for name, schema in schemas.items()]
+
+
+@get("/generate", operation_class=_TakesPage, responses=_refusals(422, 503))
+async def listing(request: AnyRequest, gateway: NamedDependency[Gateway]) -> Response[songs.SongsBody]:
+    """Songs, newest first, a page at a time."""
+    asked = request.query_params
+    body = await songs.listing(gateway, asked.get("limit", "20"), asked.get("cursor"), asked.get("status"))
     return Response(body, headers=NO_STORE)
+
+
+@route(
+    "/generate/{job_id:str}/status",
+    http_method=GET_AND_HEAD,
+    responses=_refusals(404, 503) | {304: ResponseSpec(None, description="it is as If-None-Match says")},
+    name="status",
+)
+async def status(
+    request: AnyRequest, gateway: NamedDependency[Gateway], job_id: FromPath[str]
+) -> Response[songs.StatusBody]:
+    """How a song is coming along. With If-None-Match, 304 while nothing in the answer has changed."""
+    body = await songs.describe(gateway, await songs.find_job(gateway, job_id))
+    etag = tag_of(msgspec.json.encode(body))
+    headers = {"ETag": etag, "Cache-Control": "no-cache"}
+    if tag_matches(request.headers.get("if-none-match", ""), etag):
+        return cast("Response[songs.StatusBody]", Response(b"", status_code=304, headers=headers))
+    return Response(body, status_code=200, headers=headers)
 
 
 @route(
@@ -130,4 +163,4 @@ async def metrics(request: AnyRequest, gateway: NamedDependency[Gateway]) -> Res
     return Response(text, media_type=media_type, headers=NO_STORE)
 
 
-ROUTES = (generate, status, result, cancel, health, gpus, index, static, livez, readyz, metrics)
+ROUTES = (generate, listing, status, result, cancel, health, gpus, index, static, livez, readyz, metrics)

@@ -3,11 +3,13 @@
 import asyncio
 import logging
 import re
+from typing import cast, get_args
 
 import msgspec
 import nats
 from nats.js.errors import APIError
 
+from services.gateway.catalogue import cursor_of, place_of
 from services.gateway.gateway import Gateway
 from services.gateway.hub import newest
 from services.gateway.problems import Refusal, unknown_job
@@ -19,6 +21,7 @@ from shared.topology import TENANT, cancel_subject, event_subject, purge_job
 
 log = logging.getLogger(__name__)
 
+MAX_PAGE = 100  # songs
 _ID = re.compile(r"[0-9A-Za-z-]{1,64}")
 
 
@@ -41,6 +44,13 @@ class StatusBody(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     format: AudioFormat | None = None
 
 
+class SongsBody(msgspec.Struct, frozen=True, kw_only=True):
+    """A page of songs, newest first."""
+
+    songs: list[StatusBody]
+    next: str | None  # the cursor of the page that follows; None on the last
+
+
 class CancelledBody(msgspec.Struct, frozen=True, kw_only=True):
     """The answer to a cancellation."""
 
@@ -54,6 +64,24 @@ async def find_job(gateway: Gateway, job_id: str) -> Job:
     if job is None:
         raise unknown_job()
     return job
+
+
+async def listing(gateway: Gateway, limit: str, cursor: str | None, status: str | None) -> SongsBody:
+    """A page of songs; shorter than `limit` where records expired meanwhile. Raises a 422 `Refusal`."""
+    if not re.fullmatch(r"[0-9]{1,3}", limit, re.ASCII) or not 1 <= int(limit) <= MAX_PAGE:
+        raise Refusal(422, "invalid-request", f"limit has to be from 1 to {MAX_PAGE}", field="limit")
+    if status is not None and status not in get_args(Status):
+        known = ", ".join(get_args(Status))
+        raise Refusal(422, "invalid-request", f"status has to be one of {known}", field="status")
+    after = None if cursor is None else place_of(cursor)
+    ids, rest = await gateway.catalogue.page(int(limit), after, cast("Status | None", status))
+    jobs = await asyncio.gather(*(gateway.jobs.get(job_id) for job_id in ids))
+    for job_id, job in zip(ids, jobs, strict=True):
+        if job is None:
+            gateway.catalogue.forget(job_id)
+    shown = [job for job in jobs if job is not None and status in (None, job.status)]
+    bodies = await asyncio.gather(*(describe(gateway, job) for job in shown))
+    return SongsBody(songs=bodies, next=None if rest is None else cursor_of(rest))
 
 
 async def describe(gateway: Gateway, job: Job) -> StatusBody:

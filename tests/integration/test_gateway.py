@@ -209,7 +209,7 @@ async def test_the_state_follows_the_song_and_progress_never_goes_back(house: Ho
     async def state() -> dict[str, Any]:
         answer = await house.http.get(f"/generate/{job_id}/status")
         assert answer.status_code == 200
-        assert answer.headers["cache-control"] == "no-store"
+        assert answer.headers["cache-control"] == "no-cache"
         body: dict[str, Any] = answer.json()
         return body
 
@@ -243,6 +243,25 @@ async def test_the_state_follows_the_song_and_progress_never_goes_back(house: Ho
     assert (done["status"], done["progress"], done["duration"]) == ("completed", 100, 4.0)
     assert done["completed_at"] > done["created_at"]
     assert "stage" not in done
+
+
+async def test_a_state_that_has_not_changed_is_not_sent_again(house: House) -> None:
+    job_id = await house.submit()
+    await house.become(job_id, "generating")
+    address = f"/generate/{job_id}/status"
+    first = await house.http.get(address)
+    known = {"If-None-Match": first.headers["etag"]}
+    again = await house.http.get(address, headers=known)
+    assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", first.headers["etag"])
+    head = await house.http.head(address)
+    assert (head.status_code, head.content, head.headers["etag"]) == (200, b"", first.headers["etag"])
+    await house.progress(job_id, 10)  # the record stays as it is
+    changed = await house.http.get(address, headers=known)
+    assert (changed.status_code, changed.json()["progress"]) == (200, 10)
+    known = {"If-None-Match": changed.headers["etag"]}
+    await house.become(job_id, "decoding")
+    assert (await house.http.get(address, headers=known)).json()["status"] == "decoding"
+    problem(await house.http.get(f"/generate/{UNKNOWN}/status", headers={"If-None-Match": "*"}), 404, "unknown-job")
 
 
 async def test_a_failed_song_says_why_and_how_far_it_came(house: House) -> None:

@@ -1,0 +1,177 @@
+"""Which songs there are, newest first: an index of the job records, kept in memory by following their bucket.
+
+Only ids, times and states are held, about 200 bytes a song. The records themselves are read when they are asked for.
+"""
+
+import asyncio
+import base64
+import binascii
+import bisect
+import contextlib
+import logging
+
+import msgspec
+import nats
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.js import JetStreamContext
+from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
+from nats.js.errors import APIError
+
+from services.gateway.problems import Refusal
+from shared.errors import Unavailable
+from shared.messages import SCHEMA, Job, Status
+from shared.tasks import end
+from shared.topology import JOBS, TENANT
+
+log = logging.getLogger(__name__)
+
+_STREAM = f"KV_{JOBS}"
+_PREFIX = f"$KV.{JOBS}.{TENANT}."
+_HEARTBEAT = 1.0
+_SILENCE = 3.0
+_PATIENCE = 5.0
+
+Place = tuple[float, str]  # when the song was made, its id
+
+
+class Catalogue:
+    """The index of one gateway."""
+
+    def __init__(self, nc: Client, js: JetStreamContext) -> None:
+        self._nc, self._js = nc, js
+        self._order: list[Place] = []
+        self._songs: dict[str, tuple[Place, Status]] = {}
+        self._seen = 0  # sequence up to which the bucket was read
+        self._moved = asyncio.Condition()
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Follow the bucket."""
+        self._task = asyncio.create_task(self._run(), name="catalogue")
+
+    async def close(self) -> None:
+        """Stop following."""
+        if self._task is not None:
+            await end(self._task)
+
+    async def page(self, limit: int, after: Place | None, status: Status | None) -> tuple[list[str], Place | None]:
+        """Up to `limit` ids older than `after`, newest first, and the place to go on from, if there are more.
+
+        Knows every record that was written before the call. Raises `Unavailable`.
+        """
+        await self._catch_up()
+        found: list[Place] = []
+        index = len(self._order) if after is None else bisect.bisect_left(self._order, after)
+        while index and len(found) <= limit:
+            index -= 1
+            place = self._order[index]
+            if status is None or self._songs[place[1]][1] == status:
+                found.append(place)
+        ids = [job_id for _, job_id in found[:limit]]
+        return ids, found[limit - 1] if len(found) > limit else None
+
+    def forget(self, job_id: str) -> None:
+        """The record has expired, which the bucket does not tell."""
+        if known := self._songs.pop(job_id, None):
+            del self._order[bisect.bisect_left(self._order, known[0])]
+
+    async def _catch_up(self) -> None:
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                last = (await self._js.stream_info(_STREAM)).state.last_seq
+                async with self._moved:
+                    await self._moved.wait_for(lambda: self._seen >= last)
+        except (nats.errors.Error, APIError, TimeoutError, OSError) as error:
+            raise Unavailable("nats", f"the songs cannot be listed: {error!r}") from error
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                await self._follow()
+            except (nats.errors.Error, APIError, TimeoutError, OSError) as error:
+                log.debug("catalogue: following again after %r", error)
+            await asyncio.sleep(0.25)
+
+    async def _follow(self) -> None:
+        last = (await self._js.stream_info(_STREAM)).state.last_seq
+        if last < self._seen:  # another bucket than before
+            self._order, self._songs, self._seen = [], {}, 0
+        inbox = self._nc.new_inbox()
+        subscription = await self._nc.subscribe(inbox)
+        consumer = ""
+        try:
+            info = await self._js.add_consumer(
+                _STREAM,
+                ConsumerConfig(
+                    deliver_subject=inbox,
+                    deliver_policy=DeliverPolicy.BY_START_SEQUENCE,
+                    opt_start_seq=self._seen + 1,
+                    ack_policy=AckPolicy.NONE,
+                    idle_heartbeat=_HEARTBEAT,
+                    inactive_threshold=30.0,
+                    mem_storage=True,
+                    num_replicas=1,
+                ),
+            )
+            consumer = info.name
+            if not info.num_pending:  # the last ones may have expired
+                await self._reached(last)
+            received = 0
+            while True:
+                message = await subscription.next_msg(timeout=_SILENCE)
+                headers = message.headers or {}
+                if headers.get("Status"):
+                    if int(headers.get("Nats-Last-Consumer", received)) != received:
+                        return
+                    continue
+                received += 1
+                if message.metadata.sequence.consumer != received:
+                    return
+                self._take(message)
+                sequence = message.metadata.sequence.stream
+                await self._reached(sequence if message.metadata.num_pending else max(sequence, last))
+        finally:
+            with contextlib.suppress(nats.errors.Error, APIError, TimeoutError, OSError):
+                await subscription.unsubscribe()
+                if consumer:
+                    async with asyncio.timeout(1):
+                        await self._js.delete_consumer(_STREAM, consumer)
+
+    async def _reached(self, sequence: int) -> None:
+        async with self._moved:
+            self._seen = max(self._seen, sequence)
+            self._moved.notify_all()
+
+    def _take(self, message: Msg) -> None:
+        job_id = message.subject.removeprefix(_PREFIX)
+        if job_id == message.subject:
+            return
+        try:
+            job = msgspec.json.decode(message.data, type=Job) if message.data else None
+        except msgspec.DecodeError:  # of a newer version
+            job = None
+        if job is None or job.schema > SCHEMA:
+            self.forget(job_id)
+            return
+        place = (job.created_at, job_id)
+        known = self._songs.get(job_id)
+        if known is None or known[0] != place:
+            self.forget(job_id)
+            bisect.insort(self._order, place)
+        self._songs[job_id] = (place, job.status)
+
+
+def cursor_of(place: Place) -> str:
+    """A place as clients are given it."""
+    return base64.urlsafe_b64encode(msgspec.json.encode(place)).decode().rstrip("=")
+
+
+def place_of(cursor: str) -> Place:
+    """The other way round. Raises a 422 `Refusal`."""
+    try:
+        data = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
+        place: Place = msgspec.json.decode(data, type=Place)
+    except (binascii.Error, ValueError):
+        raise Refusal(422, "invalid-request", "cursor is not one that was given", field="cursor") from None
+    return place
