@@ -254,7 +254,7 @@ class Settings:
             raise ConfigError("HEARTMULA_S3_ENDPOINT is not set; `make run` sets it for the embedded server")
 
 
-_ELSEWHERE = {"HEARTMULA_GOLDEN"}  # read by the golden tests, not by a service
+_ELSEWHERE = {"HEARTMULA_GOLDEN", "HEARTMULA_URL"}  # read by the golden tests and the command line, not by a service
 
 
 def host_name() -> str:
