@@ -71,6 +71,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     created_at: float  # seconds since the epoch, as all times here
     started_at: float | None = None
     completed_at: float | None = None  # when it ended, however it ended
+    group: str | None = None  # id of the first of its variants, where several were asked for at once
+    variant: int | None = None  # which of them it is, from 1
     digest: str | None = None  # of what was submitted, where a key makes submitting it again harmless
     fence: int | None = None  # fencing token of the turn that works on it
     attempts: int = 0  # turns that began on the current stage and neither saved anything nor gave the song back

@@ -40,3 +40,8 @@ def require_same(job: Job, digest: str) -> None:
         raise Refusal(
             422, "idempotency-mismatch", "another song was asked for under this key; take a new key for a new song"
         )
+
+
+def removed() -> Refusal:
+    """Its user removed the song: asking again is no reason to make it again, it may be a request that came late."""
+    return Refusal(409, "conflict", "the song that was asked for under this key was removed; take a new key")

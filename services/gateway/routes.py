@@ -21,6 +21,7 @@ from services.gateway.problems import MEDIA_TYPE, Problem, Refusal
 from services.gateway.ranges import tag_matches, tag_of
 from services.gateway.results import audio_answer
 from services.gateway.submission import AcceptedBody
+from services.gateway.validation import FitBody, FitRequest, decode_fit
 from shared.messages import GenerateRequest, Status
 
 NO_STORE = {"Cache-Control": "no-store"}
@@ -55,11 +56,32 @@ async def generate(request: AnyRequest, gateway: NamedDependency[Gateway]) -> Re
 
     The same request with the same Idempotency-Key is answered with the same song, whatever became of the first answer.
     """
+    _require_json(request)
+    accepted = (await gateway.submission.submit(await request.body(), request.headers.get("idempotency-key"))).body
+    return Response(accepted, headers=NO_STORE | {"Location": accepted.status_url, "Retry-After": "1"})
+
+
+def _require_json(request: AnyRequest) -> None:
     media_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     if media_type != "application/json":  # it also keeps other sites' forms out
         raise Refusal(415, "unsupported-media-type", "send JSON, with Content-Type: application/json")
-    accepted = (await gateway.submission.submit(await request.body(), request.headers.get("idempotency-key"))).body
-    return Response(accepted, headers=NO_STORE | {"Location": accepted.status_url, "Retry-After": "1"})
+
+
+@dataclass
+class _TakesText(Operation):
+    """Decoded strictly by hand, as the body of `generate`."""
+
+    def __post_init__(self) -> None:
+        _, components = msgspec.json.schema_components([FitRequest])
+        schema = cast("Schema", components["FitRequest"])
+        self.request_body = RequestBody(content={"application/json": OpenAPIMediaType(schema=schema)}, required=True)
+
+
+@post("/api/fit", status_code=200, operation_class=_TakesText, responses=_refusals(400, 413, 415, 422))
+async def fit(request: AnyRequest, gateway: NamedDependency[Gateway]) -> Response[FitBody]:
+    """How long a song may be beside these lyrics and tags: prompt and frames share the model's positions."""
+    _require_json(request)
+    return Response(await gateway.submission.fitter.measure(decode_fit(await request.body())), headers=NO_STORE)
 
 
 @dataclass
@@ -81,6 +103,13 @@ async def listing(request: AnyRequest, gateway: NamedDependency[Gateway]) -> Res
     asked = request.query_params
     body = await songs.listing(gateway, asked.get("limit", "20"), asked.get("cursor"), asked.get("status"))
     return Response(body, headers=NO_STORE)
+
+
+@route("/generate/{job_id:str}", http_method=GET_AND_HEAD, responses=_refusals(404, 503), name="song")
+async def song(gateway: NamedDependency[Gateway], job_id: FromPath[str]) -> Response[songs.Song]:
+    """A song with what was asked for."""
+    body = await songs.describe_whole(gateway, await songs.find_job(gateway, job_id))
+    return Response(body, status_code=200, headers=NO_STORE)
 
 
 @route(
@@ -113,10 +142,27 @@ async def result(request: AnyRequest, gateway: NamedDependency[Gateway], job_id:
     return cast("ASGIApp", await audio_answer(gateway, job, request.method, request.headers))
 
 
-@delete("/generate/{job_id:str}", status_code=200, responses=_refusals(404, 409, 503))
-async def cancel(gateway: NamedDependency[Gateway], job_id: FromPath[str]) -> Response[songs.CancelledBody]:
-    """Cancel a song, queued or running."""
-    return Response(await songs.cancel(gateway, job_id), headers=NO_STORE)
+@dataclass
+class _TakesForget(Operation):
+    """Checked by hand, as those of `_TakesPage`."""
+
+    def __post_init__(self) -> None:
+        schema = Schema(type=OpenAPIType.BOOLEAN, default=False, description="remove an ended song instead")
+        self.parameters = [Parameter(name="forget", param_in="query", schema=schema)]
+
+
+@delete(
+    "/generate/{job_id:str}", status_code=200, operation_class=_TakesForget, responses=_refusals(404, 409, 422, 503)
+)
+async def cancel(
+    request: AnyRequest, gateway: NamedDependency[Gateway], job_id: FromPath[str]
+) -> Response[songs.CancelledBody]:
+    """Cancel a song, queued or running; with `forget`, remove one that has ended, its audio and its record."""
+    asked = request.query_params.get("forget", "false")
+    if asked not in ("true", "false"):
+        raise Refusal(422, "invalid-request", "forget has to be true or false", field="forget")
+    end = songs.forget if asked == "true" else songs.cancel
+    return Response(await end(gateway, job_id), headers=NO_STORE)
 
 
 @get("/health")
@@ -163,4 +209,4 @@ async def metrics(request: AnyRequest, gateway: NamedDependency[Gateway]) -> Res
     return Response(text, media_type=media_type, headers=NO_STORE)
 
 
-ROUTES = (generate, listing, status, result, cancel, health, gpus, index, static, livez, readyz, metrics)
+ROUTES = (generate, fit, listing, song, status, result, cancel, health, gpus, index, static, livez, readyz, metrics)

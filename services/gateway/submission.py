@@ -14,7 +14,7 @@ from nats.aio.client import Client
 from nats.js.errors import APIError, NotFoundError
 
 from services.gateway.health import Health
-from services.gateway.idempotency import digest_of, require_same, song_of
+from services.gateway.idempotency import digest_of, removed, require_same, song_of
 from services.gateway.metrics import Metrics
 from services.gateway.outlook import Expectation, Outlook
 from services.gateway.problems import refusal
@@ -81,7 +81,7 @@ class Submission:
         spawn: Callable[[Coroutine[Any, Any, None]], object],  # runs what an answer need not wait for
     ) -> None:
         self._nc, self._js = nc, nc.jetstream(timeout=5)
-        self._fitter, self._health, self._spawn = fitter, health, spawn
+        self.fitter, self._health, self._spawn = fitter, health, spawn
         self._outlook, self._metrics = outlook, metrics
         self._jobs, self._events = JobStore(self._js), EventPublisher(self._js)
 
@@ -116,12 +116,13 @@ class Submission:
                 require_same(job, digest)
                 return await self._repeat(job)
             except JobConflict:  # the same request, being taken or taken back at this moment
-                continue
+                if await self._jobs.was_deleted(job_id):
+                    raise removed() from None
         raise Unavailable("nats", "the song's record keeps changing; try again")
 
     async def _take(self, job_id: str, asked: GenerateRequest, digest: str | None) -> Accepted:
         """Make a new song. Raises `JobConflict` when its id is taken."""
-        request = await self._fitter.fit(asked)
+        request = await self.fitter.fit(asked)
         await self._health.require_store()
         job = Job(job_id=job_id, tenant=TENANT, request=request, created_at=time.time(), digest=digest)
         await self._record(job)

@@ -132,10 +132,11 @@ class Sweeper:
         """Delete what the song does not need by its record of this moment; returns how many."""
         ordered = await self._ordered_tokens(job_id)
         job = await self._jobs.get(job_id, tenant)
+        unwanted = job is None and await self._jobs.was_deleted(job_id, tenant)
         deleted = 0
         for item in objects:
             awaited = job is not None and job.status not in ENDED and item.key == ordered
-            if not (awaited or self._needed(job, item)):
+            if unwanted or not (awaited or self._needed(job, item)):
                 await self._store.delete_one(item.key)
                 deleted += 1
         return deleted

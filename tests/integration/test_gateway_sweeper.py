@@ -254,7 +254,10 @@ async def _logged(log: Path, words: str) -> bool:
     return words in log.read_text()
 
 
-async def test_audio_outlives_a_record_that_was_lost(mess: Mess) -> None:
+async def test_audio_outlives_a_record_that_was_lost_but_not_one_that_was_deleted(mess: Mess) -> None:
+    await mess.jobs.delete(await mess.song("deleted", "completed", audio_key="audio/deleted/1.flac"))
+    await mess.put("audio/deleted/1.flac")
+    assert await mess.another(keep=3600).sweep() == Swept(objects=1)
     await mess.put("audio/lost/1.flac", "tokens/lost/1.safetensors")
     assert await mess.another(keep=3600).sweep() == Swept(objects=1)
     assert await mess.keys() == {"audio/lost/1.flac"}
