@@ -15,7 +15,7 @@ SCHEMA = 1
 
 Status = Literal["queued", "generating", "decoding", "completed", "failed", "cancelled"]
 Priority = Literal["high", "normal"]
-AudioFormat = Literal["flac", "wav", "mp3"]
+AudioFormat = Literal["flac", "wav", "mp3", "ogg"]
 Role = Literal["tokenizer", "codec"]
 
 ENDED: frozenset[Status] = frozenset({"completed", "failed", "cancelled"})

@@ -14,13 +14,13 @@ from litestar.types import Receive, Scope, Send
 from services.gateway.gateway import Gateway
 from services.gateway.problems import Refusal
 from services.gateway.ranges import ByteRange, NotSatisfiable, parse_range, tag_matches
+from shared.audio import CONTENT_TYPES
 from shared.errors import HeartMulaError, ObjectError
-from shared.messages import AudioFormat, Job
+from shared.messages import Job
 from shared.objects import ObjectReader, ObjectStore
 
 log = logging.getLogger(__name__)
 
-MEDIA_TYPES: dict[AudioFormat, str] = {"flac": "audio/flac", "wav": "audio/wav", "mp3": "audio/mpeg"}
 _STALLED_SECONDS = 300.0  # a player that is paused reads nothing for a while
 
 
@@ -33,7 +33,7 @@ async def audio_answer(gateway: Gateway, job: Job, method: str, headers: Mapping
         raise _expired() from None
     etag = '"{}"'.format(stat.etag.strip('"'))
     common = {
-        "Content-Type": MEDIA_TYPES[job.request.format],
+        "Content-Type": CONTENT_TYPES[job.request.format],
         "ETag": etag,
         "Accept-Ranges": "bytes",
         "Cache-Control": "private, no-cache",  # keep it, but ask: a song can be deleted

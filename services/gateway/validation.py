@@ -92,7 +92,7 @@ def _in_words(message: str, fields: tuple[str, ...]) -> InvalidRequest:
         bound = "at most" if limit[3] == "<=" else "at least"
         return InvalidRequest(field, f"must {'have' if limit[2] else 'be'} {bound} {limit[4]}{_unit(limit[2])}")
     if choice := re.fullmatch(r"Invalid enum value (.*)", message):
-        allowed = {"format": "flac, wav or mp3", "priority": "high or normal"}.get(field, "another value")
+        allowed = {"format": "flac, wav, mp3 or ogg", "priority": "high or normal"}.get(field, "another value")
         return InvalidRequest(field, f"must be {allowed}, not {choice[1][:100]}")
     return InvalidRequest(field, message)
 
