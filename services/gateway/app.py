@@ -2,9 +2,8 @@
 
 from litestar import Litestar
 from litestar.di import Provide
-from litestar.openapi import OpenAPIConfig
-from litestar.openapi.plugins import JsonRenderPlugin
 
+from services.gateway import openapi
 from services.gateway.gateway import Gateway
 from services.gateway.pages import Pages
 from services.gateway.problems import answer_error
@@ -25,12 +24,5 @@ def create_app(gateway: Gateway) -> Litestar:
         exception_handlers={Exception: answer_error},
         request_max_body_size=MAX_BODY,
         logging_config=None,  # the process's own is enough; Litestar's would log bodies of errors
-        openapi_config=OpenAPIConfig(
-            title="HeartMuLa on JetStream",
-            version="0.1.0",
-            description="Makes songs from lyrics and tags.",
-            path="/schema",
-            render_plugins=[JsonRenderPlugin()],
-            use_handler_docstrings=True,
-        ),
+        openapi_config=openapi.config(),
     )
