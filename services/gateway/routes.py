@@ -19,10 +19,11 @@ from services.gateway.health import HealthBody
 from services.gateway.pages import Pages
 from services.gateway.problems import MEDIA_TYPE, Problem, Refusal
 from services.gateway.ranges import tag_matches, tag_of
-from services.gateway.results import audio_answer
+from services.gateway.results import audio_answer, peaks_answer
 from services.gateway.submission import AcceptedBody
 from services.gateway.validation import FitBody, FitRequest, decode_fit
-from shared.messages import GenerateRequest, Status
+from shared.messages import AudioFormat, GenerateRequest, Status
+from shared.peaks import PeaksBody
 
 NO_STORE = {"Cache-Control": "no-store"}
 GET_AND_HEAD = [HttpMethod.GET, HttpMethod.HEAD]
@@ -130,16 +131,44 @@ async def status(
     return Response(body, status_code=200, headers=headers)
 
 
+@dataclass
+class _TakesFormat(Operation):
+    """Checked by hand, as those of `_TakesPage`."""
+
+    def __post_init__(self) -> None:
+        schema = Schema(
+            type=OpenAPIType.STRING, enum=list(get_args(AudioFormat)), description="as it was made, if absent"
+        )
+        self.parameters = [Parameter(name="format", param_in="query", schema=schema)]
+
+
 @route(
     "/generate/{job_id:str}/result",
     http_method=GET_AND_HEAD,
-    responses=_refusals(404, 409, 410, 416, 503),
+    operation_class=_TakesFormat,
+    responses=_refusals(404, 409, 410, 416, 422, 503),
     name="result",
 )
 async def result(request: AnyRequest, gateway: NamedDependency[Gateway], job_id: FromPath[str]) -> ASGIApp:
-    """The audio of a finished song; byte ranges are served."""
+    """The audio of a finished song; byte ranges are served.
+
+    In another format than it was made in, it is converted when that is first asked for, which takes some seconds.
+    """
     job = await songs.find_job(gateway, job_id)
-    return cast("ASGIApp", await audio_answer(gateway, job, request.method, request.headers))
+    wanted = request.query_params.get("format")
+    return cast("ASGIApp", await audio_answer(gateway, job, request.method, request.headers, wanted))
+
+
+@route(
+    "/generate/{job_id:str}/peaks",
+    http_method=GET_AND_HEAD,
+    responses=_refusals(404, 409, 410, 503) | {200: ResponseSpec(PeaksBody, description="as audiowaveform writes it")},
+    name="peaks",
+)
+async def peaks(request: AnyRequest, gateway: NamedDependency[Gateway], job_id: FromPath[str]) -> ASGIApp:
+    """The lowest and highest sample of every short stretch of a finished song, to draw it from."""
+    job = await songs.find_job(gateway, job_id)
+    return cast("ASGIApp", await peaks_answer(gateway, job, request.method, request.headers))
 
 
 @dataclass
@@ -209,4 +238,7 @@ async def metrics(request: AnyRequest, gateway: NamedDependency[Gateway]) -> Res
     return Response(text, media_type=media_type, headers=NO_STORE)
 
 
-ROUTES = (generate, fit, listing, song, status, result, cancel, health, gpus, index, static, livez, readyz, metrics)
+ROUTES = (
+    *(generate, listing, song, status, result, peaks, cancel, fit, health, gpus),
+    *(index, static, livez, readyz, metrics),
+)
