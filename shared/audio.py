@@ -69,6 +69,8 @@ class AudioWriter:
         Louder than full scale is clipped, in every format alike: it is heard less than another level would be, and
         the level of a song cannot be known while it is still being decoded.
         """
+        if audio.dtype == np.int16 and self._format in ("mp3", "ogg"):
+            audio = audio.astype(np.float32) / 32768  # libsndfile 1.2.2 makes noise of MP3 from whole numbers
         if audio.dtype != np.int16:
             if not np.isfinite(audio).all():  # in the MP3 encoder this would end the process
                 raise SongError(
@@ -118,13 +120,20 @@ class AudioWriter:
         file.save()
 
 
+class _Straight(soundfile.SoundFile):  # type: ignore[misc]  # which has no types
+    """Read from its beginning to its end: `SoundFile` seeks after every block, which garbles MP3."""
+
+    def seekable(self) -> bool:
+        return False
+
+
 def read_audio(path: Path) -> Iterator[np.ndarray]:
     """A file's audio, a second at a time: int16 ``[samples, channels]`` of a 16-bit file, else float32.
 
     Raises `ObjectError` for a file that is damaged.
     """
     try:
-        with soundfile.SoundFile(path) as file:
+        with _Straight(path) as file:
             dtype = "int16" if file.subtype == "PCM_16" else "float32"
             while len(block := file.read(file.samplerate, dtype, always_2d=True)):
                 yield block

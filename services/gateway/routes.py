@@ -19,11 +19,12 @@ from services.gateway.openapi import BINARY, NUMBER, TEXT, Answer, json_body, op
 from services.gateway.pages import Pages
 from services.gateway.problems import Refusal
 from services.gateway.ranges import tag_matches, tag_of
-from services.gateway.results import audio_answer
+from services.gateway.results import audio_answer, peaks_answer
 from services.gateway.submission import AcceptedBody
 from services.gateway.validation import FitBody, FitRequest, decode_fit
 from shared.audio import CONTENT_TYPES
-from shared.messages import Status
+from shared.messages import AudioFormat, Status
+from shared.peaks import PeaksBody
 
 NO_STORE = {"Cache-Control": "no-store"}
 GET_AND_HEAD = [HttpMethod.GET, HttpMethod.HEAD]
@@ -145,6 +146,12 @@ async def status(
     http_method=GET_AND_HEAD,
     operation_class=operation(
         _IF_NONE_MATCH,
+        parameter(
+            "format",
+            "query",
+            "another format than the song was made in",
+            Schema(type=OpenAPIType.STRING, enum=list(get_args(AudioFormat))),
+        ),
         parameter("Range", "header", "one range of bytes: `bytes=0-1023`, `bytes=1024-`, `bytes=-1024`"),
         parameter("If-Range", "header", "the ETag of the audio that the range belongs to"),
         answers={
@@ -159,13 +166,31 @@ async def status(
             416: Answer(headers={"Content-Range": ("`bytes */size`", TEXT)}),
         },
     ),
-    responses=refusals(404, 409, 410, 416, 503),
+    responses=refusals(404, 409, 410, 416, 422, 503),
     name="result",
 )
 async def result(request: AnyRequest, gateway: NamedDependency[Gateway], job_id: FromPath[str]) -> ASGIApp:
-    """The audio of a finished song; byte ranges are served."""
+    """The audio of a finished song; byte ranges are served.
+
+    In another format than it was made in, it is converted when that is first asked for, which takes some seconds.
+    """
     job = await songs.find_job(gateway, job_id)
-    return cast("ASGIApp", await audio_answer(gateway, job, request.method, request.headers))
+    wanted = request.query_params.get("format")
+    return cast("ASGIApp", await audio_answer(gateway, job, request.method, request.headers, wanted))
+
+
+@route(
+    "/generate/{job_id:str}/peaks",
+    http_method=GET_AND_HEAD,
+    operation_class=operation(_IF_NONE_MATCH, answers={304: Answer("the peaks are the same", _ETAG)}),
+    responses=refusals(404, 409, 410, 503)
+    | {200: ResponseSpec(PeaksBody, generate_examples=False, description="as audiowaveform writes it")},
+    name="peaks",
+)
+async def peaks(request: AnyRequest, gateway: NamedDependency[Gateway], job_id: FromPath[str]) -> ASGIApp:
+    """The lowest and highest sample of every short stretch of a finished song, to draw it from."""
+    job = await songs.find_job(gateway, job_id)
+    return cast("ASGIApp", await peaks_answer(gateway, job, request.method, request.headers))
 
 
 _TAKES_FORGET = operation(
@@ -242,4 +267,7 @@ async def metrics(request: AnyRequest, gateway: NamedDependency[Gateway]) -> Res
     return Response(text, media_type=media_type, headers=NO_STORE)
 
 
-ROUTES = (generate, fit, listing, song, status, result, cancel, health, gpus, index, static, livez, readyz, metrics)
+ROUTES = (
+    *(generate, listing, song, status, result, peaks, cancel, fit, health, gpus),
+    *(index, static, livez, readyz, metrics),
+)

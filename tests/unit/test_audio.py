@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from shared.audio import AudioWriter, SongTags
-from shared.errors import SongError
+from shared.audio import AudioWriter, SongTags, read_audio, sample_rate_of
+from shared.errors import ObjectError, SongError
 from shared.messages import AudioFormat
 
 TAGS = SongTags(title="Grüße 🎵", tags="pop,piano", lyrics="[Verse]\nHällo\nla la", seed=2**53 - 1)
@@ -77,3 +77,34 @@ def test_audio_that_is_not_finite_fails_the_song(tmp_path: Path, bad: float) -> 
     audio[5, 1] = bad
     with pytest.raises(SongError, match="not finite"), AudioWriter(tmp_path / "song.mp3", "mp3", RATE, TAGS) as writer:
         writer.write(audio)
+
+
+@pytest.mark.parametrize("audio_format", FORMATS)
+def test_audio_is_read_a_second_at_a_time_as_it_is_read_whole(tmp_path: Path, audio_format: AudioFormat) -> None:
+    path = tmp_path / f"song.{audio_format}"
+    with AudioWriter(path, audio_format, RATE, TAGS) as writer:
+        writer.write(tone(7.7))
+    blocks = list(read_audio(path))
+    assert {len(block) for block in blocks[:-1]} == {RATE}
+    whole, _ = soundfile.read(path, dtype=blocks[0].dtype.name)
+    assert np.abs(np.concatenate(blocks).astype(float) - whole).max() < 1e-6
+    assert sample_rate_of(path) == RATE
+
+
+@pytest.mark.parametrize("audio_format", FORMATS)
+def test_whole_numbers_are_written_as_they_are_or_as_fractions(tmp_path: Path, audio_format: AudioFormat) -> None:
+    path, audio = tmp_path / f"song.{audio_format}", (tone(3) * 32767).astype(np.int16)
+    with AudioWriter(path, audio_format, RATE, TAGS) as writer:
+        writer.write(audio)
+    read, _ = soundfile.read(path, dtype="int16")
+    difference = np.abs(read.astype(int) - audio)[:-2000].max()
+    assert difference < (1600 if audio_format in LOSSY else 1)
+
+
+def test_audio_that_is_damaged_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "song.flac"
+    path.write_bytes(b"no audio")
+    with pytest.raises(ObjectError, match="cannot be read"):
+        sample_rate_of(path)
+    with pytest.raises(ObjectError, match="cannot be read"):
+        list(read_audio(path))
