@@ -4,6 +4,7 @@ from litestar import Litestar
 from litestar.di import Provide
 
 from services.gateway import openapi
+from services.gateway.event_stream import event_stream
 from services.gateway.gateway import Gateway
 from services.gateway.pages import Pages
 from services.gateway.problems import answer_error
@@ -16,7 +17,7 @@ def create_app(gateway: Gateway) -> Litestar:
     """Routes, and one way to answer every error. The gateway belongs to the caller, who closes it."""
     pages = Pages()
     return Litestar(
-        [*ROUTES, events],
+        [*ROUTES, events, event_stream],
         dependencies={
             "gateway": Provide(lambda: gateway, sync_to_thread=False),
             "pages": Provide(lambda: pages, sync_to_thread=False),
