@@ -38,6 +38,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     format: AudioFormat = "flac"
     title: Annotated[str, Meta(max_length=300)] | None = None
     priority: Priority = "normal"
+    variants: Annotated[int, Meta(ge=1, le=4, description="songs to make of it, with seeds in a row")] = 1
 
 
 class TokenJob(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,7 +67,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     schema: int = SCHEMA
     job_id: str
     tenant: str
-    request: GenerateRequest  # max_duration_ms and seed filled in
+    request: GenerateRequest  # of this song alone: max_duration_ms and seed filled in, one variant
     status: Status = "queued"
     created_at: float  # seconds since the epoch, as all times here
     started_at: float | None = None

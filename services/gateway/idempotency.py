@@ -27,6 +27,12 @@ def song_of(key: str) -> str:
     return str(uuid.uuid5(_NAMESPACE, f"{TENANT}\n{key}"))
 
 
+def songs_of(key: str, count: int) -> list[str]:
+    """The ids of the variants of that song, itself the first."""
+    first = song_of(key)
+    return [first, *(str(uuid.uuid5(_NAMESPACE, f"{TENANT}\n{key}\n{number}")) for number in range(2, count + 1))]
+
+
 def digest_of(request: GenerateRequest) -> str:
     """The same for requests that ask for the same, before anything was filled in. Hexadecimal."""
     # Without defaults, so that a field which a later version adds does not make it another request.
