@@ -38,7 +38,6 @@ async def audio_answer(gateway: Gateway, job: Job, method: str, headers: Mapping
         "Accept-Ranges": "bytes",
         "Cache-Control": "private, no-cache",  # keep it, but ask: a song can be deleted
         "Content-Disposition": disposition(job),
-        "X-Content-Type-Options": "nosniff",
     }
 
     def answer(status: int, more: dict[str, str], part: ByteRange | None) -> AudioAnswer:
