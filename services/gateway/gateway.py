@@ -21,6 +21,7 @@ from services.gateway.outlook import Outlook
 from services.gateway.submission import Submission
 from services.gateway.sweeper import Sweeper
 from services.gateway.validation import Fitter
+from services.gateway.webhooks import Webhooks
 from services.gateway.workers import Workers
 from shared.checkpoint import open_checkpoint
 from shared.errors import ConfigError, Unavailable
@@ -49,11 +50,14 @@ class Gateway:
         self.metrics = Metrics(self.sweeper)
         self.hub = Hub(nc, self.js, settings, self.metrics)
         self.catalogue = Catalogue(nc, self.js)
+        self.webhooks = Webhooks(nc, settings, self.metrics.webhooks)
         self.derived = Derived(store, self.jobs, settings.data_dir / "tmp")
         workers = Workers(self.js, PROBE_SECONDS)
         self.health = Health(nc, store, workers)
         self.outlook = Outlook(Line(nc, self.js), workers)
-        self.submission = Submission(nc, Fitter(prompter), self.health, self.outlook, self.metrics, self.spawn)
+        self.submission = Submission(
+            nc, Fitter(prompter), self.webhooks, self.health, self.outlook, self.metrics, self.spawn
+        )
         self._intake = Intake(nc, self.submission, self.spawn)
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -101,6 +105,7 @@ class Gateway:
             await gateway._intake.start()
             gateway.sweeper.start()
             gateway.catalogue.start()
+            await gateway.webhooks.start()
         except BaseException:
             await nc.close()
             store.close()
@@ -129,6 +134,7 @@ class Gateway:
         await end(*self._tasks)
         await self.sweeper.close()
         await self.catalogue.close()
+        await self.webhooks.close()
         await self.hub.close()
         with contextlib.suppress(nats.errors.Error, TimeoutError, OSError):
             await self.nc.close()
