@@ -68,7 +68,6 @@ async def _answer(
         "ETag": etag,
         "Accept-Ranges": "bytes",
         "Cache-Control": "private, no-cache",  # keep it, but ask: a song can be deleted
-        "X-Content-Type-Options": "nosniff",
     }
 
     def answer(status: int, more: dict[str, str], part: ByteRange | None) -> AudioAnswer:
