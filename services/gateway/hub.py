@@ -48,7 +48,7 @@ def read_event(sequence: int, data: bytes) -> StoredEvent | None:
 
 
 class Mailbox:
-    """Events for one listener. One that is slow loses old progress, never a change of state."""
+    """Events for one listener. For one that is slow the latest counts: it loses old progress, never a change of state."""
 
     def __init__(self) -> None:
         self.lost = False  # the listener has to begin anew
@@ -58,11 +58,11 @@ class Mailbox:
     def put(self, stored: StoredEvent) -> None:
         """Add an event; never waits."""
         if len(self._waiting) >= MAILBOX_EVENTS:
-            old = next((item for item in self._waiting if isinstance(item.event.data, Progress)), None)
-            if old is None:
+            changes = [item for item in self._waiting if not isinstance(item.event.data, Progress)]
+            if len(changes) >= MAILBOX_EVENTS:
                 self.give_up()
                 return
-            self._waiting.remove(old)
+            self._waiting = deque(changes)
         self._waiting.append(stored)
         self._filled.set()
 
