@@ -34,6 +34,25 @@ TITLES = {
     "refused": "The request was refused",
     "internal": "Something went wrong in the gateway",
 }
+# The status that each comes with.
+STATUSES = {
+    "invalid-request": 422,
+    "idempotency-mismatch": 422,
+    "malformed-json": 400,
+    "unsupported-media-type": 415,
+    "too-large": 413,
+    "queue-full": 429,
+    "unavailable": 503,
+    "conflict": 409,
+    "not-ready": 409,
+    "no-audio": 410,
+    "unknown-job": 404,
+    "not-found": 404,
+    "method-not-allowed": 405,
+    "range-not-satisfiable": 416,
+    "refused": 400,  # or another 4xx
+    "internal": 500,
+}
 _HTTP_KINDS = {404: "not-found", 405: "method-not-allowed", 413: "too-large", 415: "unsupported-media-type"}
 _HTTP_DETAILS = {
     404: "check the address; the web page is at / and the API begins with /generate",

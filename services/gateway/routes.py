@@ -1,6 +1,5 @@
 """The HTTP routes. Each says what it takes and answers; how is elsewhere."""
 
-from dataclasses import dataclass
 from typing import Any, cast, get_args
 
 import msgspec
@@ -9,47 +8,56 @@ from litestar.datastructures import State
 from litestar.di import NamedDependency
 from litestar.enums import HttpMethod
 from litestar.openapi.datastructures import ResponseSpec
-from litestar.openapi.spec import OpenAPIMediaType, OpenAPIType, Operation, Parameter, RequestBody, Schema
+from litestar.openapi.spec import OpenAPIType, Schema
 from litestar.params import FromPath
 from litestar.types import ASGIApp
 
 from services.gateway import gpu, songs
 from services.gateway.gateway import Gateway
 from services.gateway.health import HealthBody
+from services.gateway.openapi import BINARY, NUMBER, TEXT, Answer, operation, parameter, refusals, song_body
 from services.gateway.pages import Pages
-from services.gateway.problems import MEDIA_TYPE, Problem, Refusal
+from services.gateway.problems import Refusal
 from services.gateway.ranges import tag_matches, tag_of
-from services.gateway.results import audio_answer
+from services.gateway.results import MEDIA_TYPES, audio_answer
 from services.gateway.submission import AcceptedBody
-from shared.messages import GenerateRequest, Status
+from shared.messages import Status
 
 NO_STORE = {"Cache-Control": "no-store"}
 GET_AND_HEAD = [HttpMethod.GET, HttpMethod.HEAD]
 AnyRequest = Request[Any, Any, State]
 
 
-def _refusals(*codes: int) -> dict[int, ResponseSpec]:
-    return {
-        code: ResponseSpec(Problem, media_type=MEDIA_TYPE, generate_examples=False, description="refused")
-        for code in codes
-    }
+_ETAG = {"ETag": ("for If-None-Match", TEXT)}
+_AUDIO = _ETAG | {
+    "Accept-Ranges": ("`bytes`", TEXT),
+    "Content-Length": ("bytes", NUMBER),
+    "Content-Disposition": ("a file name", TEXT),
+}
+_IF_NONE_MATCH = parameter("If-None-Match", "header", "the ETag of an earlier answer: 304 where it still holds")
 
 
-@dataclass
-class _TakesRequest(Operation):
-    """The body is decoded strictly by hand, so Litestar does not know of it."""
+_TAKES_SONG = operation(
+    parameter(
+        "Idempotency-Key",
+        "header",
+        "of your own choice: the same request under the same key is answered with the same song",
+        Schema(type=OpenAPIType.STRING, min_length=1, max_length=255, pattern="^[!-~]+$"),
+    ),
+    body=song_body(),
+    answers={
+        202: Answer(
+            "the song is in the queue",
+            {
+                "Location": ("where its status is", TEXT),
+                "Retry-After": ("seconds to wait before asking for it", NUMBER),
+            },
+        )
+    },
+)
 
-    def __post_init__(self) -> None:
-        _, components = msgspec.json.schema_components([GenerateRequest])
-        schema = cast("Schema", components["GenerateRequest"])  # written out as it is
-        key = Schema(type=OpenAPIType.STRING, min_length=1, max_length=255, pattern="^[!-~]+$")
-        self.parameters = [
-            Parameter(name="Idempotency-Key", param_in="header", schema=key, description="of your own choice")
-        ]
-        self.request_body = RequestBody(content={"application/json": OpenAPIMediaType(schema=schema)}, required=True)
 
-
-@post("/generate", status_code=202, operation_class=_TakesRequest, responses=_refusals(400, 413, 415, 422, 429, 503))
+@post("/generate", status_code=202, operation_class=_TAKES_SONG, responses=refusals(400, 413, 415, 422, 429, 503))
 async def generate(request: AnyRequest, gateway: NamedDependency[Gateway]) -> Response[AcceptedBody]:
     """Ask for a song. It is durably in the queue when this answers.
 
@@ -62,20 +70,22 @@ async def generate(request: AnyRequest, gateway: NamedDependency[Gateway]) -> Re
     return Response(accepted, headers=NO_STORE | {"Location": accepted.status_url, "Retry-After": "1"})
 
 
-@dataclass
-class _TakesPage(Operation):
-    """The parameters are checked by hand, so that what is wrong is told in the same words as elsewhere."""
+# Checked by hand, so that what is wrong is told in the same words as elsewhere.
+_TAKES_PAGE = operation(
+    parameter(
+        "limit",
+        "query",
+        "songs on a page, at most",
+        Schema(type=OpenAPIType.INTEGER, minimum=1, maximum=songs.MAX_PAGE, default=20),
+    ),
+    parameter("cursor", "query", "`next` of the page before"),
+    parameter(
+        "status", "query", "songs in this state alone", Schema(type=OpenAPIType.STRING, enum=list(get_args(Status)))
+    ),
+)
 
-    def __post_init__(self) -> None:
-        schemas = {
-            "limit": Schema(type=OpenAPIType.INTEGER, minimum=1, maximum=songs.MAX_PAGE, default=20),
-            "cursor": Schema(type=OpenAPIType.STRING, description="`next` of the page before"),
-            "status": Schema(type=OpenAPIType.STRING, enum=list(get_args(Status))),
-        }
-        self.parameters = [Parameter(name=name, param_in="query", schema=schema) for name, schema in schemas.items()]
 
-
-@get("/generate", operation_class=_TakesPage, responses=_refusals(422, 503))
+@get("/generate", operation_class=_TAKES_PAGE, responses=refusals(422, 503))
 async def listing(request: AnyRequest, gateway: NamedDependency[Gateway]) -> Response[songs.SongsBody]:
     """Songs, newest first, a page at a time."""
     asked = request.query_params
@@ -86,7 +96,11 @@ async def listing(request: AnyRequest, gateway: NamedDependency[Gateway]) -> Res
 @route(
     "/generate/{job_id:str}/status",
     http_method=GET_AND_HEAD,
-    responses=_refusals(404, 503) | {304: ResponseSpec(None, description="it is as If-None-Match says")},
+    operation_class=operation(
+        _IF_NONE_MATCH,
+        answers={200: Answer(headers=_ETAG), 304: Answer("nothing in the answer has changed", _ETAG)},
+    ),
+    responses=refusals(404, 503),
     name="status",
 )
 async def status(
@@ -104,7 +118,23 @@ async def status(
 @route(
     "/generate/{job_id:str}/result",
     http_method=GET_AND_HEAD,
-    responses=_refusals(404, 409, 410, 416, 503),
+    operation_class=operation(
+        _IF_NONE_MATCH,
+        parameter("Range", "header", "one range of bytes: `bytes=0-1023`, `bytes=1024-`, `bytes=-1024`"),
+        parameter("If-Range", "header", "the ETag of the audio that the range belongs to"),
+        answers={
+            200: Answer("the audio", _AUDIO, dict.fromkeys(MEDIA_TYPES.values(), BINARY)),
+            206: Answer(
+                "the part that was asked for",
+                _AUDIO | {"Content-Range": ("`bytes first-last/size`", TEXT)},
+                dict.fromkeys(MEDIA_TYPES.values(), BINARY),
+            ),
+            304: Answer("the audio is the same", _ETAG),
+            409: Answer(headers={"Retry-After": ("seconds to wait before asking again", NUMBER)}),
+            416: Answer(headers={"Content-Range": ("`bytes */size`", TEXT)}),
+        },
+    ),
+    responses=refusals(404, 409, 410, 416, 503),
     name="result",
 )
 async def result(request: AnyRequest, gateway: NamedDependency[Gateway], job_id: FromPath[str]) -> ASGIApp:
@@ -113,20 +143,24 @@ async def result(request: AnyRequest, gateway: NamedDependency[Gateway], job_id:
     return cast("ASGIApp", await audio_answer(gateway, job, request.method, request.headers))
 
 
-@delete("/generate/{job_id:str}", status_code=200, responses=_refusals(404, 409, 503))
+@delete("/generate/{job_id:str}", status_code=200, responses=refusals(404, 409, 503))
 async def cancel(gateway: NamedDependency[Gateway], job_id: FromPath[str]) -> Response[songs.CancelledBody]:
     """Cancel a song, queued or running."""
     return Response(await songs.cancel(gateway, job_id), headers=NO_STORE)
 
 
-@get("/health")
+@get(
+    "/health",
+    operation_class=operation(answers={503: Answer("a song could not be taken now")}),
+    responses={503: ResponseSpec(HealthBody, generate_examples=False)},
+)
 async def health(gateway: NamedDependency[Gateway]) -> Response[HealthBody]:
     """Whether a song could be taken and made; 503 when it could not even be taken."""
     body = (await gateway.health.snapshot()).body
     return Response(body, status_code=503 if body.status == "unavailable" else 200, headers=NO_STORE)
 
 
-@get("/api/gpu", responses=_refusals(503))
+@get("/api/gpu", responses=refusals(503))
 async def gpus(gateway: NamedDependency[Gateway]) -> Response[gpu.GpusBody]:
     """Every device, who holds it and who waits for it."""
     return Response(await gpu.gpus(gateway), headers=NO_STORE)
@@ -144,19 +178,26 @@ async def static(request: AnyRequest, pages: NamedDependency[Pages], name: FromP
     return pages.answer(request, name.lstrip("/"))
 
 
-@get("/livez", include_in_schema=False)
+@get("/livez")
 async def livez() -> dict[str, bool]:
     """This process answers."""
     return {"ok": True}
 
 
-@get("/readyz", include_in_schema=False)
+@get("/readyz", responses={503: ResponseSpec(dict[str, bool], generate_examples=False, description="not yet")})
 async def readyz(gateway: NamedDependency[Gateway]) -> Response[dict[str, bool]]:
     """NATS is connected and set up."""
     return Response({"ok": gateway.ready}, status_code=200 if gateway.ready else 503, headers=NO_STORE)
 
 
-@get("/metrics", include_in_schema=False)
+@get(
+    "/metrics",
+    operation_class=operation(
+        answers={
+            200: Answer("the figures", content=dict.fromkeys(("text/plain", "application/openmetrics-text"), TEXT))
+        }
+    ),
+)
 async def metrics(request: AnyRequest, gateway: NamedDependency[Gateway]) -> Response[bytes]:
     """Figures for Prometheus."""
     text, media_type = gateway.metrics.text(await gateway.health.snapshot(), request.headers.get("accept", ""))

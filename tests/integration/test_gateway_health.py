@@ -219,6 +219,8 @@ async def test_the_schema_documents_the_request(settings: Settings) -> None:
     async with open_house(settings, settings.data_dir) as house:
         schema = (await house.http.get("/schema/openapi.json")).json()
         body = schema["paths"]["/generate"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+        assert body == {"$ref": "#/components/schemas/GenerateRequest"}
+        body = schema["components"]["schemas"]["GenerateRequest"]
         assert body["required"] == ["lyrics"]
         assert body["additionalProperties"] is False
         assert body["properties"]["lyrics"]["maxLength"] == 60_000
