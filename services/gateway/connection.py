@@ -7,7 +7,7 @@ from typing import Any, cast
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 _BUFFER = 32 * 1024  # bytes each that the kernel and the event loop may hold for a client that does not read
-_ABORT_SECONDS = 12.0  # after uvicorn's own patience with a closing handshake
+ABORT_SECONDS = 12.0  # after uvicorn's own patience with a closing handshake
 
 
 class Connection(WebSocketsSansIOProtocol):
@@ -40,4 +40,4 @@ class Connection(WebSocketsSansIOProtocol):
 
     def _abort_soon(self) -> None:
         if self in cast("set[Any]", self.connections) and self._abortion is None:
-            self._abortion = self.loop.call_later(_ABORT_SECONDS, self.transport.abort)
+            self._abortion = self.loop.call_later(ABORT_SECONDS, self.transport.abort)

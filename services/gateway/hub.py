@@ -55,6 +55,10 @@ class Mailbox:
         self._waiting: deque[StoredEvent] = deque()
         self._filled = asyncio.Event()
 
+    def __len__(self) -> int:
+        """How many events wait."""
+        return len(self._waiting)
+
     def put(self, stored: StoredEvent) -> None:
         """Add an event; never waits."""
         if len(self._waiting) >= MAILBOX_EVENTS:
