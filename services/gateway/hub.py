@@ -48,7 +48,7 @@ def read_event(sequence: int, data: bytes) -> StoredEvent | None:
 
 
 class Mailbox:
-    """Events for one listener. For one that is slow the latest counts: it loses old progress, never a change of state."""
+    """Events for one listener. A slow one gets the latest: it loses old progress, never a change of state."""
 
     def __init__(self) -> None:
         self.lost = False  # the listener has to begin anew
