@@ -45,7 +45,7 @@ async def raw_client(base: str, job_id: str) -> socket.socket:
 def held(served: Any) -> int:
     """Bytes that the kernel and the event loop hold for a client."""
     unread = fcntl.ioctl(served.transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, bytes(4))
-    return struct.unpack("i", unread)[0] + int(served.transport.get_write_buffer_size())
+    return int(struct.unpack("i", unread)[0]) + int(served.transport.get_write_buffer_size())
 
 
 async def read_all(url: str, ready: asyncio.Event) -> tuple[list[dict[str, object]], int]:
