@@ -3,9 +3,10 @@
 from litestar import Litestar
 from litestar.di import Provide
 
-from services.gateway import openapi
+from services.gateway import api_docs, openapi
 from services.gateway.event_stream import event_stream
 from services.gateway.gateway import Gateway
+from services.gateway.headers import secure
 from services.gateway.pages import Pages
 from services.gateway.problems import answer_error
 from services.gateway.routes import ROUTES
@@ -17,11 +18,12 @@ def create_app(gateway: Gateway) -> Litestar:
     """Routes, and one way to answer every error. The gateway belongs to the caller, who closes it."""
     pages = Pages()
     return Litestar(
-        [*ROUTES, events, event_stream],
+        [*ROUTES, *api_docs.ROUTES, events, event_stream],
         dependencies={
             "gateway": Provide(lambda: gateway, sync_to_thread=False),
             "pages": Provide(lambda: pages, sync_to_thread=False),
         },
+        before_send=[secure],
         exception_handlers={Exception: answer_error},
         request_max_body_size=MAX_BODY,
         logging_config=None,  # the process's own is enough; Litestar's would log bodies of errors

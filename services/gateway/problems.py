@@ -105,7 +105,7 @@ class Refusal(HeartMulaError):
             msgspec.json.encode(self.body()),
             status_code=self.status,
             media_type=MEDIA_TYPE,
-            headers={"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"} | self.headers,
+            headers={"Cache-Control": "no-store"} | self.headers,
         )
 
 

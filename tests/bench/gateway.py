@@ -2,8 +2,8 @@
 
 `post`: one client's POSTs one after the other, alternating with POSTs to an empty handler that makes one durable
 JetStream publish, in a process of its own. `sockets`: 1,000 websockets on ten songs; every song has ten events a
-second, so each socket gets ten, 10,000 messages a second in all. Another process listens; latency is from before the publish
-to receipt.
+second, so each socket gets ten, 10,000 messages a second in all. Another process listens; latency is from
+before the publish to receipt.
 """
 
 import asyncio
