@@ -160,6 +160,7 @@ def complete(document: dict[str, Any]) -> dict[str, Any]:
     _describe_problem(schemas["Problem"])
     for path, item in document["paths"].items():
         for method, found in item.items():
+            found["summary"] = found["description"].partition("\n")[0]
             found["tags"] = [_TAGS.get(path.split("/")[1], "house")]
             for known in found.get("parameters", ()):
                 if known["name"] == "job_id":
