@@ -2,10 +2,14 @@
 
 import asyncio
 import importlib
+import json
+import re
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
+import jsonschema_rs
 import pytest
 
 from deploy.local.servers import NatsServer, S3Server
@@ -112,3 +116,153 @@ async def test_a_generated_client_gets_a_song_made(
         assert (part.status_code, part.headers["content-range"], part.content) == (206, "bytes 1-2/5", b"ud")
         wrong = await generate.asyncio(client=client, body=models.GenerateRequest(lyrics=" "))
         assert (wrong.type_, wrong.field) == ("/problems/invalid-request", "lyrics")
+
+
+# --- the documents
+
+
+async def document(house: House, path: str) -> dict[str, Any]:
+    answer = await house.http.get(path)
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "application/json")
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+def resolve(whole: dict[str, Any], reference: str) -> Any:
+    """What a reference within a document stands for. Raises `KeyError`."""
+    found: Any = whole
+    for name in reference.removeprefix("#/").split("/"):
+        found = found[name]
+    return found
+
+
+def references(part: Any) -> Iterator[str]:
+    """All references in a part of a document."""
+    if isinstance(part, dict):
+        if isinstance(part.get("$ref"), str):
+            yield part["$ref"]
+        for value in part.values():
+            yield from references(value)
+    elif isinstance(part, list):
+        for value in part:
+            yield from references(value)
+
+
+async def test_every_operation_is_documented_alike(house: House) -> None:
+    schema = await document(house, "/schema")
+    assert schema == await document(house, "/schema/openapi.json")
+    operations = [operation for item in schema["paths"].values() for operation in item.values()]
+    names = [operation["operationId"] for operation in operations]
+    assert len(set(names)) == len(names)
+    assert {"generate", "listing", "status", "result", "cancel", "event_stream", "health", "livez", "readyz"} <= {
+        *names
+    }
+    for operation in operations:
+        assert operation["summary"].endswith(".")
+        assert operation["tags"][0] in {tag["name"] for tag in schema["tags"]}
+        assert "500" in operation["responses"]
+        for code, answer in operation["responses"].items():
+            assert answer["description"]
+            if code in ("429", "503") and "application/problem+json" in answer.get("content", {}):
+                assert "Retry-After" in answer["headers"]
+    result = schema["paths"]["/generate/{job_id}/result"]["get"]["responses"]
+    assert {"200", "206", "304", "404", "409", "410", "416"} <= result.keys()
+    assert {"audio/flac", "audio/wav", "audio/mpeg"} <= result["206"]["content"].keys()
+    assert "Content-Range" in result["206"]["headers"]
+    for reference in references(schema):
+        resolve(schema, reference)
+
+
+async def test_the_asyncapi_document_is_whole(house: House) -> None:
+    """What AsyncAPI 3.0.0 demands of the parts that are used here."""
+    whole = await document(house, "/asyncapi.json")
+    assert whole["asyncapi"] == "3.0.0"
+    assert {"title", "version"} <= whole["info"].keys()
+    for reference in references(whole):
+        resolve(whole, reference)
+    for server in whole["servers"].values():
+        assert {"host", "protocol"} <= server.keys()
+    for channel in whole["channels"].values():
+        assert set(re.findall(r"{(\w+)}", channel["address"] or "")) == channel.get("parameters", {}).keys()
+        assert channel["messages"]
+    for operation in whole["operations"].values():
+        assert operation["action"] in ("send", "receive")
+        assert operation["channel"]["$ref"].startswith("#/channels/")
+    reply = whole["operations"]["takeSong"]["reply"]
+    assert resolve(whole, reply["channel"]["$ref"])["address"] is None  # known at run time alone
+    assert "discriminator" not in str(whole)  # a string there, an object in what msgspec makes
+
+
+def check(whole: dict[str, Any], message: str, value: Any) -> None:
+    """Whether a value is what the AsyncAPI document calls by this name."""
+    payload = whole["components"]["messages"][message]["payload"]
+    jsonschema_rs.validator_for({**payload, "components": whole["components"]}).validate(value)
+
+
+async def test_what_is_sent_is_what_the_asyncapi_document_says(house: House) -> None:
+    whole = await document(house, "/asyncapi.json")
+    job_id = await house.submit()
+    async with house.watch(job_id, after=0) as watcher:
+        await house.become(job_id, "generating")
+        await house.stage(job_id)
+        await house.progress(job_id, 40)
+        await house.complete(job_id)
+        frames, _ = await watcher.rest()
+    kinds = {frame["type"].removeprefix("heartmula.song."): frame for frame in frames}
+    assert kinds.keys() == {"snapshot", "queued", "stage", "progress", "completed"}
+    for kind, frame in kinds.items():
+        check(whole, kind, frame)
+    with pytest.raises(jsonschema_rs.ValidationError):
+        check(whole, "stage", kinds["progress"])
+
+    subject = whole["channels"]["submit"]["address"].format(tenant="local")
+    taken = await house.nc.request(subject, b'{"lyrics": "la"}', timeout=10)
+    check(whole, "taken", json.loads(taken.data))
+    refused = await house.nc.request(subject, b'{"lyrics": 1}', timeout=10)
+    check(whole, "refused", json.loads(refused.data))
+    subject = whole["channels"]["events"]["address"].format(tenant="local", job_id=job_id, kind="stage")
+    stored = await house.js.get_msg("EVENTS", subject=subject)
+    check(whole, "stage", json.loads(stored.data or b""))
+
+
+# --- what every answer carries
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/", "/static/app.js", "/docs", "/docs/swagger-ui.css", "/schema", "/health", "/none", "/generate/x"],
+)
+async def test_every_answer_carries_the_security_headers(house: House, path: str) -> None:
+    headers = (await house.http.get(path)).headers
+    assert headers["x-content-type-options"] == "nosniff"
+    assert headers["referrer-policy"] == "same-origin"
+    assert headers["cross-origin-resource-policy"] == "same-origin"
+    policy = headers["content-security-policy"]
+    assert "frame-ancestors 'none'" in policy
+    assert "unsafe" not in policy
+    assert headers["content-type"].count("charset") <= 1
+
+
+async def test_audio_carries_the_security_headers(house: House) -> None:
+    job_id = await house.submit()
+    await house.complete(job_id)
+    headers = (await house.http.get(f"/generate/{job_id}/result")).headers
+    assert headers["x-content-type-options"] == "nosniff"
+    assert "frame-ancestors 'none'" in headers["content-security-policy"]
+
+
+async def test_the_documentation_page_needs_no_other_host(house: House) -> None:
+    page = await house.http.get("/docs")
+    assert page.status_code == 200
+    assert "<script>" not in page.text
+    links = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+    assert {"/docs/swagger-ui.css", "/docs/swagger-ui-bundle.js", "/static/docs.js"} <= set(links)
+    for link in links:
+        assert link.startswith("/")
+        assert (await house.http.get(link)).status_code == 200
+    assert (await house.http.get("/docs/swagger-ui-bundle.js.map")).status_code == 404
+
+
+async def test_options_names_every_method_of_an_address(house: House) -> None:
+    answer = await house.http.options("/generate")
+    assert (answer.status_code, answer.headers["allow"]) == (204, "GET, OPTIONS, POST")
