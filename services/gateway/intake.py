@@ -32,6 +32,7 @@ ERROR_CODES = {  # `err_code`; stable, in a range that the server does not use
     "unavailable": 20004,
     "internal": 20005,
     "idempotency-mismatch": 20006,
+    "conflict": 20007,
     "queue-full": _QUEUE_FULL,
 }
 

@@ -15,13 +15,16 @@ from litestar.types import ASGIApp
 from services.gateway import gpu, songs
 from services.gateway.gateway import Gateway
 from services.gateway.health import HealthBody
-from services.gateway.openapi import BINARY, NUMBER, TEXT, Answer, operation, parameter, refusals, song_body
+from services.gateway.openapi import BINARY, NUMBER, TEXT, Answer, json_body, operation, parameter, refusals, song_body
 from services.gateway.pages import Pages
 from services.gateway.problems import Refusal
 from services.gateway.ranges import tag_matches, tag_of
-from services.gateway.results import MEDIA_TYPES, audio_answer
+from services.gateway.results import audio_answer, peaks_answer
 from services.gateway.submission import AcceptedBody
-from shared.messages import Status
+from services.gateway.validation import FitBody, FitRequest, decode_fit
+from shared.audio import CONTENT_TYPES
+from shared.messages import AudioFormat, Status
+from shared.peaks import PeaksBody
 
 NO_STORE = {"Cache-Control": "no-store"}
 GET_AND_HEAD = [HttpMethod.GET, HttpMethod.HEAD]
@@ -63,11 +66,27 @@ async def generate(request: AnyRequest, gateway: NamedDependency[Gateway]) -> Re
 
     The same request with the same Idempotency-Key is answered with the same song, whatever became of the first answer.
     """
+    _require_json(request)
+    accepted = (await gateway.submission.submit(await request.body(), request.headers.get("idempotency-key"))).body
+    return Response(accepted, headers=NO_STORE | {"Location": accepted.status_url, "Retry-After": "1"})
+
+
+def _require_json(request: AnyRequest) -> None:
     media_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     if media_type != "application/json":  # it also keeps other sites' forms out
         raise Refusal(415, "unsupported-media-type", "send JSON, with Content-Type: application/json")
-    accepted = (await gateway.submission.submit(await request.body(), request.headers.get("idempotency-key"))).body
-    return Response(accepted, headers=NO_STORE | {"Location": accepted.status_url, "Retry-After": "1"})
+
+
+@post(
+    "/api/fit",
+    status_code=200,
+    operation_class=operation(body=json_body(FitRequest, {"lyrics": "[Verse]\nHello world", "tags": "pop,piano"})),
+    responses=refusals(400, 413, 415, 422),
+)
+async def fit(request: AnyRequest, gateway: NamedDependency[Gateway]) -> Response[FitBody]:
+    """How long a song may be beside these lyrics and tags: prompt and frames share the model's positions."""
+    _require_json(request)
+    return Response(await gateway.submission.fitter.measure(decode_fit(await request.body())), headers=NO_STORE)
 
 
 # Checked by hand, so that what is wrong is told in the same words as elsewhere.
@@ -91,6 +110,13 @@ async def listing(request: AnyRequest, gateway: NamedDependency[Gateway]) -> Res
     asked = request.query_params
     body = await songs.listing(gateway, asked.get("limit", "20"), asked.get("cursor"), asked.get("status"))
     return Response(body, headers=NO_STORE)
+
+
+@route("/generate/{job_id:str}", http_method=GET_AND_HEAD, responses=refusals(404, 503), name="song")
+async def song(gateway: NamedDependency[Gateway], job_id: FromPath[str]) -> Response[songs.Song]:
+    """A song with what was asked for."""
+    body = await songs.describe_whole(gateway, await songs.find_job(gateway, job_id))
+    return Response(body, status_code=200, headers=NO_STORE)
 
 
 @route(
@@ -120,33 +146,70 @@ async def status(
     http_method=GET_AND_HEAD,
     operation_class=operation(
         _IF_NONE_MATCH,
+        parameter(
+            "format",
+            "query",
+            "another format than the song was made in",
+            Schema(type=OpenAPIType.STRING, enum=list(get_args(AudioFormat))),
+        ),
         parameter("Range", "header", "one range of bytes: `bytes=0-1023`, `bytes=1024-`, `bytes=-1024`"),
         parameter("If-Range", "header", "the ETag of the audio that the range belongs to"),
         answers={
-            200: Answer("the audio", _AUDIO, dict.fromkeys(MEDIA_TYPES.values(), BINARY)),
+            200: Answer("the audio", _AUDIO, dict.fromkeys(CONTENT_TYPES.values(), BINARY)),
             206: Answer(
                 "the part that was asked for",
                 _AUDIO | {"Content-Range": ("`bytes first-last/size`", TEXT)},
-                dict.fromkeys(MEDIA_TYPES.values(), BINARY),
+                dict.fromkeys(CONTENT_TYPES.values(), BINARY),
             ),
             304: Answer("the audio is the same", _ETAG),
             409: Answer(headers={"Retry-After": ("seconds to wait before asking again", NUMBER)}),
             416: Answer(headers={"Content-Range": ("`bytes */size`", TEXT)}),
         },
     ),
-    responses=refusals(404, 409, 410, 416, 503),
+    responses=refusals(404, 409, 410, 416, 422, 503),
     name="result",
 )
 async def result(request: AnyRequest, gateway: NamedDependency[Gateway], job_id: FromPath[str]) -> ASGIApp:
-    """The audio of a finished song; byte ranges are served."""
+    """The audio of a finished song; byte ranges are served.
+
+    In another format than it was made in, it is converted when that is first asked for, which takes some seconds.
+    """
     job = await songs.find_job(gateway, job_id)
-    return cast("ASGIApp", await audio_answer(gateway, job, request.method, request.headers))
+    wanted = request.query_params.get("format")
+    return cast("ASGIApp", await audio_answer(gateway, job, request.method, request.headers, wanted))
 
 
-@delete("/generate/{job_id:str}", status_code=200, responses=refusals(404, 409, 503))
-async def cancel(gateway: NamedDependency[Gateway], job_id: FromPath[str]) -> Response[songs.CancelledBody]:
-    """Cancel a song, queued or running."""
-    return Response(await songs.cancel(gateway, job_id), headers=NO_STORE)
+@route(
+    "/generate/{job_id:str}/peaks",
+    http_method=GET_AND_HEAD,
+    operation_class=operation(_IF_NONE_MATCH, answers={304: Answer("the peaks are the same", _ETAG)}),
+    responses=refusals(404, 409, 410, 503)
+    | {200: ResponseSpec(PeaksBody, generate_examples=False, description="as audiowaveform writes it")},
+    name="peaks",
+)
+async def peaks(request: AnyRequest, gateway: NamedDependency[Gateway], job_id: FromPath[str]) -> ASGIApp:
+    """The lowest and highest sample of every short stretch of a finished song, to draw it from."""
+    job = await songs.find_job(gateway, job_id)
+    return cast("ASGIApp", await peaks_answer(gateway, job, request.method, request.headers))
+
+
+_TAKES_FORGET = operation(
+    parameter("forget", "query", "remove an ended song instead", Schema(type=OpenAPIType.BOOLEAN, default=False))
+)
+
+
+@delete(
+    "/generate/{job_id:str}", status_code=200, operation_class=_TAKES_FORGET, responses=refusals(404, 409, 422, 503)
+)
+async def cancel(
+    request: AnyRequest, gateway: NamedDependency[Gateway], job_id: FromPath[str]
+) -> Response[songs.CancelledBody]:
+    """Cancel a song, queued or running; with `forget`, remove one that has ended, its audio and its record."""
+    asked = request.query_params.get("forget", "false")
+    if asked not in ("true", "false"):
+        raise Refusal(422, "invalid-request", "forget has to be true or false", field="forget")
+    end = songs.forget if asked == "true" else songs.cancel
+    return Response(await end(gateway, job_id), headers=NO_STORE)
 
 
 @get(
@@ -204,4 +267,7 @@ async def metrics(request: AnyRequest, gateway: NamedDependency[Gateway]) -> Res
     return Response(text, media_type=media_type, headers=NO_STORE)
 
 
-ROUTES = (generate, listing, status, result, cancel, health, gpus, index, static, livez, readyz, metrics)
+ROUTES = (
+    *(generate, listing, song, status, result, peaks, cancel, fit, health, gpus),
+    *(index, static, livez, readyz, metrics),
+)

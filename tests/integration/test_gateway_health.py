@@ -191,7 +191,13 @@ async def test_without_the_store_songs_are_refused_until_it_is_back(settings: Se
             await s3_server.start()
         await eventually_status(house, "degraded")
         await house.submit()
-        assert (await house.http.get(f"/generate/{job_id}/result")).status_code == 200
+
+        async def fetched() -> bool:  # the store finds its files a little later than it answers
+            answer = await house.http.get(f"/generate/{job_id}/result")
+            assert answer.status_code in (200, 503), answer.text
+            return answer.status_code == 200
+
+        await eventually(fetched, "the song cannot be fetched")
 
 
 async def test_the_page_and_its_files(settings: Settings) -> None:
