@@ -28,6 +28,9 @@ values = [{ended}]
 [parameters]
 "path.job_id" = {{ dictionary = "songs", probability = 0.7 }}
 
+[checks.negative_data_rejection]
+expected-statuses = [400, 404, 405, 409, 410, 413, 415, 422, 429]  # its own lack 410 and 413
+
 [[operations]]
 include-name = "GET /generate/{{job_id}}/events"
 parameters = {{ "path.job_id" = {{ dictionary = "ended", probability = 0.7 }} }}

@@ -9,12 +9,14 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
+import msgspec
 import pytest
 
 from deploy.local.servers import NatsServer, S3Server
 from services.gateway import event_stream, feed
-from shared.messages import Failed, Queued
+from shared.messages import Progress, Queued, cloud_event
 from shared.settings import Settings
+from shared.topology import event_subject
 from tests.integration.flow import PATIENCE
 from tests.integration.gateway_fixtures import House, eventually, fresh_settings, in_process, open_house
 
@@ -167,11 +169,12 @@ async def test_a_client_that_does_not_read_is_let_go(settings: Settings, monkeyp
             return gateway.hub.listeners == 1
 
         await eventually(listening, "the stream did not begin")
-        event = Failed(job_id=job_id, status="generating", progress=1, error="x" * 50_000)  # larger than others are
+        event = cloud_event(Progress(job_id=job_id, status="generating", progress=1, done=1, total=100), "1")
+        large = msgspec.json.encode(msgspec.structs.replace(event, source="x" * 50_000))  # buffers are megabytes
         for _ in range(600):
             if not gateway.hub.listeners:
                 break
-            await gateway.events.publish("local", event)
+            await gateway.js.publish(event_subject("local", job_id, "progress"), large)
 
         async def let_go() -> bool:
             return gateway.hub.listeners == 0
