@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema_rs
+import numpy as np
 import pytest
 
 from deploy.local.servers import NatsServer, S3Server
+from shared.audio import AudioWriter, SongTags
 from shared.messages import Failed
 from tests.integration.gateway_fixtures import House, fresh_settings, open_house
 
-SECONDS = 60  # of random requests
+SECONDS = 50  # of random requests
 
 _CONFIG = """
 [dictionaries.songs]
@@ -30,6 +32,13 @@ values = [{ended}]
 
 [checks.negative_data_rejection]
 expected-statuses = [400, 404, 405, 409, 410, 413, 415, 422, 429]  # its own lack 410 and 413
+
+[dictionaries.doomed]
+values = [{doomed}]
+
+[[operations]]
+include-method = "DELETE"
+parameters = {{ "path.job_id" = {{ dictionary = "doomed", probability = 0.7 }} }}
 
 [[operations]]
 include-name = "GET /generate/{{job_id}}/events"
@@ -60,13 +69,16 @@ async def run(folder: Path, *command: str) -> str:
 async def test_random_requests_are_answered_as_documented(house: House, tmp_path: Path) -> None:
     waiting, running, completed, failed, cancelled = [await house.submit(title=f"{n}") for n in range(5)]
     await house.become(running, "generating")
-    await house.complete(completed)
+    with AudioWriter(tmp_path / "song", "flac", 8000, SongTags.of((await house.job(completed)).request)) as writer:
+        writer.write(np.zeros((8000, 2), np.float32))
+    await house.complete(completed, (tmp_path / "song").read_bytes())
     await house.become(failed, "generating", "failed", error="no")
     await house.tell(Failed(job_id=failed, status="failed", progress=0, error="no"))
     await house.http.delete(f"/generate/{cancelled}")
     ended = ", ".join(f'"{job_id}"' for job_id in (completed, failed, cancelled))
     songs = f'{ended}, "{waiting}", "{running}"'
-    (tmp_path / "schemathesis.toml").write_text(_CONFIG.format(songs=songs, ended=ended))
+    doomed = ", ".join([f'"{await house.submit()}"' for _ in range(20)])
+    (tmp_path / "schemathesis.toml").write_text(_CONFIG.format(songs=songs, ended=ended, doomed=doomed))
     await run(
         tmp_path,
         "schemathesis.cli",
@@ -174,6 +186,11 @@ async def test_every_operation_is_documented_alike(house: House) -> None:
     assert "Content-Range" in result["206"]["headers"]
     for reference in references(schema):
         resolve(schema, reference)
+    shown = {name: found["examples"] for name, found in schema["components"]["schemas"].items() if "examples" in found}
+    assert {"AcceptedBody", "StatusBody", "CancelledBody"} <= shown.keys()
+    for name, (example,) in shown.items():
+        found = schema["components"]["schemas"][name] | {"components": schema["components"]}
+        jsonschema_rs.validator_for(found).validate(example)
 
 
 async def test_the_asyncapi_document_is_whole(house: House) -> None:
