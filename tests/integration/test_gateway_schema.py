@@ -33,6 +33,18 @@ values = [{ended}]
 [checks.negative_data_rejection]
 expected-statuses = [400, 404, 405, 409, 410, 413, 415, 422, 429]  # its own lack 410 and 413
 
+[dictionaries.made]
+values = ["{made}"]
+
+[dictionaries.ranges]
+values = ["bytes=0-9", "bytes=7-", "bytes=-3", "bytes=999999999-"]
+
+[[operations]]
+include-path-regex = "/(result|peaks)$"
+[operations.parameters]
+"path.job_id" = {{ dictionary = "made", probability = 0.8 }}
+"header.Range" = {{ dictionary = "ranges", probability = 0.5 }}
+
 [dictionaries.doomed]
 values = [{doomed}]
 
@@ -78,7 +90,7 @@ async def test_random_requests_are_answered_as_documented(house: House, tmp_path
     ended = ", ".join(f'"{job_id}"' for job_id in (completed, failed, cancelled))
     songs = f'{ended}, "{waiting}", "{running}"'
     doomed = ", ".join([f'"{await house.submit()}"' for _ in range(20)])
-    (tmp_path / "schemathesis.toml").write_text(_CONFIG.format(songs=songs, ended=ended, doomed=doomed))
+    (tmp_path / "schemathesis.toml").write_text(_CONFIG.format(songs=songs, ended=ended, doomed=doomed, made=completed))
     await run(
         tmp_path,
         "schemathesis.cli",
