@@ -1,7 +1,13 @@
 """The ASGI application over an open `Gateway`."""
 
-from litestar import Litestar
+from collections.abc import Iterable
+from typing import Any
+
+from litestar import Litestar, Request, Response, route
 from litestar.di import Provide
+from litestar.enums import HttpMethod
+from litestar.handlers import HTTPRouteHandler
+from litestar.routes import HTTPRoute
 
 from services.gateway import api_docs, openapi
 from services.gateway.event_stream import event_stream
@@ -17,8 +23,9 @@ from services.gateway.validation import MAX_BODY
 def create_app(gateway: Gateway) -> Litestar:
     """Routes, and one way to answer every error. The gateway belongs to the caller, who closes it."""
     pages = Pages()
+    handlers = [*ROUTES, *api_docs.ROUTES, event_stream]
     return Litestar(
-        [*ROUTES, *api_docs.ROUTES, events, event_stream],
+        [_options(handlers), *handlers, events],
         dependencies={
             "gateway": Provide(lambda: gateway, sync_to_thread=False),
             "pages": Provide(lambda: pages, sync_to_thread=False),
@@ -29,3 +36,20 @@ def create_app(gateway: Gateway) -> Litestar:
         logging_config=None,  # the process's own is enough; Litestar's would log bodies of errors
         openapi_config=openapi.config(),
     )
+
+
+def _options(handlers: Iterable[HTTPRouteHandler]) -> HTTPRouteHandler:
+    """Which methods an address takes. Litestar's own handler knows those of the first route at an address alone."""
+
+    @route(
+        sorted({path for handler in handlers for path in handler.paths}),
+        http_method=HttpMethod.OPTIONS,
+        status_code=204,
+        include_in_schema=False,
+    )
+    async def options(request: Request[Any, Any, Any]) -> Response[None]:
+        there = (found for found in request.app.routes if isinstance(found, HTTPRoute))
+        methods = next(found.methods for found in there if found.path_format == request.scope["path_template"])
+        return Response(None, headers={"Allow": ", ".join(sorted(methods))})
+
+    return options
