@@ -16,15 +16,15 @@ _DEFAULTS = msgspec.structs.asdict(GenerateRequest(lyrics=""))
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 
 
-def song_of(key: str) -> str:
-    """The id of the song that was, or will be, submitted under a key. Raises `InvalidRequest` for one that is none."""
+def song_of(key: str, tenant: str = TENANT) -> str:
+    """The id of the song that a tenant submitted, or will, under a key. Raises `InvalidRequest` for one that is none."""
     if not _KEY.fullmatch(key):
         raise InvalidRequest(
             "",
             "a key (the header Idempotency-Key, or Nats-Msg-Id from a NATS client) has 1 to 255 visible ASCII "
             "characters and no space",
         )
-    return str(uuid.uuid5(_NAMESPACE, f"{TENANT}\n{key}"))
+    return str(uuid.uuid5(_NAMESPACE, f"{tenant}\n{key}"))
 
 
 def digest_of(request: GenerateRequest) -> str:

@@ -14,6 +14,7 @@ from litestar.params import FromPath
 from litestar.types import ASGIApp
 
 from services.gateway import gpu, songs
+from services.gateway.access import Caller
 from services.gateway.gateway import Gateway
 from services.gateway.health import HealthBody
 from services.gateway.pages import Pages
@@ -50,7 +51,9 @@ class _TakesRequest(Operation):
 
 
 @post("/generate", status_code=202, operation_class=_TakesRequest, responses=_refusals(400, 413, 415, 422, 429, 503))
-async def generate(request: AnyRequest, gateway: NamedDependency[Gateway]) -> Response[AcceptedBody]:
+async def generate(
+    request: AnyRequest, gateway: NamedDependency[Gateway], caller: NamedDependency[Caller]
+) -> Response[AcceptedBody]:
     """Ask for a song. It is durably in the queue when this answers.
 
     The same request with the same Idempotency-Key is answered with the same song, whatever became of the first answer.
@@ -58,7 +61,8 @@ async def generate(request: AnyRequest, gateway: NamedDependency[Gateway]) -> Re
     media_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     if media_type != "application/json":  # it also keeps other sites' forms out
         raise Refusal(415, "unsupported-media-type", "send JSON, with Content-Type: application/json")
-    accepted = (await gateway.submission.submit(await request.body(), request.headers.get("idempotency-key"))).body
+    key = request.headers.get("idempotency-key")
+    accepted = (await gateway.submission.submit(caller, await request.body(), key)).body
     return Response(accepted, headers=NO_STORE | {"Location": accepted.status_url, "Retry-After": "1"})
 
 
@@ -76,10 +80,14 @@ class _TakesPage(Operation):
 
 
 @get("/generate", operation_class=_TakesPage, responses=_refusals(422, 503))
-async def listing(request: AnyRequest, gateway: NamedDependency[Gateway]) -> Response[songs.SongsBody]:
+async def listing(
+    request: AnyRequest, gateway: NamedDependency[Gateway], caller: NamedDependency[Caller]
+) -> Response[songs.SongsBody]:
     """Songs, newest first, a page at a time."""
     asked = request.query_params
-    body = await songs.listing(gateway, asked.get("limit", "20"), asked.get("cursor"), asked.get("status"))
+    body = await songs.listing(
+        gateway, caller.tenant, asked.get("limit", "20"), asked.get("cursor"), asked.get("status")
+    )
     return Response(body, headers=NO_STORE)
 
 
@@ -90,10 +98,10 @@ async def listing(request: AnyRequest, gateway: NamedDependency[Gateway]) -> Res
     name="status",
 )
 async def status(
-    request: AnyRequest, gateway: NamedDependency[Gateway], job_id: FromPath[str]
+    request: AnyRequest, gateway: NamedDependency[Gateway], caller: NamedDependency[Caller], job_id: FromPath[str]
 ) -> Response[songs.StatusBody]:
     """How a song is coming along. With If-None-Match, 304 while nothing in the answer has changed."""
-    body = await songs.describe(gateway, await songs.find_job(gateway, job_id))
+    body = await songs.describe(gateway, await songs.find_job(gateway, caller.tenant, job_id))
     etag = tag_of(msgspec.json.encode(body))
     headers = {"ETag": etag, "Cache-Control": "no-cache"}
     if tag_matches(request.headers.get("if-none-match", ""), etag):
@@ -107,16 +115,20 @@ async def status(
     responses=_refusals(404, 409, 410, 416, 503),
     name="result",
 )
-async def result(request: AnyRequest, gateway: NamedDependency[Gateway], job_id: FromPath[str]) -> ASGIApp:
+async def result(
+    request: AnyRequest, gateway: NamedDependency[Gateway], caller: NamedDependency[Caller], job_id: FromPath[str]
+) -> ASGIApp:
     """The audio of a finished song; byte ranges are served."""
-    job = await songs.find_job(gateway, job_id)
+    job = await songs.find_job(gateway, caller.tenant, job_id)
     return cast("ASGIApp", await audio_answer(gateway, job, request.method, request.headers))
 
 
 @delete("/generate/{job_id:str}", status_code=200, responses=_refusals(404, 409, 503))
-async def cancel(gateway: NamedDependency[Gateway], job_id: FromPath[str]) -> Response[songs.CancelledBody]:
+async def cancel(
+    gateway: NamedDependency[Gateway], caller: NamedDependency[Caller], job_id: FromPath[str]
+) -> Response[songs.CancelledBody]:
     """Cancel a song, queued or running."""
-    return Response(await songs.cancel(gateway, job_id), headers=NO_STORE)
+    return Response(await songs.cancel(gateway, caller.tenant, job_id), headers=NO_STORE)
 
 
 @get("/health")
@@ -127,9 +139,9 @@ async def health(gateway: NamedDependency[Gateway]) -> Response[HealthBody]:
 
 
 @get("/api/gpu", responses=_refusals(503))
-async def gpus(gateway: NamedDependency[Gateway]) -> Response[gpu.GpusBody]:
+async def gpus(gateway: NamedDependency[Gateway], caller: NamedDependency[Caller]) -> Response[gpu.GpusBody]:
     """Every device, who holds it and who waits for it."""
-    return Response(await gpu.gpus(gateway), headers=NO_STORE)
+    return Response(await gpu.gpus(gateway, caller.tenant), headers=NO_STORE)
 
 
 @route("/", http_method=GET_AND_HEAD, include_in_schema=False)

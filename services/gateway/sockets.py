@@ -12,6 +12,7 @@ from litestar.di import NamedDependency
 from litestar.exceptions import WebSocketDisconnect
 from litestar.params import FromPath
 
+from services.gateway.access import Caller
 from services.gateway.forecast import moved
 from services.gateway.gateway import Gateway
 from services.gateway.hub import Mailbox, StoredEvent, following, newest
@@ -27,7 +28,7 @@ log = logging.getLogger(__name__)
 
 Socket = WebSocket[Any, Any, Any]
 
-DONE, REFUSED, FAULT, RECONNECT, UNKNOWN = 1000, 1008, 1011, 1012, 4404
+DONE, REFUSED, FAULT, RECONNECT, UNAUTHORIZED, UNKNOWN = 1000, 1008, 1011, 1012, 4401, 4404
 SEND_SECONDS = 10.0
 _LOOK_SECONDS = 2.0  # without an event, after which a waiting song's place is looked at
 _RECORD_LOOKS = 5  # … and after so many looks the record: an event may be lost, the record is not
@@ -80,10 +81,13 @@ async def _until_gone(socket: Socket) -> None:
 
 async def _follow(socket: Socket, gateway: Gateway, job_id: str) -> _Close:
     try:
-        await _Feed(socket, gateway, job_id).run(_after(socket))
+        caller = gateway.access.caller(socket)
+        await _Feed(socket, gateway, caller, job_id).run(_after(socket))
     except _Close as close:
         return close
-    except Refusal:
+    except Refusal as refusal:
+        if refusal.status == 401:  # before it was accepted, a browser could not tell it from a server that is away
+            return _Close(UNAUTHORIZED, "an API key is needed")
         return _Close(UNKNOWN, "no song has this id")
     except HeartMulaError as error:
         log.warning("%s: events cannot be followed: %s", job_id[:64], error)
@@ -109,8 +113,8 @@ def _after(socket: Socket) -> int | None:
 class _Feed:
     """One client's way through a song's events."""
 
-    def __init__(self, socket: Socket, gateway: Gateway, job_id: str) -> None:
-        self._socket, self._gateway, self._job_id = socket, gateway, job_id
+    def __init__(self, socket: Socket, gateway: Gateway, caller: Caller, job_id: str) -> None:
+        self._socket, self._gateway, self._caller, self._job_id = socket, gateway, caller, job_id
         self._sent = 0  # sequence of the latest event that the client knows
         self._progress = 0.0
         self._job: Job  # as of the snapshot; its status as of the latest event
@@ -120,7 +124,7 @@ class _Feed:
         """Send everything until the song has ended. Raises `TimeoutError` for a client that does not read."""
         with self._gateway.hub.listen(self._job_id) as mailbox:
             # Events before the record: workers write the record first, so the snapshot is never behind its id.
-            job = await find_job(self._gateway, self._job_id)
+            job = await find_job(self._gateway, self._caller.tenant, self._job_id)
             subject = event_subject(job.tenant, job.job_id, "*")
             stored = await newest(self._gateway.js, subject)
             last = stored.sequence if stored else 0
@@ -132,7 +136,7 @@ class _Feed:
                 await self._live(mailbox)
 
     async def _snapshot(self, last: int) -> None:
-        self._job = await find_job(self._gateway, self._job_id)
+        self._job = await find_job(self._gateway, self._caller.tenant, self._job_id)
         body = await describe(self._gateway, self._job)
         self._progress, self._expected = body.progress, Expectation.told(body.queue_position, body.eta)
         await self._send(msgspec.json.encode(SnapshotBody(id=str(last), **msgspec.structs.asdict(body))))
@@ -172,7 +176,7 @@ class _Feed:
             await self._tell(end_event(self._job, self._progress))
             return True
         if quiet % _RECORD_LOOKS == 0:
-            self._job = await find_job(self._gateway, self._job_id)
+            self._job = await find_job(self._gateway, self._caller.tenant, self._job_id)
         if self._job.status == "queued":
             expected = await self._gateway.outlook.of(self._job)
             told = self._expected
@@ -201,7 +205,7 @@ class _Feed:
         data = msgspec.structs.replace(data, progress=self._progress)
         if live:
             if data.status == "decoding" and self._job.frames is None:
-                self._job = await find_job(self._gateway, self._job_id)  # it knows by now how long the song is
+                self._job = await find_job(self._gateway, self._caller.tenant, self._job_id)  # it knows by now how long the song is
             self._job = msgspec.structs.replace(self._job, status=data.status)
             if isinstance(data, Progress):
                 data = msgspec.structs.replace(data, eta=(await self._gateway.outlook.of(self._job, data)).eta)

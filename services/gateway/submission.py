@@ -13,6 +13,7 @@ import nats
 from nats.aio.client import Client
 from nats.js.errors import APIError, NotFoundError
 
+from services.gateway.access import Caller
 from services.gateway.health import Health
 from services.gateway.idempotency import digest_of, require_same, song_of
 from services.gateway.metrics import Metrics
@@ -25,7 +26,7 @@ from shared.events import EventPublisher
 from shared.jobs import JobStore
 from shared.messages import GenerateRequest, Job, Queued, Status
 from shared.queues import queue_tokens
-from shared.topology import TENANT, TOK, token_subject
+from shared.topology import TOK, token_subject
 
 log = logging.getLogger(__name__)
 
@@ -85,14 +86,14 @@ class Submission:
         self._outlook, self._metrics = outlook, metrics
         self._jobs, self._events = JobStore(self._js), EventPublisher(self._js)
 
-    async def submit(self, data: bytes, key: str | None = None) -> Accepted:
+    async def submit(self, caller: Caller, data: bytes, key: str | None = None) -> Accepted:
         """Take a song, a JSON object. Returns once JetStream has it on disk.
 
         A request that comes again under the same key is answered with the song that it made the first time.
         Raises `Refusal`; then nothing stays behind.
         """
         try:
-            accepted = await self._submit(data, key)
+            accepted = await self._submit(caller, data, key)
         except Exception as error:
             found = refusal(error)
             self._metrics.refused.labels(found.kind).inc()
@@ -103,27 +104,27 @@ class Submission:
             self._metrics.accepted.inc()
         return accepted
 
-    async def _submit(self, data: bytes, key: str | None) -> Accepted:
+    async def _submit(self, caller: Caller, data: bytes, key: str | None) -> Accepted:
         asked = decode_request(data)
         if key is None:
-            return await self._take(str(uuid.uuid4()), asked, None)
-        job_id, digest = song_of(key), digest_of(asked)
+            return await self._take(caller, str(uuid.uuid4()), asked, None)
+        job_id, digest = song_of(key, caller.tenant), digest_of(asked)
         for _ in range(_TRIES):
-            job = await self._jobs.get(job_id)
+            job = await self._jobs.get(job_id, caller.tenant)
             try:
                 if job is None:
-                    return await self._take(job_id, asked, digest)
+                    return await self._take(caller, job_id, asked, digest)
                 require_same(job, digest)
                 return await self._repeat(job)
             except JobConflict:  # the same request, being taken or taken back at this moment
                 continue
         raise Unavailable("nats", "the song's record keeps changing; try again")
 
-    async def _take(self, job_id: str, asked: GenerateRequest, digest: str | None) -> Accepted:
+    async def _take(self, caller: Caller, job_id: str, asked: GenerateRequest, digest: str | None) -> Accepted:
         """Make a new song. Raises `JobConflict` when its id is taken."""
         request = await self._fitter.fit(asked)
         await self._health.require_store()
-        job = Job(job_id=job_id, tenant=TENANT, request=request, created_at=time.time(), digest=digest)
+        job = Job(job_id=job_id, tenant=caller.tenant, request=request, created_at=time.time(), digest=digest)
         await self._record(job)
         sequence = await self._enqueue_new(job)
         log.info("%s: taken, %d ms", job.job_id, request.max_duration_ms or 0)
@@ -131,7 +132,7 @@ class Submission:
         event = Queued(
             job_id=job.job_id, status="queued", progress=0, queue_position=expected.position, eta=expected.eta
         )
-        await self._events.publish(TENANT, event)
+        await self._events.publish(job.tenant, event)
         return Accepted(job, sequence, expected)
 
     async def _repeat(self, job: Job) -> Accepted:
