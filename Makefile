@@ -33,10 +33,11 @@ run: install
 	@exec $(BIN)/python -m deploy.local
 
 demo: install
-	@exec $(BIN)/python -m deploy.local.demo
+	@printf '[Verse]\nHello world\n[Chorus]\nLa la la' | $(BIN)/heartmula \
+		--url http://127.0.0.1:$${HEARTMULA_PORT:-8000} generate --lyrics-file - --tags pop,piano,english --seconds 20
 
 test: lint
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(PYTEST_ARGS)
 
 lint: install
 	$(BIN)/ruff check

@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 import nats
 from nats.js import JetStreamContext
+from nats.js.api import RawStreamMsg
 from nats.js.errors import APIError, NotFoundError
 
 from shared.errors import JobConflict, NewerRecord, Unavailable
@@ -82,22 +83,30 @@ class JobStore:
             return new
 
     async def delete(self, job: Job) -> None:
-        """Forget a record that was created but whose song never got into the queue."""
+        """Remove a record. A delete marker stays for as long as a record would, so that the id is not used again."""
         headers = {"KV-Operation": "PURGE", "Nats-Rollup": "sub"}
         try:
             await self._js.publish(_subject(job.job_id, job.tenant), b"", headers=headers)
         except (nats.errors.Error, APIError, TimeoutError) as error:
             raise Unavailable("nats", f"the record of a song could not be removed: {error!r}") from error
 
-    async def _get(self, job_id: str, tenant: str) -> tuple[Job, int] | None:
+    async def was_deleted(self, job_id: str, tenant: str = TENANT) -> bool:
+        """Whether there was a record that somebody deleted; one that expired was not."""
+        message = await self._message(job_id, tenant)
+        return message is not None and not message.data
+
+    async def _message(self, job_id: str, tenant: str) -> RawStreamMsg | None:
         try:
             # From the leader: a stale read is caught by compare-and-set, but costs a round.
-            message = await self._js.get_msg(f"KV_{JOBS}", subject=_subject(job_id, tenant))
+            return await self._js.get_msg(f"KV_{JOBS}", subject=_subject(job_id, tenant))
         except NotFoundError:
             return None
         except (nats.errors.Error, APIError, TimeoutError) as error:
             raise Unavailable("nats", f"job records cannot be read: {error!r}") from error
-        if not message.data:  # a delete marker
+
+    async def _get(self, job_id: str, tenant: str) -> tuple[Job, int] | None:
+        message = await self._message(job_id, tenant)
+        if message is None or not message.data:  # a delete marker
             return None
         try:
             job = self._decoder.decode(message.data)

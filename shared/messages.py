@@ -15,7 +15,7 @@ SCHEMA = 1
 
 Status = Literal["queued", "generating", "decoding", "completed", "failed", "cancelled"]
 Priority = Literal["high", "normal"]
-AudioFormat = Literal["flac", "wav", "mp3"]
+AudioFormat = Literal["flac", "wav", "mp3", "ogg"]
 Role = Literal["tokenizer", "codec"]
 
 ENDED: frozenset[Status] = frozenset({"completed", "failed", "cancelled"})
@@ -38,6 +38,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     format: AudioFormat = "flac"
     title: Annotated[str, Meta(max_length=300)] | None = None
     priority: Priority = "normal"
+    variants: Annotated[int, Meta(ge=1, le=4, description="songs to make of it, with seeds in a row")] = 1
 
 
 class TokenJob(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,11 +67,13 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     schema: int = SCHEMA
     job_id: str
     tenant: str
-    request: GenerateRequest  # max_duration_ms and seed filled in
+    request: GenerateRequest  # of this song alone: max_duration_ms and seed filled in, one variant
     status: Status = "queued"
     created_at: float  # seconds since the epoch, as all times here
     started_at: float | None = None
     completed_at: float | None = None  # when it ended, however it ended
+    group: str | None = None  # id of the first of its variants, where several were asked for at once
+    variant: int | None = None  # which of them it is, from 1
     digest: str | None = None  # of what was submitted, where a key makes submitting it again harmless
     fence: int | None = None  # fencing token of the turn that works on it
     attempts: int = 0  # turns that began on the current stage and neither saved anything nor gave the song back

@@ -3,7 +3,8 @@
 Keys carry the fencing token of the turn that wrote them, so that a worker which lost its lease writes elsewhere:
 
 - ``tokens/<job>/<fence>.safetensors``
-- ``audio/<job>/<fence>.<format>``
+- ``audio/<job>/<fence>.<format>``; beside it, under the same fence, what was made of it: other formats and
+  ``audio/<job>/<fence>.peaks.json``
 """
 
 import asyncio
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, get_args
 from urllib.parse import urlsplit
 
 import urllib3
@@ -21,6 +22,7 @@ from minio.deleteobjects import DeleteObject
 from minio.error import MinioException, S3Error
 
 from shared.errors import ObjectError, Unavailable
+from shared.messages import AudioFormat
 from shared.settings import Settings
 
 THREADS = 8
@@ -36,6 +38,21 @@ def tokens_key(job_id: str, fence: int) -> str:
 def audio_key(job_id: str, fence: int, suffix: str) -> str:
     """Where the audio of a song lies."""
     return f"audio/{job_id}/{fence}.{suffix}"
+
+
+def converted_key(audio: str, suffix: AudioFormat) -> str:
+    """Where the audio under a key lies in a format."""
+    return f"{audio.rpartition('.')[0]}.{suffix}"
+
+
+def peaks_key(audio: str) -> str:
+    """Where the peaks of the audio under a key lie."""
+    return f"{audio.rpartition('.')[0]}.peaks.json"
+
+
+def belonging(audio: str) -> set[str]:
+    """The key of a song's audio, and all under which something may lie that was made of it."""
+    return {audio, peaks_key(audio), *(converted_key(audio, suffix) for suffix in get_args(AudioFormat))}
 
 
 @dataclass(frozen=True)

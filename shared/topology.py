@@ -97,6 +97,7 @@ def _queue(name: str, subject: str, limit: int) -> StreamConfig:
         max_msg_size=64 * 1024,
         duplicate_window=3600,
         allow_direct=True,
+        allow_atomic=True,  # the variants of a song are queued all or not at all
     )
 
 

@@ -17,6 +17,7 @@ class Accepted(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     events_url: str
     queue_position: int | None = None  # songs before it
     eta: str | None = None  # when it is expected to be completed, RFC 3339 as all times here
+    variants: list["Accepted"] = []  # where several were asked for, all of them
 
 
 class Song(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -36,11 +37,20 @@ class Song(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     sample_rate: int | None = None  # Hz
     title: str | None = None
     format: str | None = None
+    group: str | None = None  # id of the first of its variants, where there are several
+    request: dict[str, Any] = {}  # what was asked for; told where songs are listed
 
     @property
     def ended(self) -> bool:
         """Whether nothing more will happen to it."""
         return self.status in ENDED
+
+    @property
+    def name(self) -> str:
+        """Its title, else the first line that is sung, else its tags."""
+        lines = (line.strip() for line in str(self.request.get("lyrics", "")).splitlines())
+        sung = next((line for line in lines if line and not line.startswith("[")), "")
+        return self.title or sung or str(self.request.get("tags", ""))
 
 
 class Songs(msgspec.Struct, frozen=True, kw_only=True):

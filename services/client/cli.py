@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, NoReturn, TypeVar, cast, get_args
+from typing import Any, BinaryIO, NoReturn, TypeVar, cast, get_args
 
 import click
 import msgspec
@@ -21,7 +21,7 @@ from services.client.answers import Song
 from services.client.client import DEFAULT_URL, Client
 from services.client.display import Display
 from services.client.errors import ClientError, Refused, as_json
-from shared.messages import AudioFormat, Priority
+from shared.messages import AudioFormat, Priority, Status
 
 FAILED, AWAY, REFUSED, INTERRUPTED = 1, 3, 4, 130  # 2 is click's, for wrong usage
 
@@ -142,6 +142,8 @@ def cli() -> None:
 @click.option("--format", "form", type=click.Choice(get_args(AudioFormat)), help="As --output ends, or flac.")
 @click.option("--title", help="Written into the file.")
 @click.option("--priority", type=click.Choice(get_args(Priority)), help="high goes first.")
+@click.option("--variants", type=click.IntRange(1, 4), help="So many songs, with seeds in a row.")
+@click.option("--webhook-url", metavar="URL", help="Told when the song has ended.")
 @click.option("--wait/--no-wait", default=True, show_default=True, help="Watch the song and save it.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="File or folder to save it to.")
 def generate(
@@ -164,6 +166,8 @@ def generate(
     if output is not None:
         if not wait:
             raise click.UsageError("--output needs --wait; `heartmula download` saves the song later.")
+        if (wanted["variants"] or 1) > 1 and not output.is_dir():
+            raise click.UsageError("--output has to be a folder where several songs are asked for.")
         form = _format(output, form)
     duration = None if seconds is None else round(seconds * 1000)
 
@@ -173,15 +177,18 @@ def generate(
         except asyncio.CancelledError:
             show.say("interrupted before the service answered: it may have taken the song, `heartmula list` tells")
             raise
+        ids = [each.job_id for each in accepted.variants or [accepted]]
         if not wait:
-            show.emit(accepted) if show.json else show.show(accepted.job_id)
+            show.emit(accepted) if show.json else show.show(*ids)
             return 0
-        show.say(f"song {accepted.job_id}")
-        song = await _follow(client, show, accepted.job_id, quiet=True)
-        saved = await _save(client, show, song.job_id, output) if song.status == "completed" else None
-        if show.json:
-            show.emit(_as_dict(song) | ({"path": str(saved)} if saved else {}))
-        return 0 if saved else FAILED
+        show.say(f"song {' '.join(ids)}")
+        saved = []
+        for song in await _follow(client, show, ids, quiet=True):
+            path = await _save(client, show, song.job_id, output) if song.status == "completed" else None
+            saved.append(path is not None)
+            if show.json:
+                show.emit(_as_dict(song) | ({"path": str(path)} if path else {}))
+        return 0 if all(saved) else FAILED
 
     _run(work)
 
@@ -198,7 +205,8 @@ def watch(song: str) -> None:
     """
 
     async def work(client: Client, show: Display) -> int:
-        return 0 if (await _follow(client, show, song, quiet=False)).status == "completed" else FAILED
+        (ended,) = await _follow(client, show, [song], quiet=False)
+        return 0 if ended.status == "completed" else FAILED
 
     _run(work)
 
@@ -226,7 +234,8 @@ def status(song: str) -> None:
 @_common
 @click.option("--limit", type=click.IntRange(min=1), help="Songs a page.")
 @click.option("--cursor", help="Where the page begins: what the page before said.")
-def list_songs(limit: int | None, cursor: str | None) -> None:
+@click.option("--status", "state", type=click.Choice(get_args(Status)), help="Only songs in this state.")
+def list_songs(limit: int | None, cursor: str | None, state: Status | None) -> None:
     """List songs.
 
     \b
@@ -235,7 +244,7 @@ def list_songs(limit: int | None, cursor: str | None) -> None:
     """
 
     async def work(client: Client, show: Display) -> int:
-        page = await client.songs(limit, cursor)
+        page = await client.songs(limit, cursor, state)
         if show.json:
             show.emit(page)
             return 0
@@ -275,19 +284,42 @@ def cancel(song: str) -> None:
 @cli.command()
 @_common
 @click.argument("song")
+def delete(song: str) -> None:
+    """Remove a song that has ended, its audio with it.
+
+    \b
+    Example:
+      heartmula delete 2f0c…
+    """
+
+    async def work(client: Client, show: Display) -> int:
+        await client.forget(song)
+        if show.json:
+            show.emit({"job_id": song})
+        else:
+            show.say("deleted")
+        return 0
+
+    _run(work)
+
+
+@cli.command()
+@_common
+@click.argument("song")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="File or folder to save it to.")
-def download(song: str, output: Path | None) -> None:
+@click.option("--format", "form", type=click.Choice(get_args(AudioFormat)), help="As --output ends, or as it was made.")
+def download(song: str, output: Path | None, form: AudioFormat | None) -> None:
     """Save a finished song; what an interrupted download left is gone on with.
 
     \b
     Example:
-      heartmula download 2f0c… --output song.flac
+      heartmula download 2f0c… --output song.mp3
     """
     if output is not None:
-        _require_folder(output)
+        form = _format(output, form)
 
     async def work(client: Client, show: Display) -> int:
-        saved = await _save(client, show, song, output)
+        saved = await _save(client, show, song, output, form)
         if show.json:
             show.emit({"job_id": song, "path": str(saved)})
         return 0
@@ -357,7 +389,7 @@ def _format(output: Path, form: AudioFormat | None) -> AudioFormat | None:
         return form
     if form is not None and form != ending:
         raise click.UsageError(f"--output ends with .{ending}, but --format says {form}.")
-    return cast("Literal['flac', 'wav', 'mp3']", ending)
+    return cast("AudioFormat", ending)
 
 
 def _require_folder(output: Path) -> None:
@@ -365,33 +397,41 @@ def _require_folder(output: Path) -> None:
         raise click.BadParameter(f"there is no folder {output.parent}", param_hint="--output")
 
 
-async def _follow(client: Client, show: Display, job_id: str, *, quiet: bool) -> Song:
-    """Show a song's events until it has ended; returns its state then. Tells who interrupts how to go on.
+async def _follow(client: Client, show: Display, ids: list[str], *, quiet: bool) -> list[Song]:
+    """Show the events of songs until all have ended; returns their states then. Tells who interrupts how to go on.
 
     `quiet` prints no event in JSON.
     """
+
+    async def one(job_id: str, bar: display.SongBar) -> Song:
+        async with aclosing(client.watch(job_id)) as events:
+            async for event in events:
+                if show.json and not quiet:
+                    show.emit(event)
+                bar.update(event)
+        return await client.status(job_id)
+
     try:
-        with show.song_bar() as bar:
-            async with aclosing(client.watch(job_id)) as events:
-                async for event in events:
-                    if show.json and not quiet:
-                        show.emit(event)
-                    bar.update(event)
-            song = await client.status(job_id)
+        with show.song_bars(len(ids)) as bars:
+            songs = await asyncio.gather(*(one(job_id, bar) for job_id, bar in zip(ids, bars, strict=True)))
     except asyncio.CancelledError:
-        show.say(f"the song goes on without you. To see it again: heartmula watch {job_id}")
+        again = "; ".join(f"heartmula watch {job_id}" for job_id in ids)
+        show.say(f"the song goes on without you. To see it again: {again}")
         raise
-    if song.status == "failed":
-        show.say(f"the song failed: {song.error or 'the log of the worker says why'}")
-    elif song.status != "completed":
-        show.say(f"the song was {song.status}")
-    return song
+    for song in songs:
+        if song.status == "failed":
+            show.say(f"the song failed: {song.error or 'the log of the worker says why'}")
+        elif song.status != "completed":
+            show.say(f"the song was {song.status}")
+    return songs
 
 
-async def _save(client: Client, show: Display, job_id: str, output: Path | None) -> Path:
+async def _save(
+    client: Client, show: Display, job_id: str, output: Path | None, form: AudioFormat | None = None
+) -> Path:
     try:
         with show.file_bar() as bar:
-            saved = await client.download(job_id, output, on_progress=bar.update)
+            saved = await client.download(job_id, output, format=form, on_progress=bar.update)
     except asyncio.CancelledError:
         show.say(f"the song is made. To go on with the download: heartmula download {job_id}")
         raise

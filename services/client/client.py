@@ -17,7 +17,7 @@ import websockets
 from services.client.answers import Accepted, Devices, Event, Health, Song, Songs, read_frame, snapshot_of
 from services.client.download import fetch
 from services.client.errors import ServiceFault, UnexpectedAnswer, Unreachable, problem
-from shared.messages import AudioFormat, Priority
+from shared.messages import AudioFormat, Priority, Status
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +73,8 @@ class Client:
         format: AudioFormat | None = None,  # noqa: A002, the service's name
         title: str | None = None,
         priority: Priority | None = None,
+        variants: int | None = None,
+        webhook_url: str | None = None,
         key: str | None = None,
     ) -> Accepted:
         """Ask for a song. What is None is left to the service.
@@ -91,6 +93,8 @@ class Client:
             "format": format,
             "title": title,
             "priority": priority,
+            "variants": variants,
+            "webhook_url": webhook_url,
         }
         body = msgspec.json.encode({name: value for name, value in wanted.items() if value is not None})
         headers = {"Content-Type": "application/json", "Idempotency-Key": key or str(uuid.uuid4())}
@@ -100,9 +104,9 @@ class Client:
         """How a song is coming along."""
         return _read(await self._send("GET", f"{_path(job_id)}/status"), Song)
 
-    async def songs(self, limit: int | None = None, cursor: str | None = None) -> Songs:
-        """A page of the list of songs; `cursor` is the `next` of the page before."""
-        wanted = {"limit": limit, "cursor": cursor}
+    async def songs(self, limit: int | None = None, cursor: str | None = None, status: Status | None = None) -> Songs:
+        """A page of the list of songs, all or those in one state; `cursor` is the `next` of the page before."""
+        wanted = {"limit": limit, "cursor": cursor, "status": status}
         params = {name: value for name, value in wanted.items() if value is not None}
         return _read(await self._send("GET", "/generate", params=params), Songs)
 
@@ -110,6 +114,10 @@ class Client:
         """Cancel a song, waiting or running; returns its status."""
         answer = _read(await self._send("DELETE", _path(job_id)), dict[str, Any])
         return str(answer.get("status", "cancelled"))
+
+    async def forget(self, job_id: str) -> None:
+        """Remove a song that has ended, its audio with it."""
+        await self._send("DELETE", _path(job_id), params={"forget": "true"})
 
     async def gpus(self) -> Devices:
         """Every device and the workers on it."""
@@ -124,10 +132,15 @@ class Client:
         job_id: str,
         path: Path | None = None,
         *,
+        format: AudioFormat | None = None,  # noqa: A002, the service's name
         on_progress: Callable[[int, int], None] | None = None,
     ) -> Path:
-        """Save a finished song; returns the file. See `fetch` for what `path` may be, and for what is resumed."""
-        return await fetch(self._http, f"{_path(job_id)}/result", job_id, path, on_progress, _PAUSES)
+        """Save a finished song, in another `format` if one is given; returns the file.
+
+        See `fetch` for what `path` may be, and for what is resumed.
+        """
+        url = f"{_path(job_id)}/result" + (f"?format={format}" if format else "")
+        return await fetch(self._http, url, job_id, path, on_progress, _PAUSES)
 
     async def watch(self, job_id: str) -> AsyncGenerator[Event, None]:
         """Everything that happens to a song: its state, then each event once, up to its end.

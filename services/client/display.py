@@ -58,12 +58,12 @@ class Display:
         self.notes.print(text, soft_wrap=True)
 
     @contextmanager
-    def song_bar(self) -> Iterator["SongBar"]:
-        """A bar for a song that is being made."""
+    def song_bars(self, count: int) -> Iterator[list["SongBar"]]:
+        """A bar for each of some songs that are being made; with several, each says which it is."""
         columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn())
         told = TextColumn("{task.fields[expected]}", markup=False)
         with Progress(*columns, told, console=self.notes, disable=self.json or not self.notes.is_terminal) as progress:
-            yield SongBar(self, progress)
+            yield [SongBar(self, progress, f"{n}/{count} " if count > 1 else "") for n in range(1, count + 1)]
 
     @contextmanager
     def file_bar(self) -> Iterator["FileBar"]:
@@ -76,8 +76,8 @@ class Display:
 class SongBar:
     """How a song is coming along: a bar on a terminal, a line for every new stage elsewhere."""
 
-    def __init__(self, display: Display, progress: Progress) -> None:
-        self._display, self._progress = display, progress
+    def __init__(self, display: Display, progress: Progress, label: str) -> None:
+        self._display, self._progress, self._label = display, progress, label
         self._task = progress.add_task("", total=100, expected="")
         self._stage: str | None = None
         self._said = ""
@@ -87,7 +87,8 @@ class SongBar:
         # Events other than a change of stage do not name it.
         if event.stage or event.status == "queued" or event.ended:
             self._stage = event.stage
-        words = event.status if event.ended else _STAGES.get(self._stage or event.status, event.status)
+        stage = event.status if event.ended else _STAGES.get(self._stage or event.status, event.status)
+        words = f"{self._label}{stage}"
         expected = _expected(event)
         self._progress.update(
             self._task, description=words, expected=expected, completed=max(event.progress, self._done)
@@ -148,7 +149,7 @@ def songs_table(page: Songs) -> Table:
             f"{song.progress:.0f} %",
             _minutes(song.duration) if song.duration else "",
             _moment(song.created_at),
-            song.title or "",
+            song.name,
         )
     return table
 

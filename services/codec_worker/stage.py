@@ -10,16 +10,18 @@ from pathlib import Path
 import numpy as np
 from nats.js import JetStreamContext
 
-from services.codec_worker.audio import CONTENT_TYPES, AudioWriter, SongTags
 from services.codec_worker.engine import CodecEngine
-from services.codec_worker.scratch import clear_scratch, scratch_folder
+from shared.audio import CONTENT_TYPES, AudioWriter, SongTags
 from shared.delivery import Delivery, JobStopped, Paused
 from shared.errors import ObjectError, TokensLost, Unavailable
 from shared.events import DECODING_END, GENERATING_SHARE, decoding, end_event
 from shared.jobs import JobStore, change
 from shared.messages import DecodeJob, Job, Priority, Role, Stage, Status
-from shared.objects import ObjectStore, audio_key
+from shared.objects import ObjectStore, audio_key, peaks_key
+from shared.peaks import CONTENT_TYPE as PEAKS_TYPE
+from shared.peaks import Peaks
 from shared.rate import Rate
+from shared.scratch import clear_scratch, scratch_folder
 from shared.settings import Settings
 from shared.tokens import unpack
 from shared.topology import DEC, DEC_CONSUMER
@@ -86,20 +88,22 @@ class DecodeStage:
         codes = await fetch_tokens(job, order, worker.store, worker.jobs)  # int16 [8, T]
         with scratch_folder(self._scratch) as folder:
             path = folder / f"{job.job_id}.{job.request.format}"
-            samples = await worker.in_engine(functools.partial(self._decode, delivery, worker, codes, path))
+            samples, peaks = await worker.in_engine(functools.partial(self._decode, delivery, worker, codes, path))
             delivery.off_device.set()
             delivery.tell(
                 Stage(job_id=job.job_id, status="decoding", progress=DECODING_END, stage="storing", phase=phase)
             )
             key = audio_key(job.job_id, delivery.turn.fence, job.request.format)
             await worker.insist(lambda: worker.store.put_file(key, path, CONTENT_TYPES[job.request.format]))
+            await worker.insist(lambda: worker.store.put(peaks_key(key), peaks, PEAKS_TYPE))
             if self._output is not None:
                 await asyncio.to_thread(_copy, path, self._output)
             size = path.stat().st_size
         try:
             done = await worker.insist(lambda: self._complete(delivery, worker, key, size, samples, codes.shape[1]))
         except JobStopped:
-            await worker.store.delete_one(key)
+            for made in (key, peaks_key(key)):
+                await worker.store.delete_one(made)
             raise
         delivery.tell(end_event(done))
         for key in _named(job, order):  # the sweeper finds others, of tokenizers that came late
@@ -108,8 +112,8 @@ class DecodeStage:
             except Unavailable as error:
                 log.warning("%s was not deleted: %s", key, error)
 
-    def _decode(self, delivery: Delivery, worker: Worker, codes: np.ndarray, path: Path) -> int:
-        """Runs in the engine's thread. Returns the number of samples a channel.
+    def _decode(self, delivery: Delivery, worker: Worker, codes: np.ndarray, path: Path) -> tuple[int, bytes]:
+        """Runs in the engine's thread. Returns the number of samples a channel, and the peaks as they are stored.
 
         Raises `Paused` before the first step; later only when the worker shuts down and much is left to do, because
         what was decoded would have to be decoded again.
@@ -117,7 +121,6 @@ class DecodeStage:
         delivery.check()
         delivery.check_pause()
         job, request = delivery.job, delivery.job.request
-        tags = SongTags(title=request.title, tags=request.tags, lyrics=request.lyrics, seed=request.seed)
         delivery.turn.place_work("decode", self._engine.work_bytes)
         delivery.tell_from_engine(
             Stage(
@@ -130,8 +133,9 @@ class DecodeStage:
             )
         )
         samples, began = 0, time.monotonic()
+        peaks = Peaks(self._engine.sample_rate)
         try:
-            with AudioWriter(path, request.format, self._engine.sample_rate, tags) as writer:
+            with AudioWriter(path, request.format, self._engine.sample_rate, SongTags.of(request)) as writer:
                 steps = self._engine.decode(codes, seed=request.seed or 0)
                 while True:
                     delivery.check()
@@ -139,9 +143,10 @@ class DecodeStage:
                     if step is None:
                         self.rate.add(codes.shape[1], began)
                         self.rate.song(codes.shape[1])
-                        return samples
+                        return samples, peaks.json()
                     if step.audio is not None:
                         writer.write(step.audio)
+                        peaks.add(step.audio)
                         samples += len(step.audio)
                     done, total = step.done, step.total
                     if worker.draining and (time.monotonic() - began) / done * (total - done) > _FINISH_SECONDS:

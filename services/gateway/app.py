@@ -1,11 +1,14 @@
 """The ASGI application over an open `Gateway`."""
 
 from litestar import Litestar
+from litestar.datastructures import State
 from litestar.di import Provide
-from litestar.openapi import OpenAPIConfig
-from litestar.openapi.plugins import JsonRenderPlugin
 
+from services.gateway import api_docs, openapi
+from services.gateway.access import need_key, provide_caller
+from services.gateway.event_stream import event_stream
 from services.gateway.gateway import Gateway
+from services.gateway.headers import secure
 from services.gateway.pages import Pages
 from services.gateway.problems import answer_error
 from services.gateway.routes import ROUTES
@@ -17,20 +20,17 @@ def create_app(gateway: Gateway) -> Litestar:
     """Routes, and one way to answer every error. The gateway belongs to the caller, who closes it."""
     pages = Pages()
     return Litestar(
-        [*ROUTES, events],
+        [*ROUTES, *api_docs.ROUTES, events, event_stream],
         dependencies={
+            "caller": Provide(provide_caller, sync_to_thread=False),
             "gateway": Provide(lambda: gateway, sync_to_thread=False),
             "pages": Provide(lambda: pages, sync_to_thread=False),
         },
+        guards=[need_key],
+        state=State({"access": gateway.access}),
+        before_send=[secure],
         exception_handlers={Exception: answer_error},
         request_max_body_size=MAX_BODY,
         logging_config=None,  # the process's own is enough; Litestar's would log bodies of errors
-        openapi_config=OpenAPIConfig(
-            title="HeartMuLa on JetStream",
-            version="0.1.0",
-            description="Makes songs from lyrics and tags.",
-            path="/schema",
-            render_plugins=[JsonRenderPlugin()],
-            use_handler_docstrings=True,
-        ),
+        openapi_config=openapi.config(),
     )

@@ -58,7 +58,7 @@ class Catalogue:
     async def page(
         self, tenant: str, limit: int, after: Place | None, status: Status | None
     ) -> tuple[list[str], Place | None]:
-        """Up to `limit` ids of a tenant's songs older than `after`, newest first, and the place to go on from, if there are more.
+        """Up to `limit` ids of a tenant's songs older than `after`, newest first, and the place to go on from, if any.
 
         Knows every record that was written before the call. Raises `Unavailable`.
         """

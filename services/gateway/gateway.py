@@ -10,7 +10,9 @@ from typing import Any
 import nats
 from nats.aio.client import Client
 
+from services.gateway.access import Access
 from services.gateway.catalogue import Catalogue
+from services.gateway.derived import Derived
 from services.gateway.health import PROBE_SECONDS, Health
 from services.gateway.hub import Hub
 from services.gateway.intake import Intake
@@ -48,11 +50,15 @@ class Gateway:
         self.metrics = Metrics(self.sweeper)
         self.hub = Hub(nc, self.js, settings, self.metrics)
         self.catalogue = Catalogue(nc, self.js)
+        self.access = Access(settings.api_keys, self.catalogue)
+        self.derived = Derived(store, self.jobs, settings.data_dir / "tmp")
         workers = Workers(self.js, PROBE_SECONDS)
         self.health = Health(nc, store, workers)
         self.outlook = Outlook(Line(nc, self.js), workers)
-        self.submission = Submission(nc, Fitter(prompter), self.health, self.outlook, self.metrics, self.spawn)
-        self._intake = Intake(nc, self.submission, self.spawn)
+        self.submission = Submission(
+            nc, self.access, Fitter(prompter), self.health, self.outlook, self.metrics, self.spawn
+        )
+        self._intake = Intake(nc, self.access, self.submission, self.spawn)
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -119,6 +125,7 @@ class Gateway:
 
     async def close(self) -> None:
         """Take no more songs, finish what was begun, and let go."""
+        self.derived.close()
         with contextlib.suppress(nats.errors.Error, TimeoutError, OSError):
             await self._intake.stop()
         if self._tasks:

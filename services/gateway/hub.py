@@ -93,6 +93,7 @@ class Hub:
         self._nc, self._js, self._settings, self._metrics = nc, js, settings, metrics
         self._last = 0  # sequence of the latest event seen
         self._mailboxes: dict[str, set[Mailbox]] = {}
+        self._dismissed = False
         self._peaks: OrderedDict[str, float] = OrderedDict()  # the furthest progress of recent songs
         self._task: asyncio.Task[None] | None = None
         self._following: asyncio.Task[None] | None = None
@@ -121,6 +122,13 @@ class Hub:
         """The furthest progress that was seen of a song: one that is begun again does not go back."""
         return self._peaks.get(job_id, 0.0)
 
+    def dismiss(self) -> None:
+        """Send every listener away, those that are still to come too: this process ends."""
+        self._dismissed = True
+        for mailboxes in self._mailboxes.values():
+            for mailbox in mailboxes:
+                mailbox.give_up()
+
     @property
     def listeners(self) -> int:
         """How many mailboxes are open."""
@@ -130,6 +138,8 @@ class Hub:
     def listen(self, job_id: str) -> Iterator[Mailbox]:
         """A mailbox for a song's events from now on."""
         mailbox = Mailbox()
+        if self._dismissed:
+            mailbox.give_up()
         self._mailboxes.setdefault(job_id, set()).add(mailbox)
         try:
             yield mailbox

@@ -27,6 +27,12 @@ def song_of(key: str, tenant: str = TENANT) -> str:
     return str(uuid.uuid5(_NAMESPACE, f"{tenant}\n{key}"))
 
 
+def songs_of(key: str, count: int, tenant: str = TENANT) -> list[str]:
+    """The ids of the variants of that song, itself the first."""
+    first = song_of(key, tenant)
+    return [first, *(str(uuid.uuid5(_NAMESPACE, f"{tenant}\n{key}\n{number}")) for number in range(2, count + 1))]
+
+
 def digest_of(request: GenerateRequest) -> str:
     """The same for requests that ask for the same, before anything was filled in. Hexadecimal."""
     # Without defaults, so that a field which a later version adds does not make it another request.
@@ -40,3 +46,8 @@ def require_same(job: Job, digest: str) -> None:
         raise Refusal(
             422, "idempotency-mismatch", "another song was asked for under this key; take a new key for a new song"
         )
+
+
+def removed() -> Refusal:
+    """Its user removed the song: asking again is no reason to make it again, it may be a request that came late."""
+    return Refusal(409, "conflict", "the song that was asked for under this key was removed; take a new key")

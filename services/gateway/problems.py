@@ -23,6 +23,8 @@ TITLES = {
     "unsupported-media-type": "The body's type is not supported",
     "too-large": "The body is too large",
     "queue-full": "The queue is full",
+    "unauthorized": "A key is needed",
+    "too-many-requests": "The key's limit is reached",
     "unavailable": "A server that is needed does not answer",
     "conflict": "The song's state does not allow this",
     "not-ready": "The song is not finished yet",
@@ -33,6 +35,25 @@ TITLES = {
     "range-not-satisfiable": "The range lies outside the audio",
     "refused": "The request was refused",
     "internal": "Something went wrong in the gateway",
+}
+# The status that each comes with.
+STATUSES = {
+    "invalid-request": 422,
+    "idempotency-mismatch": 422,
+    "malformed-json": 400,
+    "unsupported-media-type": 415,
+    "too-large": 413,
+    "queue-full": 429,
+    "unavailable": 503,
+    "conflict": 409,
+    "not-ready": 409,
+    "no-audio": 410,
+    "unknown-job": 404,
+    "not-found": 404,
+    "method-not-allowed": 405,
+    "range-not-satisfiable": 416,
+    "refused": 400,  # or another 4xx
+    "internal": 500,
 }
 _HTTP_KINDS = {404: "not-found", 405: "method-not-allowed", 413: "too-large", 415: "unsupported-media-type"}
 _HTTP_DETAILS = {
@@ -86,7 +107,7 @@ class Refusal(HeartMulaError):
             msgspec.json.encode(self.body()),
             status_code=self.status,
             media_type=MEDIA_TYPE,
-            headers={"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"} | self.headers,
+            headers={"Cache-Control": "no-store"} | self.headers,
         )
 
 

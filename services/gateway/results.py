@@ -1,4 +1,4 @@
-"""Finished audio: streamed from the object store block by block, with ranges, so that a browser can seek."""
+"""Finished audio and its peaks: streamed from the object store, block by block, with ranges for browsers to seek."""
 
 import asyncio
 import contextlib
@@ -6,7 +6,7 @@ import logging
 import unicodedata
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast, get_args
 from urllib.parse import quote
 
 from litestar.types import Receive, Scope, Send
@@ -14,31 +14,60 @@ from litestar.types import Receive, Scope, Send
 from services.gateway.gateway import Gateway
 from services.gateway.problems import Refusal
 from services.gateway.ranges import ByteRange, NotSatisfiable, parse_range, tag_matches
+from shared.audio import CONTENT_TYPES
 from shared.errors import HeartMulaError, ObjectError
 from shared.messages import AudioFormat, Job
 from shared.objects import ObjectReader, ObjectStore
+from shared.peaks import CONTENT_TYPE as PEAKS_TYPE
 
 log = logging.getLogger(__name__)
 
-MEDIA_TYPES: dict[AudioFormat, str] = {"flac": "audio/flac", "wav": "audio/wav", "mp3": "audio/mpeg"}
 _STALLED_SECONDS = 300.0  # a player that is paused reads nothing for a while
 
 
-async def audio_answer(gateway: Gateway, job: Job, method: str, headers: Mapping[str, str]) -> "AudioAnswer":
-    """What to answer to a request for a song's audio. Raises `Refusal` where there is none."""
-    key = _audio_key(job)
+async def audio_answer(
+    gateway: Gateway, job: Job, method: str, headers: Mapping[str, str], wanted: str | None = None
+) -> "AudioAnswer":
+    """What to answer to a request for a song's audio, in the `wanted` format or as it was made.
+
+    Raises `Refusal` where there is none. Takes the time of a conversion where nobody wanted it in this format before.
+    """
+    if wanted is not None and wanted not in get_args(AudioFormat):
+        known = ", ".join(get_args(AudioFormat))
+        raise Refusal(422, "invalid-request", f"format has to be one of {known}", field="format")
+    form = cast("AudioFormat", wanted or job.request.format)
+    key = await _audio_key(gateway, job)
+    if form != job.request.format:
+        key = await _made(gateway.derived.converted(job, key, form))
+    kind = {"Content-Type": CONTENT_TYPES[form], "Content-Disposition": disposition(job, form)}
+    return await _answer(gateway, key, kind, method, headers)
+
+
+async def peaks_answer(gateway: Gateway, job: Job, method: str, headers: Mapping[str, str]) -> "AudioAnswer":
+    """The same for a song's peaks, as `shared.peaks.PeaksBody`."""
+    key = await _made(gateway.derived.peaks(job, await _audio_key(gateway, job)))
+    return await _answer(gateway, key, {"Content-Type": PEAKS_TYPE}, method, headers)
+
+
+async def _made(making: Coroutine[Any, Any, str]) -> str:
+    try:
+        return await making
+    except ObjectError as error:
+        raise Refusal(410, "no-audio", str(error)) from None
+
+
+async def _answer(
+    gateway: Gateway, key: str, kind: dict[str, str], method: str, headers: Mapping[str, str]
+) -> "AudioAnswer":
     try:
         stat = await gateway.store.stat(key)
     except ObjectError:
         raise _expired() from None
     etag = '"{}"'.format(stat.etag.strip('"'))
-    common = {
-        "Content-Type": MEDIA_TYPES[job.request.format],
+    common = kind | {
         "ETag": etag,
         "Accept-Ranges": "bytes",
         "Cache-Control": "private, no-cache",  # keep it, but ask: a song can be deleted
-        "Content-Disposition": disposition(job),
-        "X-Content-Type-Options": "nosniff",
     }
 
     def answer(status: int, more: dict[str, str], part: ByteRange | None) -> AudioAnswer:
@@ -52,7 +81,7 @@ async def audio_answer(gateway: Gateway, job: Job, method: str, headers: Mapping
         try:
             part = parse_range(headers.get("range", ""), stat.size)
         except NotSatisfiable:
-            detail = f"the audio has {stat.size} bytes; ask for a range within them"
+            detail = f"there are {stat.size} bytes; ask for a range within them"
             bounds = {"Content-Range": f"bytes */{stat.size}", "Accept-Ranges": "bytes"}
             raise Refusal(416, "range-not-satisfiable", detail, headers=bounds) from None
     if part is not None:
@@ -65,11 +94,14 @@ async def audio_answer(gateway: Gateway, job: Job, method: str, headers: Mapping
     return answer(200, {"Content-Length": str(stat.size)}, whole)
 
 
-def _audio_key(job: Job) -> str:
+async def _audio_key(gateway: Gateway, job: Job) -> str:
+    """The key of the audio as it was made; it is there. Raises `Refusal`."""
     match job.status:
-        case "completed" if job.audio_key:
-            return job.audio_key
         case "completed":
+            with contextlib.suppress(ObjectError):
+                if job.audio_key:
+                    await gateway.store.stat(job.audio_key)
+                    return job.audio_key
             raise _expired()
         case "cancelled":
             raise Refusal(410, "no-audio", "the song was cancelled")
@@ -83,14 +115,13 @@ def _expired() -> Refusal:
     return Refusal(410, "no-audio", "the audio has expired or was deleted; make the song again with the same seed")
 
 
-def disposition(job: Job) -> str:
-    """Content-Disposition with a name that is safe on every file system (RFC 6266)."""
+def disposition(job: Job, ending: AudioFormat) -> str:
+    """Content-Disposition of a song in a format, with a name that is safe on every file system (RFC 6266)."""
     kept = (
         " " if c in '<>:"/\\|?*' or unicodedata.category(c)[0] in "CZ" else c for c in (job.request.title or "").strip()
     )
     stem = " ".join("".join(kept).split()).strip(". ")[:100] or job.job_id
     ascii_stem = unicodedata.normalize("NFKD", stem).encode("ascii", "ignore").decode().strip() or job.job_id
-    ending = job.request.format
     encoded = quote(f"{stem}.{ending}", safe="")
     return f"inline; filename=\"{ascii_stem.replace('%', '_')}.{ending}\"; filename*=UTF-8''{encoded}"
 

@@ -52,7 +52,8 @@ async def _retract_shared(js: JetStreamContext, job: Job) -> None:
         record = await js.get_msg(f"KV_{JOBS}", subject=subject)
     except NotFoundError:
         return
-    if record.seq is None or msgspec.json.decode(record.data or b"{}", type=Job) != job:  # another request's
+    # Else it is another request's, or a delete marker.
+    if record.seq is None or not record.data or msgspec.json.decode(record.data, type=Job) != job:
         return
     try:
         await js.get_msg(TOK, subject=token_subject(job.request.priority, job.job_id))

@@ -1,6 +1,5 @@
 """The HTTP routes. Each says what it takes and answers; how is elsewhere."""
 
-from dataclasses import dataclass
 from typing import Any, cast, get_args
 
 import msgspec
@@ -9,7 +8,7 @@ from litestar.datastructures import State
 from litestar.di import NamedDependency
 from litestar.enums import HttpMethod
 from litestar.openapi.datastructures import ResponseSpec
-from litestar.openapi.spec import OpenAPIMediaType, OpenAPIType, Operation, Parameter, RequestBody, Schema
+from litestar.openapi.spec import OpenAPIType, Schema
 from litestar.params import FromPath
 from litestar.types import ASGIApp
 
@@ -17,40 +16,52 @@ from services.gateway import gpu, songs
 from services.gateway.access import Caller
 from services.gateway.gateway import Gateway
 from services.gateway.health import HealthBody
+from services.gateway.openapi import BINARY, NUMBER, TEXT, Answer, json_body, operation, parameter, refusals, song_body
 from services.gateway.pages import Pages
-from services.gateway.problems import MEDIA_TYPE, Problem, Refusal
+from services.gateway.problems import Refusal
 from services.gateway.ranges import tag_matches, tag_of
-from services.gateway.results import audio_answer
+from services.gateway.results import audio_answer, peaks_answer
 from services.gateway.submission import AcceptedBody
-from shared.messages import GenerateRequest, Status
+from services.gateway.validation import FitBody, FitRequest, decode_fit
+from shared.audio import CONTENT_TYPES
+from shared.messages import AudioFormat, Status
+from shared.peaks import PeaksBody
 
 NO_STORE = {"Cache-Control": "no-store"}
 GET_AND_HEAD = [HttpMethod.GET, HttpMethod.HEAD]
 AnyRequest = Request[Any, Any, State]
 
 
-def _refusals(*codes: int) -> dict[int, ResponseSpec]:
-    return {
-        code: ResponseSpec(Problem, media_type=MEDIA_TYPE, generate_examples=False, description="refused")
-        for code in codes
-    }
+_ETAG = {"ETag": ("for If-None-Match", TEXT)}
+_AUDIO = _ETAG | {
+    "Accept-Ranges": ("`bytes`", TEXT),
+    "Content-Length": ("bytes", NUMBER),
+    "Content-Disposition": ("a file name", TEXT),
+}
+_IF_NONE_MATCH = parameter("If-None-Match", "header", "the ETag of an earlier answer: 304 where it still holds")
 
 
-@dataclass
-class _TakesRequest(Operation):
-    """The body is decoded strictly by hand, so Litestar does not know of it."""
+_TAKES_SONG = operation(
+    parameter(
+        "Idempotency-Key",
+        "header",
+        "of your own choice: the same request under the same key is answered with the same song",
+        Schema(type=OpenAPIType.STRING, min_length=1, max_length=255, pattern="^[!-~]+$"),
+    ),
+    body=song_body(),
+    answers={
+        202: Answer(
+            "the song is in the queue",
+            {
+                "Location": ("where its status is", TEXT),
+                "Retry-After": ("seconds to wait before asking for it", NUMBER),
+            },
+        )
+    },
+)
 
-    def __post_init__(self) -> None:
-        _, components = msgspec.json.schema_components([GenerateRequest])
-        schema = cast("Schema", components["GenerateRequest"])  # written out as it is
-        key = Schema(type=OpenAPIType.STRING, min_length=1, max_length=255, pattern="^[!-~]+$")
-        self.parameters = [
-            Parameter(name="Idempotency-Key", param_in="header", schema=key, description="of your own choice")
-        ]
-        self.request_body = RequestBody(content={"application/json": OpenAPIMediaType(schema=schema)}, required=True)
 
-
-@post("/generate", status_code=202, operation_class=_TakesRequest, responses=_refusals(400, 413, 415, 422, 429, 503))
+@post("/generate", status_code=202, operation_class=_TAKES_SONG, responses=refusals(400, 413, 415, 422, 429, 503))
 async def generate(
     request: AnyRequest, gateway: NamedDependency[Gateway], caller: NamedDependency[Caller]
 ) -> Response[AcceptedBody]:
@@ -58,28 +69,46 @@ async def generate(
 
     The same request with the same Idempotency-Key is answered with the same song, whatever became of the first answer.
     """
-    media_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
-    if media_type != "application/json":  # it also keeps other sites' forms out
-        raise Refusal(415, "unsupported-media-type", "send JSON, with Content-Type: application/json")
+    _require_json(request)
     key = request.headers.get("idempotency-key")
     accepted = (await gateway.submission.submit(caller, await request.body(), key)).body
     return Response(accepted, headers=NO_STORE | {"Location": accepted.status_url, "Retry-After": "1"})
 
 
-@dataclass
-class _TakesPage(Operation):
-    """The parameters are checked by hand, so that what is wrong is told in the same words as elsewhere."""
-
-    def __post_init__(self) -> None:
-        schemas = {
-            "limit": Schema(type=OpenAPIType.INTEGER, minimum=1, maximum=songs.MAX_PAGE, default=20),
-            "cursor": Schema(type=OpenAPIType.STRING, description="`next` of the page before"),
-            "status": Schema(type=OpenAPIType.STRING, enum=list(get_args(Status))),
-        }
-        self.parameters = [Parameter(name=name, param_in="query", schema=schema) for name, schema in schemas.items()]
+def _require_json(request: AnyRequest) -> None:
+    media_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    if media_type != "application/json":  # it also keeps other sites' forms out
+        raise Refusal(415, "unsupported-media-type", "send JSON, with Content-Type: application/json")
 
 
-@get("/generate", operation_class=_TakesPage, responses=_refusals(422, 503))
+@post(
+    "/api/fit",
+    status_code=200,
+    operation_class=operation(body=json_body(FitRequest, {"lyrics": "[Verse]\nHello world", "tags": "pop,piano"})),
+    responses=refusals(400, 413, 415, 422),
+)
+async def fit(request: AnyRequest, gateway: NamedDependency[Gateway]) -> Response[FitBody]:
+    """How long a song may be beside these lyrics and tags: prompt and frames share the model's positions."""
+    _require_json(request)
+    return Response(await gateway.submission.fitter.measure(decode_fit(await request.body())), headers=NO_STORE)
+
+
+# Checked by hand, so that what is wrong is told in the same words as elsewhere.
+_TAKES_PAGE = operation(
+    parameter(
+        "limit",
+        "query",
+        "songs on a page, at most",
+        Schema(type=OpenAPIType.INTEGER, minimum=1, maximum=songs.MAX_PAGE, default=20),
+    ),
+    parameter("cursor", "query", "`next` of the page before"),
+    parameter(
+        "status", "query", "songs in this state alone", Schema(type=OpenAPIType.STRING, enum=list(get_args(Status)))
+    ),
+)
+
+
+@get("/generate", operation_class=_TAKES_PAGE, responses=refusals(422, 503))
 async def listing(
     request: AnyRequest, gateway: NamedDependency[Gateway], caller: NamedDependency[Caller]
 ) -> Response[songs.SongsBody]:
@@ -91,10 +120,23 @@ async def listing(
     return Response(body, headers=NO_STORE)
 
 
+@route("/generate/{job_id:str}", http_method=GET_AND_HEAD, responses=refusals(404, 503), name="song")
+async def song(
+    gateway: NamedDependency[Gateway], caller: NamedDependency[Caller], job_id: FromPath[str]
+) -> Response[songs.Song]:
+    """A song with what was asked for."""
+    body = await songs.describe_whole(gateway, await songs.find_job(gateway, caller.tenant, job_id))
+    return Response(body, status_code=200, headers=NO_STORE)
+
+
 @route(
     "/generate/{job_id:str}/status",
     http_method=GET_AND_HEAD,
-    responses=_refusals(404, 503) | {304: ResponseSpec(None, description="it is as If-None-Match says")},
+    operation_class=operation(
+        _IF_NONE_MATCH,
+        answers={200: Answer(headers=_ETAG), 304: Answer("nothing in the answer has changed", _ETAG)},
+    ),
+    responses=refusals(404, 503),
     name="status",
 )
 async def status(
@@ -112,33 +154,90 @@ async def status(
 @route(
     "/generate/{job_id:str}/result",
     http_method=GET_AND_HEAD,
-    responses=_refusals(404, 409, 410, 416, 503),
+    operation_class=operation(
+        _IF_NONE_MATCH,
+        parameter(
+            "format",
+            "query",
+            "another format than the song was made in",
+            Schema(type=OpenAPIType.STRING, enum=list(get_args(AudioFormat))),
+        ),
+        parameter("Range", "header", "one range of bytes: `bytes=0-1023`, `bytes=1024-`, `bytes=-1024`"),
+        parameter("If-Range", "header", "the ETag of the audio that the range belongs to"),
+        answers={
+            200: Answer("the audio", _AUDIO, dict.fromkeys(CONTENT_TYPES.values(), BINARY)),
+            206: Answer(
+                "the part that was asked for",
+                _AUDIO | {"Content-Range": ("`bytes first-last/size`", TEXT)},
+                dict.fromkeys(CONTENT_TYPES.values(), BINARY),
+            ),
+            304: Answer("the audio is the same", _ETAG),
+            409: Answer(headers={"Retry-After": ("seconds to wait before asking again", NUMBER)}),
+            416: Answer(headers={"Content-Range": ("`bytes */size`", TEXT)}),
+        },
+    ),
+    responses=refusals(404, 409, 410, 416, 422, 503),
     name="result",
 )
 async def result(
     request: AnyRequest, gateway: NamedDependency[Gateway], caller: NamedDependency[Caller], job_id: FromPath[str]
 ) -> ASGIApp:
-    """The audio of a finished song; byte ranges are served."""
+    """The audio of a finished song; byte ranges are served.
+
+    In another format than it was made in, it is converted when that is first asked for, which takes some seconds.
+    """
     job = await songs.find_job(gateway, caller.tenant, job_id)
-    return cast("ASGIApp", await audio_answer(gateway, job, request.method, request.headers))
+    wanted = request.query_params.get("format")
+    return cast("ASGIApp", await audio_answer(gateway, job, request.method, request.headers, wanted))
 
 
-@delete("/generate/{job_id:str}", status_code=200, responses=_refusals(404, 409, 503))
+@route(
+    "/generate/{job_id:str}/peaks",
+    http_method=GET_AND_HEAD,
+    operation_class=operation(_IF_NONE_MATCH, answers={304: Answer("the peaks are the same", _ETAG)}),
+    responses=refusals(404, 409, 410, 503)
+    | {200: ResponseSpec(PeaksBody, generate_examples=False, description="as audiowaveform writes it")},
+    name="peaks",
+)
+async def peaks(
+    request: AnyRequest, gateway: NamedDependency[Gateway], caller: NamedDependency[Caller], job_id: FromPath[str]
+) -> ASGIApp:
+    """The lowest and highest sample of every short stretch of a finished song, to draw it from."""
+    job = await songs.find_job(gateway, caller.tenant, job_id)
+    return cast("ASGIApp", await peaks_answer(gateway, job, request.method, request.headers))
+
+
+_TAKES_FORGET = operation(
+    parameter("forget", "query", "remove an ended song instead", Schema(type=OpenAPIType.BOOLEAN, default=False))
+)
+
+
+@delete(
+    "/generate/{job_id:str}", status_code=200, operation_class=_TAKES_FORGET, responses=refusals(404, 409, 422, 503)
+)
 async def cancel(
-    gateway: NamedDependency[Gateway], caller: NamedDependency[Caller], job_id: FromPath[str]
+    request: AnyRequest, gateway: NamedDependency[Gateway], caller: NamedDependency[Caller], job_id: FromPath[str]
 ) -> Response[songs.CancelledBody]:
-    """Cancel a song, queued or running."""
-    return Response(await songs.cancel(gateway, caller.tenant, job_id), headers=NO_STORE)
+    """Cancel a song, queued or running; with `forget`, remove one that has ended, its audio and its record."""
+    asked = request.query_params.get("forget", "false")
+    if asked not in ("true", "false"):
+        raise Refusal(422, "invalid-request", "forget has to be true or false", field="forget")
+    end = songs.forget if asked == "true" else songs.cancel
+    return Response(await end(gateway, caller.tenant, job_id), headers=NO_STORE)
 
 
-@get("/health")
+@get(
+    "/health",
+    operation_class=operation(answers={503: Answer("a song could not be taken now")}),
+    responses={503: ResponseSpec(HealthBody, generate_examples=False)},
+)
 async def health(gateway: NamedDependency[Gateway]) -> Response[HealthBody]:
     """Whether a song could be taken and made; 503 when it could not even be taken."""
     body = (await gateway.health.snapshot()).body
     return Response(body, status_code=503 if body.status == "unavailable" else 200, headers=NO_STORE)
 
 
-@get("/api/gpu", responses=_refusals(503))
+@get("/api/gpu", responses=refusals(503))
 async def gpus(gateway: NamedDependency[Gateway], caller: NamedDependency[Caller]) -> Response[gpu.GpusBody]:
     """Every device, who holds it and who waits for it."""
     return Response(await gpu.gpus(gateway, caller.tenant), headers=NO_STORE)
@@ -156,23 +255,33 @@ async def static(request: AnyRequest, pages: NamedDependency[Pages], name: FromP
     return pages.answer(request, name.lstrip("/"))
 
 
-@get("/livez", include_in_schema=False)
+@get("/livez")
 async def livez() -> dict[str, bool]:
     """This process answers."""
     return {"ok": True}
 
 
-@get("/readyz", include_in_schema=False)
+@get("/readyz", responses={503: ResponseSpec(dict[str, bool], generate_examples=False, description="not yet")})
 async def readyz(gateway: NamedDependency[Gateway]) -> Response[dict[str, bool]]:
     """NATS is connected and set up."""
     return Response({"ok": gateway.ready}, status_code=200 if gateway.ready else 503, headers=NO_STORE)
 
 
-@get("/metrics", include_in_schema=False)
+@get(
+    "/metrics",
+    operation_class=operation(
+        answers={
+            200: Answer("the figures", content=dict.fromkeys(("text/plain", "application/openmetrics-text"), TEXT))
+        }
+    ),
+)
 async def metrics(request: AnyRequest, gateway: NamedDependency[Gateway]) -> Response[bytes]:
     """Figures for Prometheus."""
     text, media_type = gateway.metrics.text(await gateway.health.snapshot(), request.headers.get("accept", ""))
     return Response(text, media_type=media_type, headers=NO_STORE)
 
 
-ROUTES = (generate, listing, status, result, cancel, health, gpus, index, static, livez, readyz, metrics)
+ROUTES = (
+    *(generate, listing, song, status, result, peaks, cancel, fit, health, gpus),
+    *(index, static, livez, readyz, metrics),
+)

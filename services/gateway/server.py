@@ -20,7 +20,7 @@ class GatewayServer(uvicorn.Server):
     """Serves one gateway. Whoever runs it decides about signals."""
 
     def __init__(self, gateway: Gateway) -> None:
-        settings = gateway.settings
+        self._gateway, settings = gateway, gateway.settings
         super().__init__(
             uvicorn.Config(
                 create_app(gateway),
@@ -43,7 +43,11 @@ class GatewayServer(uvicorn.Server):
         yield
 
     def stop(self) -> None:
-        """Shut down: sockets close with 1012, answers under way are finished. The second time without patience."""
+        """Shut down: sockets close with 1012, event streams end, answers under way are finished.
+
+        The second time without patience.
+        """
+        self._gateway.hub.dismiss()  # event streams would be waited for as answers under way
         self.force_exit = self.should_exit
         self.should_exit = True
 

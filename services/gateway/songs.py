@@ -3,10 +3,11 @@
 import asyncio
 import logging
 import re
-from typing import cast, get_args
+from typing import Annotated, cast, get_args
 
 import msgspec
 import nats
+from msgspec import Meta
 from nats.js.errors import APIError
 
 from services.gateway.catalogue import cursor_of, place_of
@@ -16,7 +17,7 @@ from services.gateway.problems import Refusal, unknown_job
 from shared.errors import HeartMulaError
 from shared.events import progress_at_start
 from shared.jobs import change
-from shared.messages import AudioFormat, Cancelled, Job, Progress, Stage, Status, timestamp
+from shared.messages import ENDED, AudioFormat, Cancelled, Job, Priority, Progress, Stage, Status, timestamp
 from shared.topology import cancel_subject, event_subject, purge_job
 
 log = logging.getLogger(__name__)
@@ -44,15 +45,38 @@ class StatusBody(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     format: AudioFormat | None = None
 
 
+class RequestBody(msgspec.Struct, frozen=True, kw_only=True):
+    """What was asked for, with what the gateway filled in: submitted again, it makes the same song."""
+
+    lyrics: str
+    tags: str
+    max_duration_ms: int | None
+    temperature: float
+    cfg_scale: float
+    topk: int
+    seed: int | None
+    format: AudioFormat
+    title: str | None
+    priority: Priority
+
+
+class Song(StatusBody, frozen=True, kw_only=True, omit_defaults=True):
+    """A song with what was asked for."""
+
+    request: RequestBody
+    group: Annotated[str, Meta(description="id of the first of its variants, where there are several")] | None = None
+    variant: Annotated[int, Meta(description="which of them it is, from 1")] | None = None
+
+
 class SongsBody(msgspec.Struct, frozen=True, kw_only=True):
     """A page of songs, newest first."""
 
-    songs: list[StatusBody]
+    songs: list[Song]
     next: str | None  # the cursor of the page that follows; None on the last
 
 
 class CancelledBody(msgspec.Struct, frozen=True, kw_only=True):
-    """The answer to a cancellation."""
+    """The answer to a cancellation or a removal."""
 
     job_id: str
     status: Status
@@ -66,9 +90,7 @@ async def find_job(gateway: Gateway, tenant: str, job_id: str) -> Job:
     return job
 
 
-async def listing(
-    gateway: Gateway, tenant: str, limit: str, cursor: str | None, status: str | None
-) -> SongsBody:
+async def listing(gateway: Gateway, tenant: str, limit: str, cursor: str | None, status: str | None) -> SongsBody:
     """A page of a tenant's songs; shorter than `limit` where records expired meanwhile. Raises a 422 `Refusal`."""
     if not re.fullmatch(r"[0-9]{1,3}", limit, re.ASCII) or not 1 <= int(limit) <= MAX_PAGE:
         raise Refusal(422, "invalid-request", f"limit has to be from 1 to {MAX_PAGE}", field="limit")
@@ -82,7 +104,7 @@ async def listing(
         if job is None:
             gateway.catalogue.forget(job_id)
     shown = [job for job in jobs if job is not None and status in (None, job.status)]
-    bodies = await asyncio.gather(*(describe(gateway, job) for job in shown))
+    bodies = await asyncio.gather(*(describe_whole(gateway, job) for job in shown))
     return SongsBody(songs=bodies, next=None if rest is None else cursor_of(rest))
 
 
@@ -107,6 +129,13 @@ async def describe(gateway: Gateway, job: Job) -> StatusBody:
         title=job.request.title,
         format=job.request.format,
     )
+
+
+async def describe_whole(gateway: Gateway, job: Job) -> Song:
+    """The state of a song with what was asked for."""
+    state = msgspec.structs.asdict(await describe(gateway, job))
+    asked = {name: getattr(job.request, name) for name in RequestBody.__struct_fields__}
+    return Song(**state, request=RequestBody(**asked), group=job.group, variant=job.variant)
 
 
 async def _latest(gateway: Gateway, job: Job) -> Progress | None:
@@ -161,6 +190,21 @@ async def cancel(gateway: Gateway, tenant: str, job_id: str) -> CancelledBody:
     return CancelledBody(job_id=job_id, status=job.status)
 
 
+async def forget(gateway: Gateway, tenant: str, job_id: str) -> CancelledBody:
+    """Remove a song that has ended, its audio and its record. Raises a 404 or 409 `Refusal`.
+
+    The audio first: where the store does not answer, the song is still there to be removed later.
+    """
+    job = await find_job(gateway, tenant, job_id)
+    if job.status not in ENDED:
+        raise Refusal(409, "conflict", f"the song is {job.status}; cancel it before it is removed")
+    for prefix in _prefixes(job_id):
+        await gateway.store.delete(prefix)
+    await gateway.jobs.delete(job)
+    log.info("%s: removed", job_id)
+    return CancelledBody(job_id=job_id, status=job.status)
+
+
 async def _last_progress(gateway: Gateway, job: Job) -> float:
     try:
         return _progress(gateway, job, await _latest(gateway, job))
@@ -169,8 +213,13 @@ async def _last_progress(gateway: Gateway, job: Job) -> float:
 
 
 async def _delete_objects(gateway: Gateway, job_id: str) -> None:
-    for prefix in (f"tokens/{job_id}/", f"audio/{job_id}/"):
+    for prefix in _prefixes(job_id):
         try:
             await gateway.store.delete(prefix)
         except HeartMulaError as error:
             log.warning("%s: cancelled, but what lies under %s was not deleted: %s", job_id, prefix, error)
+
+
+def _prefixes(job_id: str) -> tuple[str, str]:
+    """Under which all objects of a song lie."""
+    return f"tokens/{job_id}/", f"audio/{job_id}/"

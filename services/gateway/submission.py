@@ -5,17 +5,18 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
 
 import msgspec
 import nats
+from msgspec import Meta
 from nats.aio.client import Client
 from nats.js.errors import APIError, NotFoundError
 
-from services.gateway.access import Caller
+from services.gateway.access import Access, Caller
 from services.gateway.health import Health
-from services.gateway.idempotency import digest_of, require_same, song_of
+from services.gateway.idempotency import digest_of, removed, require_same, songs_of
 from services.gateway.metrics import Metrics
 from services.gateway.outlook import Expectation, Outlook
 from services.gateway.problems import refusal
@@ -24,8 +25,8 @@ from services.gateway.validation import Fitter, decode_request
 from shared.errors import JobConflict, QueueFull, Unavailable
 from shared.events import EventPublisher
 from shared.jobs import JobStore
-from shared.messages import GenerateRequest, Job, Queued, Status
-from shared.queues import queue_tokens
+from shared.messages import MAX_SEED, GenerateRequest, Job, Queued, Status
+from shared.queues import queue_group, queue_tokens
 from shared.topology import TOK, token_subject
 
 log = logging.getLogger(__name__)
@@ -43,6 +44,7 @@ class AcceptedBody(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     events_url: str
     queue_position: int | None = None  # songs before it
     eta: str | None = None  # when it is expected to be completed, RFC 3339
+    variants: Annotated[list["AcceptedBody"], Meta(description="all songs, where several were asked for")] | None = None
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class Accepted:
     sequence: int  # of its message in the queue; 0 when it is no longer there
     expected: Expectation
     duplicate: bool = False  # the same was asked for before, under the same key
+    variants: "tuple[Accepted, ...]" = ()  # all songs, this one first, where several were asked for
 
     @property
     def body(self) -> AcceptedBody:
@@ -66,6 +69,7 @@ class Accepted:
             events_url=f"{base}/events",
             queue_position=self.expected.position,
             eta=self.expected.eta,
+            variants=[variant.body for variant in self.variants] or None,
         )
 
 
@@ -75,6 +79,7 @@ class Submission:
     def __init__(
         self,
         nc: Client,
+        access: Access,
         fitter: Fitter,
         health: Health,
         outlook: Outlook,
@@ -82,92 +87,136 @@ class Submission:
         spawn: Callable[[Coroutine[Any, Any, None]], object],  # runs what an answer need not wait for
     ) -> None:
         self._nc, self._js = nc, nc.jetstream(timeout=5)
-        self._fitter, self._health, self._spawn = fitter, health, spawn
+        self._access = access
+        self.fitter, self._health, self._spawn = fitter, health, spawn
         self._outlook, self._metrics = outlook, metrics
         self._jobs, self._events = JobStore(self._js), EventPublisher(self._js)
 
     async def submit(self, caller: Caller, data: bytes, key: str | None = None) -> Accepted:
-        """Take a song, a JSON object. Returns once JetStream has it on disk.
+        """Take a song, a JSON object, or several variants of it. Returns once JetStream has all of them on disk.
 
         A request that comes again under the same key is answered with the song that it made the first time.
         Raises `Refusal`; then nothing stays behind.
         """
         try:
-            accepted = await self._submit(caller, data, key)
+            async with self._access.turn(caller):
+                return await self._submit(caller, data, key)
         except Exception as error:
             found = refusal(error)
             self._metrics.refused.labels(found.kind).inc()
             if found is error:
                 raise
             raise found from error
-        if not accepted.duplicate:
-            self._metrics.accepted.inc()
-        return accepted
 
     async def _submit(self, caller: Caller, data: bytes, key: str | None) -> Accepted:
         asked = decode_request(data)
         if key is None:
-            return await self._take(caller, str(uuid.uuid4()), asked, None)
-        job_id, digest = song_of(key, caller.tenant), digest_of(asked)
-        for _ in range(_TRIES):
-            job = await self._jobs.get(job_id, caller.tenant)
-            try:
-                if job is None:
-                    return await self._take(caller, job_id, asked, digest)
-                require_same(job, digest)
-                return await self._repeat(job)
-            except JobConflict:  # the same request, being taken or taken back at this moment
-                continue
-        raise Unavailable("nats", "the song's record keeps changing; try again")
-
-    async def _take(self, caller: Caller, job_id: str, asked: GenerateRequest, digest: str | None) -> Accepted:
-        """Make a new song. Raises `JobConflict` when its id is taken."""
-        request = await self._fitter.fit(asked)
-        await self._health.require_store()
-        job = Job(job_id=job_id, tenant=caller.tenant, request=request, created_at=time.time(), digest=digest)
-        await self._record(job)
-        sequence = await self._enqueue_new(job)
-        log.info("%s: taken, %d ms", job.job_id, request.max_duration_ms or 0)
-        expected = await self._outlook.of_accepted(job, sequence)
-        event = Queued(
-            job_id=job.job_id, status="queued", progress=0, queue_position=expected.position, eta=expected.eta
-        )
-        await self._events.publish(job.tenant, event)
-        return Accepted(job, sequence, expected)
-
-    async def _repeat(self, job: Job) -> Accepted:
-        """Answer with a song that has a record. Raises `JobConflict` when it is taken back meanwhile."""
-        sequence = await self._find(job)
-        if job.status == "queued":
-            # Whoever made the record may have died before the message; if it lives, one of the two is refused.
-            sequence = sequence or await self._enqueue(job)
-            job = await self._jobs.update(job.job_id, job.tenant, _once_more)
-        return Accepted(job, sequence, await self._outlook.of_accepted(job, sequence), duplicate=True)
-
-    async def _record(self, job: Job) -> None:
+            ids, digest = [str(uuid.uuid4()) for _ in range(asked.variants)], None
+        else:
+            ids, digest = songs_of(key, asked.variants, caller.tenant), digest_of(asked)
+        mine: dict[str, Job] = {}  # songs whose records this request made, or may have made
         try:
-            await self._jobs.create(job)
-        except JobConflict:
-            raise
-        except BaseException:  # it may have been written all the same
-            self._spawn(retract_in_time(self._js, job))
-            raise
-
-    async def _enqueue_new(self, job: Job) -> int:
-        try:
-            return await self._enqueue(job)
+            for _ in range(_TRIES):
+                try:
+                    return await self._take(caller, asked, ids, digest, mine)
+                except JobConflict:  # the same request, being taken or taken back at this moment
+                    if any([await self._jobs.was_deleted(job_id, caller.tenant) for job_id in ids]):
+                        raise removed() from None
+            raise Unavailable("nats", "the song's record keeps changing; try again")
         except QueueFull:
-            with contextlib.suppress(Unavailable, nats.errors.Error, APIError, TimeoutError, OSError):
-                await retract(self._js, job)
+            for job in mine.values():
+                with contextlib.suppress(Unavailable, nats.errors.Error, APIError, TimeoutError, OSError):
+                    await retract(self._js, job)
             raise
         except BaseException:
-            self._spawn(retract_in_time(self._js, job))
+            for job in mine.values():
+                self._spawn(retract_in_time(self._js, job))
             raise
 
-    async def _enqueue(self, job: Job) -> int:
-        """Publish a song's message; returns its sequence, or 0 where it was there and is gone."""
-        ack = await queue_tokens(self._nc, job)
-        return ack.seq if ack else await self._find(job)  # else a duplicate of the request was quicker
+    async def _take(
+        self, caller: Caller, asked: GenerateRequest, ids: list[str], digest: str | None, mine: dict[str, Job]
+    ) -> Accepted:
+        """Take the songs of a request, all of them: those that have no record are made.
+
+        Raises `JobConflict` when a record came or went meanwhile.
+        """
+        known = [await self._jobs.get(job_id, caller.tenant) if digest else None for job_id in ids]
+        jobs = await self._record(caller, known, asked, ids, digest, mine)
+        # The message of a record that was found may be missing: whoever made it may have died before, or is at it.
+        sequences = [await self._find(job) if found else 0 for job, found in zip(jobs, known, strict=True)]
+        await self._enqueue(jobs, sequences)
+        for index, job in enumerate(jobs):
+            if job.job_id not in mine and job.status == "queued":
+                jobs[index] = await self._jobs.update(job.job_id, job.tenant, _once_more)
+        taken = [await self._accepted(job, seq, mine) for job, seq in zip(jobs, sequences, strict=True)]
+        return replace(taken[0], duplicate=not mine, variants=tuple(taken) if len(taken) > 1 else ())
+
+    async def _record(
+        self,
+        caller: Caller,
+        known: list[Job | None],
+        asked: GenerateRequest,
+        ids: list[str],
+        digest: str | None,
+        mine: dict[str, Job],
+    ) -> list[Job]:
+        """The records of all variants; those that are not known are made, with seeds that go with the others'."""
+        for job in known:
+            if job is not None and digest is not None:
+                require_same(job, digest)
+        if None not in known:
+            return [job for job in known if job is not None]
+        found = next(((index, job.request) for index, job in enumerate(known) if job is not None), None)
+        self._access.check(caller, asked)
+        place, request = found or (0, await self.fitter.fit(asked, caller.limits.max_duration_ms))
+        await self._health.require_store()
+        await self._access.admit(caller, known.count(None))
+        jobs = []
+        for index, job_id in enumerate(ids):
+            job = known[index]
+            if job is None:
+                seed = ((request.seed or 0) + index - place) % (MAX_SEED + 1)
+                job = Job(
+                    job_id=job_id,
+                    tenant=caller.tenant,
+                    request=msgspec.structs.replace(request, seed=seed, variants=1),
+                    created_at=time.time(),
+                    group=ids[0] if len(ids) > 1 else None,
+                    variant=index + 1 if len(ids) > 1 else None,
+                    digest=digest,
+                )
+                mine[job_id] = job
+                try:
+                    await self._jobs.create(job)
+                except JobConflict:
+                    del mine[job_id]
+                    raise
+            jobs.append(job)
+        return jobs
+
+    async def _enqueue(self, jobs: list[Job], sequences: list[int]) -> None:
+        """Queue the songs that wait and have no message, all or none of them; their sequences are filled in."""
+        missing = [index for index, job in enumerate(jobs) if job.status == "queued" and not sequences[index]]
+        if len(missing) == 1:
+            ack = await queue_tokens(self._nc, jobs[missing[0]])
+            added = [ack.seq] if ack else None
+        else:
+            added = await queue_group(self._nc, [jobs[index] for index in missing]) if missing else []
+        if added is None:
+            raise JobConflict("a duplicate of the request was quicker")
+        for index, sequence in zip(missing, added, strict=True):
+            sequences[index] = sequence
+
+    async def _accepted(self, job: Job, sequence: int, mine: dict[str, Job]) -> Accepted:
+        expected = await self._outlook.of_accepted(job, sequence)
+        if job.job_id in mine:
+            log.info("%s: taken, %d ms", job.job_id, job.request.max_duration_ms or 0)
+            event = Queued(
+                job_id=job.job_id, status="queued", progress=0, queue_position=expected.position, eta=expected.eta
+            )
+            await self._events.publish(job.tenant, event)
+            self._metrics.accepted.inc()
+        return Accepted(job, sequence, expected)
 
     async def _find(self, job: Job) -> int:
         """The sequence of a song's message in the queue, or 0."""

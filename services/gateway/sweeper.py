@@ -23,7 +23,7 @@ from services.gateway.records import Record, scan
 from shared.errors import HeartMulaError, JobConflict, QueueFull
 from shared.jobs import JobStore, change
 from shared.messages import ENDED, DecodeJob, Job
-from shared.objects import ObjectStore, StoredObject
+from shared.objects import ObjectStore, StoredObject, belonging
 from shared.queues import queue_decode, queue_tokens
 from shared.settings import Settings
 from shared.tasks import end
@@ -132,10 +132,11 @@ class Sweeper:
         """Delete what the song does not need by its record of this moment; returns how many."""
         ordered = await self._ordered_tokens(job_id)
         job = await self._jobs.get(job_id, tenant)
+        unwanted = job is None and await self._jobs.was_deleted(job_id, tenant)
         deleted = 0
         for item in objects:
             awaited = job is not None and job.status not in ENDED and item.key == ordered
-            if not (awaited or self._needed(job, item)):
+            if unwanted or not (awaited or self._needed(job, item)):
                 await self._store.delete_one(item.key)
                 deleted += 1
         return deleted
@@ -155,7 +156,7 @@ class Sweeper:
         if job.status in ("failed", "cancelled"):
             return False
         if job.status == "completed":
-            return item.key == job.audio_key
+            return job.audio_key is not None and item.key in belonging(job.audio_key)
         name = item.key.rpartition("/")[2].partition(".")[0]
         return item.key == job.tokens_key or name == str(job.fence)
 

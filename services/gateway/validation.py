@@ -4,8 +4,10 @@ import asyncio
 import re
 import secrets
 import unicodedata
+from typing import Annotated, TypeVar
 
 import msgspec
+from msgspec import Meta
 
 from services.gateway.problems import Refusal
 from shared.checkpoint import FRAME_MS
@@ -15,7 +17,6 @@ from shared.prompt import Prompter
 
 MAX_BODY = 256 * 1024  # bytes
 
-_decoder = msgspec.json.Decoder(GenerateRequest, strict=True)
 _AT = re.compile(r" - at `\$(?:\.(\w+))?`$")
 _NAMED = re.compile(r"(?:unknown|required) field `(.*)`", re.DOTALL)
 _TYPES = {"int": "a whole number", "float": "a number", "str": "text", "bool": "true or false", "null": "null"} | {
@@ -24,34 +25,63 @@ _TYPES = {"int": "a whole number", "float": "a number", "str": "text", "bool": "
 }
 
 
+class FitRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Text whose length is asked for; it may be blank, as while it is being written."""
+
+    lyrics: Annotated[str, Meta(max_length=60_000)]
+    tags: Annotated[str, Meta(max_length=4_000)] = ""
+
+
+class FitBody(msgspec.Struct, frozen=True, kw_only=True):
+    """How long a song may be beside some text."""
+
+    prompt_tokens: Annotated[int, Meta(description="positions of the model that the text takes")]
+    longest_ms: Annotated[int, Meta(description="0 where the text leaves no room")]
+
+
+_decoder = msgspec.json.Decoder(GenerateRequest, strict=True)
+_fit_decoder = msgspec.json.Decoder(FitRequest, strict=True)
+_Asked = TypeVar("_Asked", GenerateRequest, FitRequest)
+
+
 def decode_request(data: bytes) -> GenerateRequest:
     """Read a request. Raises `InvalidRequest` for what it says, `Refusal` where it is no JSON or too large."""
-    if len(data) > MAX_BODY:
-        raise Refusal(413, "too-large", "the body may have at most 256 KiB")
-    if not data.strip():
-        raise Refusal(400, "malformed-json", 'the body is empty; send an object such as {"lyrics": "la la la"}')
-    try:
-        request = _decoder.decode(data)
-    except msgspec.ValidationError as error:
-        raise _in_words(str(error)) from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        what = "not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
-        raise Refusal(400, "malformed-json", f"{what}; the body must be one JSON object in UTF-8") from None
-    _check_text("lyrics", request.lyrics, "\n\r\t")
-    _check_text("tags", request.tags, "\n\r\t")
+    request = _decode(data, _decoder)
     _check_text("title", request.title or "", "")
     if not request.lyrics.strip() and not request.tags.strip():
         raise InvalidRequest("lyrics", "give lyrics or tags; both are blank")
     return request
 
 
-def _in_words(message: str) -> InvalidRequest:
+def decode_fit(data: bytes) -> FitRequest:
+    """The same for text whose length is asked for."""
+    return _decode(data, _fit_decoder)
+
+
+def _decode(data: bytes, decoder: msgspec.json.Decoder[_Asked]) -> _Asked:
+    if len(data) > MAX_BODY:
+        raise Refusal(413, "too-large", "the body may have at most 256 KiB")
+    if not data.strip():
+        raise Refusal(400, "malformed-json", 'the body is empty; send an object such as {"lyrics": "la la la"}')
+    try:
+        request = decoder.decode(data)
+    except msgspec.ValidationError as error:
+        raise _in_words(str(error), decoder.type.__struct_fields__) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        what = "not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
+        raise Refusal(400, "malformed-json", f"{what}; the body must be one JSON object in UTF-8") from None
+    _check_text("lyrics", request.lyrics, "\n\r\t")
+    _check_text("tags", request.tags, "\n\r\t")
+    return request
+
+
+def _in_words(message: str, fields: tuple[str, ...]) -> InvalidRequest:
     """msgspec's message as a person would say it."""
     at = _AT.search(message)
     field = at[1] or "" if at else ""
     message = _AT.sub("", message)
     if named := _NAMED.search(message):
-        known = ", ".join(GenerateRequest.__struct_fields__)
+        known = ", ".join(fields)
         if "required" in message:
             return InvalidRequest(named[1], "is required")
         return InvalidRequest(named[1][:100], f"is not a field; there are {known}")
@@ -62,7 +92,7 @@ def _in_words(message: str) -> InvalidRequest:
         bound = "at most" if limit[3] == "<=" else "at least"
         return InvalidRequest(field, f"must {'have' if limit[2] else 'be'} {bound} {limit[4]}{_unit(limit[2])}")
     if choice := re.fullmatch(r"Invalid enum value (.*)", message):
-        allowed = {"format": "flac, wav or mp3", "priority": "high or normal"}.get(field, "another value")
+        allowed = {"format": "flac, wav, mp3 or ogg", "priority": "high or normal"}.get(field, "another value")
         return InvalidRequest(field, f"must be {allowed}, not {choice[1][:100]}")
     return InvalidRequest(field, message)
 
@@ -85,8 +115,8 @@ class Fitter:
     def __init__(self, prompter: Prompter) -> None:
         self._prompter = prompter
 
-    async def fit(self, request: GenerateRequest) -> GenerateRequest:
-        """The request with `max_duration_ms` and `seed` filled in. Raises `InvalidRequest` when it cannot be met."""
+    async def fit(self, request: GenerateRequest, most_ms: int | None = None) -> GenerateRequest:
+        """The request with `seed` and `max_duration_ms` (up to `most_ms`) filled in. Raises `InvalidRequest` when it cannot be met."""
         # Long lyrics take a while, and the tokenizer lets other threads run.
         longest = await asyncio.to_thread(self._longest, request)
         if longest < FRAME_MS:
@@ -100,9 +130,14 @@ class Fitter:
             )
         return msgspec.structs.replace(
             request,
-            max_duration_ms=min(DEFAULT_DURATION_MS, longest) if wanted is None else wanted,
+            max_duration_ms=min(DEFAULT_DURATION_MS, longest, most_ms or longest) if wanted is None else wanted,
             seed=secrets.randbelow(MAX_SEED + 1) if request.seed is None else request.seed,
         )
+
+    async def measure(self, text: FitRequest) -> FitBody:
+        """How much room a text leaves. Raises `InvalidRequest` for characters that the model does not know."""
+        prompt = await asyncio.to_thread(self._prompter.encode, text.tags, text.lyrics)
+        return FitBody(prompt_tokens=prompt.length, longest_ms=max(0, self._prompter.longest_ms(prompt)))
 
     def _longest(self, request: GenerateRequest) -> int:
         return self._prompter.longest_ms(self._prompter.encode(request.tags, request.lyrics))

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import httpx
 import msgspec
@@ -14,7 +14,7 @@ import nats
 from nats.aio.client import Client as NatsClient
 
 from services.tokenizer_worker.trivial import POISON_SEED
-from shared.messages import GenerateRequest, Status
+from shared.messages import AudioFormat, GenerateRequest, Status
 from shared.topology import TENANT, submit_subject
 
 SONG_FAULTS = ("cancel", "tokens-deleted", "tokens-corrupted", "duplicate-submission", "duplicate-job")
@@ -69,7 +69,7 @@ def plan_songs(
             tags="pop,piano",
             max_duration_ms=round(random.uniform(*length) * 1000),
             seed=POISON_SEED if number in poisoned else 1000 + number,
-            format=random.choice(("flac", "wav", "mp3")),
+            format=random.choice(get_args(AudioFormat)),
             priority="high" if random.random() < 0.25 else "normal",
             title=f"song {number}",
         )

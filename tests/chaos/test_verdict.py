@@ -71,6 +71,9 @@ def test_the_store_holds_one_audio_object_a_song_and_nothing_else() -> None:
         return verdict
 
     assert not judged("audio/a/7.wav").broken
+    assert not judged("audio/a/7.wav", "audio/a/7.peaks.json").broken
+    assert judged("audio/a/7.peaks.json").lost
+    assert judged("audio/a/7.wav", "audio/a/8.peaks.json").duplicated
     assert judged().lost
     assert judged("audio/a/8.wav").lost
     assert judged("audio/a/7.wav", "audio/a/8.wav").duplicated

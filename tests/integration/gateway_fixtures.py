@@ -23,6 +23,8 @@ from nats.js import JetStreamContext
 from websockets.asyncio.client import ClientConnection
 
 from deploy.local.servers import NatsServer, S3Server, free_port
+from services.gateway.gateway import Gateway
+from services.gateway.server import GatewayServer
 from shared.events import EventPublisher
 from shared.jobs import JobStore, change
 from shared.messages import AnyEvent, Completed, GpuFigures, Job, Progress, Role, Stage, Status, WorkerStatus
@@ -232,6 +234,26 @@ async def open_house(settings: Settings, tmp_path: Path, **changes: Any) -> Asyn
         if hasattr(house, "nc"):
             await house.nc.close()
         house.store.close()
+
+
+@asynccontextmanager
+async def in_process(settings: Settings) -> AsyncIterator[tuple[Gateway, GatewayServer, str]]:
+    """A gateway on this very loop, so that a test can look inside; its server and its address."""
+    gateway = await Gateway.open(settings)
+    server = GatewayServer(gateway)
+    server.config.port = free_port()
+    serving = asyncio.create_task(server.serve())
+
+    async def started() -> bool:
+        return server.started
+
+    try:
+        await eventually(started, "the server did not start")
+        yield gateway, server, f"http://127.0.0.1:{server.config.port}"
+    finally:
+        server.stop()
+        await serving
+        await gateway.close()
 
 
 async def _ignore(error: Exception) -> None:

@@ -18,6 +18,8 @@ from services.codec_worker.stage import fetch_tokens
 from shared.errors import TokensLost
 from shared.jobs import change
 from shared.messages import DecodeJob, GenerateRequest, Job, Stage
+from shared.objects import peaks_key
+from shared.peaks import PeaksBody
 from shared.settings import Settings
 from shared.tokens import TokenMeta, pack
 from shared.topology import DEC, FAULTS, TOK, cancel_subject, decode_subject, purge_job, token_subject
@@ -44,7 +46,8 @@ async def test_songs_end_as_audio_and_the_models_never_meet(settings: Settings) 
         for process in flow.processes:
             assert await flow.stop(process) == 0
         # Nothing is left of the way: no tokens, no messages, nothing on the device, no scratch files.
-        assert await flow.keys() == sorted(str(job.audio_key) for job in jobs)
+        keys = [str(job.audio_key) for job in jobs]
+        assert await flow.keys() == sorted(keys + [peaks_key(key) for key in keys])
         for stream in (TOK, DEC):
             assert (await flow.js.stream_info(stream)).state.messages == 0
         journal = flow.journal()
@@ -53,6 +56,20 @@ async def test_songs_end_as_audio_and_the_models_never_meet(settings: Settings) 
         assert overlaps(journal) == 0
         assert not list(settings.data_dir.glob("device/*/*.account"))
         assert not list((settings.data_dir / "tmp").iterdir())
+
+
+@pytest.mark.parametrize("audio_format", ["flac", "wav", "mp3", "ogg"])
+async def test_a_song_comes_with_its_peaks(settings: Settings, audio_format: str) -> None:
+    async with open_flow(settings, "tokenizer", "codec") as flow:
+        job = await flow.ended(await flow.submit(2, format=audio_format))
+        audio, rate = soundfile.read(io.BytesIO(await flow.store.get(str(job.audio_key))))
+        peaks = msgspec.json.decode(await flow.store.get(peaks_key(str(job.audio_key))), type=PeaksBody)
+        assert (peaks.sample_rate, peaks.length) == (rate, -(-len(audio) // peaks.samples_per_pixel))
+        assert len(peaks.data) == 2 * peaks.length
+        loudest = np.abs(audio.mean(axis=1)).max() * 127
+        assert max(abs(value) for value in peaks.data) == pytest.approx(
+            loudest, abs=1.5 if audio_format == "flac" else 8
+        )
 
 
 async def test_every_step_is_told_and_progress_never_goes_back(settings: Settings) -> None:
@@ -143,7 +160,7 @@ async def test_a_killed_tokenizer_costs_no_song(settings: Settings) -> None:
         await flow.worker("tokenizer")
         jobs = [await flow.ended(job_id) for job_id in ids]
         assert [job.status for job in jobs] == ["completed", "completed"]
-        assert len(await flow.keys("audio/")) == 2
+        assert len(await flow.keys("audio/")) == 4  # each with its peaks
         assert overlaps(flow.journal()) == 0
 
 
@@ -157,7 +174,7 @@ async def test_a_killed_codec_costs_no_song(settings: Settings) -> None:
         await flow.worker("codec")
         job = await flow.ended(job_id)
         assert (job.status, job.duration_s) == ("completed", 30)
-        assert len(await flow.keys("audio/")) == 1
+        assert len(await flow.keys("audio/")) == 2  # with its peaks
 
 
 async def test_a_song_that_kills_every_worker_is_given_up(settings: Settings) -> None:
@@ -208,7 +225,7 @@ async def test_a_nats_restart_in_the_middle_costs_no_song(settings: Settings, na
         await asyncio.sleep(0.5)
         await nats_server.start()
         assert [(await flow.ended(job_id)).status for job_id in ids] == ["completed", "completed"]
-        assert len(await flow.keys("audio/")) == 2
+        assert len(await flow.keys("audio/")) == 4  # each with its peaks
         assert all(process.returncode is None for process in flow.processes)
 
 
@@ -369,7 +386,7 @@ async def test_a_second_decode_job_for_the_same_song_changes_nothing(settings: S
         await flow.js.publish(decode_subject(job_id), msgspec.json.encode(order))
         await flow.ended(await flow.submit(1))
         assert await flow.jobs.get(job_id) == done
-        assert await flow.keys(f"audio/{job_id}/") == [done.audio_key]
+        assert await flow.keys(f"audio/{job_id}/") == [done.audio_key, peaks_key(str(done.audio_key))]
 
 
 async def test_without_offload_both_models_stay_on_the_device(settings: Settings) -> None:

@@ -50,7 +50,7 @@ async def test_songs_can_be_asked_for_by_status(house: House) -> None:
     assert await page(house, status="queued") == ([ids[0], ids[2]], None)
     assert await page(house, status="cancelled") == ([ids[1]], None)
     song = (await house.http.get("/generate", params={"status": "cancelled"})).json()["songs"]
-    assert song == [(await house.http.get(f"/generate/{ids[1]}/status")).json()]
+    assert song == [(await house.http.get(f"/generate/{ids[1]}")).json()]
 
 
 async def test_parameters_that_are_wrong_are_named(house: House) -> None:

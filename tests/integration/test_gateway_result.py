@@ -50,7 +50,7 @@ async def test_the_audio_comes_whole(house: House, url: str) -> None:
     assert disposition.endswith("filename*=UTF-8''Ein%20Lied%20%C3%BCber%20alles.flac")
 
 
-@pytest.mark.parametrize(("name", "media_type"), [("wav", "audio/wav"), ("mp3", "audio/mpeg")])
+@pytest.mark.parametrize(("name", "media_type"), [("wav", "audio/wav"), ("mp3", "audio/mpeg"), ("ogg", "audio/ogg")])
 async def test_the_type_is_the_format_that_was_asked_for(house: House, name: str, media_type: str) -> None:
     job_id = await house.submit(format=name)
     await house.complete(job_id, AUDIO)

@@ -1,20 +1,17 @@
 """A song's events over a websocket."""
 
 import asyncio
-import contextlib
 import signal
 from collections.abc import AsyncIterator
 
 import pytest
 import websockets
 
-from deploy.local.servers import NatsServer, S3Server, free_port
-from services.gateway.gateway import Gateway
-from services.gateway.server import GatewayServer
+from deploy.local.servers import NatsServer, S3Server
 from shared.messages import Failed, Queued
 from shared.settings import Settings
 from shared.topology import EVENTS
-from tests.integration.gateway_fixtures import House, eventually, fresh_settings, open_house
+from tests.integration.gateway_fixtures import House, eventually, fresh_settings, in_process, open_house
 
 UNKNOWN = "00000000-0000-4000-8000-000000000000"
 
@@ -167,31 +164,11 @@ async def test_nothing_is_lost_while_the_broker_restarts(settings: Settings, nat
             assert (await watcher.rest())[1] == 1000
 
 
-@contextlib.asynccontextmanager
-async def in_process(settings: Settings) -> AsyncIterator[tuple[Gateway, GatewayServer, str]]:
-    """A gateway on this very loop, so that a test can look inside."""
-    gateway = await Gateway.open(settings)
-    server = GatewayServer(gateway)
-    server.config.port = free_port()
-    serving = asyncio.create_task(server.serve())
-
-    async def started() -> bool:
-        return server.started
-
-    try:
-        await eventually(started, "the server did not start")
-        yield gateway, server, f"ws://127.0.0.1:{server.config.port}/generate"
-    finally:
-        server.stop()
-        await serving
-        await gateway.close()
-
-
 async def test_clients_that_vanish_leave_nothing_behind(settings: Settings) -> None:
     before = asyncio.all_tasks()
     async with in_process(settings) as (gateway, _, base):
         answer = await gateway.submission.submit(b'{"lyrics": "la"}')
-        url = f"{base}/{answer.job.job_id}/events"
+        url = f"{base.replace('http', 'ws', 1)}/generate/{answer.job.job_id}/events"
         idle = len(asyncio.all_tasks())
         for _ in range(4):
             clients = await asyncio.gather(*(websockets.connect(url, proxy=None) for _ in range(50)))

@@ -96,6 +96,8 @@ async def test_objects_that_nobody_needs_are_deleted(mess: Mess) -> None:
     await mess.song("again", "generating", ordered=True, fence=8, tokens_key="tokens/again/5.safetensors")
     needed = {
         "audio/done/7.flac",
+        "audio/done/7.peaks.json",
+        "audio/done/7.mp3",  # what it was converted to
         "tokens/again/5.safetensors",  # of an earlier turn, to go on from
         "tokens/again/8.safetensors",  # of this turn
         "audio/again/8.flac",
@@ -104,13 +106,14 @@ async def test_objects_that_nobody_needs_are_deleted(mess: Mess) -> None:
         *needed,
         *("tokens/nobody/1.safetensors", "audio/nobody/1.flac", "tokens/failed/1.safetensors", "audio/failed/1.flac"),
         *("audio/cancelled/1.mp3", "tokens/done/6.safetensors", "audio/done/6.flac", "audio/done/7.flac.part"),
+        *("audio/done/6.peaks.json", "audio/done/6.mp3", "audio/failed/1.peaks.json", "audio/nobody/1.ogg"),
         *("tokens/again/7.safetensors", "audio/retracted/1.flac"),
     )
     await mess.put("elsewhere/nobody/1.flac", "audio/no-song.flac")  # not ours
-    assert await mess.sweeper.sweep() == Swept(objects=10)
+    assert await mess.sweeper.sweep() == Swept(objects=14)
     assert await mess.keys() == needed | {"elsewhere/nobody/1.flac", "audio/no-song.flac"}
     assert await mess.sweeper.sweep() == NOTHING
-    assert mess.sweeper.total == Swept(objects=10)
+    assert mess.sweeper.total == Swept(objects=14)
     assert await mess.consumers() == 0
 
 
@@ -254,7 +257,10 @@ async def _logged(log: Path, words: str) -> bool:
     return words in log.read_text()
 
 
-async def test_audio_outlives_a_record_that_was_lost(mess: Mess) -> None:
+async def test_audio_outlives_a_record_that_was_lost_but_not_one_that_was_deleted(mess: Mess) -> None:
+    await mess.jobs.delete(await mess.song("deleted", "completed", audio_key="audio/deleted/1.flac"))
+    await mess.put("audio/deleted/1.flac")
+    assert await mess.another(keep=3600).sweep() == Swept(objects=1)
     await mess.put("audio/lost/1.flac", "tokens/lost/1.safetensors")
     assert await mess.another(keep=3600).sweep() == Swept(objects=1)
     assert await mess.keys() == {"audio/lost/1.flac"}

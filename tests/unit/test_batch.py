@@ -1,6 +1,7 @@
 """Songs in a batch: who leaves it when, and who answers for an error."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any
@@ -137,7 +138,12 @@ async def test_a_paused_song_has_got_further_however_early_it_is_paused(executor
 async def test_when_the_device_breaks_nobody_is_tried_again_on_it(executor: Executor) -> None:
     songs = Songs(Engine(4, poison="b"), executor)
     songs.engine.error = DeviceBroken("illegal memory access")
-    makings = await asyncio.gather(*(songs.make(name, 10) for name in "abc"))
+    gate = threading.Event()
+    executor.submit(gate.wait)  # until all three are there
+    coming = asyncio.gather(*(songs.make(name, 10) for name in "abc"))
+    await asyncio.sleep(0)
+    gate.set()
+    makings = await coming
     assert [type(making.future.exception()) for making in makings] == [DeviceBroken] * 3
 
 

@@ -97,7 +97,7 @@ def test_tags() -> None:
 )
 def test_file_names_are_safe(title: str | None, name: str) -> None:
     job = Job(job_id="j", tenant="local", request=GenerateRequest(lyrics="la", title=title), created_at=0)
-    header = disposition(job)
+    header = disposition(job, job.request.format)
     assert f'inline; filename="{name}"; ' in header
     header.encode("ascii")
 

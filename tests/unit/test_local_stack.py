@@ -1,7 +1,6 @@
-"""The local stack's runner with trivial services in place of the real ones, and the demo with a trivial stack."""
+"""The local stack's runner with trivial services in place of the real ones."""
 
 import asyncio
-import json
 import os
 import re
 import signal
@@ -13,12 +12,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-import uvicorn
 
-from deploy.local import demo
 from deploy.local.credentials import load_credentials
 from deploy.local.processes import Process
 from deploy.local.servers import NatsServer, PortInUse, S3Server, free_port
@@ -347,103 +343,3 @@ async def test_a_command_that_does_not_exist_says_so(tmp_path: Path) -> None:
     await part.start()
     assert await part.wait() == 1
     assert "nothing cannot be run: No such file" in part.obituary()
-
-
-class Gateway:
-    """As much of the gateway as the demo sees."""
-
-    def __init__(self, *, events: bool, end: str = "completed") -> None:
-        self.events = events
-        self.end = end
-        self.submitted: Any = None
-        self.asked = 0
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] == "lifespan":
-            return
-        if scope["type"] == "websocket":
-            await receive()
-            if not self.events:
-                await send({"type": "websocket.close", "code": 4404})
-                return
-            await send({"type": "websocket.accept"})
-            for frame in (
-                {"status": "queued", "progress": 0},
-                {"type": "song.progress", "data": {"status": "generating", "progress": 40.5}},
-                {"type": "song.ended", "data": {"status": self.end, "progress": 100}},
-            ):
-                await send({"type": "websocket.send", "text": json.dumps(frame)})
-            await send({"type": "websocket.close", "code": 1000})
-            return
-        headers, body, status = [(b"content-type", b"application/json")], b"", 200
-        if scope["method"] == "POST":
-            self.submitted = json.loads((await receive())["body"])
-            job = {"job_id": "j1", "status": "queued", "status_url": "/generate/j1/status"}
-            body = json.dumps(job | {"result_url": "/generate/j1/result", "events_url": "/generate/j1/events"}).encode()
-            status = 202
-        elif scope["path"].endswith("/status"):
-            self.asked += 1
-            state = self.end if self.asked > 1 or self.events else "decoding"
-            body = json.dumps({"status": state, "progress": 70, "error": "no voice"}).encode()
-        else:
-            name = b'attachment; filename="../hello.flac"'
-            headers, body = [(b"content-type", b"audio/flac"), (b"content-disposition", name)], b"fLaC" * 100
-        await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
-
-
-@pytest.fixture
-def serve() -> Iterator[Callable[[Gateway], str]]:
-    servers: list[tuple[uvicorn.Server, threading.Thread]] = []
-
-    def start(gateway: Gateway) -> str:
-        port = free_port()
-        server = uvicorn.Server(uvicorn.Config(gateway, port=port, log_level="critical", ws="websockets-sansio"))
-        thread = threading.Thread(target=server.run)
-        thread.start()
-        servers.append((server, thread))
-        until(lambda: server.started)
-        return f"http://127.0.0.1:{port}"
-
-    yield start
-    for server, thread in servers:
-        server.should_exit = True
-        thread.join()
-
-
-@pytest.mark.parametrize("events", [True, False])
-def test_the_demo_follows_the_song_and_saves_it(
-    events: bool,
-    serve: Callable[[Gateway], str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    gateway = Gateway(events=events)
-    url = serve(gateway)
-    assert demo.make_song(url) == 0
-    assert demo.make_song(url) == 0
-    assert gateway.submitted == {
-        "lyrics": "[Verse]\nHello world\n[Chorus]\nLa la la",
-        "tags": "pop,piano,english",
-        "max_duration_ms": 20_000,
-    }
-    saved = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*.*"))
-    assert saved == [Path("here/hello-j1.flac"), Path("here/hello.flac")]
-    assert (tmp_path / "here" / "hello.flac").read_bytes() == b"fLaC" * 100
-    out = capsys.readouterr().out
-    assert ("40 % generating" if events else "70 % decoding") in out
-    assert (gateway.asked == 0) == events
-    assert "saved " + str(tmp_path / "here" / "hello.flac") in out
-
-
-def test_the_demo_says_why_a_song_failed(serve: Callable[[Gateway], str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert demo.make_song(serve(Gateway(events=True, end="failed"))) == 1
-    assert "the song failed: no voice" in capsys.readouterr().err
-
-
-def test_the_demo_without_a_stack_says_how_to_start_one(capsys: pytest.CaptureFixture[str]) -> None:
-    assert demo.make_song(f"http://127.0.0.1:{free_port()}") == 1
-    assert "start one with `make run`" in capsys.readouterr().err

@@ -1,0 +1,181 @@
+"""The AsyncAPI document: what is told of songs, and how NATS clients ask for one. Made from the types that are sent."""
+
+from functools import cache
+from typing import Any, get_args
+
+import msgspec
+
+from services.gateway.feed import SnapshotBody
+from services.gateway.intake import ERROR_CODES
+from services.gateway.openapi import VERSION
+from services.gateway.submission import AcceptedBody
+from shared.messages import AnyEvent, CloudEvent, GenerateRequest
+from shared.topology import event_subject, submit_subject
+
+_EVENTS: tuple[type[msgspec.Struct], ...] = get_args(AnyEvent)
+_SCHEMAS = "#/components/schemas/"
+_MESSAGES = "#/components/messages/"
+
+
+class TakenBody(AcceptedBody, frozen=True, kw_only=True):
+    """The answer to a NATS client whose song was taken: a PubAck and more."""
+
+    stream: str
+    seq: int
+    duplicate: bool
+
+
+class ErrorBody(msgspec.Struct, frozen=True, kw_only=True):
+    """What was wrong, as JetStream says it."""
+
+    code: int
+    err_code: int
+    description: str
+
+
+class RefusedBody(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer to a NATS client whose song was not taken."""
+
+    error: ErrorBody
+
+
+@cache
+def document() -> bytes:
+    """AsyncAPI 3.0, JSON."""
+    return msgspec.json.encode(_document())
+
+
+def _document() -> dict[str, Any]:
+    kinds = [str(event.__struct_config__.tag) for event in _EVENTS]
+    address = "/generate/{job_id}/events"
+    after = {"type": "string", "pattern": "^[0-9]{1,18}$", "description": "id of the latest event that is known"}
+    return {
+        "asyncapi": "3.0.0",
+        "info": {
+            "title": "HeartMuLa on JetStream: events",
+            "version": VERSION,
+            "description": "What happens to songs, live, and songs asked for by NATS clients. The HTTP API: /schema.",
+            "license": {"name": "Apache-2.0", "url": "https://www.apache.org/licenses/LICENSE-2.0"},
+        },
+        "defaultContentType": "application/json",
+        "servers": {
+            "socket": _server("ws", "127.0.0.1:8000", "the gateway"),
+            "stream": _server("http", "127.0.0.1:8000", "the gateway"),
+            "nats": _server("nats", "127.0.0.1:4222", "the NATS server of the house"),
+        },
+        "channels": {
+            "socket": _channel("socket", address, ["snapshot", *kinds], _SOCKET, ["job_id"])
+            | {"bindings": {"ws": {"method": "GET", "query": {"type": "object", "properties": {"after": after}}}}},
+            "stream": _channel("stream", address, ["snapshot", *kinds], _STREAM, ["job_id"]),
+            "events": _channel(
+                "nats", event_subject("{tenant}", "{job_id}", "{kind}"), kinds, _SUBJECTS, ["tenant", "job_id", "kind"]
+            ),
+            "submit": _channel("nats", submit_subject("{tenant}"), ["request"], _SUBMIT, ["tenant"]),
+            "replies": _channel("nats", None, ["taken", "refused"], "The reply subject of a request.", []),
+        },
+        "operations": {
+            "tellSocket": _operation("send", "socket", "A client is told over a websocket."),
+            "tellStream": _operation("send", "stream", "A client is told with server-sent events.")
+            | {"bindings": {"http": {"method": "GET", "query": {"type": "object", "properties": {"after": after}}}}},
+            "tellSubjects": _operation("send", "events", "The gateway and the workers tell what happens."),
+            "takeSong": _operation("receive", "submit", "A NATS client asks for a song.")
+            | {
+                "reply": {
+                    "address": {
+                        "location": "$message.header#/reply",
+                        "description": "the reply subject of the NATS message, which is no header of it",
+                    },
+                    "channel": {"$ref": "#/channels/replies"},
+                }
+            },
+        },
+        "components": {"messages": _messages(), "schemas": _schemas()},
+    }
+
+
+_SOCKET = (
+    "A websocket: a snapshot, the events after `after` if that is given, then everything live. Closes with 1000 when "
+    "the song has ended, 1008 for an `after` that is no id, 1012 (connect again, with `after`), 4404 for an "
+    "unknown song."
+)
+_STREAM = (
+    "Server-sent events: the same. `event:` is the type, `id:` the id, `data:` the JSON. The header Last-Event-ID "
+    "means what `after` means, and goes before it. The stream ends when the song has ended."
+)
+_SUBJECTS = "The stream EVENTS, as it is stored: `id` is the sender's there, the sequence of the message orders them."
+_SUBMIT = "A request, or a JetStream publish. The header Nats-Msg-Id makes asking again harmless."
+_PARAMETERS: dict[str, Any] = {
+    "job_id": {"description": "of the song"},
+    "tenant": {"description": "whose song it is; `local` where there are no API keys", "default": "local"},
+    "kind": {"description": "of event", "enum": [str(event.__struct_config__.tag) for event in _EVENTS]},
+}
+
+
+def _server(protocol: str, host: str, words: str) -> dict[str, Any]:
+    return {
+        "host": "{host}",
+        "protocol": protocol,
+        "description": words,
+        "variables": {"host": {"default": host, "description": "host and port"}},
+    }
+
+
+def _channel(
+    server: str, address: str | None, messages: list[str], words: str, parameters: list[str]
+) -> dict[str, Any]:
+    return {
+        "address": address,
+        "description": words,
+        "servers": [{"$ref": f"#/servers/{server}"}],
+        "messages": {name: {"$ref": _MESSAGES + name} for name in messages},
+        **({"parameters": {name: _PARAMETERS[name] for name in parameters}} if parameters else {}),
+    }
+
+
+def _operation(action: str, channel: str, words: str) -> dict[str, Any]:
+    return {"action": action, "channel": {"$ref": f"#/channels/{channel}"}, "summary": words}
+
+
+def _messages() -> dict[str, Any]:
+    key = {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]+$"}
+    found: dict[str, Any] = {
+        "snapshot": _message(SnapshotBody),
+        "request": _message(GenerateRequest)
+        | {"headers": {"type": "object", "properties": {"Nats-Msg-Id": key | {"description": "a key of your own"}}}},
+        "taken": _message(TakenBody),
+        "refused": _message(RefusedBody),
+    }
+    codes = ", ".join(f"{code} {kind}" for kind, code in ERROR_CODES.items())
+    found["refused"]["description"] = f"`err_code`: {codes}."
+    for event in _EVENTS:
+        kind = str(event.__struct_config__.tag)
+        narrowed = {
+            "type": {"const": f"heartmula.song.{kind}"},
+            "data": {"$ref": _SCHEMAS + event.__name__},
+        }
+        found[kind] = _message(event) | {
+            "payload": {"allOf": [{"$ref": _SCHEMAS + CloudEvent.__name__}, {"type": "object", "properties": narrowed}]}
+        }
+    return found
+
+
+def _message(kind: type[msgspec.Struct]) -> dict[str, Any]:
+    return {
+        "name": kind.__name__,
+        "summary": (kind.__doc__ or "").partition("\n")[0],
+        "contentType": "application/json",
+        "payload": {"$ref": _SCHEMAS + kind.__name__},
+    }
+
+
+def _schemas() -> dict[str, Any]:
+    kinds = [SnapshotBody, CloudEvent, GenerateRequest, TakenBody, RefusedBody, *_EVENTS]
+    _, components = msgspec.json.schema_components(kinds, ref_template=_SCHEMAS + "{name}")
+    return {name: _plain(schema) for name, schema in components.items()}
+
+
+def _plain(schema: Any) -> Any:
+    """Without OpenAPI's discriminators: AsyncAPI means something else by the word, and tags are constants anyway."""
+    if isinstance(schema, dict):
+        return {name: _plain(value) for name, value in schema.items() if name != "discriminator"}
+    return [_plain(item) for item in schema] if isinstance(schema, list) else schema

@@ -1,0 +1,114 @@
+"""What is made of a song's audio when somebody asks for it: other formats, and the peaks of songs that have none.
+
+It is kept beside the audio, under the same fence, and goes when the song goes. The work is done in threads, on files:
+libsndfile wants to seek, and no song is ever held in memory.
+"""
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from weakref import WeakValueDictionary
+
+import numpy as np
+
+from services.gateway.problems import Refusal
+from shared.audio import CONTENT_TYPES, AudioWriter, SongTags, read_audio, sample_rate_of
+from shared.errors import ObjectError
+from shared.jobs import JobStore
+from shared.messages import AudioFormat, Job
+from shared.objects import ObjectStore, converted_key, peaks_key
+from shared.peaks import CONTENT_TYPE, peaks_of
+from shared.scratch import clear_scratch, scratch_folder
+
+log = logging.getLogger(__name__)
+
+_AT_ONCE = 2
+_Make = Callable[[Path, Path], None]  # reads the first file, writes the second
+
+
+class Derived:
+    """Makes what is missing, once: whoever asks for the same meanwhile waits for it."""
+
+    def __init__(self, store: ObjectStore, jobs: JobStore, scratch: Path) -> None:
+        self._store, self._jobs, self._scratch = store, jobs, scratch
+        self._songs: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._free = asyncio.Semaphore(_AT_ONCE)
+        self._closing = threading.Event()
+        clear_scratch(scratch)
+
+    def close(self) -> None:
+        """End what is being made; who waits for it is told to try again."""
+        self._closing.set()
+
+    async def converted(self, job: Job, audio: str, wanted: AudioFormat) -> str:
+        """The key of a song's audio in another format. `audio` is that of the audio itself.
+
+        Raises `ObjectError` when there is no audio or it is damaged, a 503 `Refusal` when it cannot be made now.
+        """
+
+        def convert(source: Path, target: Path) -> None:
+            with AudioWriter(target, wanted, sample_rate_of(source), SongTags.of(job.request)) as writer:
+                for block in self._blocks(source):
+                    writer.write(block)
+
+        key = converted_key(audio, wanted)
+        await self._ensure(job, audio, key, CONTENT_TYPES[wanted], convert)
+        return key
+
+    async def peaks(self, job: Job, audio: str) -> str:
+        """The key of a song's peaks. Otherwise as `converted`."""
+
+        def look(source: Path, target: Path) -> None:
+            target.write_bytes(peaks_of(self._blocks(source), sample_rate_of(source)))
+
+        key = peaks_key(audio)
+        await self._ensure(job, audio, key, CONTENT_TYPE, look)
+        return key
+
+    def _blocks(self, source: Path) -> Iterator[np.ndarray]:
+        for block in read_audio(source):
+            if self._closing.is_set():
+                raise Refusal(503, "unavailable", "the gateway is shutting down; try again")
+            yield block
+
+    async def _ensure(self, job: Job, audio: str, key: str, content_type: str, make: _Make) -> None:
+        if await self._there(key):
+            return
+        lock = self._songs.get(job.job_id)
+        if lock is None:
+            lock = self._songs[job.job_id] = asyncio.Lock()
+        async with lock, self._free:
+            if await self._there(key):
+                return
+            with scratch_folder(self._scratch) as folder:
+                source, target = folder / "source", folder / Path(key).name
+                await self._fetch(audio, source)
+                try:
+                    await asyncio.to_thread(make, source, target)
+                except OSError as error:
+                    log.error("%s: %s could not be made: %s", job.job_id, target.name, error)
+                    raise Refusal(503, "unavailable", "the gateway cannot write files; its log says why") from error
+                await self._store.put_file(key, target, content_type)
+        # Whoever removed the song meanwhile did not see this object.
+        if await self._jobs.get(job.job_id, job.tenant) is None:
+            await self._store.delete_one(key)
+            raise ObjectError("the song was removed")
+        log.info("%s: made %s", job.job_id, Path(key).name)
+
+    async def _there(self, key: str) -> bool:
+        try:
+            await self._store.stat(key)
+        except ObjectError:
+            return False
+        return True
+
+    async def _fetch(self, key: str, path: Path) -> None:
+        reader = await self._store.open(key)
+        try:
+            with path.open("wb") as file:
+                async for block in reader:
+                    await asyncio.to_thread(file.write, block)
+        finally:
+            await asyncio.to_thread(reader.close)

@@ -1,0 +1,208 @@
+"""The OpenAPI document: what routes say of themselves beyond their types, and what holds for all of them.
+
+A route names its errors with `refusals` and everything else that Litestar cannot see (headers, parameters that are
+checked by hand, audio) with `operation`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, cast
+
+import msgspec
+from litestar import Request
+from litestar.enums import HttpMethod, MediaType
+from litestar.handlers import HTTPRouteHandler
+from litestar.openapi import OpenAPIConfig
+from litestar.openapi.datastructures import ResponseSpec
+from litestar.openapi.plugins import JsonRenderPlugin
+from litestar.openapi.spec import (
+    License,
+    OpenAPIHeader,
+    OpenAPIMediaType,
+    OpenAPIResponse,
+    OpenAPIType,
+    Operation,
+    Parameter,
+    RequestBody,
+    Schema,
+    Server,
+    Tag,
+)
+from litestar.openapi.spec.enums import OpenAPIFormat
+from litestar.types import Method
+
+from services.gateway.problems import MEDIA_TYPE, STATUSES, TITLES, Problem
+from shared.messages import GenerateRequest
+
+VERSION = "0.1.0"
+TEXT = Schema(type=OpenAPIType.STRING)
+NUMBER = Schema(type=OpenAPIType.INTEGER, minimum=0)
+BINARY = Schema(type=OpenAPIType.STRING, format=OpenAPIFormat.BINARY)
+_EVERYWHERE = (500,)
+_RETRIED = (429, 503)
+_JOB_ID = {"type": "string", "pattern": "^[0-9A-Za-z-]{1,64}$", "examples": ["5f0c4f0a-9a37-42b0-8f6c-7d116d2ce1a5"]}
+_TAGS = {"generate": "songs", "api": "house", "health": "house", "livez": "probes", "readyz": "probes"}
+_TAG_WORDS = {
+    "songs": "Asking for songs, following them, getting their audio.",
+    "house": "Servers, workers and devices.",
+    "probes": "For whoever runs the gateway.",
+}
+_EXAMPLE = {
+    "lyrics": "[Verse]\nHello world\n[Chorus]\nLa la la",
+    "tags": "pop,piano,english",
+    "max_duration_ms": 20_000,
+}
+_DESCRIPTION = """Makes songs from lyrics and style tags: ask for one, follow its events, fetch its audio.
+
+Errors are problem details (RFC 9457), also for addresses that are not described here (404 `not-found`) and methods that
+an address does not take (405 `method-not-allowed`). What happens to a song is told live over a websocket and as
+server-sent events; `/asyncapi.json` describes them."""
+
+
+def refusals(*codes: int) -> dict[int, ResponseSpec]:
+    """Problem details that a route answers with. 500 need not be named."""
+    return {
+        code: ResponseSpec(Problem, media_type=MEDIA_TYPE, generate_examples=False, description="refused")
+        for code in codes
+    }
+
+
+def parameter(
+    name: str, where: Literal["query", "header"], description: str, schema: Schema = TEXT, *, required: bool = False
+) -> Parameter:
+    """A parameter that the route reads by hand."""
+    return Parameter(name=name, param_in=where, schema=schema, description=description, required=required)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What an answer has beyond its body's type."""
+
+    description: str = ""
+    headers: Mapping[str, tuple[str, Schema]] = field(default_factory=dict)  # by name: what it says, and its type
+    content: Mapping[str, Schema] | None = None  # by media type; None: as the route's types say
+
+
+def operation(
+    *parameters: Parameter, body: RequestBody | None = None, answers: Mapping[int, Answer] | None = None
+) -> type[Operation]:
+    """The `operation_class` of a route."""
+
+    @dataclass
+    class Documented(Operation):
+        def __post_init__(self) -> None:
+            self.parameters = [*(self.parameters or ()), *parameters]
+            self.request_body = body or self.request_body
+            self.responses = dict(self.responses or {})
+            for code, answer in (answers or {}).items():
+                found = cast("OpenAPIResponse", self.responses.setdefault(str(code), OpenAPIResponse("")))
+                found.description = answer.description or found.description
+                found.headers = (found.headers or {}) | {
+                    name: OpenAPIHeader(description=words, schema=schema)
+                    for name, (words, schema) in answer.headers.items()
+                }
+                if answer.content is not None:
+                    found.content = {kind: OpenAPIMediaType(schema=schema) for kind, schema in answer.content.items()}
+
+    return Documented
+
+
+def json_body(kind: type[msgspec.Struct], example: Mapping[str, Any]) -> RequestBody:
+    """A body that is decoded by hand, strictly, so that Litestar does not know of it. It holds no other structures."""
+    _, components = msgspec.json.schema_components([kind])
+    media = OpenAPIMediaType(schema=cast("Schema", components[kind.__name__]), example=dict(example))
+    return RequestBody(content={"application/json": media}, required=True)
+
+
+def song_body() -> RequestBody:
+    """The body of a request for a song."""
+    return json_body(GenerateRequest, _EXAMPLE)
+
+
+def config() -> OpenAPIConfig:
+    """Litestar's configuration."""
+    return OpenAPIConfig(
+        title="HeartMuLa on JetStream",
+        version=VERSION,
+        summary="A self-hosted music generator",
+        description=_DESCRIPTION,
+        license=License(name="Apache-2.0", identifier="Apache-2.0"),
+        servers=[Server(url="/", description="the gateway that serves this document")],
+        tags=[Tag(name=name, description=words) for name, words in _TAG_WORDS.items()],
+        path="/schema",
+        render_plugins=[_Document()],
+        use_handler_docstrings=True,
+        operation_id_creator=_operation_id,
+    )
+
+
+def _operation_id(handler: HTTPRouteHandler, method: Method | HttpMethod, _: list[Any]) -> str:
+    return handler.handler_name if method != HttpMethod.HEAD else f"{handler.handler_name}_head"
+
+
+class _Document(JsonRenderPlugin):
+    """Serves the document, completed."""
+
+    def __init__(self) -> None:
+        super().__init__(path=["/", "/openapi.json"], media_type=MediaType.JSON)
+        self._text = b""
+
+    def render(self, request: Request[Any, Any, Any], openapi_schema: dict[str, Any]) -> bytes:
+        """The document, as JSON."""
+        if not self._text:
+            self._text = msgspec.json.encode(complete(msgspec.json.decode(msgspec.json.encode(openapi_schema))))
+        return self._text
+
+
+def complete(document: dict[str, Any]) -> dict[str, Any]:
+    """Add what holds for all routes; changes and returns the document."""
+    schemas = document["components"]["schemas"]
+    _describe_problem(schemas["Problem"])
+    for path, item in document["paths"].items():
+        for method, found in item.items():
+            found["tags"] = [_TAGS.get(path.split("/")[1], "house")]
+            for known in found.get("parameters", ()):
+                if known["name"] == "job_id":
+                    known["schema"], known["description"] = _JOB_ID, "of the song"
+            _complete_answers(found["responses"], head=method == "head")
+            content = found.get("requestBody", {}).get("content", {}).get("application/json")
+            if content and (title := content["schema"].get("title")):  # one name for one structure
+                schemas[title] = content["schema"]
+                content["schema"] = {"$ref": f"#/components/schemas/{title}"}
+    return document
+
+
+def _describe_problem(schema: dict[str, Any]) -> None:
+    kinds = "\n".join(f"- `/problems/{kind}` ({STATUSES[kind]}): {title}" for kind, title in TITLES.items())
+    properties = schema["properties"]
+    properties["type"] |= {"pattern": "^/problems/[a-z-]+$", "description": f"Never changes; one of\n\n{kinds}"}
+    properties["detail"]["description"] = "what to change"
+    properties["status"] |= {"minimum": 400, "maximum": 599}
+
+
+def _complete_answers(answers: dict[str, Any], *, head: bool) -> None:
+    if "application/json" in answers.get("400", {}).get("content", {}):  # Litestar's own, which is never sent
+        del answers["400"]
+    for always in _EVERYWHERE:
+        answers[str(always)] = {"content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}}
+    for code, answer in answers.items():
+        if MEDIA_TYPE in answer.get("content", {}):
+            kinds = [kind for kind, status in STATUSES.items() if status == int(code)]
+            answer["description"] = "; ".join(TITLES[kind] for kind in kinds) or "The request was refused"
+            answer["content"][MEDIA_TYPE]["examples"] = {kind: {"value": _example(kind)} for kind in kinds}
+            if int(code) in _RETRIED:
+                answer.setdefault("headers", {})["Retry-After"] = {
+                    "description": "seconds to wait before asking again",
+                    "schema": {"type": "integer", "minimum": 0},
+                }
+        if head:
+            answer.pop("content", None)
+
+
+def _example(kind: str) -> dict[str, Any]:
+    return {
+        "type": f"/problems/{kind}",
+        "title": TITLES[kind],
+        "status": STATUSES[kind],
+        "detail": "what to change, in a sentence",
+    }
