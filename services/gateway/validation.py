@@ -116,7 +116,10 @@ class Fitter:
         self._prompter = prompter
 
     async def fit(self, request: GenerateRequest, most_ms: int | None = None) -> GenerateRequest:
-        """The request with `seed` and `max_duration_ms` (up to `most_ms`) filled in. Raises `InvalidRequest` when it cannot be met."""
+        """The request with `seed` and `max_duration_ms` (up to `most_ms`) filled in.
+
+        Raises `InvalidRequest` when it cannot be met.
+        """
         # Long lyrics take a while, and the tokenizer lets other threads run.
         longest = await asyncio.to_thread(self._longest, request)
         if longest < FRAME_MS:
