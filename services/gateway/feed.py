@@ -146,9 +146,7 @@ class Feed:
         data = msgspec.structs.replace(data, progress=self._progress)
         if live:
             if data.status == "decoding" and self._job.frames is None:
-                self._job = await find_job(
-                    self._gateway, self._tenant, self._job_id
-                )  # it knows by now how long the song is
+                self._job = await find_job(self._gateway, self._tenant, self._job_id)  # it knows the length by now
             self._job = msgspec.structs.replace(self._job, status=data.status)
             if isinstance(data, Progress):
                 data = msgspec.structs.replace(data, eta=(await self._gateway.outlook.of(self._job, data)).eta)

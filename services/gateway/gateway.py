@@ -10,7 +10,7 @@ from typing import Any
 import nats
 from nats.aio.client import Client
 
-from services.gateway.access import Access
+from services.gateway.access import Access, read_keys
 from services.gateway.catalogue import Catalogue
 from services.gateway.derived import Derived
 from services.gateway.health import PROBE_SECONDS, Health
@@ -72,6 +72,8 @@ class Gateway:
 
         Raises `ConfigError` for a checkpoint that cannot be read, `Unavailable` when a server does not come up.
         """
+        if settings.api_keys:  # a wrong file is told of before anything is waited for
+            read_keys(settings.api_keys)
         prompter = await asyncio.to_thread(_prompter, settings)
         deadline = time.monotonic() + patience
         told = False

@@ -8,6 +8,7 @@ import pytest
 import websockets
 
 from deploy.local.servers import NatsServer, S3Server
+from services.gateway.access import Caller
 from shared.messages import Failed, Queued
 from shared.settings import Settings
 from shared.topology import EVENTS

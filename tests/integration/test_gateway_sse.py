@@ -13,6 +13,7 @@ import pytest
 
 from deploy.local.servers import NatsServer, S3Server
 from services.gateway import event_stream
+from services.gateway.access import Caller
 from shared.messages import Queued
 from shared.settings import Settings
 from tests.integration.flow import PATIENCE
