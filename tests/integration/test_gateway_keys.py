@@ -65,7 +65,7 @@ async def test_nothing_about_songs_is_told_without_a_key(house: House) -> None:
     routes = [("GET", p) for p in ("/generate", base, f"{base}/status", f"{base}/result", f"{base}/peaks")]
     routes += [("GET", f"{base}/events"), ("GET", "/api/gpu"), ("GET", "/api/session"), ("DELETE", base)]
     routes += [("POST", "/generate"), ("POST", "/api/fit"), ("POST", "/api/session")]
-    wrong = (
+    wrong: tuple[dict[str, str], ...] = (
         {},
         {"Authorization": "Bearer nobody"},
         {"Authorization": "Basic key-of-alice"},
