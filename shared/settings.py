@@ -78,6 +78,14 @@ def _url(*schemes: str) -> Callable[[str], str]:
     return parse
 
 
+def _origins(value: str) -> str:
+    for origin in value.split(","):
+        scheme, _, host = origin.strip().partition("://")
+        if scheme not in ("http", "https") or not host or any(c in "/*?#@ " for c in host):
+            raise ValueError("must be origins such as https://songs.example, divided by commas")
+    return value
+
+
 def _device(value: str) -> str:
     kind, _, index = value.partition(":")
     if value not in ("auto", "cpu", "cuda") and not (kind == "cuda" and index.isdigit()):
@@ -214,6 +222,15 @@ class Settings:
     )
     host: str = _setting("HEARTMULA_HOST", _text, "127.0.0.1", "address the gateway listens on")
     port: int = _setting("HEARTMULA_PORT", _integer(1, 65535), 8000, "port the gateway listens on")
+    api_keys: Path | None = _setting(
+        "HEARTMULA_API_KEYS",
+        lambda v: Path(_text(v)),
+        None,
+        "TOML file of tenants, their keys' SHA-256 and their limits; unset: no key is needed",
+    )
+    cors_origins: str = _setting(
+        "HEARTMULA_CORS_ORIGINS", _origins, "", "origins, divided by commas, whose pages may use the API with a key"
+    )
     data_dir: Path = _setting(
         "HEARTMULA_DATA_DIR",
         lambda v: Path(_text(v)),
@@ -273,7 +290,13 @@ class Settings:
             raise ConfigError("HEARTMULA_S3_ENDPOINT is not set; `make run` sets it for the embedded server")
 
 
-_ELSEWHERE = {"HEARTMULA_GOLDEN", "HEARTMULA_URL"}  # read by the golden tests and the command line, not by a service
+# Read by the golden tests and the command line, not by a service.
+_ELSEWHERE = {
+    "HEARTMULA_API_KEY",
+    "HEARTMULA_API_KEY_FILE",
+    "HEARTMULA_GOLDEN",
+    "HEARTMULA_URL",
+}
 
 
 def host_name() -> str:

@@ -6,6 +6,7 @@ reached or does not work; 4 the service refused the request; 130 interrupted.
 
 import asyncio
 import logging
+import os
 import sys
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
@@ -77,9 +78,9 @@ def _run(work: Callable[[Client, Display], Awaitable[int]]) -> NoReturn:
 
     async def connected() -> int:
         try:
-            client = Client(setup.url)
+            client = Client(setup.url, _api_key())
         except ValueError as error:
-            raise click.UsageError(f"--url or HEARTMULA_URL: {error}") from None
+            raise click.UsageError(f"--url, HEARTMULA_URL or HEARTMULA_API_KEY: {error}") from None
         async with client:
             return await work(client, show)
 
@@ -98,6 +99,18 @@ def _run(work: Callable[[Client, Display], Awaitable[int]]) -> NoReturn:
     except KeyboardInterrupt:
         code = INTERRUPTED
     sys.exit(code)
+
+
+def _api_key() -> str | None:
+    """From the environment or a file that it names: others on a machine see its command lines."""
+    if key := os.environ.get("HEARTMULA_API_KEY"):
+        return key
+    if path := os.environ.get("HEARTMULA_API_KEY_FILE"):
+        try:
+            return Path(path).read_text().strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise click.UsageError(f"HEARTMULA_API_KEY_FILE: {path} cannot be read: {error}") from None
+    return None
 
 
 def _words(error: ClientError) -> str:

@@ -40,8 +40,11 @@ class Client:
     connections and answers 502, 503 and 504 are tried three times more first, after the time that the service asks for.
     """
 
-    def __init__(self, url: str = DEFAULT_URL) -> None:
-        """Raises `ValueError` for a URL that is none."""
+    def __init__(self, url: str = DEFAULT_URL, key: str | None = None) -> None:
+        """`key` is the API key, where the service needs one. Raises `ValueError` for a URL or a key that is none."""
+        if key is not None and not (key.isascii() and key.isprintable() and key and " " not in key):
+            raise ValueError("the API key must be visible ASCII characters")
+        self._headers = {"Authorization": f"Bearer {key}"} if key else {}
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(f"{url!r} is no http:// or https:// address")
@@ -49,7 +52,7 @@ class Client:
         # A proxy from the environment cannot reach this machine's own address.
         self._by_proxy = not _is_loopback(parts.hostname)
         self._http = httpx.AsyncClient(
-            base_url=self.url, timeout=httpx.Timeout(30, connect=5), trust_env=self._by_proxy
+            base_url=self.url, headers=self._headers, timeout=httpx.Timeout(30, connect=5), trust_env=self._by_proxy
         )
 
     async def __aenter__(self) -> Self:
@@ -155,7 +158,10 @@ class Client:
             state: Event | None = None
             try:
                 async with websockets.connect(
-                    self._socket_url(job_id, seen), proxy=True if self._by_proxy else None, max_size=None
+                    self._socket_url(job_id, seen),
+                    additional_headers=self._headers,
+                    proxy=True if self._by_proxy else None,
+                    max_size=None,
                 ) as socket:
                     async for frame in socket:
                         event, answered = read_frame(frame), time.monotonic()

@@ -20,14 +20,14 @@ from nats.js.errors import APIError
 
 from services.gateway.problems import Refusal
 from shared.errors import Unavailable
-from shared.messages import SCHEMA, Job, Status
+from shared.messages import ENDED, SCHEMA, Job, Status
 from shared.tasks import end
-from shared.topology import JOBS, TENANT
+from shared.topology import JOBS
 
 log = logging.getLogger(__name__)
 
 _STREAM = f"KV_{JOBS}"
-_PREFIX = f"$KV.{JOBS}.{TENANT}."
+_PREFIX = f"$KV.{JOBS}."
 _HEARTBEAT = 1.0
 _SILENCE = 3.0
 _PATIENCE = 5.0
@@ -40,8 +40,8 @@ class Catalogue:
 
     def __init__(self, nc: Client, js: JetStreamContext) -> None:
         self._nc, self._js = nc, js
-        self._order: list[Place] = []
-        self._songs: dict[str, tuple[Place, Status]] = {}
+        self._order: dict[str, list[Place]] = {}  # by tenant
+        self._songs: dict[str, tuple[str, Place, Status]] = {}  # tenant, place, state
         self._seen = 0  # sequence up to which the bucket was read
         self._moved = asyncio.Condition()
         self._task: asyncio.Task[None] | None = None
@@ -55,26 +55,39 @@ class Catalogue:
         if self._task is not None:
             await end(self._task)
 
-    async def page(self, limit: int, after: Place | None, status: Status | None) -> tuple[list[str], Place | None]:
-        """Up to `limit` ids older than `after`, newest first, and the place to go on from, if there are more.
+    async def page(
+        self, tenant: str, limit: int, after: Place | None, status: Status | None
+    ) -> tuple[list[str], Place | None]:
+        """Up to `limit` ids of a tenant's songs older than `after`, newest first, and the place to go on from, if any.
 
         Knows every record that was written before the call. Raises `Unavailable`.
         """
         await self._catch_up()
         found: list[Place] = []
-        index = len(self._order) if after is None else bisect.bisect_left(self._order, after)
+        order = self._order.get(tenant, [])
+        index = len(order) if after is None else bisect.bisect_left(order, after)
         while index and len(found) <= limit:
             index -= 1
-            place = self._order[index]
-            if status is None or self._songs[place[1]][1] == status:
+            place = order[index]
+            if status is None or self._songs[place[1]][2] == status:
                 found.append(place)
         ids = [job_id for _, job_id in found[:limit]]
         return ids, found[limit - 1] if len(found) > limit else None
 
+    async def unended(self, tenant: str) -> int:
+        """How many of a tenant's songs wait or run, by every record written before the call. Raises `Unavailable`."""
+        await self._catch_up()
+        return sum(self._songs[job_id][2] not in ENDED for _, job_id in self._order.get(tenant, []))
+
+    def belongs(self, job_id: str, tenant: str) -> bool:
+        """Whether a song is a tenant's. A song that was taken this moment may not be known yet."""
+        return (known := self._songs.get(job_id)) is not None and known[0] == tenant
+
     def forget(self, job_id: str) -> None:
         """The record has expired, which the bucket does not tell."""
         if known := self._songs.pop(job_id, None):
-            del self._order[bisect.bisect_left(self._order, known[0])]
+            order = self._order[known[0]]
+            del order[bisect.bisect_left(order, known[1])]
 
     async def _catch_up(self) -> None:
         try:
@@ -96,7 +109,7 @@ class Catalogue:
     async def _follow(self) -> None:
         last = (await self._js.stream_info(_STREAM)).state.last_seq
         if last < self._seen:  # another bucket than before
-            self._order, self._songs, self._seen = [], {}, 0
+            self._order, self._songs, self._seen = {}, {}, 0
         inbox = self._nc.new_inbox()
         subscription = await self._nc.subscribe(inbox)
         consumer = ""
@@ -144,9 +157,7 @@ class Catalogue:
             self._moved.notify_all()
 
     def _take(self, message: Msg) -> None:
-        job_id = message.subject.removeprefix(_PREFIX)
-        if job_id == message.subject:
-            return
+        tenant, _, job_id = message.subject.removeprefix(_PREFIX).partition(".")
         try:
             job = msgspec.json.decode(message.data, type=Job) if message.data else None
         except msgspec.DecodeError:  # of a newer version
@@ -156,10 +167,10 @@ class Catalogue:
             return
         place = (job.created_at, job_id)
         known = self._songs.get(job_id)
-        if known is None or known[0] != place:
+        if known is None or known[1] != place:
             self.forget(job_id)
-            bisect.insort(self._order, place)
-        self._songs[job_id] = (place, job.status)
+            bisect.insort(self._order.setdefault(tenant, []), place)
+        self._songs[job_id] = (tenant, place, job.status)
 
 
 def cursor_of(place: Place) -> str:

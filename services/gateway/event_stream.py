@@ -12,6 +12,7 @@ from litestar.openapi.spec import OpenAPIType, Schema
 from litestar.params import FromPath
 from litestar.types import ASGIApp, Receive, Scope, Send
 
+from services.gateway.access import Caller
 from services.gateway.feed import SEND_SECONDS, Feed, Frame, Lost, event_id
 from services.gateway.gateway import Gateway
 from services.gateway.hub import newest
@@ -54,17 +55,20 @@ class _Gone(Exception):
     responses=refusals(404, 422, 503),
 )
 async def event_stream(
-    request: Request[Any, Any, Any], gateway: NamedDependency[Gateway], job_id: FromPath[str]
+    request: Request[Any, Any, Any],
+    gateway: NamedDependency[Gateway],
+    caller: NamedDependency[Caller],
+    job_id: FromPath[str],
 ) -> ASGIApp:
     """Follow a song until it has ended, with server-sent events. A websocket at this address tells the same."""
     again = _sequence("Last-Event-ID", request.headers.get("last-event-id"))
     after = _sequence("after", request.query_params.get("after"))
-    job = await find_job(gateway, job_id)
+    job = await find_job(gateway, caller.tenant, job_id)
     if again is not None and job.status in ENDED:
         stored = await newest(gateway.js, event_subject(job.tenant, job.job_id, "*"))
         if stored is None or stored.sequence <= again:  # else a browser would come again for ever
             return cast("ASGIApp", _Nothing())
-    return cast("ASGIApp", _EventStream(gateway, job_id, again if again is not None else after))
+    return cast("ASGIApp", _EventStream(gateway, caller.tenant, job_id, again if again is not None else after))
 
 
 def _sequence(name: str, text: str | None) -> int | None:
@@ -89,6 +93,7 @@ class _EventStream:
     """An ASGI response. It begins with the first frame: what goes wrong before is answered as everywhere."""
 
     gateway: Gateway
+    tenant: str
     job_id: str
     after: int | None
     begun: bool = False
@@ -113,7 +118,7 @@ class _EventStream:
             await send({"type": "http.response.body", "body": text.encode(), "more_body": True})
 
         try:
-            await Feed(self.gateway, self.job_id, deliver).run(self.after)
+            await Feed(self.gateway, self.tenant, self.job_id, deliver).run(self.after)
         except Lost:
             pass  # the stream ends without the song's end: the client comes again and is told the rest
         except HeartMulaError as error:

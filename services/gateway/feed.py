@@ -50,8 +50,8 @@ def event_id(text: str) -> int:
 class Feed:
     """One client's way through a song's events."""
 
-    def __init__(self, gateway: Gateway, job_id: str, send: Callable[[Frame], Awaitable[None]]) -> None:
-        self._gateway, self._job_id, self._deliver = gateway, job_id, send
+    def __init__(self, gateway: Gateway, tenant: str, job_id: str, send: Callable[[Frame], Awaitable[None]]) -> None:
+        self._gateway, self._tenant, self._job_id, self._deliver = gateway, tenant, job_id, send
         self._sent = 0  # sequence of the latest event that the client knows
         self._progress = 0.0
         self._job: Job  # as of the snapshot; its status as of the latest event
@@ -64,7 +64,7 @@ class Feed:
         """
         with self._gateway.hub.listen(self._job_id) as mailbox:
             # Events before the record: workers write the record first, so the snapshot is never behind its id.
-            job = await find_job(self._gateway, self._job_id)
+            job = await find_job(self._gateway, self._tenant, self._job_id)
             subject = event_subject(job.tenant, job.job_id, "*")
             stored = await newest(self._gateway.js, subject)
             last = stored.sequence if stored else 0
@@ -76,7 +76,7 @@ class Feed:
                 await self._live(mailbox)
 
     async def _snapshot(self, last: int) -> None:
-        self._job = await find_job(self._gateway, self._job_id)
+        self._job = await find_job(self._gateway, self._tenant, self._job_id)
         body = await describe(self._gateway, self._job)
         self._progress, self._expected = body.progress, Expectation.told(body.queue_position, body.eta)
         snapshot = SnapshotBody(id=str(last), **msgspec.structs.asdict(body))
@@ -117,7 +117,7 @@ class Feed:
             await self._tell(end_event(self._job, self._progress))
             return True
         if quiet % _RECORD_LOOKS == 0:
-            self._job = await find_job(self._gateway, self._job_id)
+            self._job = await find_job(self._gateway, self._tenant, self._job_id)
         if self._job.status == "queued":
             expected = await self._gateway.outlook.of(self._job)
             told = self._expected
@@ -146,7 +146,7 @@ class Feed:
         data = msgspec.structs.replace(data, progress=self._progress)
         if live:
             if data.status == "decoding" and self._job.frames is None:
-                self._job = await find_job(self._gateway, self._job_id)  # it knows by now how long the song is
+                self._job = await find_job(self._gateway, self._tenant, self._job_id)  # it knows the length by now
             self._job = msgspec.structs.replace(self._job, status=data.status)
             if isinstance(data, Progress):
                 data = msgspec.structs.replace(data, eta=(await self._gateway.outlook.of(self._job, data)).eta)

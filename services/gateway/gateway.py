@@ -10,6 +10,7 @@ from typing import Any
 import nats
 from nats.aio.client import Client
 
+from services.gateway.access import Access, read_keys
 from services.gateway.catalogue import Catalogue
 from services.gateway.derived import Derived
 from services.gateway.health import PROBE_SECONDS, Health
@@ -51,14 +52,15 @@ class Gateway:
         self.hub = Hub(nc, self.js, settings, self.metrics)
         self.catalogue = Catalogue(nc, self.js)
         self.webhooks = Webhooks(nc, settings, self.metrics.webhooks)
+        self.access = Access(settings.api_keys, self.catalogue)
         self.derived = Derived(store, self.jobs, settings.data_dir / "tmp")
         workers = Workers(self.js, PROBE_SECONDS)
         self.health = Health(nc, store, workers)
         self.outlook = Outlook(Line(nc, self.js), workers)
         self.submission = Submission(
-            nc, Fitter(prompter), self.webhooks, self.health, self.outlook, self.metrics, self.spawn
+            nc, self.access, Fitter(prompter), self.webhooks, self.health, self.outlook, self.metrics, self.spawn
         )
-        self._intake = Intake(nc, self.submission, self.spawn)
+        self._intake = Intake(nc, self.access, self.submission, self.spawn)
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -72,6 +74,8 @@ class Gateway:
 
         Raises `ConfigError` for a checkpoint that cannot be read, `Unavailable` when a server does not come up.
         """
+        if settings.api_keys:  # a wrong file is told of before anything is waited for
+            read_keys(settings.api_keys)
         prompter = await asyncio.to_thread(_prompter, settings)
         deadline = time.monotonic() + patience
         told = False

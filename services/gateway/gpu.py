@@ -70,10 +70,15 @@ class GpusBody(msgspec.Struct, frozen=True, kw_only=True):
     problems: list[str]  # as in ``/health``
 
 
-async def gpus(gateway: Gateway) -> GpusBody:
-    """Every device. Raises `Unavailable`."""
+async def gpus(gateway: Gateway, tenant: str) -> GpusBody:
+    """Every device, with the ids of a tenant's own songs only. Raises `Unavailable`."""
     leases = await read_leases(gateway.js)
-    return arrange(await gateway.health.snapshot(), leases)
+    snapshot = await gateway.health.snapshot()
+    found = arrange(snapshot, leases)
+    for device in found.gpus if gateway.access.closed else ():
+        for worker in device.workers:
+            worker.jobs[:] = [job_id for job_id in worker.jobs if gateway.catalogue.belongs(job_id, tenant)]
+    return found
 
 
 def arrange(snapshot: Snapshot, leases: list[LeaseView]) -> GpusBody:
@@ -120,7 +125,7 @@ def _device(workers: list[WorkerStatus], leases: list[LeaseView]) -> GpuBody:
                 model=worker.model,
                 state=worker.state,
                 phase=worker.phase,
-                jobs=worker.jobs,
+                jobs=list(worker.jobs),
                 slots=worker.slots,
                 rate=worker.rate,
                 memory=worker.memory,

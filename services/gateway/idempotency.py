@@ -16,21 +16,21 @@ _DEFAULTS = msgspec.structs.asdict(GenerateRequest(lyrics=""))
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 
 
-def song_of(key: str) -> str:
-    """The id of the song that was, or will be, submitted under a key. Raises `InvalidRequest` for one that is none."""
+def song_of(key: str, tenant: str = TENANT) -> str:
+    """The id of a tenant's song under a key. Raises `InvalidRequest` for a key that is none."""
     if not _KEY.fullmatch(key):
         raise InvalidRequest(
             "",
             "a key (the header Idempotency-Key, or Nats-Msg-Id from a NATS client) has 1 to 255 visible ASCII "
             "characters and no space",
         )
-    return str(uuid.uuid5(_NAMESPACE, f"{TENANT}\n{key}"))
+    return str(uuid.uuid5(_NAMESPACE, f"{tenant}\n{key}"))
 
 
-def songs_of(key: str, count: int) -> list[str]:
+def songs_of(key: str, count: int, tenant: str = TENANT) -> list[str]:
     """The ids of the variants of that song, itself the first."""
-    first = song_of(key)
-    return [first, *(str(uuid.uuid5(_NAMESPACE, f"{TENANT}\n{key}\n{number}")) for number in range(2, count + 1))]
+    first = song_of(key, tenant)
+    return [first, *(str(uuid.uuid5(_NAMESPACE, f"{tenant}\n{key}\n{number}")) for number in range(2, count + 1))]
 
 
 def digest_of(request: GenerateRequest) -> str:

@@ -2,7 +2,7 @@
 
 The answer is a superset of a PubAck, so that ``nats req``, ``nats pub --jetstream`` and every client library's
 JetStream publish understand it. The header ``Nats-Msg-Id`` makes asking again harmless, as it does there. Errors stand
-in the body, in JetStream's own form.
+in the body, in JetStream's own form. Who may publish for which tenant is the NATS server's matter.
 """
 
 import asyncio
@@ -17,9 +17,10 @@ from nats.micro import add_service
 from nats.micro.request import Request
 from nats.micro.service import Service, ServiceConfig
 
+from services.gateway.access import Access
 from services.gateway.problems import Refusal, refusal
 from services.gateway.submission import Submission
-from shared.topology import TENANT, TOK, submit_subject
+from shared.topology import TOK, submit_subject
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +34,8 @@ ERROR_CODES = {  # `err_code`; stable, in a range that the server does not use
     "internal": 20005,
     "idempotency-mismatch": 20006,
     "conflict": 20007,
+    "unauthorized": 20008,
+    "too-many-requests": 20009,
     "queue-full": _QUEUE_FULL,
 }
 
@@ -41,9 +44,9 @@ class Intake:
     """The micro-service. Gateways share the work by its queue group."""
 
     def __init__(
-        self, nc: Client, submission: Submission, spawn: Callable[[Coroutine[Any, Any, None]], object]
+        self, nc: Client, access: Access, submission: Submission, spawn: Callable[[Coroutine[Any, Any, None]], object]
     ) -> None:
-        self._nc, self._submission, self._spawn = nc, submission, spawn
+        self._nc, self._access, self._submission, self._spawn = nc, access, submission, spawn
         self._free = asyncio.Semaphore(AT_ONCE)
         self._service: Service | None = None
 
@@ -51,7 +54,7 @@ class Intake:
         """Begin to take songs."""
         config = ServiceConfig(name="heartmula", version="0.1.0", description="Takes songs to be made")
         self._service = await add_service(self._nc, config)
-        await self._service.add_endpoint(name="submit", subject=submit_subject(TENANT), handler=self._handle)
+        await self._service.add_endpoint(name="submit", subject=submit_subject("*"), handler=self._handle)
 
     async def stop(self) -> None:
         """Take no more."""
@@ -64,7 +67,9 @@ class Intake:
 
     async def _answer(self, request: Request) -> None:
         try:
-            body = await self._take(request.data, (request.headers or {}).get("Nats-Msg-Id"))
+            body = await self._take(
+                request.subject.rpartition(".")[2], request.data, (request.headers or {}).get("Nats-Msg-Id")
+            )
             if request._msg.reply:  # a plain publish has nobody to answer
                 await request.respond(msgspec.json.encode(body))
         except nats.errors.Error as error:
@@ -72,9 +77,9 @@ class Intake:
         finally:
             self._free.release()
 
-    async def _take(self, data: bytes, key: str | None) -> dict[str, Any]:
+    async def _take(self, tenant: str, data: bytes, key: str | None) -> dict[str, Any]:
         try:
-            accepted = await self._submission.submit(data, key)
+            accepted = await self._submission.submit(self._access.tenant(tenant), data, key)
         except Exception as error:
             return {"error": error_body(refusal(error))}
         ack = {"stream": TOK, "seq": accepted.sequence, "duplicate": accepted.duplicate}

@@ -13,6 +13,7 @@ from litestar.params import FromPath
 from litestar.types import ASGIApp
 
 from services.gateway import gpu, songs
+from services.gateway.access import Caller
 from services.gateway.gateway import Gateway
 from services.gateway.health import HealthBody
 from services.gateway.openapi import BINARY, NUMBER, TEXT, Answer, json_body, operation, parameter, refusals, song_body
@@ -61,13 +62,16 @@ _TAKES_SONG = operation(
 
 
 @post("/generate", status_code=202, operation_class=_TAKES_SONG, responses=refusals(400, 413, 415, 422, 429, 503))
-async def generate(request: AnyRequest, gateway: NamedDependency[Gateway]) -> Response[AcceptedBody]:
+async def generate(
+    request: AnyRequest, gateway: NamedDependency[Gateway], caller: NamedDependency[Caller]
+) -> Response[AcceptedBody]:
     """Ask for a song. It is durably in the queue when this answers.
 
     The same request with the same Idempotency-Key is answered with the same song, whatever became of the first answer.
     """
     _require_json(request)
-    accepted = (await gateway.submission.submit(await request.body(), request.headers.get("idempotency-key"))).body
+    key = request.headers.get("idempotency-key")
+    accepted = (await gateway.submission.submit(caller, await request.body(), key)).body
     return Response(accepted, headers=NO_STORE | {"Location": accepted.status_url, "Retry-After": "1"})
 
 
@@ -105,17 +109,23 @@ _TAKES_PAGE = operation(
 
 
 @get("/generate", operation_class=_TAKES_PAGE, responses=refusals(422, 503))
-async def listing(request: AnyRequest, gateway: NamedDependency[Gateway]) -> Response[songs.SongsBody]:
+async def listing(
+    request: AnyRequest, gateway: NamedDependency[Gateway], caller: NamedDependency[Caller]
+) -> Response[songs.SongsBody]:
     """Songs, newest first, a page at a time."""
     asked = request.query_params
-    body = await songs.listing(gateway, asked.get("limit", "20"), asked.get("cursor"), asked.get("status"))
+    body = await songs.listing(
+        gateway, caller.tenant, asked.get("limit", "20"), asked.get("cursor"), asked.get("status")
+    )
     return Response(body, headers=NO_STORE)
 
 
 @route("/generate/{job_id:str}", http_method=GET_AND_HEAD, responses=refusals(404, 503), name="song")
-async def song(gateway: NamedDependency[Gateway], job_id: FromPath[str]) -> Response[songs.Song]:
+async def song(
+    gateway: NamedDependency[Gateway], caller: NamedDependency[Caller], job_id: FromPath[str]
+) -> Response[songs.Song]:
     """A song with what was asked for."""
-    body = await songs.describe_whole(gateway, await songs.find_job(gateway, job_id))
+    body = await songs.describe_whole(gateway, await songs.find_job(gateway, caller.tenant, job_id))
     return Response(body, status_code=200, headers=NO_STORE)
 
 
@@ -130,10 +140,10 @@ async def song(gateway: NamedDependency[Gateway], job_id: FromPath[str]) -> Resp
     name="status",
 )
 async def status(
-    request: AnyRequest, gateway: NamedDependency[Gateway], job_id: FromPath[str]
+    request: AnyRequest, gateway: NamedDependency[Gateway], caller: NamedDependency[Caller], job_id: FromPath[str]
 ) -> Response[songs.StatusBody]:
     """How a song is coming along. With If-None-Match, 304 while nothing in the answer has changed."""
-    body = await songs.describe(gateway, await songs.find_job(gateway, job_id))
+    body = await songs.describe(gateway, await songs.find_job(gateway, caller.tenant, job_id))
     etag = tag_of(msgspec.json.encode(body))
     headers = {"ETag": etag, "Cache-Control": "no-cache"}
     if tag_matches(request.headers.get("if-none-match", ""), etag):
@@ -169,12 +179,14 @@ async def status(
     responses=refusals(404, 409, 410, 416, 422, 503),
     name="result",
 )
-async def result(request: AnyRequest, gateway: NamedDependency[Gateway], job_id: FromPath[str]) -> ASGIApp:
+async def result(
+    request: AnyRequest, gateway: NamedDependency[Gateway], caller: NamedDependency[Caller], job_id: FromPath[str]
+) -> ASGIApp:
     """The audio of a finished song; byte ranges are served.
 
     In another format than it was made in, it is converted when that is first asked for, which takes some seconds.
     """
-    job = await songs.find_job(gateway, job_id)
+    job = await songs.find_job(gateway, caller.tenant, job_id)
     wanted = request.query_params.get("format")
     return cast("ASGIApp", await audio_answer(gateway, job, request.method, request.headers, wanted))
 
@@ -187,9 +199,11 @@ async def result(request: AnyRequest, gateway: NamedDependency[Gateway], job_id:
     | {200: ResponseSpec(PeaksBody, generate_examples=False, description="as audiowaveform writes it")},
     name="peaks",
 )
-async def peaks(request: AnyRequest, gateway: NamedDependency[Gateway], job_id: FromPath[str]) -> ASGIApp:
+async def peaks(
+    request: AnyRequest, gateway: NamedDependency[Gateway], caller: NamedDependency[Caller], job_id: FromPath[str]
+) -> ASGIApp:
     """The lowest and highest sample of every short stretch of a finished song, to draw it from."""
-    job = await songs.find_job(gateway, job_id)
+    job = await songs.find_job(gateway, caller.tenant, job_id)
     return cast("ASGIApp", await peaks_answer(gateway, job, request.method, request.headers))
 
 
@@ -202,14 +216,14 @@ _TAKES_FORGET = operation(
     "/generate/{job_id:str}", status_code=200, operation_class=_TAKES_FORGET, responses=refusals(404, 409, 422, 503)
 )
 async def cancel(
-    request: AnyRequest, gateway: NamedDependency[Gateway], job_id: FromPath[str]
+    request: AnyRequest, gateway: NamedDependency[Gateway], caller: NamedDependency[Caller], job_id: FromPath[str]
 ) -> Response[songs.CancelledBody]:
     """Cancel a song, queued or running; with `forget`, remove one that has ended, its audio and its record."""
     asked = request.query_params.get("forget", "false")
     if asked not in ("true", "false"):
         raise Refusal(422, "invalid-request", "forget has to be true or false", field="forget")
     end = songs.forget if asked == "true" else songs.cancel
-    return Response(await end(gateway, job_id), headers=NO_STORE)
+    return Response(await end(gateway, caller.tenant, job_id), headers=NO_STORE)
 
 
 @get(
@@ -224,9 +238,9 @@ async def health(gateway: NamedDependency[Gateway]) -> Response[HealthBody]:
 
 
 @get("/api/gpu", responses=refusals(503))
-async def gpus(gateway: NamedDependency[Gateway]) -> Response[gpu.GpusBody]:
+async def gpus(gateway: NamedDependency[Gateway], caller: NamedDependency[Caller]) -> Response[gpu.GpusBody]:
     """Every device, who holds it and who waits for it."""
-    return Response(await gpu.gpus(gateway), headers=NO_STORE)
+    return Response(await gpu.gpus(gateway, caller.tenant), headers=NO_STORE)
 
 
 @route("/", http_method=GET_AND_HEAD, include_in_schema=False)

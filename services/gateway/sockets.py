@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 Socket = WebSocket[Any, Any, Any]
 
-DONE, REFUSED, FAULT, RECONNECT, UNKNOWN = 1000, 1008, 1011, 1012, 4404
+DONE, REFUSED, FAULT, RECONNECT, UNAUTHORIZED, UNKNOWN = 1000, 1008, 1011, 1012, 4401, 4404
 _SEND_ERRORS = (WebSocketDisconnect, OSError, TimeoutError)
 
 
@@ -66,12 +66,15 @@ async def _follow(socket: Socket, gateway: Gateway, job_id: str) -> _Close:
         await socket.send_data(frame.data, mode="text")
 
     try:
-        await Feed(gateway, job_id, send).run(_after(socket))
+        tenant = gateway.access.caller(socket).tenant
+        await Feed(gateway, tenant, job_id, send).run(_after(socket))
     except _Close as close:
         return close
     except Lost:
         return _Close(RECONNECT, "events were lost; connect again")
-    except Refusal:
+    except Refusal as refusal:
+        if refusal.status == 401:  # before it was accepted, a browser could not tell it from a server that is away
+            return _Close(UNAUTHORIZED, "an API key is needed")
         return _Close(UNKNOWN, "no song has this id")
     except HeartMulaError as error:
         log.warning("%s: events cannot be followed: %s", job_id[:64], error)

@@ -18,7 +18,7 @@ from shared.errors import HeartMulaError
 from shared.events import progress_at_start
 from shared.jobs import change
 from shared.messages import ENDED, AudioFormat, Cancelled, Job, Priority, Progress, Stage, Status, timestamp
-from shared.topology import TENANT, cancel_subject, event_subject, purge_job
+from shared.topology import cancel_subject, event_subject, purge_job
 
 log = logging.getLogger(__name__)
 
@@ -82,24 +82,24 @@ class CancelledBody(msgspec.Struct, frozen=True, kw_only=True):
     status: Status
 
 
-async def find_job(gateway: Gateway, job_id: str) -> Job:
-    """The record of a song. Raises a 404 `Refusal`; an id that is none must not get into a subject."""
-    job = await gateway.jobs.get(job_id) if _ID.fullmatch(job_id) else None
+async def find_job(gateway: Gateway, tenant: str, job_id: str) -> Job:
+    """The record of a tenant's song. Raises a 404 `Refusal`; an id that is none must not get into a subject."""
+    job = await gateway.jobs.get(job_id, tenant) if _ID.fullmatch(job_id) else None
     if job is None:
         raise unknown_job()
     return job
 
 
-async def listing(gateway: Gateway, limit: str, cursor: str | None, status: str | None) -> SongsBody:
-    """A page of songs; shorter than `limit` where records expired meanwhile. Raises a 422 `Refusal`."""
+async def listing(gateway: Gateway, tenant: str, limit: str, cursor: str | None, status: str | None) -> SongsBody:
+    """A page of a tenant's songs; shorter than `limit` where records expired meanwhile. Raises a 422 `Refusal`."""
     if not re.fullmatch(r"[0-9]{1,3}", limit, re.ASCII) or not 1 <= int(limit) <= MAX_PAGE:
         raise Refusal(422, "invalid-request", f"limit has to be from 1 to {MAX_PAGE}", field="limit")
     if status is not None and status not in get_args(Status):
         known = ", ".join(get_args(Status))
         raise Refusal(422, "invalid-request", f"status has to be one of {known}", field="status")
     after = None if cursor is None else place_of(cursor)
-    ids, rest = await gateway.catalogue.page(int(limit), after, cast("Status | None", status))
-    jobs = await asyncio.gather(*(gateway.jobs.get(job_id) for job_id in ids))
+    ids, rest = await gateway.catalogue.page(tenant, int(limit), after, cast("Status | None", status))
+    jobs = await asyncio.gather(*(gateway.jobs.get(job_id, tenant) for job_id in ids))
     for job_id, job in zip(ids, jobs, strict=True):
         if job is None:
             gateway.catalogue.forget(job_id)
@@ -162,9 +162,9 @@ async def _nothing() -> None:
     return None
 
 
-async def cancel(gateway: Gateway, job_id: str) -> CancelledBody:
+async def cancel(gateway: Gateway, tenant: str, job_id: str) -> CancelledBody:
     """Cancel a song, queued or running. Raises a 404 or 409 `Refusal`."""
-    before = await find_job(gateway, job_id)
+    before = await find_job(gateway, tenant, job_id)
 
     def decide(job: Job) -> Job:
         nonlocal before
@@ -175,7 +175,7 @@ async def cancel(gateway: Gateway, job_id: str) -> CancelledBody:
             raise Refusal(409, "conflict", f"the song is {job.status}; only one that has not ended can be cancelled")
         return change(job, status="cancelled")
 
-    job = await gateway.jobs.update(job_id, TENANT, decide)
+    job = await gateway.jobs.update(job_id, tenant, decide)
     # From here on it is cancelled, whatever else fails: workers look at the record.
     try:
         await gateway.nc.publish(cancel_subject(job_id))
@@ -185,17 +185,17 @@ async def cancel(gateway: Gateway, job_id: str) -> CancelledBody:
     if before.status != "cancelled":
         log.info("%s: cancelled", job_id)
         progress = await _last_progress(gateway, job)
-        await gateway.events.publish(TENANT, Cancelled(job_id=job_id, status="cancelled", progress=progress))
+        await gateway.events.publish(tenant, Cancelled(job_id=job_id, status="cancelled", progress=progress))
     gateway.spawn(_delete_objects(gateway, job_id))
     return CancelledBody(job_id=job_id, status=job.status)
 
 
-async def forget(gateway: Gateway, job_id: str) -> CancelledBody:
+async def forget(gateway: Gateway, tenant: str, job_id: str) -> CancelledBody:
     """Remove a song that has ended, its audio and its record. Raises a 404 or 409 `Refusal`.
 
     The audio first: where the store does not answer, the song is still there to be removed later.
     """
-    job = await find_job(gateway, job_id)
+    job = await find_job(gateway, tenant, job_id)
     if job.status not in ENDED:
         raise Refusal(409, "conflict", f"the song is {job.status}; cancel it before it is removed")
     for prefix in _prefixes(job_id):

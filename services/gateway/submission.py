@@ -14,6 +14,7 @@ from msgspec import Meta
 from nats.aio.client import Client
 from nats.js.errors import APIError, NotFoundError
 
+from services.gateway.access import Access, Caller
 from services.gateway.health import Health
 from services.gateway.idempotency import digest_of, removed, require_same, songs_of
 from services.gateway.metrics import Metrics
@@ -27,7 +28,7 @@ from shared.events import EventPublisher
 from shared.jobs import JobStore
 from shared.messages import MAX_SEED, GenerateRequest, Job, Queued, Status
 from shared.queues import queue_group, queue_tokens
-from shared.topology import TENANT, TOK, token_subject
+from shared.topology import TOK, token_subject
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +80,7 @@ class Submission:
     def __init__(
         self,
         nc: Client,
+        access: Access,
         fitter: Fitter,
         webhooks: Webhooks,
         health: Health,
@@ -87,18 +89,20 @@ class Submission:
         spawn: Callable[[Coroutine[Any, Any, None]], object],  # runs what an answer need not wait for
     ) -> None:
         self._nc, self._js = nc, nc.jetstream(timeout=5)
-        self.fitter, self._webhooks, self._health, self._spawn = fitter, webhooks, health, spawn
+        self._access, self._webhooks = access, webhooks
+        self.fitter, self._health, self._spawn = fitter, health, spawn
         self._outlook, self._metrics = outlook, metrics
         self._jobs, self._events = JobStore(self._js), EventPublisher(self._js)
 
-    async def submit(self, data: bytes, key: str | None = None) -> Accepted:
+    async def submit(self, caller: Caller, data: bytes, key: str | None = None) -> Accepted:
         """Take a song, a JSON object, or several variants of it. Returns once JetStream has all of them on disk.
 
         A request that comes again under the same key is answered with the song that it made the first time.
         Raises `Refusal`; then nothing stays behind.
         """
         try:
-            return await self._submit(data, key)
+            async with self._access.turn(caller):
+                return await self._submit(caller, data, key)
         except Exception as error:
             found = refusal(error)
             self._metrics.refused.labels(found.kind).inc()
@@ -106,20 +110,20 @@ class Submission:
                 raise
             raise found from error
 
-    async def _submit(self, data: bytes, key: str | None) -> Accepted:
+    async def _submit(self, caller: Caller, data: bytes, key: str | None) -> Accepted:
         asked = decode_request(data)
         self._webhooks.check(asked.webhook_url)
         if key is None:
             ids, digest = [str(uuid.uuid4()) for _ in range(asked.variants)], None
         else:
-            ids, digest = songs_of(key, asked.variants), digest_of(asked)
+            ids, digest = songs_of(key, asked.variants, caller.tenant), digest_of(asked)
         mine: dict[str, Job] = {}  # songs whose records this request made, or may have made
         try:
             for _ in range(_TRIES):
                 try:
-                    return await self._take(asked, ids, digest, mine)
+                    return await self._take(caller, asked, ids, digest, mine)
                 except JobConflict:  # the same request, being taken or taken back at this moment
-                    if any([await self._jobs.was_deleted(job_id) for job_id in ids]):
+                    if any([await self._jobs.was_deleted(job_id, caller.tenant) for job_id in ids]):
                         raise removed() from None
             raise Unavailable("nats", "the song's record keeps changing; try again")
         except QueueFull:
@@ -132,13 +136,15 @@ class Submission:
                 self._spawn(retract_in_time(self._js, job))
             raise
 
-    async def _take(self, asked: GenerateRequest, ids: list[str], digest: str | None, mine: dict[str, Job]) -> Accepted:
+    async def _take(
+        self, caller: Caller, asked: GenerateRequest, ids: list[str], digest: str | None, mine: dict[str, Job]
+    ) -> Accepted:
         """Take the songs of a request, all of them: those that have no record are made.
 
         Raises `JobConflict` when a record came or went meanwhile.
         """
-        known = [await self._jobs.get(job_id) if digest else None for job_id in ids]
-        jobs = await self._record(known, asked, ids, digest, mine)
+        known = [await self._jobs.get(job_id, caller.tenant) if digest else None for job_id in ids]
+        jobs = await self._record(caller, known, asked, ids, digest, mine)
         # The message of a record that was found may be missing: whoever made it may have died before, or is at it.
         sequences = [await self._find(job) if found else 0 for job, found in zip(jobs, known, strict=True)]
         await self._enqueue(jobs, sequences)
@@ -149,7 +155,13 @@ class Submission:
         return replace(taken[0], duplicate=not mine, variants=tuple(taken) if len(taken) > 1 else ())
 
     async def _record(
-        self, known: list[Job | None], asked: GenerateRequest, ids: list[str], digest: str | None, mine: dict[str, Job]
+        self,
+        caller: Caller,
+        known: list[Job | None],
+        asked: GenerateRequest,
+        ids: list[str],
+        digest: str | None,
+        mine: dict[str, Job],
     ) -> list[Job]:
         """The records of all variants; those that are not known are made, with seeds that go with the others'."""
         for job in known:
@@ -158,8 +170,10 @@ class Submission:
         if None not in known:
             return [job for job in known if job is not None]
         found = next(((index, job.request) for index, job in enumerate(known) if job is not None), None)
-        place, request = found or (0, await self.fitter.fit(asked))
+        self._access.check(caller, asked)
+        place, request = found or (0, await self.fitter.fit(asked, caller.limits.max_duration_ms))
         await self._health.require_store()
+        await self._access.admit(caller, known.count(None))
         jobs = []
         for index, job_id in enumerate(ids):
             job = known[index]
@@ -167,7 +181,7 @@ class Submission:
                 seed = ((request.seed or 0) + index - place) % (MAX_SEED + 1)
                 job = Job(
                     job_id=job_id,
-                    tenant=TENANT,
+                    tenant=caller.tenant,
                     request=msgspec.structs.replace(request, seed=seed, variants=1),
                     created_at=time.time(),
                     group=ids[0] if len(ids) > 1 else None,
@@ -203,7 +217,7 @@ class Submission:
             event = Queued(
                 job_id=job.job_id, status="queued", progress=0, queue_position=expected.position, eta=expected.eta
             )
-            await self._events.publish(TENANT, event)
+            await self._events.publish(job.tenant, event)
             self._metrics.accepted.inc()
         return Accepted(job, sequence, expected)
 

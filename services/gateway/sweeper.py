@@ -27,7 +27,7 @@ from shared.objects import ObjectStore, StoredObject, belonging
 from shared.queues import queue_decode, queue_tokens
 from shared.settings import Settings
 from shared.tasks import end
-from shared.topology import DAY, DEC, JOB_TTL, TENANT, TOK, decode_subject
+from shared.topology import DAY, DEC, JOB_TTL, TOK, decode_subject
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ class Sweeper:
                             await self._song(record, record.job, objects, before, done)
             for job_id, objects in left.items():
                 with contextlib.suppress(JobConflict):
-                    done.objects += await self._clear(job_id, TENANT, objects)
+                    done.objects += await self._clear(job_id, "*", objects)  # of whichever tenant
         finally:
             self.rounds += 1
             self.total.objects += done.objects

@@ -115,8 +115,11 @@ class Fitter:
     def __init__(self, prompter: Prompter) -> None:
         self._prompter = prompter
 
-    async def fit(self, request: GenerateRequest) -> GenerateRequest:
-        """The request with `max_duration_ms` and `seed` filled in. Raises `InvalidRequest` when it cannot be met."""
+    async def fit(self, request: GenerateRequest, most_ms: int | None = None) -> GenerateRequest:
+        """The request with `seed` and `max_duration_ms` (up to `most_ms`) filled in.
+
+        Raises `InvalidRequest` when it cannot be met.
+        """
         # Long lyrics take a while, and the tokenizer lets other threads run.
         longest = await asyncio.to_thread(self._longest, request)
         if longest < FRAME_MS:
@@ -130,7 +133,7 @@ class Fitter:
             )
         return msgspec.structs.replace(
             request,
-            max_duration_ms=min(DEFAULT_DURATION_MS, longest) if wanted is None else wanted,
+            max_duration_ms=min(DEFAULT_DURATION_MS, longest, most_ms or longest) if wanted is None else wanted,
             seed=secrets.randbelow(MAX_SEED + 1) if request.seed is None else request.seed,
         )
 

@@ -13,6 +13,7 @@ import pytest
 import websockets
 
 from services.gateway import connection, feed
+from services.gateway.access import Caller
 from services.gateway.hub import MAILBOX_EVENTS, Mailbox, StoredEvent
 from shared.jobs import change
 from shared.messages import Completed, Progress, Stage, Status, cloud_event
@@ -68,7 +69,7 @@ async def test_slow_and_vanished_clients_cost_the_others_nothing(
     before = asyncio.all_tasks()
     descriptors = len(os.listdir("/proc/self/fd"))
     async with in_process(settings) as (gateway, server, base), asyncio.timeout(PATIENCE):
-        job_id = (await gateway.submission.submit(b'{"lyrics": "la"}')).job.job_id
+        job_id = (await gateway.submission.submit(Caller("local"), b'{"lyrics": "la"}')).job.job_id
         idle = len(asyncio.all_tasks())
         url = f"{base.replace('http', 'ws', 1)}/generate/{job_id}/events"
         starts = [asyncio.Event() for _ in range(READING)]

@@ -58,3 +58,12 @@ async def test_parameters_that_are_wrong_are_named(house: House) -> None:
     for name, value in [*wrong, ("cursor", "W10"), ("status", "done")]:
         answer = await house.http.get("/generate", params={name: value})
         assert (answer.status_code, answer.json()["field"]) == (422, name), (name, value)
+
+
+async def test_pages_of_other_origins_are_let_in_nowhere_unless_named(house: House) -> None:
+    elsewhere = {"Origin": "https://songs.example", "Access-Control-Request-Method": "POST"}
+    for answer in (
+        await house.http.options("/generate", headers=elsewhere),
+        await house.http.get("/generate", headers=elsewhere),
+    ):
+        assert not [name for name in answer.headers if name.startswith("access-control-")]

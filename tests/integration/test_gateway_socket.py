@@ -8,6 +8,7 @@ import pytest
 import websockets
 
 from deploy.local.servers import NatsServer, S3Server
+from services.gateway.access import Caller
 from shared.messages import Failed, Queued
 from shared.settings import Settings
 from shared.topology import EVENTS
@@ -167,7 +168,7 @@ async def test_nothing_is_lost_while_the_broker_restarts(settings: Settings, nat
 async def test_clients_that_vanish_leave_nothing_behind(settings: Settings) -> None:
     before = asyncio.all_tasks()
     async with in_process(settings) as (gateway, _, base):
-        answer = await gateway.submission.submit(b'{"lyrics": "la"}')
+        answer = await gateway.submission.submit(Caller("local"), b'{"lyrics": "la"}')
         url = f"{base.replace('http', 'ws', 1)}/generate/{answer.job.job_id}/events"
         idle = len(asyncio.all_tasks())
         for _ in range(4):

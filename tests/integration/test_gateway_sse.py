@@ -14,6 +14,7 @@ import pytest
 
 from deploy.local.servers import NatsServer, S3Server
 from services.gateway import event_stream, feed
+from services.gateway.access import Caller
 from shared.messages import Progress, Queued, cloud_event
 from shared.settings import Settings
 from shared.topology import event_subject
@@ -151,7 +152,7 @@ async def test_a_stopped_gateway_ends_the_stream_and_itself_at_once(house: House
 async def test_pings_come_while_nothing_happens(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(event_stream, "PING_SECONDS", 0.05)
     async with in_process(settings) as (gateway, _, base), httpx.AsyncClient(trust_env=False) as http:
-        job_id = (await gateway.submission.submit(b'{"lyrics": "la"}')).job.job_id
+        job_id = (await gateway.submission.submit(Caller("local"), b'{"lyrics": "la"}')).job.job_id
         async with http.stream("GET", f"{base}/generate/{job_id}/events") as answer:
             reader = Reader(answer)
             await reader.frame()
@@ -161,7 +162,7 @@ async def test_pings_come_while_nothing_happens(settings: Settings, monkeypatch:
 async def test_a_client_that_does_not_read_is_let_go(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(feed, "SEND_SECONDS", 0.2)
     async with in_process(settings) as (gateway, _, base):
-        job_id = (await gateway.submission.submit(b'{"lyrics": "la"}')).job.job_id
+        job_id = (await gateway.submission.submit(Caller("local"), b'{"lyrics": "la"}')).job.job_id
         _reader, writer = await asyncio.open_connection("127.0.0.1", urlsplit(base).port, limit=1024)
         writer.write(f"GET /generate/{job_id}/events HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
 
@@ -186,7 +187,7 @@ async def test_a_client_that_does_not_read_is_let_go(settings: Settings, monkeyp
 async def test_clients_that_vanish_leave_nothing_behind(settings: Settings) -> None:
     before = asyncio.all_tasks()
     async with in_process(settings) as (gateway, _, base):
-        job_id = (await gateway.submission.submit(b'{"lyrics": "la"}')).job.job_id
+        job_id = (await gateway.submission.submit(Caller("local"), b'{"lyrics": "la"}')).job.job_id
         port = urlsplit(base).port
         idle = len(asyncio.all_tasks())
         request = f"GET /generate/{job_id}/events HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()

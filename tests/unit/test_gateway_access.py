@@ -1,0 +1,65 @@
+"""Keys' file and token buckets."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from services.gateway.access import Bucket, digest_of_key, read_keys
+from services.gateway.keys import main
+from shared.errors import ConfigError
+
+DIGEST = digest_of_key("a key")
+
+
+def test_a_bucket_holds_its_burst_and_fills_at_its_rate() -> None:
+    bucket = Bucket(room=3, a_second=0.5, left=3, at=100)
+    assert [bucket.take(1, 100) for _ in range(4)] == [0, 0, 0, 2]
+    assert bucket.take(1, 101) == 1
+    assert bucket.take(1, 102) == 0
+    assert bucket.take(3, 1000) == 0  # never more than its room
+    assert bucket.take(1, 1000) == 2
+    assert bucket.take(4, 9999) == math.inf
+
+
+def test_a_bucket_takes_all_or_nothing() -> None:
+    bucket = Bucket(room=4, a_second=1, left=2, at=0)
+    assert bucket.take(3, 0) == 1
+    assert bucket.take(2, 0) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[[tenant]", "keys.toml"),
+        ('[[tenant]]\nname = "a.b"\nkeys = []', "letters, digits"),
+        ('[[tenant]]\nname = "*"\nkeys = []', "letters, digits"),
+        (f'[[tenant]]\nname = "a"\nkeys = ["{DIGEST[:-1]}"]', "SHA-256"),
+        (f'[[tenant]]\nname = "a"\nkeys = ["{DIGEST}", "{DIGEST}"]', "twice"),
+        ('[[tenant]]\nname = "a"\nkeys = []\n' * 2, "two tenants a"),
+        ('[[tenant]]\nname = "a"\nkeys = []\nsongs_per_minute = 0', "songs_per_minute"),
+        ('[[tenant]]\nname = "a"\nkeys = []\nburst = 3', "needs songs_per_minute"),
+        ('[[tenant]]\nname = "a"\nkeys = []\nsongs_a_minute = 3', "songs_a_minute"),
+    ],
+)
+def test_a_wrong_file_is_told_of_in_words(tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "keys.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as refused:
+        read_keys(path)
+    assert words in str(refused.value)
+    assert "HEARTMULA_API_KEYS" in str(refused.value)
+    with pytest.raises(ConfigError):
+        read_keys(tmp_path / "none.toml")
+
+
+def test_a_new_key_opens_what_its_entry_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["new", "alice"]) == 0
+    told = capsys.readouterr()
+    key = next(line.strip() for line in told.err.splitlines() if line.startswith("  "))
+    (tmp_path / "keys.toml").write_text(told.out)
+    callers = read_keys(tmp_path / "keys.toml")
+    assert callers[digest_of_key(key)].tenant == "alice"
+    assert not callers[digest_of_key(key)].limits.priority
+    assert key not in told.out
+    assert main(["new", "a.b"]) == 2
