@@ -231,7 +231,7 @@ def _complete_answers(answers: dict[str, Any], *, keyed: bool, head: bool) -> No
                 }
             if code == "401":
                 answer["headers"] = {"WWW-Authenticate": {"description": "`Bearer`", "schema": {"type": "string"}}}
-        if head:
+        if head or code == "204":
             answer.pop("content", None)
 
 

@@ -61,7 +61,7 @@ _TAKES_SONG = operation(
 )
 
 
-@post("/generate", status_code=202, operation_class=_TAKES_SONG, responses=refusals(400, 413, 415, 422, 429, 503))
+@post("/generate", status_code=202, operation_class=_TAKES_SONG, responses=refusals(400, 409, 413, 415, 422, 429, 503))
 async def generate(
     request: AnyRequest, gateway: NamedDependency[Gateway], caller: NamedDependency[Caller]
 ) -> Response[AcceptedBody]:

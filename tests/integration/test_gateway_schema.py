@@ -102,8 +102,8 @@ async def test_random_requests_are_answered_as_documented(house: House, tmp_path
         "--no-color",
         "--continue-on-failure",
         "--request-timeout=20",
-        # What is right by the document may still be too much for the model, or blank.
-        "--exclude-checks=positive_data_acceptance",
+        # What is right by the document may still be too much for the model, or blank. DELETE cancels: the song stays.
+        "--exclude-checks=positive_data_acceptance,use_after_free",
         "--generation-database=none",
     )
     assert "Traceback" not in house.log.read_text()
