@@ -5,7 +5,7 @@ MODELS := ckpt/official
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: help install run demo test chaos bench bench-flow lint models clean
+.PHONY: help install run demo test chaos bench bench-flow bench-gateway lint models clean
 
 help:
 	@echo 'make run      install if needed, then start everything: web page, API, workers, NATS, object store'
@@ -15,6 +15,7 @@ help:
 	@echo 'make chaos    songs on a real stack while its parts are killed: MINUTES=5, SEED=random'
 	@echo 'make bench    what the engines cost: BENCH=lm_mid|codec|lm_3b, REFERENCE=heartlib beside heartlib'
 	@echo 'make bench-flow   what the house itself costs a song, with an engine that costs nothing'
+	@echo 'make bench-gateway   what a POST and a thousand websockets cost the gateway'
 	@echo 'make models   fetch the official weights (22 GB) into $(MODELS)'
 	@echo 'make clean    remove what was built; .venv, data and ckpt stay'
 
@@ -53,6 +54,9 @@ bench: install
 
 bench-flow: install
 	@$(BIN)/python -m tests.bench.flow
+
+bench-gateway: install
+	@$(BIN)/python -m tests.bench.gateway
 
 models: install
 	$(BIN)/hf download HeartMuLa/HeartMuLaGen gen_config.json tokenizer.json --local-dir $(MODELS)

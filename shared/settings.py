@@ -4,6 +4,7 @@
 it may be. A misspelt ``HEARTMULA_*`` variable is an error too: a setting that is silently ignored costs an evening.
 """
 
+import base64
 import math
 import os
 import socket
@@ -89,6 +90,17 @@ def _device(value: str) -> str:
     kind, _, index = value.partition(":")
     if value not in ("auto", "cpu", "cuda") and not (kind == "cuda" and index.isdigit()):
         raise ValueError("must be auto, cpu, cuda or cuda:N")
+    return value
+
+
+def _webhook_secret(value: str) -> str:
+    """As Standard Webhooks writes a secret: whsec_ and 24 to 64 bytes in base64."""
+    try:
+        secret = base64.b64decode(value.removeprefix("whsec_"), validate=True)
+    except ValueError:
+        secret = b""
+    if not value.startswith("whsec_") or not 24 <= len(secret) <= 64:
+        raise ValueError("must be whsec_ and 24 to 64 bytes in base64")
     return value
 
 
@@ -202,6 +214,12 @@ class Settings:
         500,
         "songs that may wait or run; more are refused with 429",
     )
+    webhook_secret: str = _setting(
+        "HEARTMULA_WEBHOOK_SECRET", _webhook_secret, "", "whsec_…, signs webhooks; unset: no webhooks"
+    )
+    webhook_private: bool = _setting(
+        "HEARTMULA_WEBHOOK_PRIVATE", _flag, False, "whether webhooks may go to private addresses"
+    )
     host: str = _setting("HEARTMULA_HOST", _text, "127.0.0.1", "address the gateway listens on")
     port: int = _setting("HEARTMULA_PORT", _integer(1, 65535), 8000, "port the gateway listens on")
     api_keys: Path | None = _setting(
@@ -254,7 +272,8 @@ class Settings:
             try:
                 values[item.name] = item.metadata["parse"](raw)
             except ValueError as error:
-                raise ConfigError(f"{variable} {error}, got {raw!r}") from None
+                got = "" if "SECRET" in variable else f", got {raw!r}"
+                raise ConfigError(f"{variable} {error}{got}") from None
         unknown = sorted(v for v in environ if v.startswith("HEARTMULA_") and v not in known | _ELSEWHERE)
         if unknown:
             raise ConfigError(f"{unknown[0]} is not a setting of this version; README.md lists them all")

@@ -39,6 +39,7 @@ TOK, DEC, EVENTS, FAULTS = "TOK", "DEC", "EVENTS", "FAULTS"
 JOBS, GPU_LOCK, WORKERS = "JOBS", "GPU_LOCK", "WORKERS"
 TOK_CONSUMERS: dict[Priority, str] = {"high": "tok-high", "normal": "tok-normal"}
 DEC_CONSUMER = "dec"
+HOOKS_CONSUMER, HOOKS_DELIVERY, HOOKS_GROUP = "hooks", "ctl.hooks", "gateways"
 WORKER_TTL = 15.0
 LOCK_MARKER_TTL = 60
 _FIRST_SECONDS = 5.0  # for the first connection
@@ -159,7 +160,17 @@ def consumers(ack_wait: float) -> list[tuple[str, ConsumerConfig]]:
         )
 
     lanes = [(TOK, pull(name, f"jobs.tok.{lane}.*")) for lane, name in TOK_CONSUMERS.items()]
-    return [*lanes, (DEC, pull(DEC_CONSUMER, "jobs.dec.*"))]
+    # Pushed to one of the gateways: each record at once, and again after as long as a gateway asks for.
+    hooks = ConsumerConfig(
+        durable_name=HOOKS_CONSUMER,
+        deliver_subject=HOOKS_DELIVERY,
+        deliver_group=HOOKS_GROUP,
+        ack_policy=AckPolicy.EXPLICIT,
+        ack_wait=60,
+        max_deliver=-1,
+        max_ack_pending=100_000,  # webhooks that wait for their next try are pending, and must not stop the others
+    )
+    return [*lanes, (DEC, pull(DEC_CONSUMER, "jobs.dec.*")), (f"KV_{JOBS}", hooks)]
 
 
 async def bootstrap(js: JetStreamContext, settings: Settings) -> None:

@@ -9,28 +9,30 @@ from deploy.local.servers import write_private
 from shared.errors import ConfigError
 
 
-class Credentials(msgspec.Struct, frozen=True, kw_only=True):
-    """What the local stack's own clients show to the embedded servers."""
+def _word(length: int) -> str:
+    return msgspec.field(default_factory=lambda: secrets.token_hex(length))
 
-    nats_user: str
-    nats_password: str
-    s3_access_key: str
-    s3_secret_key: str
+
+class Credentials(msgspec.Struct, frozen=True, kw_only=True):
+    """What the local stack's own clients show to the embedded servers, and what songs may be fetched with."""
+
+    nats_user: str = "heartmula"
+    nats_password: str = _word(24)
+    s3_access_key: str = _word(10)
+    s3_secret_key: str = _word(24)
+    s3_reader_access_key: str = _word(10)  # may read and list finished songs, and nothing else
+    s3_reader_secret_key: str = _word(24)
 
 
 def load_credentials(data_dir: Path) -> Credentials:
-    """Read ``credentials.json`` in the data folder, or make it, readable by its owner only."""
+    """Read ``credentials.json`` in the data folder, readable by its owner only; what it lacks is made and written."""
     path = data_dir / "credentials.json"
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Credentials)
-    except FileNotFoundError:
-        made = Credentials(
-            nats_user="heartmula",
-            nats_password=secrets.token_hex(24),
-            s3_access_key=secrets.token_hex(10),
-            s3_secret_key=secrets.token_hex(24),
-        )
-        write_private(path, msgspec.json.format(msgspec.json.encode(made)).decode() + "\n")
-        return made
+        known = path.read_bytes() if path.exists() else b"{}"
+        found = msgspec.json.decode(known, type=Credentials)
     except (OSError, msgspec.DecodeError) as error:
         raise ConfigError(f"{path} cannot be read ({error}): remove it, and new credentials are made") from None
+    text = msgspec.json.format(msgspec.json.encode(found)).decode() + "\n"
+    if text.encode() != known:
+        write_private(path, text)
+    return found

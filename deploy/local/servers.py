@@ -21,6 +21,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import nats
@@ -216,20 +217,51 @@ authorization {{ user: "{self.user}", password: "{self.password}" }}
         return True
 
 
+@dataclass(frozen=True)
+class Reader:
+    """An S3 user who may read and list what lies under one prefix."""
+
+    access_key: str
+    secret_key: str
+    bucket: str
+    prefix: str = "audio/"
+
+    @property
+    def identity(self) -> dict[str, object]:
+        """As SeaweedFS wants it told."""
+        return {
+            "name": "reader",
+            "credentials": [{"accessKey": self.access_key, "secretKey": self.secret_key}],
+            "actions": [f"{action}:{self.bucket}/{self.prefix}*" for action in ("Read", "List")],
+        }
+
+
 class S3Server(Server):
-    """SeaweedFS as one process, S3 on the loopback interface, one identity with all rights."""
+    """SeaweedFS as one process, S3 on the loopback interface.
+
+    One identity with all rights; with `reader` another one, which may read and list finished songs and nothing else.
+    """
 
     name = "s3"
     variable = "HEARTMULA_S3_PORT"
     ports = 10  # adjacent ports to set aside; one more lies 10008 above the first
 
-    def __init__(self, data_dir: Path, port: int, access_key: str, secret_key: str, metrics_port: int = 0) -> None:
+    def __init__(
+        self,
+        data_dir: Path,
+        port: int,
+        access_key: str,
+        secret_key: str,
+        metrics_port: int = 0,
+        reader: Reader | None = None,
+    ) -> None:
         """With `metrics_port` the server tells its figures there, to anybody."""
         if port > 65_535 - 10_008:
             raise ConfigError(f"{self.variable} may be at most 55527: the server also takes the port 10008 above")
         self.access_key = access_key
         self.secret_key = secret_key
         self.metrics_port = metrics_port
+        self.reader = reader
         super().__init__(data_dir, port)
 
     @property
@@ -254,6 +286,7 @@ class S3Server(Server):
             *("-master.volumeSizeLimitMB=64", "-master.telemetry=false"),
             *("-s3.autoCreateBucket=false", "-s3.allowDeleteBucketNotEmpty=false"),
             *([f"-metricsPort={self.metrics_port}"] if self.metrics_port else []),
+            *(["-s3.config=../s3.json"] if self.reader else []),
         ]
         return Process(
             self.name,
@@ -277,6 +310,8 @@ class S3Server(Server):
 
     def _prepare(self) -> None:
         (self.data_dir / "s3").mkdir(mode=0o700, exist_ok=True)
+        if self.reader:
+            write_private(self.data_dir / "s3.json", json.dumps({"identities": [self.reader.identity]}))
 
     async def _answers(self) -> bool:
         return await asyncio.to_thread(self._list_buckets)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from deploy.local.credentials import load_credentials
 from deploy.local.processes import Process
-from deploy.local.servers import NatsServer, PortInUse, S3Server, Server, StartFailed, port_is_free
+from deploy.local.servers import NatsServer, PortInUse, Reader, S3Server, Server, StartFailed, port_is_free
 from shared.errors import ConfigError
 from shared.settings import Settings
 
@@ -96,7 +96,10 @@ class Stack:
                 self._environ["HEARTMULA_NATS_URL"] = broker.url
                 servers.append(broker)
             if not settings.s3_endpoint:
-                store = S3Server(settings.data_dir, settings.s3_port, known.s3_access_key, known.s3_secret_key)
+                reader = Reader(known.s3_reader_access_key, known.s3_reader_secret_key, settings.s3_bucket)
+                store = S3Server(
+                    settings.data_dir, settings.s3_port, known.s3_access_key, known.s3_secret_key, reader=reader
+                )
                 self._environ["HEARTMULA_S3_ENDPOINT"] = store.url
                 self._environ["HEARTMULA_S3_ACCESS_KEY"] = store.access_key
                 self._environ["HEARTMULA_S3_SECRET_KEY"] = store.secret_key

@@ -1,9 +1,15 @@
 """The ASGI application over an open `Gateway`."""
 
-from litestar import Litestar
+from collections.abc import Iterable
+from typing import Any
+
+from litestar import Litestar, Request, Response, route
 from litestar.config.cors import CORSConfig
 from litestar.datastructures import State
 from litestar.di import Provide
+from litestar.enums import HttpMethod
+from litestar.handlers import HTTPRouteHandler
+from litestar.routes import HTTPRoute
 
 from services.gateway import api_docs, openapi, session
 from services.gateway.access import need_key, provide_caller
@@ -21,8 +27,9 @@ def create_app(gateway: Gateway) -> Litestar:
     """Routes, and one way to answer every error. The gateway belongs to the caller, who closes it."""
     pages = Pages()
     origins = [origin.strip() for origin in gateway.settings.cors_origins.split(",") if origin.strip()]
+    handlers = [*ROUTES, *session.ROUTES, *api_docs.ROUTES, event_stream]
     return Litestar(
-        [*ROUTES, *session.ROUTES, *api_docs.ROUTES, events, event_stream],
+        [_options(handlers), *handlers, events],
         dependencies={
             "caller": Provide(provide_caller, sync_to_thread=False),
             "gateway": Provide(lambda: gateway, sync_to_thread=False),
@@ -51,3 +58,20 @@ def create_app(gateway: Gateway) -> Litestar:
         logging_config=None,  # the process's own is enough; Litestar's would log bodies of errors
         openapi_config=openapi.config(),
     )
+
+
+def _options(handlers: Iterable[HTTPRouteHandler]) -> HTTPRouteHandler:
+    """Which methods an address takes. Litestar's own handler knows those of the first route at an address alone."""
+
+    @route(
+        sorted({path for handler in handlers for path in handler.paths}),
+        http_method=HttpMethod.OPTIONS,
+        status_code=204,
+        include_in_schema=False,
+    )
+    async def options(request: Request[Any, Any, Any]) -> Response[None]:
+        there = (found for found in request.app.routes if isinstance(found, HTTPRoute))
+        methods = next(found.methods for found in there if found.path_format == request.scope["path_template"])
+        return Response(None, headers={"Allow": ", ".join(sorted(methods))})
+
+    return options

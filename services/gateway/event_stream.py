@@ -16,7 +16,7 @@ from services.gateway.access import Caller
 from services.gateway.feed import SEND_SECONDS, Feed, Frame, Lost, event_id
 from services.gateway.gateway import Gateway
 from services.gateway.hub import newest
-from services.gateway.openapi import TEXT, Answer, operation, parameter, refusals
+from services.gateway.openapi import Answer, operation, parameter, refusals
 from services.gateway.problems import Refusal
 from services.gateway.songs import find_job
 from shared.errors import HeartMulaError
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 PING_SECONDS = 15.0  # proxies cut what is silent for a minute
 RETRY_MS = 2000  # after which a browser comes again
-_SEQUENCE = Schema(type=OpenAPIType.STRING, pattern="^[0-9]{1,18}$")
+_SEQUENCE = Schema(type=OpenAPIType.STRING, pattern="^[0-9]{0,18}$")
 _HEADERS = {
     "content-type": "text/event-stream; charset=utf-8",
     "cache-control": "no-store",
@@ -47,7 +47,7 @@ class _Gone(Exception):
         answers={
             200: Answer(
                 "`id`, `event` and `data` (JSON) of a snapshot, then of every event until the song has ended",
-                content={"text/event-stream": TEXT},
+                content={"text/event-stream": Schema()},
             ),
             204: Answer("the song has ended, and the event of Last-Event-ID was the latest"),
         },

@@ -22,6 +22,7 @@ from services.gateway.outlook import Outlook
 from services.gateway.submission import Submission
 from services.gateway.sweeper import Sweeper
 from services.gateway.validation import Fitter
+from services.gateway.webhooks import Webhooks
 from services.gateway.workers import Workers
 from shared.checkpoint import open_checkpoint
 from shared.errors import ConfigError, Unavailable
@@ -51,12 +52,13 @@ class Gateway:
         self.hub = Hub(nc, self.js, settings, self.metrics)
         self.catalogue = Catalogue(nc, self.js)
         self.access = Access(settings.api_keys, self.catalogue)
+        self.webhooks = Webhooks(nc, settings, self.metrics.webhooks)
         self.derived = Derived(store, self.jobs, settings.data_dir / "tmp")
         workers = Workers(self.js, PROBE_SECONDS)
         self.health = Health(nc, store, workers)
         self.outlook = Outlook(Line(nc, self.js), workers)
         self.submission = Submission(
-            nc, self.access, Fitter(prompter), self.health, self.outlook, self.metrics, self.spawn
+            nc, self.access, Fitter(prompter), self.webhooks, self.health, self.outlook, self.metrics, self.spawn
         )
         self._intake = Intake(nc, self.access, self.submission, self.spawn)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -107,6 +109,7 @@ class Gateway:
             await gateway._intake.start()
             gateway.sweeper.start()
             gateway.catalogue.start()
+            await gateway.webhooks.start()
         except BaseException:
             await nc.close()
             store.close()
@@ -135,6 +138,7 @@ class Gateway:
         await end(*self._tasks)
         await self.sweeper.close()
         await self.catalogue.close()
+        await self.webhooks.close()
         await self.hub.close()
         with contextlib.suppress(nats.errors.Error, TimeoutError, OSError):
             await self.nc.close()

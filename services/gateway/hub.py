@@ -48,21 +48,25 @@ def read_event(sequence: int, data: bytes) -> StoredEvent | None:
 
 
 class Mailbox:
-    """Events for one listener. One that is slow loses old progress, never a change of state."""
+    """Events for one listener. A slow one gets the latest: it loses old progress, never a change of state."""
 
     def __init__(self) -> None:
         self.lost = False  # the listener has to begin anew
         self._waiting: deque[StoredEvent] = deque()
         self._filled = asyncio.Event()
 
+    def __len__(self) -> int:
+        """How many events wait."""
+        return len(self._waiting)
+
     def put(self, stored: StoredEvent) -> None:
         """Add an event; never waits."""
         if len(self._waiting) >= MAILBOX_EVENTS:
-            old = next((item for item in self._waiting if isinstance(item.event.data, Progress)), None)
-            if old is None:
+            changes = [item for item in self._waiting if not isinstance(item.event.data, Progress)]
+            if len(changes) >= MAILBOX_EVENTS:
                 self.give_up()
                 return
-            self._waiting.remove(old)
+            self._waiting = deque(changes)
         self._waiting.append(stored)
         self._filled.set()
 

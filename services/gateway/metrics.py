@@ -30,6 +30,12 @@ class Metrics:
             ["status"],
             registry=self._registry,
         )
+        self.webhooks = Counter(
+            "heartmula_webhooks",
+            "Webhooks delivered, failed (and tried again) and given up",
+            ["outcome"],
+            registry=self._registry,
+        )
         self._seen = _Seen(sweeper)
         self._registry.register(self._seen)
 

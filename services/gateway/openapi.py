@@ -40,7 +40,6 @@ NUMBER = Schema(type=OpenAPIType.INTEGER, minimum=0)
 BINARY = Schema(type=OpenAPIType.STRING, format=OpenAPIFormat.BINARY)
 _EVERYWHERE = (500,)
 _RETRIED = (429, 503)
-_JOB_ID = {"type": "string", "pattern": "^[0-9A-Za-z-]{1,64}$", "examples": ["5f0c4f0a-9a37-42b0-8f6c-7d116d2ce1a5"]}
 _TAGS = {"generate": "songs", "api": "house", "health": "house", "livez": "probes", "readyz": "probes"}
 _TAG_WORDS = {
     "songs": "Asking for songs, following them, getting their audio.",
@@ -52,6 +51,31 @@ _EXAMPLE = {
     "tags": "pop,piano,english",
     "max_duration_ms": 20_000,
 }
+_ID = "5f0c4f0a-9a37-42b0-8f6c-7d116d2ce1a5"
+_EXAMPLES = {  # of what clients read most
+    "AcceptedBody": {
+        "job_id": _ID,
+        "status": "queued",
+        "status_url": f"/generate/{_ID}/status",
+        "result_url": f"/generate/{_ID}/result",
+        "events_url": f"/generate/{_ID}/events",
+        "queue_position": 0,
+        "eta": "2026-01-31T12:03:20.000Z",
+    },
+    "StatusBody": {
+        "job_id": _ID,
+        "status": "generating",
+        "progress": 31.5,
+        "created_at": "2026-01-31T12:00:00.000Z",
+        "completed_at": None,
+        "stage": "generating",
+        "eta": "2026-01-31T12:03:20.000Z",
+        "seed": 7,
+        "format": "flac",
+    },
+    "CancelledBody": {"job_id": _ID, "status": "cancelled"},
+}
+_JOB_ID = {"type": "string", "pattern": "^[0-9A-Za-z-]{1,64}$", "examples": [_ID]}
 _DESCRIPTION = """Makes songs from lyrics and style tags: ask for one, follow its events, fetch its audio.
 
 Errors are problem details (RFC 9457), also for addresses that are not described here (404 `not-found`) and methods that
@@ -158,8 +182,11 @@ def complete(document: dict[str, Any]) -> dict[str, Any]:
     """Add what holds for all routes; changes and returns the document."""
     schemas = document["components"]["schemas"]
     _describe_problem(schemas["Problem"])
+    for name, example in _EXAMPLES.items():
+        schemas[name]["examples"] = [example]
     for path, item in document["paths"].items():
         for method, found in item.items():
+            found["summary"] = found["description"].partition("\n")[0]
             found["tags"] = [_TAGS.get(path.split("/")[1], "house")]
             for known in found.get("parameters", ()):
                 if known["name"] == "job_id":

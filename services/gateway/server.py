@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import uvicorn
 
 from services.gateway.app import create_app
+from services.gateway.connection import Connection
 from services.gateway.gateway import Gateway
 from shared.errors import ConfigError
 from shared.settings import Settings
@@ -30,7 +31,7 @@ class GatewayServer(uvicorn.Server):
                 access_log=False,
                 server_header=False,
                 lifespan="on",
-                ws="websockets-sansio",
+                ws=Connection,
                 ws_per_message_deflate=False,
                 ws_max_size=64 * 1024,
                 timeout_graceful_shutdown=_GRACE_SECONDS,

@@ -22,6 +22,7 @@ from services.gateway.outlook import Expectation, Outlook
 from services.gateway.problems import refusal
 from services.gateway.retraction import retract, retract_in_time
 from services.gateway.validation import Fitter, decode_request
+from services.gateway.webhooks import Webhooks
 from shared.errors import JobConflict, QueueFull, Unavailable
 from shared.events import EventPublisher
 from shared.jobs import JobStore
@@ -81,6 +82,7 @@ class Submission:
         nc: Client,
         access: Access,
         fitter: Fitter,
+        webhooks: Webhooks,
         health: Health,
         outlook: Outlook,
         metrics: Metrics,
@@ -88,7 +90,7 @@ class Submission:
     ) -> None:
         self._nc, self._js = nc, nc.jetstream(timeout=5)
         self._access = access
-        self.fitter, self._health, self._spawn = fitter, health, spawn
+        self.fitter, self._webhooks, self._health, self._spawn = fitter, webhooks, health, spawn
         self._outlook, self._metrics = outlook, metrics
         self._jobs, self._events = JobStore(self._js), EventPublisher(self._js)
 
@@ -110,6 +112,7 @@ class Submission:
 
     async def _submit(self, caller: Caller, data: bytes, key: str | None) -> Accepted:
         asked = decode_request(data)
+        self._webhooks.check(asked.webhook_url)
         if key is None:
             ids, digest = [str(uuid.uuid4()) for _ in range(asked.variants)], None
         else:

@@ -122,3 +122,19 @@ async def test_the_service_shows_itself(settings: Settings) -> None:
         await house.stop()
         with pytest.raises(nats.errors.NoRespondersError):
             await house.nc.request(SUBJECT, b"{}", timeout=10)
+
+
+async def test_a_nats_client_watches_its_song(settings: Settings) -> None:
+    async with open_house(settings, settings.data_dir) as house:
+        subscription = await house.nc.subscribe(f"events.{TENANT}.>")  # what README's `nats sub` does
+        await house.nc.flush()
+        job_id = (await ask(house, SONG))["job_id"]
+        await house.complete(job_id)
+        kinds = []
+        while "completed" not in kinds:
+            message = await subscription.next_msg(timeout=10)
+            event = json.loads(message.data)
+            assert (event["specversion"], event["subject"]) == ("1.0", job_id)
+            assert message.subject == f"events.{TENANT}.{job_id}.{event['data']['kind']}"
+            kinds.append(event["data"]["kind"])
+        assert kinds[0] == "queued"

@@ -9,13 +9,15 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
+import msgspec
 import pytest
 
 from deploy.local.servers import NatsServer, S3Server
-from services.gateway import event_stream
+from services.gateway import event_stream, feed
 from services.gateway.access import Caller
-from shared.messages import Queued
+from shared.messages import Progress, Queued, cloud_event
 from shared.settings import Settings
+from shared.topology import event_subject
 from tests.integration.flow import PATIENCE
 from tests.integration.gateway_fixtures import House, eventually, fresh_settings, in_process, open_house
 
@@ -155,6 +157,31 @@ async def test_pings_come_while_nothing_happens(settings: Settings, monkeypatch:
             reader = Reader(answer)
             await reader.frame()
             assert [await reader.event() for _ in range(3)] == [{"": "ping"}] * 3
+
+
+async def test_a_client_that_does_not_read_is_let_go(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feed, "SEND_SECONDS", 0.2)
+    async with in_process(settings) as (gateway, _, base):
+        job_id = (await gateway.submission.submit(Caller("local"), b'{"lyrics": "la"}')).job.job_id
+        _reader, writer = await asyncio.open_connection("127.0.0.1", urlsplit(base).port, limit=1024)
+        writer.write(f"GET /generate/{job_id}/events HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+
+        async def listening() -> bool:
+            return gateway.hub.listeners == 1
+
+        await eventually(listening, "the stream did not begin")
+        event = cloud_event(Progress(job_id=job_id, status="generating", progress=1, done=1, total=100), "1")
+        large = msgspec.json.encode(msgspec.structs.replace(event, source="x" * 50_000))  # buffers are megabytes
+        for _ in range(600):
+            if not gateway.hub.listeners:
+                break
+            await gateway.js.publish(event_subject("local", job_id, "progress"), large)
+
+        async def let_go() -> bool:
+            return gateway.hub.listeners == 0
+
+        await eventually(let_go, "the gateway still waits for a client that does not read")
+        writer.transport.abort()
 
 
 async def test_clients_that_vanish_leave_nothing_behind(settings: Settings) -> None:

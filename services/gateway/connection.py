@@ -1,0 +1,43 @@
+"""A websocket's connection: bounded, and gone for good once nobody is there."""
+
+import asyncio
+import socket
+from typing import Any, cast
+
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+
+_BUFFER = 32 * 1024  # bytes each that the kernel and the event loop may hold for a client that does not read
+ABORT_SECONDS = 12.0  # after uvicorn's own patience with a closing handshake
+
+
+class Connection(WebSocketsSansIOProtocol):
+    """uvicorn's, with an end. A transport that is closed waits until its buffer is empty: with a client that is
+    connected and does not read, forever. And the kernel alone would take megabytes for it."""
+
+    _abortion: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Bound the buffers."""
+        super().connection_made(transport)
+        self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)
+        self.transport.set_write_buffer_limits(high=_BUFFER)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Nothing is left to abort."""
+        if self._abortion is not None:
+            self._abortion.cancel()
+        super().connection_lost(exc)
+
+    def keepalive_timeout(self) -> None:
+        """No pong came."""
+        super().keepalive_timeout()
+        self._abort_soon()
+
+    async def run_asgi(self) -> None:
+        """Serve the socket to its end, and see to it that it has one."""
+        await super().run_asgi()
+        self._abort_soon()
+
+    def _abort_soon(self) -> None:
+        if self in cast("set[Any]", self.connections) and self._abortion is None:
+            self._abortion = self.loop.call_later(ABORT_SECONDS, self.transport.abort)

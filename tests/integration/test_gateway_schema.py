@@ -1,0 +1,300 @@
+"""The documents of the API against the gateway itself: by random requests, by a generated client, by what is sent."""
+
+import asyncio
+import importlib
+import json
+import re
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema_rs
+import numpy as np
+import pytest
+
+from deploy.local.servers import NatsServer, S3Server
+from shared.audio import AudioWriter, SongTags
+from shared.messages import Failed
+from tests.integration.gateway_fixtures import House, fresh_settings, open_house
+
+SECONDS = 50  # of random requests
+
+_CONFIG = """
+[dictionaries.songs]
+values = [{songs}]
+
+[dictionaries.ended]
+values = [{ended}]
+
+[parameters]
+"path.job_id" = {{ dictionary = "songs", probability = 0.7 }}
+
+[checks.negative_data_rejection]
+expected-statuses = [400, 404, 405, 409, 410, 413, 415, 422, 429]  # its own lack 410 and 413
+
+[dictionaries.made]
+values = ["{made}"]
+
+[dictionaries.ranges]
+values = ["bytes=0-9", "bytes=7-", "bytes=-3", "bytes=999999999-"]
+
+[[operations]]
+include-path-regex = "/(result|peaks)$"
+[operations.parameters]
+"path.job_id" = {{ dictionary = "made", probability = 0.8 }}
+"header.Range" = {{ dictionary = "ranges", probability = 0.5 }}
+
+[dictionaries.doomed]
+values = [{doomed}]
+
+[[operations]]
+include-method = "DELETE"
+parameters = {{ "path.job_id" = {{ dictionary = "doomed", probability = 0.7 }} }}
+
+[[operations]]
+include-name = "GET /generate/{{job_id}}/events"
+parameters = {{ "path.job_id" = {{ dictionary = "ended", probability = 0.7 }} }}
+"""
+
+
+@pytest.fixture(scope="module")
+async def house(
+    nats_server: NatsServer, s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[House]:
+    folder = tmp_path_factory.mktemp("gateway-schema")
+    settings = await fresh_settings(nats_server, s3_server, folder)
+    async with open_house(settings, folder, queue_limit=300) as house:
+        yield house
+
+
+async def run(folder: Path, *command: str) -> str:
+    """Run a module of this environment; returns what it wrote."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", *command, cwd=folder, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+    )
+    output, _ = await process.communicate()
+    assert process.returncode == 0, output.decode()
+    return output.decode()
+
+
+async def test_random_requests_are_answered_as_documented(house: House, tmp_path: Path) -> None:
+    waiting, running, completed, failed, cancelled = [await house.submit(title=f"{n}") for n in range(5)]
+    await house.become(running, "generating")
+    with AudioWriter(tmp_path / "song", "flac", 8000, SongTags.of((await house.job(completed)).request)) as writer:
+        writer.write(np.zeros((8000, 2), np.float32))
+    await house.complete(completed, (tmp_path / "song").read_bytes())
+    await house.become(failed, "generating", "failed", error="no")
+    await house.tell(Failed(job_id=failed, status="failed", progress=0, error="no"))
+    await house.http.delete(f"/generate/{cancelled}")
+    ended = ", ".join(f'"{job_id}"' for job_id in (completed, failed, cancelled))
+    songs = f'{ended}, "{waiting}", "{running}"'
+    doomed = ", ".join([f'"{await house.submit()}"' for _ in range(20)])
+    (tmp_path / "schemathesis.toml").write_text(_CONFIG.format(songs=songs, ended=ended, doomed=doomed, made=completed))
+    await run(
+        tmp_path,
+        "schemathesis.cli",
+        "run",
+        f"{house.base}/schema",
+        f"--max-time={SECONDS}",
+        "--max-examples=60",
+        "--seed=1",
+        "--no-color",
+        "--continue-on-failure",
+        "--request-timeout=20",
+        # What is right by the document may still be too much for the model, or blank.
+        "--exclude-checks=positive_data_acceptance",
+        "--generation-database=none",
+    )
+    assert "Traceback" not in house.log.read_text()
+
+
+_CLIENT = """
+post_hooks: []
+content_type_overrides: {audio/flac: application/octet-stream, audio/wav: application/octet-stream,
+                         audio/mpeg: application/octet-stream}
+"""
+
+
+async def test_a_generated_client_gets_a_song_made(
+    house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "client.yml").write_text(_CLIENT)
+    options = ("--meta=none", "--output-path=songs_client", "--config=client.yml", "--fail-on-warning")
+    await run(tmp_path, "openapi_python_client", "generate", f"--url={house.base}/schema", *options)
+    monkeypatch.syspath_prepend(tmp_path)
+    client_module, models, generate, status, result = (
+        importlib.import_module(f"songs_client{name}")
+        for name in ("", ".models", ".api.songs.generate", ".api.songs.status", ".api.songs.result")
+    )
+    async with client_module.Client(base_url=house.base, httpx_args={"trust_env": False}) as client:
+        accepted = await generate.asyncio(client=client, body=models.GenerateRequest(lyrics="la", seed=7))
+        assert isinstance(accepted, models.AcceptedBody)
+        job_id = accepted.job_id
+        early = await result.asyncio(job_id, client=client)
+        assert (early.type_, early.status) == ("/problems/not-ready", 409)
+        assert (await status.asyncio(job_id, client=client)).status == "queued"
+        await house.complete(job_id, b"audio")
+        told = await status.asyncio(job_id, client=client)
+        assert (told.status, told.progress, told.seed) == ("completed", 100, 7)
+        audio = await result.asyncio(job_id, client=client)
+        assert audio.payload.read() == b"audio"
+        part = await result.asyncio_detailed(job_id, client=client, range_="bytes=1-2")
+        assert (part.status_code, part.headers["content-range"], part.content) == (206, "bytes 1-2/5", b"ud")
+        wrong = await generate.asyncio(client=client, body=models.GenerateRequest(lyrics=" "))
+        assert (wrong.type_, wrong.field) == ("/problems/invalid-request", "lyrics")
+
+
+# --- the documents
+
+
+async def document(house: House, path: str) -> dict[str, Any]:
+    answer = await house.http.get(path)
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "application/json")
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+def resolve(whole: dict[str, Any], reference: str) -> Any:
+    """What a reference within a document stands for. Raises `KeyError`."""
+    found: Any = whole
+    for name in reference.removeprefix("#/").split("/"):
+        found = found[name]
+    return found
+
+
+def references(part: Any) -> Iterator[str]:
+    """All references in a part of a document."""
+    if isinstance(part, dict):
+        if isinstance(part.get("$ref"), str):
+            yield part["$ref"]
+        for value in part.values():
+            yield from references(value)
+    elif isinstance(part, list):
+        for value in part:
+            yield from references(value)
+
+
+async def test_every_operation_is_documented_alike(house: House) -> None:
+    schema = await document(house, "/schema")
+    assert schema == await document(house, "/schema/openapi.json")
+    operations = [operation for item in schema["paths"].values() for operation in item.values()]
+    names = [operation["operationId"] for operation in operations]
+    assert len(set(names)) == len(names)
+    assert {"generate", "listing", "status", "result", "cancel", "event_stream", "health", "livez", "readyz"} <= {
+        *names
+    }
+    for operation in operations:
+        assert operation["summary"].endswith(".")
+        assert operation["tags"][0] in {tag["name"] for tag in schema["tags"]}
+        assert "500" in operation["responses"]
+        for code, answer in operation["responses"].items():
+            assert answer["description"]
+            if code in ("429", "503") and "application/problem+json" in answer.get("content", {}):
+                assert "Retry-After" in answer["headers"]
+    result = schema["paths"]["/generate/{job_id}/result"]["get"]["responses"]
+    assert {"200", "206", "304", "404", "409", "410", "416"} <= result.keys()
+    assert {"audio/flac", "audio/wav", "audio/mpeg"} <= result["206"]["content"].keys()
+    assert "Content-Range" in result["206"]["headers"]
+    for reference in references(schema):
+        resolve(schema, reference)
+    shown = {name: found["examples"] for name, found in schema["components"]["schemas"].items() if "examples" in found}
+    assert {"AcceptedBody", "StatusBody", "CancelledBody"} <= shown.keys()
+    for name, (example,) in shown.items():
+        found = schema["components"]["schemas"][name] | {"components": schema["components"]}
+        jsonschema_rs.validator_for(found).validate(example)
+
+
+async def test_the_asyncapi_document_is_whole(house: House) -> None:
+    """What AsyncAPI 3.0.0 demands of the parts that are used here."""
+    whole = await document(house, "/asyncapi.json")
+    assert whole["asyncapi"] == "3.0.0"
+    assert {"title", "version"} <= whole["info"].keys()
+    for reference in references(whole):
+        resolve(whole, reference)
+    for server in whole["servers"].values():
+        assert {"host", "protocol"} <= server.keys()
+    for channel in whole["channels"].values():
+        assert set(re.findall(r"{(\w+)}", channel["address"] or "")) == channel.get("parameters", {}).keys()
+        assert channel["messages"]
+    for operation in whole["operations"].values():
+        assert operation["action"] in ("send", "receive")
+        assert operation["channel"]["$ref"].startswith("#/channels/")
+    reply = whole["operations"]["takeSong"]["reply"]
+    assert resolve(whole, reply["channel"]["$ref"])["address"] is None  # known at run time alone
+    assert "discriminator" not in str(whole)  # a string there, an object in what msgspec makes
+
+
+def check(whole: dict[str, Any], message: str, value: Any) -> None:
+    """Whether a value is what the AsyncAPI document calls by this name."""
+    payload = whole["components"]["messages"][message]["payload"]
+    jsonschema_rs.validator_for({**payload, "components": whole["components"]}).validate(value)
+
+
+async def test_what_is_sent_is_what_the_asyncapi_document_says(house: House) -> None:
+    whole = await document(house, "/asyncapi.json")
+    job_id = await house.submit()
+    async with house.watch(job_id, after=0) as watcher:
+        await house.become(job_id, "generating")
+        await house.stage(job_id)
+        await house.progress(job_id, 40)
+        await house.complete(job_id)
+        frames, _ = await watcher.rest()
+    kinds = {frame["type"].removeprefix("heartmula.song."): frame for frame in frames}
+    assert kinds.keys() == {"snapshot", "queued", "stage", "progress", "completed"}
+    for kind, frame in kinds.items():
+        check(whole, kind, frame)
+    with pytest.raises(jsonschema_rs.ValidationError):
+        check(whole, "stage", kinds["progress"])
+
+    subject = whole["channels"]["submit"]["address"].format(tenant="local")
+    taken = await house.nc.request(subject, b'{"lyrics": "la"}', timeout=10)
+    check(whole, "taken", json.loads(taken.data))
+    refused = await house.nc.request(subject, b'{"lyrics": 1}', timeout=10)
+    check(whole, "refused", json.loads(refused.data))
+    subject = whole["channels"]["events"]["address"].format(tenant="local", job_id=job_id, kind="stage")
+    stored = await house.js.get_msg("EVENTS", subject=subject)
+    check(whole, "stage", json.loads(stored.data or b""))
+
+
+# --- what every answer carries
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/", "/static/app.js", "/docs", "/docs/swagger-ui.css", "/schema", "/health", "/none", "/generate/x"],
+)
+async def test_every_answer_carries_the_security_headers(house: House, path: str) -> None:
+    headers = (await house.http.get(path)).headers
+    assert headers["x-content-type-options"] == "nosniff"
+    assert headers["referrer-policy"] == "same-origin"
+    assert headers["cross-origin-resource-policy"] == "same-origin"
+    policy = headers["content-security-policy"]
+    assert "frame-ancestors 'none'" in policy
+    assert "unsafe" not in policy
+    assert headers["content-type"].count("charset") <= 1
+
+
+async def test_audio_carries_the_security_headers(house: House) -> None:
+    job_id = await house.submit()
+    await house.complete(job_id)
+    headers = (await house.http.get(f"/generate/{job_id}/result")).headers
+    assert headers["x-content-type-options"] == "nosniff"
+    assert "frame-ancestors 'none'" in headers["content-security-policy"]
+
+
+async def test_the_documentation_page_needs_no_other_host(house: House) -> None:
+    page = await house.http.get("/docs")
+    assert page.status_code == 200
+    assert "<script>" not in page.text
+    links = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+    assert {"/docs/swagger-ui.css", "/docs/swagger-ui-bundle.js", "/static/docs.js"} <= set(links)
+    for link in links:
+        assert link.startswith("/")
+        assert (await house.http.get(link)).status_code == 200
+    assert (await house.http.get("/docs/swagger-ui-bundle.js.map")).status_code == 404
+
+
+async def test_options_names_every_method_of_an_address(house: House) -> None:
+    answer = await house.http.options("/generate")
+    assert (answer.status_code, answer.headers["allow"]) == (204, "GET, OPTIONS, POST")

@@ -1,0 +1,326 @@
+"""Webhooks, received by a real server."""
+
+import asyncio
+import base64
+import contextlib
+import json
+import signal
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import nats
+import pytest
+import standardwebhooks
+from nats.aio.client import Client
+from prometheus_client import CollectorRegistry, Counter
+
+from services.gateway import webhooks
+from shared.jobs import JobStore, change
+from shared.messages import GenerateRequest, Job, Status
+from shared.settings import Settings
+from shared.topology import FAULTS, TENANT, bootstrap
+from tests.integration.gateway_fixtures import SONG, House, eventually, open_house
+
+WORD = "whsec_" + base64.b64encode(b"0123456789abcdef0123456789abcdef").decode()
+
+
+@dataclass
+class Receiver:
+    """Takes webhooks and answers as it is told, then with 204."""
+
+    answers: list[bytes] = field(default_factory=list)
+    got: list[tuple[dict[str, str], bytes]] = field(default_factory=list)
+    at_once = most_at_once = 0
+    hold: asyncio.Event | None = None  # answers wait for it
+    port: int = 0
+
+    async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+            head = (await reader.readuntil(b"\r\n\r\n")).decode()
+            lines = head.split("\r\n")
+            headers = dict(line.lower().split(": ", 1) for line in lines[1:] if line)
+            signed = dict(line.split(": ", 1) for line in lines[1:] if line)
+            headers |= {name.lower(): value for name, value in signed.items()}
+            body = await reader.readexactly(int(headers["content-length"]))
+            self.got.append((headers, body))
+            self.at_once += 1
+            self.most_at_once = max(self.most_at_once, self.at_once)
+            try:
+                if self.hold:
+                    await self.hold.wait()
+            finally:
+                self.at_once -= 1
+            answer = self.answers.pop(0) if self.answers else b"204 No Content"
+            writer.write(b"HTTP/1.1 " + answer + b"\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+            await writer.drain()
+        writer.close()
+
+    def url(self, host: str = "127.0.0.1") -> str:
+        return f"http://{host}:{self.port}/done?of=mine"
+
+
+@pytest.fixture
+async def receiver() -> AsyncIterator[Receiver]:
+    found = Receiver()
+    server = await asyncio.start_server(found.handle, "127.0.0.1", 0)
+    found.port = server.sockets[0].getsockname()[1]
+    yield found
+    server.close()
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(webhooks, "FIRST_PAUSE", 0.1)
+
+
+@pytest.fixture
+def calling(settings: Settings) -> Settings:
+    return replace(settings, webhook_secret=WORD, webhook_private=True)
+
+
+class Songs:
+    """Songs that end, and the part of a gateway that tells it, in this process."""
+
+    def __init__(self, nc: Client, settings: Settings) -> None:
+        self.nc, self.js, self.settings = nc, nc.jetstream(), settings
+        self.jobs = JobStore(self.js)
+        self.told = Counter("told", "", ["outcome"], registry=CollectorRegistry())
+
+    async def start(self) -> None:
+        self.hooks = webhooks.Webhooks(self.nc, self.settings, self.told)
+        await self.hooks.start()
+
+    async def submit(self, url: str) -> str:
+        request = GenerateRequest(lyrics="la", seed=1, max_duration_ms=800, webhook_url=url)
+        job = Job(job_id=str(uuid.uuid4()), tenant=TENANT, request=request, created_at=time.time())
+        await self.jobs.create(job)
+        return job.job_id
+
+
+@asynccontextmanager
+async def open_songs(settings: Settings) -> AsyncIterator[Songs]:
+    nc = await nats.connect(settings.nats_url)
+    await bootstrap(nc.jetstream(), settings)
+    songs = Songs(nc, settings)
+    await songs.start()
+    yield songs
+    await songs.hooks.close()
+    await nc.close()
+
+
+async def end(house: House | Songs, job_id: str, status: Status = "failed", **more: Any) -> Job:
+    return await JobStore(house.js).update(job_id, "local", lambda job: change(job, status=status, **more))
+
+
+async def received(receiver: Receiver, count: int) -> list[dict[str, Any]]:
+    async def all_there() -> bool:
+        return len(receiver.got) >= count
+
+    await eventually(all_there, f"{len(receiver.got)} webhooks came, not {count}")
+    return [json.loads(body) for _, body in receiver.got]
+
+
+async def unsettled(house: House | Songs) -> int:
+    info = await house.js.consumer_info("KV_JOBS", "hooks")
+    return int(info.num_pending or 0) + int(info.num_ack_pending or 0)
+
+
+async def settled(house: House | Songs) -> None:
+    async def nothing_left() -> bool:
+        return await unsettled(house) == 0
+
+    await eventually(nothing_left, "a webhook is not settled")
+
+
+async def test_whoever_left_an_address_is_told_and_can_prove_who_called(calling: Settings, receiver: Receiver) -> None:
+    async with open_house(calling, calling.data_dir) as house:
+        await house.submit()  # leaves none
+        job_id = await house.submit(webhook_url=receiver.url(), title="Ours")
+        await house.complete(job_id)
+        cancelled = await house.submit(webhook_url=receiver.url())
+        await house.http.delete(f"/generate/{cancelled}")
+        failed = await house.submit(webhook_url=receiver.url())
+        await end(house, failed, error="no voice")
+        told = {body["data"]["job_id"]: body for body in await received(receiver, 3)}
+        assert {name: body["type"].rpartition(".")[2] for name, body in told.items()} == {
+            job_id: "completed",
+            cancelled: "cancelled",
+            failed: "failed",
+        }
+        done = told[job_id]["data"]
+        assert (done["result_url"], done["title"], done["status"]) == (
+            f"/generate/{job_id}/result",
+            "Ours",
+            "completed",
+        )
+        assert told[failed]["data"]["error"] == "no voice"
+        for headers, body in receiver.got:
+            standardwebhooks.Webhook(WORD).verify(body, headers)
+            assert headers["host"] == f"127.0.0.1:{receiver.port}"
+        await settled(house)
+        assert len(receiver.got) == 3
+        assert 'heartmula_webhooks_total{outcome="delivered"} 3.0' in (await house.http.get("/metrics")).text
+
+
+async def test_a_webhook_that_fails_comes_again_as_the_same(calling: Settings, receiver: Receiver, quick: None) -> None:
+    receiver.answers = [b"500 Oops", b"302 Found\r\nLocation: http://127.0.0.1:1/", b"200 OK"]
+    async with open_songs(calling) as songs:
+        await end(songs, await songs.submit(receiver.url()))
+        await received(receiver, 3)
+        await settled(songs)
+        assert len({headers["webhook-id"] for headers, _ in receiver.got}) == 1
+
+
+async def test_who_is_gone_is_not_called_again(calling: Settings, receiver: Receiver, quick: None) -> None:
+    receiver.answers = [b"410 Gone"]
+    async with open_songs(calling) as songs:
+        job_id = await songs.submit(receiver.url())
+        await end(songs, job_id)
+        await settled(songs)
+        assert len(receiver.got) == 1
+        fault = await songs.js.get_last_msg(FAULTS, f"dead.webhook.{job_id}")
+        assert (fault.headers or {})["Reason"] == "it answered 410"
+
+
+async def test_after_a_day_it_is_given_up(
+    calling: Settings, receiver: Receiver, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(webhooks, "GIVE_UP", 1.0)
+    receiver.answers = [b"503 Later"] * 100
+    async with open_songs(calling) as songs:
+        await end(songs, await songs.submit(receiver.url()))
+        await settled(songs)
+        assert 2 <= len(receiver.got) < 20
+        assert songs.told.labels("given_up")._value.get() == 1
+
+
+async def test_who_asks_for_a_pause_gets_it(calling: Settings, receiver: Receiver, quick: None) -> None:
+    receiver.answers = [b"429 Slowly\r\nRetry-After: 2"]
+    async with open_songs(calling) as songs:
+        await end(songs, await songs.submit(receiver.url()))
+        await received(receiver, 1)
+        began = time.monotonic()
+        await received(receiver, 2)
+        assert time.monotonic() - began > 1.5
+
+
+async def test_what_no_gateway_heard_of_is_told_by_the_next_one(calling: Settings, receiver: Receiver) -> None:
+    async with open_house(calling, calling.data_dir) as house:
+        job_id = await house.submit(webhook_url=receiver.url())
+        await house.stop()
+        await end(house, job_id)
+        assert not receiver.got
+        await house.start()
+        (body,) = await received(receiver, 1)
+        assert body["data"]["job_id"] == job_id
+        await settled(house)
+
+
+async def test_a_gateway_that_is_killed_in_the_middle_leaves_it_to_the_next(
+    calling: Settings, receiver: Receiver
+) -> None:
+    async with open_house(calling, calling.data_dir) as house:
+        await shorter_wait(house)
+        receiver.hold = asyncio.Event()
+        await end(house, await house.submit(webhook_url=receiver.url()))
+        await received(receiver, 1)
+        await house.stop(signal.SIGKILL)
+        receiver.hold.set()
+        await house.start()
+        await shorter_wait(house)
+        await received(receiver, 2)
+        await settled(house)
+
+
+async def shorter_wait(house: House | Songs) -> None:
+    """An unsettled message comes again after two seconds instead of a minute."""
+    info = await house.js.consumer_info("KV_JOBS", "hooks")
+    info.config.ack_wait = 2
+    await house.js.add_consumer("KV_JOBS", info.config)
+
+
+async def test_a_receiver_that_hangs_does_not_hold_up_others(calling: Settings, receiver: Receiver) -> None:
+    slow = Receiver(hold=asyncio.Event())
+    server = await asyncio.start_server(slow.handle, "127.0.0.2", 0)
+    slow.port = server.sockets[0].getsockname()[1]
+    async with open_songs(calling) as songs:
+        for _ in range(12):
+            await end(songs, await songs.submit(slow.url("127.0.0.2")))
+        await end(songs, await songs.submit(receiver.url()))
+        await received(receiver, 1)
+        assert slow.at_once <= webhooks.AT_ONCE_EACH
+        assert slow.hold is not None
+        slow.hold.set()
+        await received(slow, 12)
+        assert slow.most_at_once == webhooks.AT_ONCE_EACH
+        await settled(songs)
+    server.close()
+
+
+async def test_addresses_that_cannot_be_called_are_refused(settings: Settings) -> None:
+    async with open_house(replace(settings, webhook_secret=WORD), settings.data_dir) as house:
+        for url, words in {
+            "ftp://example.org/": "https://",
+            "https://": "https://",
+            "https://example.org:99999/": "https://",
+            "https://exa mple.org/": "https://",
+            "https://me:word@example.org/": "user",
+            "http://127.0.0.1/": "private",
+            "http://[::1]:80/": "private",
+            "http://[::ffff:10.0.0.1]/": "private",
+            "http://169.254.169.254/latest": "private",
+            "https://x/" + "a" * 2_000: "2000",
+        }.items():
+            answer = await house.http.post("/generate", json=SONG | {"webhook_url": url})
+            assert (answer.status_code, answer.json()["field"]) == (422, "webhook_url"), url
+            assert words in answer.json()["detail"], url
+        await house.submit(webhook_url="https://example.org/done")
+    async with open_house(settings, settings.data_dir) as house:
+        answer = await house.http.post("/generate", json=SONG | {"webhook_url": "https://example.org/"})
+        assert "HEARTMULA_WEBHOOK_SECRET" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    "address", ["127.0.0.1", "10.1.2.3", "169.254.169.254", "100.64.0.1", "fe80::1%lo", "fd00::1", "64:ff9b::7f00:1"]
+)
+async def test_a_name_that_leads_to_a_private_address_is_not_called(
+    settings: Settings, receiver: Receiver, monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    resolve_as(monkeypatch, address)
+    async with open_songs(replace(settings, webhook_secret=WORD)) as songs:
+        job_id = await songs.submit(receiver.url("rebound.example"))
+        await end(songs, job_id)
+        await settled(songs)
+        assert not receiver.got
+        fault = await songs.js.get_last_msg(FAULTS, f"dead.webhook.{job_id}")
+        assert (fault.headers or {})["Reason"] == "its address is a private one"
+
+
+async def test_the_address_that_was_checked_is_the_one_that_is_called(
+    calling: Settings, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = resolve_as(monkeypatch, "127.0.0.1")
+    async with open_songs(calling) as songs:
+        await end(songs, await songs.submit(receiver.url("songs.example")))
+        await received(receiver, 1)
+        assert receiver.got[0][0]["host"] == f"songs.example:{receiver.port}"
+        assert asked() == 1
+
+
+def resolve_as(monkeypatch: pytest.MonkeyPatch, address: str) -> Callable[[], int]:
+    """Let names below .example mean an address; returns how often they were looked up."""
+    loop = asyncio.get_running_loop()
+    real, asked = loop.getaddrinfo, []
+
+    async def resolve(host: Any, port: Any, **more: Any) -> Any:
+        if str(host).endswith(".example"):
+            asked.append(host)
+            return [(2, 1, 6, "", (address, port))]
+        return await real(host, port, **more)
+
+    monkeypatch.setattr(loop, "getaddrinfo", resolve)
+    return lambda: len(asked)
