@@ -40,6 +40,7 @@ NUMBER = Schema(type=OpenAPIType.INTEGER, minimum=0)
 BINARY = Schema(type=OpenAPIType.STRING, format=OpenAPIFormat.BINARY)
 _EVERYWHERE = (500,)
 _RETRIED = (429, 503)
+_KEYED = ("/generate", "/api/")  # where a key is asked for
 _TAGS = {"generate": "songs", "api": "house", "health": "house", "livez": "probes", "readyz": "probes"}
 _TAG_WORDS = {
     "songs": "Asking for songs, following them, getting their audio.",
@@ -181,6 +182,9 @@ class _Document(JsonRenderPlugin):
 def complete(document: dict[str, Any]) -> dict[str, Any]:
     """Add what holds for all routes; changes and returns the document."""
     schemas = document["components"]["schemas"]
+    document["components"]["securitySchemes"] = {
+        "key": {"type": "http", "scheme": "bearer", "description": "an API key, where the gateway asks for one"}
+    }
     _describe_problem(schemas["Problem"])
     for name, example in _EXAMPLES.items():
         schemas[name]["examples"] = [example]
@@ -191,7 +195,10 @@ def complete(document: dict[str, Any]) -> dict[str, Any]:
             for known in found.get("parameters", ()):
                 if known["name"] == "job_id":
                     known["schema"], known["description"] = _JOB_ID, "of the song"
-            _complete_answers(found["responses"], head=method == "head")
+            keyed = path.startswith(_KEYED)
+            if keyed:
+                found["security"] = [{"key": []}, {}]  # {}: where the gateway has no keys
+            _complete_answers(found["responses"], keyed=keyed, head=method == "head")
             content = found.get("requestBody", {}).get("content", {}).get("application/json")
             if content and (title := content["schema"].get("title")):  # one name for one structure
                 schemas[title] = content["schema"]
@@ -207,10 +214,10 @@ def _describe_problem(schema: dict[str, Any]) -> None:
     properties["status"] |= {"minimum": 400, "maximum": 599}
 
 
-def _complete_answers(answers: dict[str, Any], *, head: bool) -> None:
+def _complete_answers(answers: dict[str, Any], *, keyed: bool, head: bool) -> None:
     if "application/json" in answers.get("400", {}).get("content", {}):  # Litestar's own, which is never sent
         del answers["400"]
-    for always in _EVERYWHERE:
+    for always in (*_EVERYWHERE, *((401,) if keyed else ())):
         answers[str(always)] = {"content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}}
     for code, answer in answers.items():
         if MEDIA_TYPE in answer.get("content", {}):
@@ -222,6 +229,8 @@ def _complete_answers(answers: dict[str, Any], *, head: bool) -> None:
                     "description": "seconds to wait before asking again",
                     "schema": {"type": "integer", "minimum": 0},
                 }
+            if code == "401":
+                answer["headers"] = {"WWW-Authenticate": {"description": "`Bearer`", "schema": {"type": "string"}}}
         if head:
             answer.pop("content", None)
 

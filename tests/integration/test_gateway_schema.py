@@ -192,6 +192,10 @@ async def test_every_operation_is_documented_alike(house: House) -> None:
             assert answer["description"]
             if code in ("429", "503") and "application/problem+json" in answer.get("content", {}):
                 assert "Retry-After" in answer["headers"]
+    listing = schema["paths"]["/generate"]["get"]
+    assert listing["security"] == [{"key": []}, {}]
+    assert "WWW-Authenticate" in listing["responses"]["401"]["headers"]
+    assert "401" not in schema["paths"]["/livez"]["get"]["responses"]
     result = schema["paths"]["/generate/{job_id}/result"]["get"]["responses"]
     assert {"200", "206", "304", "404", "409", "410", "416"} <= result.keys()
     assert {"audio/flac", "audio/wav", "audio/mpeg"} <= result["206"]["content"].keys()
