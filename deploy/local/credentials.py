@@ -1,5 +1,6 @@
 """Credentials of the embedded servers: random, made at the first start, kept in the data folder."""
 
+import base64
 import secrets
 from pathlib import Path
 
@@ -14,7 +15,8 @@ def _word(length: int) -> str:
 
 
 class Credentials(msgspec.Struct, frozen=True, kw_only=True):
-    """What the local stack's own clients show to the embedded servers, and what songs may be fetched with."""
+    """What the local stack's own clients show to the embedded servers, what songs may be fetched with, and what signs
+    webhooks."""
 
     nats_user: str = "heartmula"
     nats_password: str = _word(24)
@@ -22,6 +24,9 @@ class Credentials(msgspec.Struct, frozen=True, kw_only=True):
     s3_secret_key: str = _word(24)
     s3_reader_access_key: str = _word(10)  # may read and list finished songs, and nothing else
     s3_reader_secret_key: str = _word(24)
+    webhook_secret: str = msgspec.field(
+        default_factory=lambda: "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode()
+    )
 
 
 def load_credentials(data_dir: Path) -> Credentials:

@@ -89,21 +89,22 @@ class Stack:
         if not port_is_free(settings.port, settings.host):
             raise PortInUse(f"port {settings.port} for the gateway is in use: set HEARTMULA_PORT to another port")
         servers: list[Server] = []
-        if not (settings.nats_url and settings.s3_endpoint):
-            known = load_credentials(settings.data_dir)
-            if not settings.nats_url:
-                broker = NatsServer(settings.data_dir, settings.nats_port, known.nats_user, known.nats_password)
-                self._environ["HEARTMULA_NATS_URL"] = broker.url
-                servers.append(broker)
-            if not settings.s3_endpoint:
-                reader = Reader(known.s3_reader_access_key, known.s3_reader_secret_key, settings.s3_bucket)
-                store = S3Server(
-                    settings.data_dir, settings.s3_port, known.s3_access_key, known.s3_secret_key, reader=reader
-                )
-                self._environ["HEARTMULA_S3_ENDPOINT"] = store.url
-                self._environ["HEARTMULA_S3_ACCESS_KEY"] = store.access_key
-                self._environ["HEARTMULA_S3_SECRET_KEY"] = store.secret_key
-                servers.append(store)
+        known = load_credentials(settings.data_dir)
+        if not settings.nats_url:
+            broker = NatsServer(settings.data_dir, settings.nats_port, known.nats_user, known.nats_password)
+            self._environ["HEARTMULA_NATS_URL"] = broker.url
+            servers.append(broker)
+        if not settings.s3_endpoint:
+            reader = Reader(known.s3_reader_access_key, known.s3_reader_secret_key, settings.s3_bucket)
+            store = S3Server(
+                settings.data_dir, settings.s3_port, known.s3_access_key, known.s3_secret_key, reader=reader
+            )
+            self._environ["HEARTMULA_S3_ENDPOINT"] = store.url
+            self._environ["HEARTMULA_S3_ACCESS_KEY"] = store.access_key
+            self._environ["HEARTMULA_S3_SECRET_KEY"] = store.secret_key
+            servers.append(store)
+        if not settings.webhook_secret:
+            self._environ["HEARTMULA_WEBHOOK_SECRET"] = known.webhook_secret
         for server in servers:
             await self._add(server)
         await self._add(self._service(self._gateway, {}))

@@ -280,7 +280,9 @@ def _too_many(detail: str, seconds: int) -> Refusal:
 def need_key(connection: Connection, handler: BaseRouteHandler) -> None:
     """Litestar's guard of every route: songs and the API need a key, also where a handler does not ask who calls."""
     # A websocket is refused after it was accepted, by its handler: see there.
-    if isinstance(connection, Request) and any(path.startswith(("/generate", "/api/")) for path in handler.paths):
+    if not isinstance(connection, Request) or connection.method == "OPTIONS":  # which tells methods alone
+        return
+    if any(path.startswith(("/generate", "/api/")) for path in handler.paths):
         connection.app.state.access.caller(connection)
 
 

@@ -13,9 +13,9 @@ from litestar.params import FromPath
 from litestar.types import ASGIApp, Receive, Scope, Send
 
 from services.gateway.access import Caller
-from services.gateway.feed import SEND_SECONDS, Feed, Frame, Lost, event_id
+from services.gateway.feed import SEND_SECONDS, Feed, Lost, event_id
 from services.gateway.gateway import Gateway
-from services.gateway.hub import newest
+from services.gateway.hub import Frame, newest
 from services.gateway.openapi import Answer, operation, parameter, refusals
 from services.gateway.problems import Refusal
 from services.gateway.songs import find_job

@@ -3,13 +3,12 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 
 import msgspec
 
 from services.gateway.forecast import moved
 from services.gateway.gateway import Gateway
-from services.gateway.hub import Mailbox, StoredEvent, following, newest
+from services.gateway.hub import Frame, Mailbox, StoredEvent, following, newest
 from services.gateway.outlook import Expectation
 from services.gateway.songs import StatusBody, describe, find_job
 from shared.events import end_event
@@ -25,15 +24,6 @@ class SnapshotBody(StatusBody, frozen=True, kw_only=True, tag="snapshot", tag_fi
     """The first frame: the state of the song, and the sequence of its latest event."""
 
     id: str
-
-
-@dataclass(frozen=True)
-class Frame:
-    """What a client is sent."""
-
-    id: str  # sequence of the latest event that it knows then
-    type: str  # "snapshot", or the type of the event
-    data: str  # JSON
 
 
 class Lost(Exception):
@@ -138,23 +128,30 @@ class Feed:
 
     async def _tell(self, event: AnyEvent) -> None:
         """Send an event that is in no stream, under the id of the latest that is."""
-        await self._send_event(cloud_event(event, str(self._sent)))
+        await self._send(_frame(cloud_event(event, str(self._sent))))
 
     async def _event(self, stored: StoredEvent, *, live: bool) -> None:
         data = stored.event.data
         self._progress = max(self._progress, data.progress)
-        data = msgspec.structs.replace(data, progress=self._progress)
-        if live:
-            if data.status == "decoding" and self._job.frames is None:
-                self._job = await find_job(self._gateway, self._tenant, self._job_id)  # it knows the length by now
+        if live and data.status != self._job.status:
             self._job = msgspec.structs.replace(self._job, status=data.status)
-            if isinstance(data, Progress):
+        if live and data.status == "decoding" and self._job.frames is None:
+            self._job = await find_job(self._gateway, self._tenant, self._job_id)  # it knows the length by now
+            self._job = msgspec.structs.replace(self._job, status=data.status)
+        # Listeners of a song mostly see the same: what was made for one is sent to all.
+        frame = stored.frames.get((self._progress, live))
+        if frame is None:
+            data = msgspec.structs.replace(data, progress=self._progress)
+            if live and isinstance(data, Progress):
                 data = msgspec.structs.replace(data, eta=(await self._gateway.outlook.of(self._job, data)).eta)
-        await self._send_event(msgspec.structs.replace(stored.event, id=str(stored.sequence), data=data))
-
-    async def _send_event(self, event: CloudEvent) -> None:
-        await self._send(Frame(event.id, event.type, msgspec.json.encode(event).decode()))
+            frame = _frame(msgspec.structs.replace(stored.event, id=str(stored.sequence), data=data))
+            stored.frames[self._progress, live] = frame
+        await self._send(frame)
 
     async def _send(self, frame: Frame) -> None:
         async with asyncio.timeout(SEND_SECONDS):
             await self._deliver(frame)
+
+
+def _frame(event: CloudEvent) -> Frame:
+    return Frame(event.id, event.type, msgspec.json.encode(event).decode())

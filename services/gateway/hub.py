@@ -5,7 +5,7 @@ import contextlib
 import logging
 from collections import OrderedDict, deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 import nats
@@ -31,11 +31,21 @@ _PEAKS = 10_000  # songs whose progress is remembered
 
 
 @dataclass(frozen=True)
+class Frame:
+    """What a client is sent."""
+
+    id: str  # sequence of the latest event that it knows then
+    type: str  # "snapshot", or the type of the event
+    data: str  # JSON
+
+
+@dataclass(frozen=True)
 class StoredEvent:
     """An event and its place in the stream."""
 
     sequence: int
     event: CloudEvent
+    frames: dict[tuple[float, bool], Frame] = field(default_factory=dict)  # as sent, by progress and whether live
 
 
 def read_event(sequence: int, data: bytes) -> StoredEvent | None:

@@ -10,8 +10,9 @@ from litestar.di import NamedDependency
 from litestar.exceptions import WebSocketDisconnect
 from litestar.params import FromPath
 
-from services.gateway.feed import SEND_SECONDS, Feed, Frame, Lost, event_id
+from services.gateway.feed import SEND_SECONDS, Feed, Lost, event_id
 from services.gateway.gateway import Gateway
+from services.gateway.hub import Frame
 from services.gateway.problems import Refusal
 from shared.errors import HeartMulaError
 
@@ -63,7 +64,7 @@ async def _until_gone(socket: Socket) -> None:
 
 async def _follow(socket: Socket, gateway: Gateway, job_id: str) -> _Close:
     async def send(frame: Frame) -> None:
-        await socket.send_data(frame.data, mode="text")
+        await socket.send({"type": "websocket.send", "text": frame.data, "bytes": None})
 
     try:
         tenant = gateway.access.caller(socket).tenant
