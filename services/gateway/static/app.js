@@ -7,6 +7,7 @@ import { beside, library, look, mark } from "./library.js";
 import { player } from "./player.js";
 
 const LOOK_EVERY = 5_000; // ms
+const ONE_COLUMN = matchMedia("(max-width: 52rem)"); // as in style.css
 const banner = document.querySelector("#banner");
 const door = document.querySelector("#door");
 
@@ -40,7 +41,11 @@ door.onsubmit = async (event) => {
 
 window.addEventListener("online", look);
 player(beside, mark);
-compose(look);
+compose(() => {
+  look();
+  const title = document.querySelector("#library-title");
+  if (ONE_COLUMN.matches) title.scrollIntoView(); // its row is far below the form
+});
 library(reuse);
 lookAtHouse();
 setInterval(() => document.hidden || lookAtHouse(), LOOK_EVERY);

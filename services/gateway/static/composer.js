@@ -153,6 +153,7 @@ export function reuse(wanted) {
   for (const name of ["title", "format", "priority", ...NUMBERS]) form.elements[name].value = wanted[name] ?? "";
   setTags(wanted.tags.split(","));
   clearErrors();
+  document.querySelector("#advanced").open = true; // the seed is there: with it, the song comes out the same
   lyrics.focus();
   form.scrollIntoView({ block: "start" });
 }

@@ -15,19 +15,26 @@ function element(name, text = "", className = "") {
   return made;
 }
 
+/** What lies on a device: models by name, the songs' caches counted. */
+function lying(resident) {
+  const models = resident.filter((label) => !label.startsWith("kv-cache "));
+  const caches = resident.length - models.length;
+  if (caches) models.push(caches === 1 ? "the cache of 1 song" : `the caches of ${caches} songs`);
+  return models.join(" and ") || "no model";
+}
+
 function device(gpu) {
   const box = element("section");
   const bar = element("meter");
   bar.max = gpu.memory_total;
   bar.value = gpu.memory_used;
   bar.setAttribute("aria-label", `Memory of ${gpu.name}`);
-  box.append(element("h3", gpu.name), bar);
+  box.append(element("h2", gpu.name), bar);
   const facts = [`${gigabytes(gpu.memory_used)} of ${gigabytes(gpu.memory_total)} in use`];
   if (gpu.utilization != null) facts.push(`${gpu.utilization} % busy`);
   if (gpu.temperature != null) facts.push(`${gpu.temperature} °C`);
   box.append(element("p", facts.join(" · "), "hint"));
-  const here = gpu.resident.length ? gpu.resident.join(" and ") : "no model";
-  box.append(element("p", `On it: ${here}.`));
+  box.append(element("p", `On it: ${lying(gpu.resident)}.`));
   if (gpu.lease) {
     const phase = gpu.lease.phase;
     const what = phase == null ? "" : `, phase ${phase}: ${PHASES[phase]}`;

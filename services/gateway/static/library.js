@@ -1,6 +1,6 @@
 // The songs: a row each, kept up to date by their events, or by the list where there are too many to follow.
 
-import { ask, follow } from "./api.js";
+import { ask, follow, sentence } from "./api.js";
 import { drop, play } from "./player.js";
 import { ENDED, FORMATS, clock, doing, nameOf, place, until } from "./words.js";
 
@@ -92,7 +92,7 @@ class Row {
     this.part(".play").hidden = this.part(".menu").hidden = status !== "completed";
     this.part(".cancel").hidden = this.ended;
     this.part(".delete").hidden = !this.ended;
-    if (status === "failed") this.complain(`${this.song.error ?? "No reason is known."} “Use again” tries it once more.`);
+    if (status === "failed") this.complain(`${sentence(this.song.error ?? "no reason is known")} “Use again” tries it once more.`);
   }
 
   complain(text) {

@@ -8,7 +8,7 @@ const wave = document.querySelector("#wave");
 const toggle = document.querySelector("#toggle");
 const STEP = 5; // seconds an arrow key moves
 let song = null; // {id, name}
-let peaks = null; // [lowest, highest, …] of 127, or null
+let peaks = null; // how far each stretch of the song swings, of 1; or null
 let neighbour = () => null;
 let tell = () => {};
 
@@ -29,13 +29,12 @@ function draw() {
   for (let x = 0; x < width; x += bar) {
     let size = 0.08;
     if (peaks) {
-      const points = peaks.length / 2;
-      const first = Math.floor((x / width) * points);
-      const last = Math.max(first + 1, Math.floor(((x + bar) / width) * points));
-      for (let n = first; n < last && n < points; n++) size = Math.max(size, peaks[2 * n + 1] / 127, -peaks[2 * n] / 127);
+      const first = Math.floor((x / width) * peaks.length);
+      const last = Math.max(first + 1, Math.floor(((x + bar) / width) * peaks.length));
+      size = Math.max(size, ...peaks.slice(first, last));
     }
     paint.fillStyle = x < played ? style.getPropertyValue("--accent") : style.getPropertyValue("--soft");
-    const tall = Math.min(1, size) * height;
+    const tall = size * height;
     paint.fillRect(x, (height - tall) / 2, bar * 0.66, tall);
   }
 }
@@ -47,7 +46,7 @@ function show() {
   wave.setAttribute("aria-valuemax", Math.round(length()));
   wave.setAttribute("aria-valuenow", Math.round(audio.currentTime));
   wave.setAttribute("aria-valuetext", `${text} of ${clock(length())}`);
-  toggle.textContent = audio.paused ? "▶" : "⏸";
+  toggle.classList.toggle("playing", !audio.paused);
   toggle.setAttribute("aria-label", audio.paused ? "Play" : "Pause");
   draw();
 }
@@ -57,11 +56,19 @@ function seek(seconds) {
   show();
 }
 
+/** Lowest and highest sample of each stretch as one swing, the widest of the song being 1: quiet songs show a shape too. */
+function swings(data) {
+  const found = [];
+  for (let n = 0; n < data.length; n += 2) found.push(Math.max(-data[n], data[n + 1]));
+  const widest = Math.max(1, ...found);
+  return found.map((swing) => swing / widest);
+}
+
 async function fetchPeaks(id) {
   peaks = null;
   try {
     const response = await fetch(`/generate/${id}/peaks`);
-    if (response.ok && song?.id === id) peaks = (await response.json()).data;
+    if (response.ok && song?.id === id) peaks = swings((await response.json()).data);
   } catch {
     // a plain bar does as well
   }
