@@ -47,7 +47,9 @@ class Row {
     link.href = `/generate/${this.song.job_id}/result?format=${format}`;
     link.download = "";
     link.textContent = format.toUpperCase() + (format === this.song.format ? " (as made)" : "");
-    link.onclick = () => (this.part(".menu").open = false);
+    link.onclick = () => {
+      this.part(".menu").open = false; // braces: a handler that returns false stops the download
+    };
     item.append(link);
     return item;
   }
