@@ -1,4 +1,4 @@
-"""A codec engine without a model: every frame becomes 80 ms of a tone. For testing the flow of jobs."""
+"""A codec engine without a model: every frame becomes a beep of 80 ms. For testing the flow of jobs."""
 
 import time
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ FRAMES_A_STEP = 25
 
 
 class TrivialCodec:
-    """Sine tones whose pitch follows codebook 0, at a settable pace."""
+    """Beeps whose pitch follows codebook 0 and whose loudness codebook 1, at a settable pace."""
 
     sample_rate = 8000
     weight_bytes = 30 * 2**20
@@ -35,8 +35,11 @@ class TrivialCodec:
         samples = self.sample_rate * 2 // 25  # of a frame
         total = -(-frames // FRAMES_A_STEP)
         time_axis = np.arange(samples, dtype=np.float32) / self.sample_rate
+        swell = np.sin(np.pi * np.arange(samples) / samples)  # no clicks between beeps
         for step in range(total):
             time.sleep(self._pause)
-            pitch = 220 * 2 ** (codes[0, step * FRAMES_A_STEP : (step + 1) * FRAMES_A_STEP] / 24)  # [frames] Hz
-            tone = 0.2 * np.sin(2 * np.pi * pitch[:, None] * time_axis).reshape(-1, 1)  # [samples, 1]
+            part = codes[:, step * FRAMES_A_STEP : (step + 1) * FRAMES_A_STEP]
+            pitch, loudness = 220 * 2 ** (part[0] / 24), 0.05 + 0.25 * part[1] / 64  # [frames] Hz, of 1
+            waves = np.sin(2 * np.pi * pitch[:, None] * time_axis)  # [frames, samples]
+            tone = (loudness[:, None] * swell * waves).reshape(-1, 1)  # [samples, 1]
             yield DecodeStep(step + 1, total, np.repeat(tone, 2, axis=1).astype(np.float32))

@@ -9,14 +9,27 @@ export class Refused extends Error {
   }
 }
 
+const watchers = [];
+
+/** Be told `true` or `false` when the gateway begins or ceases to answer, and "key" when it wants one. */
+export function onConnection(tell) {
+  watchers.push(tell);
+}
+
+export function tellConnection(state) {
+  for (const tell of watchers) tell(state);
+}
+
 /** Fetch JSON; throws `Refused` with a text that can be shown. */
 export async function ask(path, options = {}) {
   let response;
   try {
     response = await fetch(path, options);
   } catch {
+    tellConnection(false);
     throw new Refused(0, "The server does not answer. Is it still running?");
   }
+  tellConnection(true);
   let body = {};
   try {
     body = await response.json();
@@ -25,9 +38,18 @@ export async function ask(path, options = {}) {
   }
   // /health answers 503 with the same body that it has when all is well.
   if (response.ok || (path === "/health" && body.workers)) return body;
+  if (response.status === 401) tellConnection("key");
   let text = body.detail || `The server answered ${response.status} ${response.statusText}.`;
   if (body.field && text.startsWith(`${body.field}: `)) text = text.slice(body.field.length + 2);
-  throw new Refused(response.status, sentence(text), body.field || "");
+  text = sentence(text);
+  const wait = Number(response.headers.get("Retry-After"));
+  if (response.status === 429 && wait) text += ` Try again in ${wait} s.`;
+  throw new Refused(response.status, text, body.field || "");
+}
+
+/** POST a JSON object. */
+export function post(path, body) {
+  return ask(path, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
 }
 
 /** A text as a sentence: its first letter large, a full stop at its end. */
@@ -39,9 +61,7 @@ export function sentence(text) {
 const LONGEST_PAUSE = 10_000; // ms between two attempts to connect
 
 /**
- * Follow a song to its end. `onState` gets every state, or `{reconnecting: true}`;
- * `onEnd` is called once: with "unknown" when there is no such
- * song, else with "". Returns a function that stops following.
+ * Follow a song to its end. `onState` gets every state, `onEnd` is called once. Returns a function that stops following.
  */
 export function follow(jobId, onState, onEnd) {
   let last = null; // id of the latest event that arrived
@@ -68,12 +88,12 @@ export function follow(jobId, onState, onEnd) {
     };
     socket.onclose = (closed) => {
       if (stopped) return;
-      if (closed.code === 1000 || closed.code === 4404) {
+      if (closed.code === 4401) tellConnection("key");
+      if ([1000, 4401, 4404].includes(closed.code)) {
         stopped = true;
-        onEnd(closed.code === 4404 ? "unknown" : "");
+        onEnd();
         return;
       }
-      onState({ reconnecting: true });
       timer = setTimeout(connect, pause);
       pause = Math.min(pause * 2, LONGEST_PAUSE);
     };

@@ -1,0 +1,80 @@
+// How the house is: servers, workers, devices and queues.
+
+import { ask, sentence } from "./api.js";
+import { PHASES } from "./words.js";
+
+const house = document.querySelector("#house");
+const word = document.querySelector("#house-word");
+const panel = document.querySelector("#house-panel");
+const gigabytes = (bytes) => `${(bytes / 2 ** 30).toFixed(1)} GB`;
+
+function element(name, text = "", className = "") {
+  const made = document.createElement(name);
+  made.textContent = text;
+  if (className) made.className = className;
+  return made;
+}
+
+/** What lies on a device: models by name, the songs' caches counted. */
+function lying(resident) {
+  const models = resident.filter((label) => !label.startsWith("kv-cache "));
+  const caches = resident.length - models.length;
+  if (caches) models.push(caches === 1 ? "the cache of 1 song" : `the caches of ${caches} songs`);
+  return models.join(" and ") || "no model";
+}
+
+function device(gpu) {
+  const box = element("section");
+  const bar = element("meter");
+  bar.max = gpu.memory_total;
+  bar.value = gpu.memory_used;
+  bar.setAttribute("aria-label", `Memory of ${gpu.name}`);
+  box.append(element("h2", gpu.name), bar);
+  const facts = [`${gigabytes(gpu.memory_used)} of ${gigabytes(gpu.memory_total)} in use`];
+  if (gpu.utilization != null) facts.push(`${gpu.utilization} % busy`);
+  if (gpu.temperature != null) facts.push(`${gpu.temperature} °C`);
+  box.append(element("p", facts.join(" · "), "hint"));
+  box.append(element("p", `On it: ${lying(gpu.resident)}.`));
+  if (gpu.lease) {
+    const phase = gpu.lease.phase;
+    const what = phase == null ? "" : `, phase ${phase}: ${PHASES[phase]}`;
+    box.append(element("p", `Whose turn: the ${gpu.lease.role}${what}.`));
+  } else box.append(element("p", "Nobody has its turn."));
+  for (const worker of gpu.workers) {
+    const rate = worker.rate ? `, ${worker.rate.toFixed(1)} frames a second` : "";
+    box.append(element("p", `${worker.role}: ${worker.model}, ${worker.state}${rate}`, "hint"));
+  }
+  return box;
+}
+
+function counted(count) {
+  if (count == null) return "unknown";
+  return count === 1 ? "1 song" : `${count} songs`;
+}
+
+/** Look once, and show it. */
+export async function lookAtHouse() {
+  try {
+    const health = await ask("/health");
+    const parts = [];
+    let summary = "Ready";
+    if (!health.nats.ok) summary = "NATS does not answer: no songs can be taken.";
+    else if (!health.object_store.ok) summary = "The object store does not answer: no songs can be taken.";
+    else if (health.problems.length) summary = sentence(health.problems[0]);
+    parts.push(...health.problems.map((problem) => element("p", sentence(problem), "error")));
+    if (health.nats.ok) {
+      const found = await ask("/api/gpu");
+      const busy = (found.queue.tokens ?? 0) + (found.queue.decode ?? 0);
+      if (summary === "Ready" && busy) summary = busy === 1 ? "1 song in work" : `${busy} songs in work`;
+      parts.push(...found.gpus.map(device));
+      const queue = `To be written: ${counted(found.queue.tokens)}. To become sound: ${counted(found.queue.decode)}.`;
+      parts.push(element("p", queue));
+    }
+    house.dataset.state = health.status;
+    if (word.textContent !== summary) word.textContent = summary;
+    panel.replaceChildren(...parts);
+  } catch (error) {
+    house.dataset.state = "unavailable";
+    if (error.status !== 401 && word.textContent !== error.message) word.textContent = error.message;
+  }
+}

@@ -1,0 +1,57 @@
+// What things are called.
+
+export const ENDED = new Set(["completed", "failed", "cancelled"]);
+export const FORMATS = ["flac", "wav", "mp3", "ogg"];
+export const SECTIONS = ["Intro", "Verse", "Prechorus", "Chorus", "Bridge", "Solo", "Outro"];
+export const TAGS = {
+  Genre: ["pop", "rock", "folk", "jazz", "electronic", "hip hop", "classical", "ambient"],
+  Mood: ["happy", "sad", "calm", "energetic", "romantic", "dark", "dreamy"],
+  Instrument: ["piano", "guitar", "synthesizer", "strings", "drums", "bass"],
+  Tempo: ["slow", "medium", "fast"],
+  Voice: ["female vocals", "male vocals", "english", "chinese"],
+};
+const STATUS = { queued: "Waiting", completed: "Finished", failed: "Failed", cancelled: "Cancelled" };
+const STAGES = {
+  loading: "Loading the model",
+  generating: "Writing",
+  paused: "Pausing: another song has its turn",
+  waiting: "Waiting for its sound",
+  decoding: "Turning into sound",
+  storing: "Storing",
+};
+export const PHASES = [
+  "the language model moves in",
+  "songs are written",
+  "the models change places",
+  "songs turn into sound",
+  "the codec moves out",
+];
+
+/** What a song is doing. */
+export function doing(status, stage) {
+  return STATUS[status] ?? STAGES[stage] ?? (status === "decoding" ? STAGES.decoding : STAGES.generating);
+}
+
+/** What a song is called. */
+export function nameOf(request) {
+  const line = request.lyrics.split("\n").map((text) => text.trim()).find((text) => text && !text.startsWith("["));
+  return request.title || line || request.tags || "A song";
+}
+
+export function place(before) {
+  if (before === 0) return "next in line";
+  return before === 1 ? "1 song before it" : `${before} songs before it`;
+}
+
+/** Seconds as 1:05. */
+export function clock(seconds) {
+  const whole = Math.max(0, Math.round(seconds || 0));
+  return `${Math.floor(whole / 60)}:${String(whole % 60).padStart(2, "0")}`;
+}
+
+/** How long until a time, in words; "" when nothing can be said. */
+export function until(time) {
+  const seconds = (new Date(time) - Date.now()) / 1000;
+  if (!(seconds > 1)) return "";
+  return seconds < 90 ? `about ${Math.round(seconds)} s left` : `about ${Math.round(seconds / 60)} min left`;
+}

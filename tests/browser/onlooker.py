@@ -1,0 +1,82 @@
+"""A person in front of a browser: chromium on the web page, and everything that the browser complained about."""
+
+import os
+import re
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from playwright.async_api import Browser, BrowserContext, ConsoleMessage, Locator, Page, Request, async_playwright
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+NAMELESS = re.compile(
+    r"^\s*- (button|link|textbox|searchbox|slider|spinbutton|combobox|progressbar|meter)(?! \")", re.MULTILINE
+)
+
+
+class Onlooker:
+    """A browser with the page open."""
+
+    def __init__(self, page: Page, base: str) -> None:
+        self.page, self.base = page, base
+        self.complaints: list[str] = []
+        self.strangers: list[str] = []
+        page.on("console", self._said)
+        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        page.on("request", self._asked)
+
+    def _said(self, message: ConsoleMessage) -> None:
+        if message.type in ("error", "warning"):
+            self.complaints.append(message.text)
+
+    def _asked(self, request: Request) -> None:
+        if not request.url.startswith((self.base, "data:", "blob:")):
+            self.strangers.append(request.url)
+
+    async def come(self) -> "Onlooker":
+        """Open the page; return when the songs were looked for."""
+        await self.page.goto(self.base)
+        await self.page.locator("#empty:not([hidden]):not(:text('Looking')), #songs > li").first.wait_for(state="attached")
+        return self
+
+    async def ask_for(self, lyrics: str, seconds: int = 5, title: str = "", tags: tuple[str, ...] = ()) -> None:
+        """Fill the form in and send it off."""
+        page = self.page
+        await page.get_by_label("Lyrics", exact=True).fill(lyrics)
+        await page.get_by_label("Longest length").fill(str(seconds))
+        await page.get_by_label("Title", exact=True).fill(title)
+        for tag in tags:
+            await page.get_by_label("Style", exact=True).fill(tag)
+            await page.keyboard.press("Enter")
+        await page.get_by_role("button", name="Make the song").click()
+
+    def song(self, name: str) -> Locator:
+        """The row of a song."""
+        return self.page.get_by_role("listitem").filter(has=self.page.get_by_role("heading", name=name, exact=True))
+
+    async def nameless(self) -> list[str]:
+        """Controls that a screen reader has no name for."""
+        found = await self.page.locator("body").aria_snapshot()
+        return [line.strip() for line in found.splitlines() if NAMELESS.match(line)]
+
+
+@asynccontextmanager
+async def open_browser() -> AsyncIterator[Browser]:
+    """Chromium, without a window."""
+    async with async_playwright() as playwright:
+        options = ["--no-sandbox"] if os.geteuid() == 0 else []  # chromium refuses its sandbox to root
+        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=options)
+        try:
+            yield browser
+        finally:
+            await browser.close()
+
+
+async def onlooker(
+    browser: Browser | BrowserContext, base: str, *, comes_in: bool = True, **context: Any
+) -> Onlooker:
+    """A new person (given a browser) or a new tab (given a context); on the page, unless there is a door before it."""
+    page = await browser.new_page(**context)
+    person = Onlooker(page, base)
+    return await person.come() if comes_in else person

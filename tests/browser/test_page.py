@@ -1,0 +1,229 @@
+"""The web page in a real browser, on a real stack."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import soundfile
+from axe_playwright_python.async_playwright import Axe
+from playwright.async_api import Browser, expect
+
+from services.gateway.access import digest_of_key
+from shared.settings import Settings
+from tests.browser.conftest import Stage
+from tests.browser.onlooker import Onlooker, onlooker
+from tests.integration.gateway_fixtures import open_house
+
+LYRICS = "[Verse]\nThe river takes the evening home"
+expect.set_options(timeout=20_000)  # a busy machine is not a fault
+
+
+async def finished(person: Onlooker, name: str) -> None:
+    """Wait until a song is there to be heard."""
+    await expect(person.song(name).locator(".state")).to_have_text("Finished")
+
+
+async def until(question: Callable[[], Awaitable[bool]]) -> None:
+    """Wait until something holds that no locator can wait for."""
+    async with asyncio.timeout(60):
+        while not await question():
+            await asyncio.sleep(0.05)
+
+
+async def test_a_song_is_asked_for_watched_heard_and_taken_home(stage: Stage, tmp_path: Path) -> None:
+    """The way of a song in the browser; nothing is fetched from elsewhere, and the browser complains of nothing."""
+    person = await stage.visit()
+    page = person.page
+    await expect(page.locator("#empty")).to_contain_text("No songs yet")
+    await person.ask_for(LYRICS, 10, "The River", tags=("strings", "calm"))
+    row = person.song("The River")
+    bar = row.get_by_role("progressbar", name="Progress of The River")
+    await expect(bar).to_be_visible()
+
+    async def under_way() -> bool:
+        return 0 < float(await bar.get_attribute("value") or 0) < 100
+
+    await until(under_way)
+    await finished(person, "The River")
+    await expect(row.locator(".facts")).to_contain_text("0:10 · FLAC")
+    await expect(row.locator(".facts")).to_contain_text("pop, piano, english, strings, calm")
+    await expect(bar).to_be_hidden()
+
+    await row.get_by_role("button", name="Play: The River").click()
+    await expect(page.locator("#at")).to_have_text("0:01")
+    await expect(page.locator("#length")).to_have_text("0:10")
+    await expect(row.get_by_role("button", name="Pause: The River")).to_be_visible()
+    position = page.get_by_role("slider", name="Position")
+    box = await position.bounding_box()
+    assert box is not None
+    await position.click(position={"x": box["width"] * 0.7, "y": 10})
+    await expect(page.locator("#at")).to_have_text("0:07")
+    await position.press("Home")
+    await expect(page.locator("#at")).to_have_text("0:00")
+    await page.get_by_role("region", name="Player").get_by_role("button", name="Pause").click()
+    await expect(row.get_by_role("button", name="Play: The River")).to_be_visible()
+
+    await row.get_by_label("Download: The River").click()
+    async with page.expect_download() as download:
+        await row.get_by_role("link", name="WAV").click()
+    file = tmp_path / "song"
+    await (await download.value).save_as(file)
+    assert soundfile.info(file).format == "WAV"
+    assert (await download.value).suggested_filename == "The River.wav"
+    assert person.strangers == []
+    assert person.complaints == []
+
+
+async def test_a_song_is_cancelled_deleted_and_asked_for_again(stage: Stage) -> None:
+    """Cancel, Use again, Delete (pressed twice), and the search."""
+    person = await stage.visit()
+    page = person.page
+    await person.ask_for(LYRICS, 70, "Too long")
+    row = person.song("Too long")
+    await row.get_by_role("button", name="Cancel").click()
+    await expect(row.locator(".state")).to_have_text("Cancelled")
+    await row.get_by_role("button", name="Use again").click()
+    await expect(page.get_by_label("Title", exact=True)).to_have_value("Too long")
+    await expect(page.get_by_label("Seed")).not_to_have_value("")
+    await page.get_by_label("Seed").fill("")
+    await person.ask_for("la la la", 5, "")
+    await finished(person, "la la la")
+    await page.get_by_label("Search the songs").fill("too l")
+    await expect(person.song("la la la")).to_be_hidden()
+    await page.get_by_label("Search the songs").fill("no such thing")
+    await expect(page.locator("#empty")).to_have_text("No song matches.")
+    await page.get_by_label("Search the songs").fill("")
+    await row.get_by_role("button", name="Delete").click()
+    await expect(row).to_be_visible()
+    await row.get_by_role("button", name="Delete").click()
+    await expect(row).to_have_count(0)
+    await page.reload()
+    await expect(person.song("la la la")).to_be_visible()
+    await expect(row).to_have_count(0)
+    assert person.complaints == []
+
+
+async def test_a_reload_and_a_second_tab_show_the_same_song(stage: Stage) -> None:
+    """A song goes on without its watcher, and another tab of the same browser sees it without being told."""
+    context = await stage.browser.new_context()
+    first, second = await stage.visit(context), await stage.visit(context)
+    await first.ask_for(LYRICS, 20, "Shared")
+    await expect(second.song("Shared")).to_be_visible()
+    await first.page.reload()
+    await expect(first.song("Shared").get_by_role("progressbar")).to_be_visible()
+    await second.song("Shared").get_by_role("button", name="Cancel").click()
+    await expect(first.song("Shared").locator(".state")).to_have_text("Cancelled")
+    assert first.complaints == second.complaints == []
+
+
+async def test_the_page_outlives_a_restart_of_the_server(stage: Stage) -> None:
+    """The gateway goes and comes back: the page says so, goes on, and shows the song's end."""
+    person = await stage.visit()
+    await person.ask_for(LYRICS, 30, "Patient")
+    await expect(person.song("Patient").locator(".state")).to_have_text("Writing")
+    await stage.house.stop()
+    banner = person.page.locator("#banner")
+    await expect(banner).to_contain_text("The server does not answer")
+    await person.page.get_by_role("button", name="Make the song").click()
+    await expect(person.page.locator("#form-error")).to_contain_text("The server does not answer")
+    await stage.house.start()
+    await expect(banner).to_be_hidden()
+    await finished(person, "Patient")
+
+
+async def test_bad_input_is_told_beside_its_field(stage: Stage) -> None:
+    """What the gateway refuses is shown where it can be mended, and the form keeps what was typed."""
+    person = await stage.visit()
+    page = person.page
+    await person.ask_for("la " * 20_001)
+    await expect(page.locator("#lyrics-error")).to_be_visible()
+    await expect(page.get_by_label("Lyrics", exact=True)).to_be_focused()
+    await page.get_by_label("Lyrics", exact=True).fill(LYRICS)
+    await page.get_by_text("More settings").click()
+    await page.get_by_label("Temperature").fill("99")
+    await page.get_by_role("button", name="Make the song").click()
+    await expect(page.locator("#temperature-error")).to_be_visible()
+    await expect(page.locator("#lyrics-error")).to_be_hidden()
+    await expect(page.get_by_label("Temperature")).to_have_attribute("aria-invalid", "true")
+    await expect(page.get_by_label("Lyrics", exact=True)).to_have_value(LYRICS)
+
+
+async def test_sections_and_tags_by_keyboard(stage: Stage) -> None:
+    """A section goes in at the cursor; tags come and go without a mouse."""
+    person = await stage.visit()
+    page = person.page
+    lyrics = page.get_by_label("Lyrics", exact=True)
+    await lyrics.fill("one")
+    await page.get_by_role("button", name="Insert [Bridge]").press("Enter")
+    await expect(lyrics).to_be_focused()
+    await page.keyboard.type("two")
+    await expect(lyrics).to_have_value("one\n[Bridge]\ntwo")
+    chosen = page.get_by_role("list", name="Chosen tags")
+    await page.get_by_label("Style", exact=True).press("Backspace")
+    await expect(chosen.get_by_role("button")).to_have_text(["pop ✕", "piano ✕"])
+    await page.get_by_label("Style", exact=True).fill("Kazoo, pop")
+    await page.keyboard.press("Enter")
+    await expect(chosen.get_by_role("button")).to_have_text(["pop ✕", "piano ✕", "kazoo ✕"])
+    suggestion = page.get_by_role("button", name="jazz", exact=True)
+    await suggestion.press("Space")
+    await expect(suggestion).to_have_attribute("aria-pressed", "true")
+
+
+async def test_the_device_is_shown(stage: Stage) -> None:
+    """Memory, models, turn, phase and queue while a song is written; and that a worker is missing."""
+    person = await stage.visit()
+    await expect(person.page.locator("#house-word")).to_have_text("Ready")
+    await person.ask_for(LYRICS, 60, "Busy")
+    await person.page.locator("#house summary").click()
+    panel = person.page.locator("#house-panel")
+    await expect(panel).to_contain_text("Whose turn: the tokenizer, phase 1: songs are written.")
+    await expect(panel).to_contain_text("heartmula and the cache of 1 song")
+    await expect(panel).to_contain_text("To be written: 1 song.")
+    await expect(panel.get_by_role("meter")).to_be_visible()
+    for process in stage.flow.processes:
+        process.kill()
+    await expect(person.page.locator("#house")).to_have_attribute("data-state", "degraded")
+    await expect(person.page.locator("#house-word")).to_contain_text("worker is running")
+
+
+async def test_no_fault_that_an_accessibility_checker_finds(stage: Stage) -> None:
+    """Every control has a name; axe finds nothing in light, dark and on a phone, with songs and the player shown."""
+    person = await stage.visit()
+    page = person.page
+    await person.ask_for(LYRICS, 5, "Done")
+    await finished(person, "Done")
+    await person.song("Done").get_by_role("button", name="Play").click()
+    await person.ask_for(LYRICS, 70, "Going")
+    await expect(person.song("Going").get_by_role("progressbar")).to_be_visible()
+    await page.locator("#house summary").click()
+    await page.get_by_text("More settings").click()
+    assert await person.nameless() == []
+    for scheme in ("light", "dark"):
+        await page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
+        for width in (1280, 390):
+            await page.set_viewport_size({"width": width, "height": 844})
+            found = await Axe().run(page)
+            assert found.violations_count == 0, f"{scheme} {width}: {found.generate_report()}"
+            wide = await page.locator("html").evaluate("it => it.scrollWidth")
+            assert wide <= width, f"the page is {wide} wide on a screen of {width}"
+
+
+async def test_a_key_is_asked_for_and_kept(browser: Browser, settings: Settings, tmp_path: Path) -> None:
+    """With keys, the page asks for one, refuses a wrong one in words, and a right one lasts over a reload."""
+    keys = tmp_path / "keys.toml"
+    keys.write_text(f'[[tenant]]\nname = "alice"\nkeys = ["{digest_of_key("key-of-alice")}"]\n')
+    async with open_house(settings, tmp_path, api_keys=keys) as house:
+        page = (await onlooker(browser, house.base, comes_in=False)).page
+        await page.goto(house.base)
+        await expect(page.get_by_role("heading", name="A new song")).to_be_hidden()
+        await page.get_by_label("API key").fill("guessed")
+        await page.get_by_role("button", name="Enter").click()
+        await expect(page.locator("#key-error")).to_have_text("This key is not known.")
+        await page.get_by_label("API key").fill("key-of-alice")
+        await page.get_by_role("button", name="Enter").click()
+        await expect(page.locator("#empty")).to_contain_text("No songs yet")
+        await page.get_by_role("button", name="Make the song").click()
+        await expect(page.locator("#songs > li")).to_have_count(1)
+        await page.reload()
+        await expect(page.locator("#songs > li")).to_have_count(1)
+        await expect(page.get_by_label("API key")).to_be_hidden()
