@@ -5,7 +5,7 @@ MODELS := ckpt/official
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: help install run demo test chaos bench bench-flow bench-gateway lint models clean
+.PHONY: help install run demo test chaos bench bench-flow bench-gateway browser screenshots lint models clean
 
 help:
 	@echo 'make run      install if needed, then start everything: web page, API, workers, NATS, object store'
@@ -16,6 +16,7 @@ help:
 	@echo 'make bench    what the engines cost: BENCH=lm_mid|codec|lm_3b, REFERENCE=heartlib beside heartlib'
 	@echo 'make bench-flow   what the house itself costs a song, with an engine that costs nothing'
 	@echo 'make bench-gateway   what a POST and a thousand websockets cost the gateway'
+	@echo 'make screenshots   pictures of the web page into docs/images (needs chromium)'
 	@echo 'make models   fetch the official weights (22 GB) into $(MODELS)'
 	@echo 'make clean    remove what was built; .venv, data and ckpt stay'
 
@@ -37,7 +38,13 @@ demo: install
 	@printf '[Verse]\nHello world\n[Chorus]\nLa la la' | $(BIN)/heartmula \
 		--url http://127.0.0.1:$${HEARTMULA_PORT:-8000} generate --lyrics-file - --tags pop,piano,english --seconds 20
 
-test: lint
+# The page is tested in chromium; where it is missing and cannot be installed, those tests are skipped.
+browser:
+	@command -v chromium >/dev/null || [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null || { \
+		apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends chromium; \
+	} >/dev/null || true
+
+test: lint browser
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(PYTEST_ARGS)
 
 lint: install
@@ -57,6 +64,9 @@ bench-flow: install
 
 bench-gateway: install
 	@$(BIN)/python -m tests.bench.gateway
+
+screenshots: install
+	@$(BIN)/python -m tests.browser.screenshots
 
 models: install
 	$(BIN)/hf download HeartMuLa/HeartMuLaGen gen_config.json tokenizer.json --local-dir $(MODELS)

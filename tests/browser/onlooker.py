@@ -37,7 +37,8 @@ class Onlooker:
     async def come(self) -> "Onlooker":
         """Open the page; return when the songs were looked for."""
         await self.page.goto(self.base)
-        await self.page.locator("#empty:not([hidden]):not(:text('Looking')), #songs > li").first.wait_for(state="attached")
+        looked = self.page.locator("#empty:not([hidden]):not(:text('Looking')), #songs > li")
+        await looked.first.wait_for(state="attached")
         return self
 
     async def ask_for(self, lyrics: str, seconds: int = 5, title: str = "", tags: tuple[str, ...] = ()) -> None:
@@ -73,9 +74,7 @@ async def open_browser() -> AsyncIterator[Browser]:
             await browser.close()
 
 
-async def onlooker(
-    browser: Browser | BrowserContext, base: str, *, comes_in: bool = True, **context: Any
-) -> Onlooker:
+async def onlooker(browser: Browser | BrowserContext, base: str, *, comes_in: bool = True, **context: Any) -> Onlooker:
     """A new person (given a browser) or a new tab (given a context); on the page, unless there is a door before it."""
     page = await browser.new_page(**context)
     person = Onlooker(page, base)
