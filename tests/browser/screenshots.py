@@ -65,7 +65,7 @@ async def scenes(browser: Browser, house: House, flow: Flow) -> None:
     await row.get_by_role("button", name="Play").click()
     await person.page.get_by_label("Lyrics", exact=True).fill(RIVER)
     await person.page.get_by_label("Lyrics", exact=True).blur()
-    await person.page.locator("progress").first.wait_for()
+    await person.page.locator("progress:visible").first.wait_for()
     await person.page.locator("#at", has_text="0:06").wait_for()
     await keep(person, "desktop")
 
