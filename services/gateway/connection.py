@@ -7,6 +7,7 @@ from typing import Any, cast
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 _BUFFER = 32 * 1024  # bytes each that the kernel and the event loop may hold for a client that does not read
+STALL_SECONDS = 10.0  # that a client may leave its buffer full
 ABORT_SECONDS = 12.0  # after uvicorn's own patience with a closing handshake
 
 
@@ -15,6 +16,7 @@ class Connection(WebSocketsSansIOProtocol):
     connected and does not read, forever. And the kernel alone would take megabytes for it."""
 
     _abortion: asyncio.TimerHandle | None = None
+    _stall: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Bound the buffers."""
@@ -24,9 +26,21 @@ class Connection(WebSocketsSansIOProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Nothing is left to abort."""
-        if self._abortion is not None:
-            self._abortion.cancel()
+        for timer in (self._abortion, self._stall):
+            if timer is not None:
+                timer.cancel()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """The buffer is full. A timer here costs nothing while clients read; one around every frame would."""
+        super().pause_writing()
+        self._stall = self.loop.call_later(STALL_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """The client read."""
+        if self._stall is not None:
+            self._stall.cancel()
+        super().resume_writing()
 
     def keepalive_timeout(self) -> None:
         """No pong came."""

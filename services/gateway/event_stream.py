@@ -13,7 +13,7 @@ from litestar.params import FromPath
 from litestar.types import ASGIApp, Receive, Scope, Send
 
 from services.gateway.access import Caller
-from services.gateway.feed import SEND_SECONDS, Feed, Lost, event_id
+from services.gateway.feed import Feed, Lost, event_id
 from services.gateway.gateway import Gateway
 from services.gateway.hub import Frame, newest
 from services.gateway.openapi import Answer, operation, parameter, refusals
@@ -25,6 +25,7 @@ from shared.topology import event_subject
 
 log = logging.getLogger(__name__)
 
+SEND_SECONDS = 10.0  # that a client may let its stream stand
 PING_SECONDS = 15.0  # proxies cut what is silent for a minute
 RETRY_MS = 2000  # after which a browser comes again
 _SEQUENCE = Schema(type=OpenAPIType.STRING, pattern="^[0-9]{0,18}$")
@@ -113,9 +114,10 @@ class _EventStream:
 
     async def _follow(self, send: Send) -> HeartMulaError | None:
         async def deliver(frame: Frame) -> None:
-            await self._begin(send)
             text = f"id: {frame.id}\nevent: {frame.type}\ndata: {frame.data}\n\n"  # JSON has no line breaks
-            await send({"type": "http.response.body", "body": text.encode(), "more_body": True})
+            async with asyncio.timeout(SEND_SECONDS):
+                await self._begin(send)
+                await send({"type": "http.response.body", "body": text.encode(), "more_body": True})
 
         try:
             await Feed(self.gateway, self.tenant, self.job_id, deliver).run(self.after)

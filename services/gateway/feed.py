@@ -1,6 +1,5 @@
 """A song's events for one client: a snapshot, what was missed, then everything live. How they travel is elsewhere."""
 
-import asyncio
 import time
 from collections.abc import Awaitable, Callable
 
@@ -15,9 +14,7 @@ from shared.events import end_event
 from shared.messages import ENDED, AnyEvent, CloudEvent, Job, Progress, Queued, cloud_event
 from shared.topology import event_subject
 
-SEND_SECONDS = 10.0
-_LOOK_SECONDS = 2.0  # without an event, after which a waiting song's place is looked at
-_RECORD_LOOKS = 5  # … and after so many looks the record: an event may be lost, the record is not
+_RECORD_LOOKS = 5  # after so many looks at a waiting song's place, its record: an event may be lost, the record is not
 
 
 class SnapshotBody(StatusBody, frozen=True, kw_only=True, tag="snapshot", tag_field="type"):
@@ -41,7 +38,7 @@ class Feed:
     """One client's way through a song's events."""
 
     def __init__(self, gateway: Gateway, tenant: str, job_id: str, send: Callable[[Frame], Awaitable[None]]) -> None:
-        self._gateway, self._tenant, self._job_id, self._deliver = gateway, tenant, job_id, send
+        self._gateway, self._tenant, self._job_id, self._send = gateway, tenant, job_id, send
         self._sent = 0  # sequence of the latest event that the client knows
         self._progress = 0.0
         self._job: Job  # as of the snapshot; its status as of the latest event
@@ -50,7 +47,7 @@ class Feed:
     async def run(self, after: int | None) -> None:
         """Send everything until the song has ended, after the event `after` if that is given.
 
-        Raises a 404 `Refusal`, `Lost`, `Unavailable`, and `TimeoutError` for a client that does not read.
+        Raises a 404 `Refusal`, `Lost`, `Unavailable`, and whatever `send` raises.
         """
         with self._gateway.hub.listen(self._job_id) as mailbox:
             # Events before the record: workers write the record first, so the snapshot is never behind its id.
@@ -85,8 +82,7 @@ class Feed:
         quiet = 0  # looks since the latest event
         while True:
             try:
-                async with asyncio.timeout(_LOOK_SECONDS):
-                    stored = await mailbox.get()
+                stored = await mailbox.get()
             except TimeoutError:
                 quiet += 1
                 if await self._look(quiet):
@@ -147,10 +143,6 @@ class Feed:
             frame = _frame(msgspec.structs.replace(stored.event, id=str(stored.sequence), data=data))
             stored.frames[self._progress, live] = frame
         await self._send(frame)
-
-    async def _send(self, frame: Frame) -> None:
-        async with asyncio.timeout(SEND_SECONDS):
-            await self._deliver(frame)
 
 
 def _frame(event: CloudEvent) -> Frame:

@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 MAILBOX_EVENTS = 64
 _HEARTBEAT = 1.0  # seconds
+_QUIET_SECONDS = 2.0  # without an event, after which a listener is told that there was none
 _SILENCE = 4.0  # seconds without even a heartbeat after which the consumer is made anew
 _PEAKS = 10_000  # songs whose progress is remembered
 
@@ -63,6 +64,7 @@ class Mailbox:
     def __init__(self) -> None:
         self.lost = False  # the listener has to begin anew
         self._waiting: deque[StoredEvent] = deque()
+        self._came = False  # something since the latest tick
         self._filled = asyncio.Event()
 
     def __len__(self) -> int:
@@ -78,7 +80,14 @@ class Mailbox:
                 return
             self._waiting = deque(changes)
         self._waiting.append(stored)
+        self._came = True
         self._filled.set()
+
+    def tick(self) -> None:
+        """Some time has passed; one clock for all, for a timer each would cost as much as sending."""
+        if not self._came and not self._waiting:
+            self._filled.set()
+        self._came = False
 
     def give_up(self) -> None:
         """Tell the listener that it cannot be told everything."""
@@ -86,10 +95,16 @@ class Mailbox:
         self._filled.set()
 
     async def get(self) -> StoredEvent | None:
-        """The next event; None when there will be none because events were lost."""
+        """The next event; None when there will be none because events were lost.
+
+        Raises `TimeoutError` when nothing came from one tick to the next.
+        """
         await self._filled.wait()
         if self.lost:
             return None
+        if not self._waiting:
+            self._filled.clear()
+            raise TimeoutError
         stored = self._waiting.popleft()
         if not self._waiting:
             self._filled.clear()
@@ -111,6 +126,7 @@ class Hub:
         self._peaks: OrderedDict[str, float] = OrderedDict()  # the furthest progress of recent songs
         self._task: asyncio.Task[None] | None = None
         self._following: asyncio.Task[None] | None = None
+        self._clock: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Follow from now on. Raises `Unavailable`."""
@@ -119,13 +135,13 @@ class Hub:
         except (nats.errors.Error, TimeoutError, OSError) as error:
             raise Unavailable("nats", f"events cannot be followed: {error!r}") from error
         self._task = asyncio.create_task(self._run(), name="hub")
+        self._clock = asyncio.create_task(self._tick(), name="hub-clock")
 
     async def close(self) -> None:
         """Stop following."""
-        if self._task is not None:
-            await end(self._task)
-        if self._following is not None:
-            await end(self._following)
+        for task in (self._task, self._following, self._clock):
+            if task is not None:
+                await end(task)
 
     def renew(self) -> None:
         """The connection was lost and is back: what the server knew of us may be gone."""
@@ -161,6 +177,13 @@ class Hub:
             self._mailboxes[job_id].discard(mailbox)
             if not self._mailboxes[job_id]:
                 del self._mailboxes[job_id]
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(_QUIET_SECONDS)
+            for mailboxes in self._mailboxes.values():
+                for mailbox in mailboxes:
+                    mailbox.tick()
 
     async def _run(self) -> None:
         while True:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 import msgspec
-from litestar import Request
+from litestar import Request, Router
 from litestar.enums import HttpMethod, MediaType
 from litestar.handlers import HTTPRouteHandler
 from litestar.openapi import OpenAPIConfig
@@ -29,6 +29,7 @@ from litestar.openapi.spec import (
     Tag,
 )
 from litestar.openapi.spec.enums import OpenAPIFormat
+from litestar.routes import BaseRoute
 from litestar.types import Method
 
 from services.gateway.problems import MEDIA_TYPE, STATUSES, TITLES, Problem
@@ -154,7 +155,7 @@ def config() -> OpenAPIConfig:
         license=License(name="Apache-2.0", identifier="Apache-2.0"),
         servers=[Server(url="/", description="the gateway that serves this document")],
         tags=[Tag(name=name, description=words) for name, words in _TAG_WORDS.items()],
-        path="/schema",
+        openapi_router=_SchemaRouter("/schema", route_handlers=[], include_in_schema=False),
         render_plugins=[_Document()],
         use_handler_docstrings=True,
         operation_id_creator=_operation_id,
@@ -163,6 +164,14 @@ def config() -> OpenAPIConfig:
 
 def _operation_id(handler: HTTPRouteHandler, method: Method | HttpMethod, _: list[Any]) -> str:
     return handler.handler_name if method != HttpMethod.HEAD else f"{handler.handler_name}_head"
+
+
+class _SchemaRouter(Router):
+    """Without Litestar's own answer, HTML, to addresses beside the document's: they are refused as everywhere."""
+
+    def register(self, value: Any) -> list[BaseRoute]:
+        """Add a handler."""
+        return [] if "/{path:str}" in getattr(value, "paths", ()) else super().register(value)
 
 
 class _Document(JsonRenderPlugin):

@@ -87,10 +87,13 @@ def _require_json(request: AnyRequest) -> None:
     operation_class=operation(body=json_body(FitRequest, {"lyrics": "[Verse]\nHello world", "tags": "pop,piano"})),
     responses=refusals(400, 413, 415, 422),
 )
-async def fit(request: AnyRequest, gateway: NamedDependency[Gateway]) -> Response[FitBody]:
+async def fit(
+    request: AnyRequest, gateway: NamedDependency[Gateway], caller: NamedDependency[Caller]
+) -> Response[FitBody]:
     """How long a song may be beside these lyrics and tags: prompt and frames share the model's positions."""
     _require_json(request)
-    return Response(await gateway.submission.fitter.measure(decode_fit(await request.body())), headers=NO_STORE)
+    text = decode_fit(await request.body())
+    return Response(await gateway.submission.fitter.measure(text, caller.limits.max_duration_ms), headers=NO_STORE)
 
 
 # Checked by hand, so that what is wrong is told in the same words as elsewhere.

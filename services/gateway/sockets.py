@@ -10,7 +10,7 @@ from litestar.di import NamedDependency
 from litestar.exceptions import WebSocketDisconnect
 from litestar.params import FromPath
 
-from services.gateway.feed import SEND_SECONDS, Feed, Lost, event_id
+from services.gateway.feed import Feed, Lost, event_id
 from services.gateway.gateway import Gateway
 from services.gateway.hub import Frame
 from services.gateway.problems import Refusal
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 Socket = WebSocket[Any, Any, Any]
 
 DONE, REFUSED, FAULT, RECONNECT, UNAUTHORIZED, UNKNOWN = 1000, 1008, 1011, 1012, 4401, 4404
-_SEND_ERRORS = (WebSocketDisconnect, OSError, TimeoutError)
+_SEND_ERRORS = (WebSocketDisconnect, OSError)
 
 
 class _Close(Exception):
@@ -50,8 +50,7 @@ async def events(socket: Socket, gateway: NamedDependency[Gateway], job_id: From
         pass
     if close is not None:
         with contextlib.suppress(*_SEND_ERRORS):
-            async with asyncio.timeout(SEND_SECONDS):
-                await socket.close(close.code, close.reason)
+            await socket.close(close.code, close.reason)
 
 
 async def _until_gone(socket: Socket) -> None:

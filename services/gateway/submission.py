@@ -217,7 +217,7 @@ class Submission:
             event = Queued(
                 job_id=job.job_id, status="queued", progress=0, queue_position=expected.position, eta=expected.eta
             )
-            await self._events.publish(job.tenant, event)
+            self._spawn(self._events.publish(job.tenant, event))
             self._metrics.accepted.inc()
         return Accepted(job, sequence, expected)
 

@@ -137,10 +137,14 @@ class Fitter:
             seed=secrets.randbelow(MAX_SEED + 1) if request.seed is None else request.seed,
         )
 
-    async def measure(self, text: FitRequest) -> FitBody:
-        """How much room a text leaves. Raises `InvalidRequest` for characters that the model does not know."""
+    async def measure(self, text: FitRequest, most_ms: int | None = None) -> FitBody:
+        """How much room a text leaves, up to `most_ms`.
+
+        Raises `InvalidRequest` for characters that the model does not know.
+        """
         prompt = await asyncio.to_thread(self._prompter.encode, text.tags, text.lyrics)
-        return FitBody(prompt_tokens=prompt.length, longest_ms=max(0, self._prompter.longest_ms(prompt)))
+        longest = self._prompter.longest_ms(prompt)
+        return FitBody(prompt_tokens=prompt.length, longest_ms=max(0, min(longest, most_ms or longest)))
 
     def _longest(self, request: GenerateRequest) -> int:
         return self._prompter.longest_ms(self._prompter.encode(request.tags, request.lyrics))

@@ -16,28 +16,35 @@ from shared.topology import WORKER_TTL, WORKERS
 log = logging.getLogger(__name__)
 
 _FRESH_SECONDS = 1.0
+_STALE_SECONDS = 3.0
 
 
 class Workers:
-    """Who is alive. Read at most once a second, however many ask."""
+    """Who is alive. Read at most once a second, however many ask; nobody waits for it who asks all the time."""
 
     def __init__(self, js: JetStreamContext, patience: float) -> None:
         self._js, self._patience = js, patience
         self._found: list[WorkerStatus] = []
-        self._read_at = -_FRESH_SECONDS  # monotonic
-        self._reading = asyncio.Lock()
+        self._read_at = -_STALE_SECONDS  # monotonic
+        self._reading: asyncio.Task[None] | None = None
 
     async def live(self) -> list[WorkerStatus]:
         """The latest heartbeat of every live worker; none when NATS does not answer."""
-        async with self._reading:
-            if time.monotonic() - self._read_at > _FRESH_SECONDS:
-                try:
-                    async with asyncio.timeout(self._patience):
-                        self._found = await _read(self._js)
-                except (nats.errors.Error, APIError, TimeoutError, OSError):
-                    self._found = []
-                self._read_at = time.monotonic()
-            return self._found
+        age = time.monotonic() - self._read_at
+        if age > _FRESH_SECONDS:
+            if self._reading is None or self._reading.done():
+                self._reading = asyncio.create_task(self._read(), name="workers")
+            if age > _STALE_SECONDS:
+                await asyncio.shield(self._reading)
+        return self._found
+
+    async def _read(self) -> None:
+        try:
+            async with asyncio.timeout(self._patience):
+                self._found = await _read(self._js)
+        except (nats.errors.Error, APIError, TimeoutError, OSError):
+            self._found = []
+        self._read_at = time.monotonic()
 
 
 async def _read(js: JetStreamContext) -> list[WorkerStatus]:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import websockets
 
-from services.gateway import connection, feed
+from services.gateway import connection
 from services.gateway.access import Caller
 from services.gateway.hub import MAILBOX_EVENTS, Mailbox, StoredEvent
 from shared.jobs import change
@@ -64,7 +64,7 @@ async def read_all(url: str, ready: asyncio.Event) -> tuple[list[dict[str, objec
 async def test_slow_and_vanished_clients_cost_the_others_nothing(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(feed, "SEND_SECONDS", 1.0)
+    monkeypatch.setattr(connection, "STALL_SECONDS", 1.0)
     monkeypatch.setattr(connection, "ABORT_SECONDS", 1.0)
     before = asyncio.all_tasks()
     descriptors = len(os.listdir("/proc/self/fd"))

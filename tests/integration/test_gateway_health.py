@@ -231,6 +231,8 @@ async def test_the_schema_documents_the_request(settings: Settings) -> None:
         assert body["additionalProperties"] is False
         assert body["properties"]["lyrics"]["maxLength"] == 60_000
         assert {"202", "422", "429", "503"} <= set(schema["paths"]["/generate"]["post"]["responses"])
+        beside = await house.http.get("/schema/none")
+        assert (beside.status_code, beside.headers["content-type"]) == (404, "application/problem+json")
 
 
 @pytest.mark.parametrize(

@@ -229,6 +229,9 @@ async def test_songs_at_once_length_and_priority_are_limited(house: House) -> No
     told = (await house.http.get("/api/session", headers=dora)).json()
     assert (told["limits"]["songs_at_once"], told["limits"]["priority"]) == (2, False)
     short = {name: value for name, value in SONG.items() if name != "max_duration_ms"}
+    text = {"lyrics": SONG["lyrics"]}
+    longest = [(await house.http.post("/api/fit", json=text, headers=by)).json()["longest_ms"] for by in (dora, ALICE)]
+    assert longest[0] == 3000 < longest[1]
     for more, field in (({"max_duration_ms": 3001}, "max_duration_ms"), ({"priority": "high"}, "priority")):
         answer = await house.http.post("/generate", json=short | more, headers=dora)
         assert (answer.status_code, answer.json()["field"]) == (422, field)

@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from deploy.local.servers import NatsServer, S3Server
-from services.gateway import event_stream, feed
+from services.gateway import event_stream
 from services.gateway.access import Caller
 from shared.messages import Progress, Queued, cloud_event
 from shared.settings import Settings
@@ -160,7 +160,7 @@ async def test_pings_come_while_nothing_happens(settings: Settings, monkeypatch:
 
 
 async def test_a_client_that_does_not_read_is_let_go(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feed, "SEND_SECONDS", 0.2)
+    monkeypatch.setattr(event_stream, "SEND_SECONDS", 0.2)
     async with in_process(settings) as (gateway, _, base):
         job_id = (await gateway.submission.submit(Caller("local"), b'{"lyrics": "la"}')).job.job_id
         _reader, writer = await asyncio.open_connection("127.0.0.1", urlsplit(base).port, limit=1024)
