@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,16 @@ from shared.messages import Progress
 from shared.settings import Settings
 from tests.integration.gateway_fixtures import SONG, House, open_house
 
-POSTS, SOCKETS, SONGS, EVENTS_PER_S, SECONDS = 400, 1000, 10, 10, 10
+SONGS, EVENTS_PER_S = 10, 10
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is measured."""
+
+    posts: int = 400
+    sockets: int = 1000
+    seconds: int = 10
 
 
 def percentiles(seconds: list[float]) -> tuple[float, float]:
@@ -66,7 +76,7 @@ async def child(*arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
         await process.wait()
 
 
-async def posts(house: House) -> dict[str, float | str]:
+async def posts(house: House, count: int) -> dict[str, float | str]:
     """Take turns with the empty handler."""
     port = free_port()
     body = json.dumps(SONG).encode()
@@ -80,7 +90,7 @@ async def posts(house: House) -> dict[str, float | str]:
                 break
             except httpx.TransportError:
                 await asyncio.sleep(0.05)
-        for n in range(2 * POSTS):
+        for n in range(2 * count):
             began = time.perf_counter()
             answer = await http.post(addresses[n % 2], content=body, headers=headers)
             answer.raise_for_status()
@@ -88,7 +98,7 @@ async def posts(house: House) -> dict[str, float | str]:
     ours, floor = percentiles(found[0]), percentiles(found[1])
     return {
         "bench": "gateway_post",
-        "posts_per_s": round(POSTS / sum(found[0]), 1),
+        "posts_per_s": round(count / sum(found[0]), 1),
         "post_ms_p50": ours[0],
         "post_ms_p99": ours[1],
         "publish_ms_p50": floor[0],
@@ -96,8 +106,8 @@ async def posts(house: House) -> dict[str, float | str]:
     }
 
 
-async def listen(base: str, job_ids: list[str]) -> None:
-    """Open the sockets; say so; then note the latency of every progress event until the standard input ends."""
+async def listen(base: str, size: Size, job_ids: list[str]) -> None:
+    """Open the sockets; say so; then note the latency of every progress event until all were sent."""
     found: list[float] = []
 
     async def follow(client: websockets.ClientConnection) -> None:
@@ -108,13 +118,13 @@ async def listen(base: str, job_ids: list[str]) -> None:
                 found.append(moment - int(frame[at + 7 : frame.index(",", at)]) / 1e6)  # type: ignore[arg-type]
 
     clients = []
-    for n in range(SOCKETS):
+    for n in range(size.sockets):
         url = f"{base}/generate/{job_ids[n % len(job_ids)]}/events"
         clients.append(await websockets.connect(url, proxy=None, compression=None))
         await clients[-1].recv()
     tasks = [asyncio.create_task(follow(client)) for client in clients]
     print("open", flush=True)
-    await asyncio.sleep(SECONDS + 4)
+    await asyncio.sleep(size.seconds + 4)
     print(json.dumps([*percentiles(found), len(found)]), flush=True)
     for task in tasks:
         task.cancel()
@@ -131,21 +141,22 @@ def resident_kib(pid: int) -> int:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") // 1024
 
 
-async def sockets(house: House) -> dict[str, float | str]:
+async def sockets(house: House, size: Size) -> dict[str, float | str]:
     """A thousand websockets."""
     job_ids = [await house.submit() for _ in range(SONGS)]
     for job_id in job_ids:
         await house.become(job_id, "generating")
     pid = house.process.pid
     before = resident_kib(pid)
-    async with child("listen", house.base.replace("http", "ws", 1), *job_ids) as listener:
+    numbers = (str(size.sockets), str(size.seconds))
+    async with child("listen", house.base.replace("http", "ws", 1), *numbers, *job_ids) as listener:
         assert listener.stdout is not None
         if (await listener.stdout.readline()).strip() != b"open":
             raise RuntimeError("the sockets could not be opened")
         await asyncio.sleep(1)
         memory = resident_kib(pid) - before
         spent, began = cpu_seconds(pid), time.perf_counter()
-        for n in range(SECONDS * EVENTS_PER_S * SONGS):
+        for n in range(size.seconds * EVENTS_PER_S * SONGS):
             await asyncio.sleep(max(0.0, began + n / (EVENTS_PER_S * SONGS) - time.perf_counter()))
             done = round(time.time() * 1e6)
             await house.tell(
@@ -156,18 +167,18 @@ async def sockets(house: House) -> dict[str, float | str]:
         p50, p99, received = json.loads(await listener.stdout.readline())
     return {
         "bench": "gateway_sockets",
-        "sockets": SOCKETS,
-        "events_per_s_each": round(SECONDS * EVENTS_PER_S / took, 2),
+        "sockets": size.sockets,
+        "events_per_s_each": round(size.seconds * EVENTS_PER_S / took, 2),
         "received": received,
         "latency_ms_p50": p50,
         "latency_ms_p99": p99,
         "core_percent": round(100 * spent / took, 1),
-        "kib_per_socket": round(memory / SOCKETS, 1),
+        "kib_per_socket": round(memory / size.sockets, 1),
         "load_average": round(os.getloadavg()[0], 2),
     }
 
 
-async def main() -> None:
+async def main(size: Size) -> None:
     """Run both on servers of their own."""
     with tempfile.TemporaryDirectory(prefix="bench-gateway-") as name:
         folder = Path(name)
@@ -181,18 +192,20 @@ async def main() -> None:
                 s3_access_key="bench",
                 s3_secret_key="secretsecret",
                 data_dir=folder,
-                queue_limit=2 * POSTS,
+                queue_limit=size.posts + SONGS,
             )
             async with open_house(settings, folder) as house:
-                print(json.dumps(await posts(house)), flush=True)
-                print(json.dumps(await sockets(house)), flush=True)
+                print(json.dumps(await posts(house, size.posts)), flush=True)
+                print(json.dumps(await sockets(house, size)), flush=True)
 
 
 if __name__ == "__main__":
     match sys.argv[1:]:
         case ["floor", url, port]:
             asyncio.run(serve_floor(url, int(port)))
-        case ["listen", base, *job_ids]:
-            asyncio.run(listen(base, job_ids))
+        case ["listen", base, count, seconds, *job_ids]:
+            asyncio.run(listen(base, Size(sockets=int(count), seconds=int(seconds)), job_ids))
+        case ["--smoke"]:
+            asyncio.run(main(Size(posts=5, sockets=20, seconds=1)))
         case _:
-            asyncio.run(main())
+            asyncio.run(main(Size()))

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from typing import Any
 
 from tests.bench.__main__ import ROOT
 
@@ -15,13 +16,25 @@ FIELDS = {
 }
 
 
-def test_smoke() -> None:
-    command = [sys.executable, "-m", "tests.bench", "--smoke"]
+def smoke(module: str) -> tuple[str, list[dict[str, Any]]]:
+    """What a bench prints, and its JSON lines."""
+    command = [sys.executable, "-m", module, "--smoke"]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    rows = [json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")]
+    return run.stdout, [json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")]
+
+
+def test_the_gateway_s_bench() -> None:
+    _, (posts, sockets) = smoke("tests.bench.gateway")
+    assert {"posts_per_s", "post_ms_p50", "post_ms_p99", "publish_ms_p50", "publish_ms_p99"} <= posts.keys()
+    assert {"latency_ms_p50", "latency_ms_p99", "core_percent", "kib_per_socket"} <= sockets.keys()
+    assert sockets["received"] == 20 * 10
+
+
+def test_smoke() -> None:
+    text, rows = smoke("tests.bench")
     assert {row["bench"] for row in rows} == FIELDS.keys()
     for row in rows:
         assert FIELDS[row["bench"]] <= row.keys()
     alone = next(row for row in rows if row["bench"] == "lm_frame")
     assert {"weights_gb_per_s", "matvec_gb_per_s", "of_matvec"} <= alone.keys()
-    assert "| bench | config |" in run.stdout
+    assert "| bench | config |" in text
