@@ -7,7 +7,6 @@ import asyncio
 import base64
 import binascii
 import bisect
-import contextlib
 import logging
 
 import msgspec
@@ -15,9 +14,9 @@ import nats
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext
-from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 from nats.js.errors import APIError
 
+from services.gateway.ordered import ordered
 from services.gateway.problems import Refusal
 from shared.errors import Unavailable
 from shared.messages import ENDED, SCHEMA, Job, Status
@@ -28,8 +27,6 @@ log = logging.getLogger(__name__)
 
 _STREAM = f"KV_{JOBS}"
 _PREFIX = f"$KV.{JOBS}."
-_HEARTBEAT = 1.0
-_SILENCE = 3.0
 _PATIENCE = 5.0
 
 Place = tuple[float, str]  # when the song was made, its id
@@ -110,46 +107,13 @@ class Catalogue:
         last = (await self._js.stream_info(_STREAM)).state.last_seq
         if last < self._seen:  # another bucket than before
             self._order, self._songs, self._seen = {}, {}, 0
-        inbox = self._nc.new_inbox()
-        subscription = await self._nc.subscribe(inbox)
-        consumer = ""
-        try:
-            info = await self._js.add_consumer(
-                _STREAM,
-                ConsumerConfig(
-                    deliver_subject=inbox,
-                    deliver_policy=DeliverPolicy.BY_START_SEQUENCE,
-                    opt_start_seq=self._seen + 1,
-                    ack_policy=AckPolicy.NONE,
-                    idle_heartbeat=_HEARTBEAT,
-                    inactive_threshold=30.0,
-                    mem_storage=True,
-                    num_replicas=1,
-                ),
-            )
-            consumer = info.name
-            if not info.num_pending:  # the last ones may have expired
+        async with ordered(self._nc, self._js, _STREAM, self._seen + 1) as messages:
+            if not messages.pending:  # the last ones may have expired
                 await self._reached(last)
-            received = 0
-            while True:
-                message = await subscription.next_msg(timeout=_SILENCE)
-                headers = message.headers or {}
-                if headers.get("Status"):
-                    if int(headers.get("Nats-Last-Consumer", received)) != received:
-                        return
-                    continue
-                received += 1
-                if message.metadata.sequence.consumer != received:
-                    return
+            async for message in messages:
                 self._take(message)
                 sequence = message.metadata.sequence.stream
                 await self._reached(sequence if message.metadata.num_pending else max(sequence, last))
-        finally:
-            with contextlib.suppress(nats.errors.Error, APIError, TimeoutError, OSError):
-                await subscription.unsubscribe()
-                if consumer:
-                    async with asyncio.timeout(1):
-                        await self._js.delete_consumer(_STREAM, consumer)
 
     async def _reached(self, sequence: int) -> None:
         async with self._moved:

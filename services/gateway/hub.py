@@ -12,10 +12,11 @@ import nats
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext
-from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, RawStreamMsg
+from nats.js.api import RawStreamMsg
 from nats.js.errors import APIError, NotFoundError
 
 from services.gateway.metrics import Metrics
+from services.gateway.ordered import ordered
 from shared.errors import Unavailable
 from shared.messages import Cancelled, CloudEvent, Completed, Failed, Progress
 from shared.settings import Settings
@@ -25,9 +26,7 @@ from shared.topology import EVENTS, bootstrap
 log = logging.getLogger(__name__)
 
 MAILBOX_EVENTS = 64
-_HEARTBEAT = 1.0  # seconds
 _QUIET_SECONDS = 2.0  # without an event, after which a listener is told that there was none
-_SILENCE = 4.0  # seconds without even a heartbeat after which the consumer is made anew
 _PEAKS = 10_000  # songs whose progress is remembered
 
 
@@ -112,11 +111,7 @@ class Mailbox:
 
 
 class Hub:
-    """Follows the EVENTS stream with one consumer and fans out by song.
-
-    The consumer is an ordered one made by hand: nats-py's own is silent for seconds after a server restart. It begins
-    after the last event that was seen, so a lost connection loses nothing.
-    """
+    """Follows the EVENTS stream with one consumer and fans out by song."""
 
     def __init__(self, nc: Client, js: JetStreamContext, settings: Settings, metrics: Metrics) -> None:
         self._nc, self._js, self._settings, self._metrics = nc, js, settings, metrics
@@ -198,42 +193,9 @@ class Hub:
 
     async def _follow(self) -> None:
         await self._check_stream()
-        inbox = self._nc.new_inbox()
-        subscription = await self._nc.subscribe(inbox)
-        consumer = ""
-        try:
-            info = await self._js.add_consumer(
-                EVENTS,
-                ConsumerConfig(
-                    deliver_subject=inbox,
-                    deliver_policy=DeliverPolicy.BY_START_SEQUENCE,
-                    opt_start_seq=self._last + 1,
-                    ack_policy=AckPolicy.NONE,
-                    idle_heartbeat=_HEARTBEAT,
-                    inactive_threshold=30.0,
-                    mem_storage=True,
-                    num_replicas=1,
-                ),
-            )
-            consumer = info.name
-            received = 0
-            while True:
-                message = await subscription.next_msg(timeout=_SILENCE)
-                headers = message.headers or {}
-                if headers.get("Status"):
-                    if int(headers.get("Nats-Last-Consumer", received)) != received:
-                        return  # something was dropped on the way
-                    continue
-                received += 1
-                if message.metadata.sequence.consumer != received:
-                    return
+        async with ordered(self._nc, self._js, EVENTS, self._last + 1) as messages:
+            async for message in messages:
                 self._dispatch(message)
-        finally:
-            with contextlib.suppress(nats.errors.Error, TimeoutError, OSError):
-                await subscription.unsubscribe()
-                if consumer:
-                    async with asyncio.timeout(1):
-                        await self._js.delete_consumer(EVENTS, consumer)
 
     async def _check_stream(self) -> None:
         """The stream may be gone, or shorter than we saw it: its last events need not survive a power cut."""
