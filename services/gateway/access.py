@@ -226,6 +226,11 @@ class Access:
             if wait := bucket.take(count, now):
                 raise _too_many(f"this key allows {limits.songs_per_minute:g} songs a minute", math.ceil(wait))
 
+    def give_back(self, caller: Caller, count: int) -> None:
+        """Songs that were counted, and not taken after all."""
+        if bucket := self._account(caller).bucket:
+            bucket.left = min(bucket.room, bucket.left + count)
+
     def _account(self, caller: Caller) -> _Account:
         return self._accounts.setdefault(caller.tenant, _Account())
 

@@ -127,11 +127,13 @@ class Submission:
                         raise removed() from None
             raise Unavailable("nats", "the song's record keeps changing; try again")
         except QueueFull:
+            self._access.give_back(caller, len(mine))
             for job in mine.values():
                 with contextlib.suppress(Unavailable, nats.errors.Error, APIError, TimeoutError, OSError):
                     await retract(self._js, job)
             raise
         except BaseException:
+            self._access.give_back(caller, len(mine))
             for job in mine.values():
                 self._spawn(retract_in_time(self._js, job))
             raise

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -9,6 +10,7 @@ import nats
 import pytest
 from nats.js.errors import APIError, NotFoundError
 
+from services.gateway.access import digest_of_key
 from services.gateway.idempotency import song_of
 from shared.settings import Settings
 from shared.topology import JOBS, TENANT, TOK, submit_subject, token_subject
@@ -96,6 +98,22 @@ async def test_a_full_queue_refuses_and_leaves_no_record(settings: Settings) -> 
 
         assert (await house.http.delete(f"/generate/{first}")).status_code == 200
         assert (await house.http.post("/generate", json=SONG)).status_code == 202
+
+
+async def test_a_full_queue_costs_no_song_of_the_minute(settings: Settings) -> None:
+    keys = settings.data_dir / "keys.toml"
+    limits = "songs_per_minute = 0.01\nburst = 2"
+    keys.write_text(f'[[tenant]]\nname = "alice"\nkeys = ["{digest_of_key("key")}"]\n{limits}\n')
+    alice = {"Authorization": "Bearer key"}
+    async with open_house(replace(settings, api_keys=keys), settings.data_dir, queue_limit=1) as house:
+        waiting = (await house.http.post("/generate", json=SONG, headers=alice)).json()["job_id"]
+        for _ in range(3):
+            answer = await house.http.post("/generate", json=SONG, headers=alice)
+            assert (answer.status_code, answer.json()["type"]) == (429, "/problems/queue-full")
+        assert (await house.http.delete(f"/generate/{waiting}", headers=alice)).status_code == 200
+        assert (await house.http.post("/generate", json=SONG, headers=alice)).status_code == 202
+        answer = await house.http.post("/generate", json=SONG, headers=alice)
+        assert answer.json()["type"] == "/problems/too-many-requests"
 
 
 async def test_a_refused_song_leaves_its_key_free(settings: Settings) -> None:

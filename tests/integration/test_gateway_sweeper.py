@@ -258,8 +258,9 @@ async def _logged(log: Path, words: str) -> bool:
     return words in log.read_text()
 
 
-async def test_audio_outlives_a_record_that_was_lost_but_not_one_that_was_deleted(mess: Mess) -> None:
-    await mess.jobs.delete(await mess.song("deleted", "completed", audio_key="audio/deleted/1.flac"))
+@pytest.mark.parametrize("tenant", [TENANT, "alice"])
+async def test_audio_outlives_a_record_that_was_lost_but_not_one_that_was_deleted(mess: Mess, tenant: str) -> None:
+    await mess.jobs.delete(await mess.song("deleted", "completed", audio_key="audio/deleted/1.flac", tenant=tenant))
     await mess.put("audio/deleted/1.flac")
     assert await mess.another(keep=3600).sweep() == Swept(objects=1)
     await mess.put("audio/lost/1.flac", "tokens/lost/1.safetensors")
