@@ -1,15 +1,17 @@
 """Every stream, consumer, bucket and subject, and the one bootstrap that creates them.
 
-`bootstrap` is idempotent and may run in every process at start. Why each setting is what it is: docs/topology.md.
+`bootstrap` is idempotent and runs before the services (`python -m deploy.setup`), which only look. Why each setting is what it is: docs/topology.md.
 """
 
 import asyncio
 import contextlib
 import logging
 import os
+import re
 import signal
 from collections.abc import Awaitable, Callable
 from typing import Any
+from urllib.parse import urlsplit
 
 import nats
 from nats.aio.client import Client
@@ -116,8 +118,17 @@ def _bucket(name: str, **settings: Any) -> StreamConfig:
     )
 
 
-def streams(queue_limit: int) -> list[StreamConfig]:
+def streams(queue_limit: int, replicas: int = 1) -> list[StreamConfig]:
     """Every stream and bucket."""
+    found = _streams(queue_limit)
+    for stream in found:
+        stream.num_replicas = replicas
+        if replicas > 1:  # replicated streams have no other way, and need none: an answer awaits a majority, not a disk
+            stream.persist_mode = None
+    return found
+
+
+def _streams(queue_limit: int) -> list[StreamConfig]:
     advisory = "$JS.EVENT.ADVISORY.CONSUMER.MSG_TERMINATED"
     return [
         _queue(TOK, "jobs.tok.*.*", queue_limit),
@@ -176,7 +187,7 @@ def consumers(ack_wait: float) -> list[tuple[str, ConsumerConfig]]:
 async def bootstrap(js: JetStreamContext, settings: Settings) -> None:
     """Create or update every stream, bucket and consumer. Raises `Unavailable` when JetStream does not answer."""
     try:
-        for stream in streams(settings.queue_limit):
+        for stream in streams(settings.queue_limit, settings.nats_replicas):
             # Two services that start together may both find the stream missing; the server takes equal settings twice.
             try:
                 await js.add_stream(stream)
@@ -190,9 +201,32 @@ async def bootstrap(js: JetStreamContext, settings: Settings) -> None:
         raise Unavailable("nats", f"JetStream could not be set up: {str(error) or type(error).__name__}") from error
 
 
+async def require(js: JetStreamContext) -> None:
+    """See to it that everything is there. Raises `Unavailable`.
+
+    Services may not create streams: who may do that may also delete them.
+    """
+    known = [stream.name or "" for stream in streams(1)]
+    durable = [(stream, consumer.durable_name or "") for stream, consumer in consumers(1)]
+    try:
+        await asyncio.gather(
+            *(js.stream_info(name) for name in known), *(js.consumer_info(stream, name) for stream, name in durable)
+        )
+    except NotFoundError as error:
+        raise Unavailable("nats", f"NATS is not set up ({error.description}): run `python -m deploy.setup`") from error
+    except (nats.errors.Error, OSError, TimeoutError) as error:
+        raise Unavailable("nats", f"JetStream does not answer: {str(error) or type(error).__name__}") from error
+
+
 def ack_wait(settings: Settings) -> float:
     """Seconds without a sign of life after which a message goes to another worker; in step with the lease."""
     return 2.0 * settings.lease_ttl
+
+
+def inbox_prefix(url: str) -> bytes:
+    """Where a user's answers come: a role may not read another's."""
+    user = urlsplit(url).username or ""
+    return f"_INBOX_{user}".encode() if re.fullmatch(r"[A-Za-z0-9_-]+", user) else b"_INBOX"
 
 
 class _Client(Client):
@@ -251,6 +285,7 @@ async def connect(
                 max_reconnect_attempts=-1,
                 reconnect_time_wait=0.25,  # type: ignore[arg-type]  # seconds; a fraction works
                 connect_timeout=5,
+                inbox_prefix=inbox_prefix(settings.nats_url),
                 ping_interval=5,
                 max_outstanding_pings=2,
                 **options,

@@ -40,7 +40,7 @@ from shared.policy import Decision, Situation, TurnPolicy
 from shared.settings import Settings, host_name
 from shared.stage import Stage
 from shared.tasks import end
-from shared.topology import WORKER_TTL, WORKERS, ack_wait, bootstrap, cancel_subject, connect
+from shared.topology import WORKER_TTL, WORKERS, ack_wait, cancel_subject, connect, require
 
 log = logging.getLogger(__name__)
 
@@ -157,7 +157,7 @@ class Worker:
             try:
                 connection = self.nc = await connect(self.settings, f"{self.stage.role}-{self.instance}")
                 self.js = self.nc.jetstream()
-                await bootstrap(self.js, self.settings)
+                await require(self.js)
                 await self.store.ensure_bucket()
                 break
             except Unavailable as error:

@@ -7,14 +7,14 @@ from pathlib import Path
 import nats
 import pytest
 
-from deploy.local.servers import NatsServer, S3Server, free_port
+from deploy.local.servers import ROLES, NatsServer, S3Server, free_port
 from shared.settings import Settings
 
 
 @pytest.fixture(scope="session")
 async def nats_server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[NatsServer]:
     """A nats-server. Whoever kills it starts it again."""
-    server = NatsServer(tmp_path_factory.mktemp("nats"), free_port(), "tester", "secret")
+    server = NatsServer(tmp_path_factory.mktemp("nats"), free_port(), dict.fromkeys(ROLES, "secret"))
     await server.start()
     yield server
     await server.stop()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import msgspec
 
-from deploy.local.servers import write_private
+from deploy.local.servers import ROLES, Role, write_private
 from shared.errors import ConfigError
 
 
@@ -18,8 +18,12 @@ class Credentials(msgspec.Struct, frozen=True, kw_only=True):
     """What the local stack's own clients show to the embedded servers, what songs may be fetched with, and what signs
     webhooks."""
 
-    nats_user: str = "heartmula"
-    nats_password: str = _word(24)
+    nats_operator_password: str = _word(24)  # users are called like their roles: deploy/nats/roles.conf
+    nats_bootstrap_password: str = _word(24)
+    nats_gateway_password: str = _word(24)
+    nats_tokenizer_password: str = _word(24)
+    nats_codec_password: str = _word(24)
+    nats_client_password: str = _word(24)
     s3_access_key: str = _word(10)
     s3_secret_key: str = _word(24)
     s3_reader_access_key: str = _word(10)  # may read and list finished songs, and nothing else
@@ -27,6 +31,12 @@ class Credentials(msgspec.Struct, frozen=True, kw_only=True):
     webhook_secret: str = msgspec.field(
         default_factory=lambda: "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode()
     )
+
+
+    @property
+    def nats_passwords(self) -> dict[Role, str]:
+        """By role."""
+        return {role: getattr(self, f"nats_{role}_password") for role in ROLES}
 
 
 def load_credentials(data_dir: Path) -> Credentials:

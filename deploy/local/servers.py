@@ -2,7 +2,7 @@
 
 ::
 
-    async with nats_server(folder, free_port(), "user", "password") as server:
+    async with nats_server(folder, free_port(), dict.fromkeys(ROLES, "password")) as server:
         await nats.connect(server.url)
         server.kill()             # SIGKILL
         await server.start()      # same folder, same port
@@ -19,10 +19,11 @@ import shutil
 import socket
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 import nats
 import nats.errors
@@ -33,6 +34,10 @@ from minio.error import MinioException
 from deploy.local.processes import Process
 from shared.errors import ConfigError, HeartMulaError
 
+Role = Literal["operator", "bootstrap", "gateway", "tokenizer", "codec", "client"]
+ROLES: tuple[Role, ...] = get_args(Role)
+
+_NATS_CONFIG = Path(__file__).parents[1] / "nats" / "nats.conf"
 _READY_SECONDS = 30.0  # SeaweedFS took 20 s once, after a kill
 
 
@@ -158,48 +163,45 @@ class Server(ABC):
 
 
 class NatsServer(Server):
-    """nats-server with JetStream, on the loopback interface, one user."""
+    """nats-server with JetStream, on the loopback interface, with a user for every role of ``deploy/nats/roles.conf``."""
 
     name = "nats"
     variable = "HEARTMULA_NATS_PORT"
 
-    def __init__(self, data_dir: Path, port: int, user: str, password: str, monitor_port: int = 0) -> None:
+    def __init__(self, data_dir: Path, port: int, passwords: Mapping[Role, str], monitor_port: int = 0) -> None:
         """With `monitor_port` the server tells its figures there, to anybody."""
-        if not all(re.fullmatch(r"[A-Za-z0-9_-]+", word) for word in (user, password)):
-            raise ValueError("user and password stand in a URL that nats-py does not unquote: letters, digits, - and _")
-        self.user = user
-        self.password = password
+        if not all(re.fullmatch(r"[A-Za-z0-9_-]+", passwords[role]) for role in ROLES):
+            raise ValueError("passwords stand in URLs that nats-py does not unquote: letters, digits, - and _")
+        self._passwords = passwords
         self.monitor_port = monitor_port
         super().__init__(data_dir, port)
 
     @property
     def url(self) -> str:
-        """``nats://user:password@127.0.0.1:port``"""
-        return f"nats://{self.user}:{self.password}@127.0.0.1:{self.port}"
+        """``nats://user:password@127.0.0.1:port`` of the role that may do everything."""
+        return self.url_of("operator")
 
-    @property
-    def config(self) -> str:
-        """The server's configuration file."""
-        monitor = f'http: "127.0.0.1:{self.monitor_port}"\n' if self.monitor_port else ""
-        # Every acknowledged message is on disk: the default syncs every two minutes, and a power cut takes the rest.
-        return f"""\
-listen: "127.0.0.1:{self.port}"
-jetstream {{
-  store_dir: {json.dumps(str(self.data_dir / "nats"), ensure_ascii=False)}
-  sync_interval: always
-}}
-authorization {{ user: "{self.user}", password: "{self.password}" }}
-{monitor}"""
+    def url_of(self, role: Role) -> str:
+        """The same for another role."""
+        return f"nats://{role}:{self._passwords[role]}@127.0.0.1:{self.port}"
 
     def _process(self) -> Process:
-        path = self.data_dir / "nats.conf"
-        return Process(self.name, [_binary("nats-server"), "-c", str(path)], log=self.data_dir / "logs" / "nats.log")
+        monitor = ["-m", str(self.monitor_port)] if self.monitor_port else []
+        values = {"LISTEN": f"127.0.0.1:{self.port}", "STORE": str(self.data_dir / "nats")}
+        values |= {f"{role.upper()}_PASSWORD": self._passwords[role] for role in ROLES}
+        return Process(
+            self.name,
+            [_binary("nats-server"), "-c", str(_NATS_CONFIG), *monitor],
+            # The server reads them as parts of its configuration, where a quoted word is a string whatever it looks like.
+            env={f"NATS_{name}": json.dumps(value, ensure_ascii=False) for name, value in values.items()},
+            log=self.data_dir / "logs" / "nats.log",
+        )
 
     def _ports(self) -> list[int]:
         return [port for port in (self.port, self.monitor_port) if port]
 
     def _prepare(self) -> None:
-        write_private(self.data_dir / "nats.conf", self.config)
+        """Its configuration comes with the project."""
 
     async def _answers(self) -> bool:
         try:
@@ -341,9 +343,9 @@ class S3Server(Server):
 
 
 @asynccontextmanager
-async def nats_server(data_dir: Path, port: int, user: str, password: str) -> AsyncIterator[NatsServer]:
+async def nats_server(data_dir: Path, port: int, passwords: Mapping[Role, str]) -> AsyncIterator[NatsServer]:
     """A `NatsServer` that is ready on entry and stopped on exit."""
-    server = NatsServer(data_dir, port, user, password)
+    server = NatsServer(data_dir, port, passwords)
     await server.start()
     try:
         yield server

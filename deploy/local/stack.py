@@ -12,12 +12,23 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from deploy.local.credentials import load_credentials
 from deploy.local.processes import Process
-from deploy.local.servers import NatsServer, PortInUse, Reader, S3Server, Server, StartFailed, port_is_free
+from deploy.local.servers import (
+    ROLES,
+    NatsServer,
+    PortInUse,
+    Reader,
+    Role,
+    S3Server,
+    Server,
+    StartFailed,
+    port_is_free,
+)
+from deploy.setup import set_up
 from shared.errors import ConfigError
 from shared.settings import Settings
 
@@ -30,19 +41,20 @@ class Service:
     """A service of this project and how it is started."""
 
     name: str
+    role: Role  # as whom it speaks to the embedded NATS
     command: tuple[str, ...]
     grace: float = 15.0  # seconds from SIGTERM to SIGKILL; a worker gives its song back meanwhile
 
     @classmethod
-    def module(cls, name: str, module: str) -> "Service":
+    def module(cls, name: str, role: Role, module: str) -> "Service":
         """A service that is a Python module."""
-        return cls(name, (sys.executable, "-m", module))
+        return cls(name, role, (sys.executable, "-m", module))
 
 
-GATEWAY = Service.module("gateway", "services.gateway")
+GATEWAY = Service.module("gateway", "gateway", "services.gateway")
 WORKERS = (
-    Service.module("codec worker", "services.codec_worker"),
-    Service.module("tokenizer worker", "services.tokenizer_worker"),
+    Service.module("codec worker", "codec", "services.codec_worker"),
+    Service.module("tokenizer worker", "tokenizer", "services.tokenizer_worker"),
 )
 
 
@@ -89,10 +101,11 @@ class Stack:
         if not port_is_free(settings.port, settings.host):
             raise PortInUse(f"port {settings.port} for the gateway is in use: set HEARTMULA_PORT to another port")
         servers: list[Server] = []
+        nats_urls: dict[Role, str] = {}
         known = load_credentials(settings.data_dir)
         if not settings.nats_url:
-            broker = NatsServer(settings.data_dir, settings.nats_port, known.nats_user, known.nats_password)
-            self._environ["HEARTMULA_NATS_URL"] = broker.url
+            broker = NatsServer(settings.data_dir, settings.nats_port, known.nats_passwords)
+            nats_urls = {role: broker.url_of(role) for role in ROLES}
             servers.append(broker)
         if not settings.s3_endpoint:
             reader = Reader(known.s3_reader_access_key, known.s3_reader_secret_key, settings.s3_bucket)
@@ -107,18 +120,22 @@ class Stack:
             self._environ["HEARTMULA_WEBHOOK_SECRET"] = known.webhook_secret
         for server in servers:
             await self._add(server)
-        await self._add(self._service(self._gateway, {}))
+        await set_up(replace(settings, nats_url=nats_urls.get("bootstrap", settings.nats_url)))
+        await self._add(self._service(self._gateway, nats_urls, {}))
         await self._until("/livez", "the gateway", _GATEWAY_SECONDS)
         threads = {"OMP_NUM_THREADS": str(len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count())}
         for worker in self._workers:
-            await self._add(self._service(worker, threads))
+            await self._add(self._service(worker, nats_urls, threads))
         # Without workers the gateway is healthy too: songs may wait for them.
         await self._until("/health", "the workers", _WORKERS_SECONDS, said='"status":"ok"')
         host = f"[{self._host}]" if ":" in self._host else self._host
         print(f"ready: http://{host}:{settings.port}", flush=True)
 
-    def _service(self, service: Service, defaults: Mapping[str, str]) -> Process:
-        return Process(service.name, service.command, env={**defaults, **self._environ}, grace=service.grace)
+    def _service(self, service: Service, nats_urls: Mapping[Role, str], defaults: Mapping[str, str]) -> Process:
+        env = {**defaults, **self._environ}
+        if nats_urls:
+            env["HEARTMULA_NATS_URL"] = nats_urls[service.role]
+        return Process(service.name, service.command, env=env, grace=service.grace)
 
     async def _add(self, part: Server | Process) -> None:
         print(f"starting {part.name}", flush=True)

@@ -32,7 +32,7 @@ from shared.objects import ObjectStore
 from shared.prompt import Prompter
 from shared.settings import Settings, host_name
 from shared.tasks import end
-from shared.topology import bootstrap, connect
+from shared.topology import connect, require
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +102,7 @@ class Gateway:
         nc = await connect(settings, f"gateway-{host_name()[:24]}", on_reconnect, pending_size=0)
         store = ObjectStore(settings)
         try:
-            await bootstrap(nc.jetstream(timeout=5), settings)
+            await require(nc.jetstream(timeout=5))
             await store.ensure_bucket()
             gateway = cls(settings, nc, store, prompter)
             await gateway.hub.start()

@@ -21,7 +21,7 @@ from shared.errors import Unavailable
 from shared.messages import Cancelled, CloudEvent, Completed, Failed, Progress
 from shared.settings import Settings
 from shared.tasks import end
-from shared.topology import EVENTS, bootstrap
+from shared.topology import EVENTS
 
 log = logging.getLogger(__name__)
 
@@ -198,12 +198,8 @@ class Hub:
                 self._dispatch(message)
 
     async def _check_stream(self) -> None:
-        """The stream may be gone, or shorter than we saw it: its last events need not survive a power cut."""
-        try:
-            last = (await self._js.stream_info(EVENTS)).state.last_seq
-        except NotFoundError:
-            await bootstrap(self._js, self._settings)
-            last = 0
+        """The stream may be shorter than we saw it: its last events need not survive a power cut."""
+        last = (await self._js.stream_info(EVENTS)).state.last_seq
         if last < self._last:
             self._last = last
             for mailboxes in self._mailboxes.values():

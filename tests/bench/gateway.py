@@ -24,7 +24,7 @@ import nats
 import uvicorn
 import websockets
 
-from deploy.local.servers import S3Server, free_port, nats_server, s3_server
+from deploy.local.servers import ROLES, S3Server, free_port, nats_server, s3_server
 from shared.messages import Progress
 from shared.settings import Settings
 from tests.integration.gateway_fixtures import SONG, House, open_house
@@ -183,7 +183,7 @@ async def main(size: Size) -> None:
     with tempfile.TemporaryDirectory(prefix="bench-gateway-") as name:
         folder = Path(name)
         async with (
-            nats_server(folder, free_port(), "bench", "secret") as broker,
+            nats_server(folder, free_port(), dict.fromkeys(ROLES, "secret")) as broker,
             s3_server(folder, free_port(S3Server.ports), "bench", "secretsecret") as store,
         ):
             settings = Settings(

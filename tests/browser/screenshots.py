@@ -8,7 +8,7 @@ from typing import Any
 
 from playwright.async_api import Browser
 
-from deploy.local.servers import S3Server, free_port, nats_server, s3_server
+from deploy.local.servers import ROLES, S3Server, free_port, nats_server, s3_server
 from shared.settings import Settings
 from tests.browser.onlooker import Onlooker, onlooker, open_browser
 from tests.integration.flow import Flow, open_flow
@@ -92,7 +92,7 @@ async def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         async with (
-            nats_server(folder, free_port(), "picture", "secret") as broker,
+            nats_server(folder, free_port(), dict.fromkeys(ROLES, "secret")) as broker,
             s3_server(folder, free_port(S3Server.ports), "picture", "secretsecret") as store,
             open_browser() as browser,
         ):

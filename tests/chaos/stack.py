@@ -13,9 +13,10 @@ from pathlib import Path
 import httpx
 
 from deploy.local.processes import Process
-from deploy.local.servers import NatsServer, S3Server, Server, free_port
+from deploy.local.servers import ROLES, NatsServer, Role, S3Server, Server, free_port
+from deploy.setup import set_up
 from shared.settings import Settings
-from tests.integration.flow import environment
+from tests.integration.flow import as_role, environment
 
 START_SECONDS = 60.0
 RESTART_SECONDS = 0.2  # before a part that ended is started again
@@ -24,13 +25,15 @@ RESTART_SECONDS = 0.2  # before a part that ended is started again
 class Part:
     """A service process that is started again whenever it ends, as systemd would do."""
 
-    def __init__(self, name: str, module: str, settings: Settings, logs: Path, tell: Callable[[str], None]) -> None:
+    def __init__(
+        self, name: str, role: Role, module: str, settings: Settings, logs: Path, tell: Callable[[str], None]
+    ) -> None:
         self.name, self.settings = name, settings
         self.free = asyncio.Lock()  # one fault at a time
         self.deaths: dict[int, float] = {}  # when a process of it was killed, or seen to have ended by itself
         self.crashes: list[str] = []  # ends that nobody asked for
         self._process = Process(
-            name, (sys.executable, "-m", module), env=environment(settings), log=logs / f"{name}.log", grace=20
+            name, (sys.executable, "-m", module), env=environment(settings, role), log=logs / f"{name}.log", grace=20
         )
         self._tell = tell
         self._asked: set[int] = set()
@@ -158,7 +161,7 @@ async def open_stack(
     `settings` says everything but where the servers are.
     """
     ports = (free_port(), free_port()) if figures else (0, 0)
-    nats = NatsServer(folder, free_port(), "chaos", "secret", monitor_port=ports[0])
+    nats = NatsServer(folder, free_port(), dict.fromkeys(ROLES, "secret"), monitor_port=ports[0])
     store = S3Server(folder, free_port(S3Server.ports), "chaos", "secretsecret", metrics_port=ports[1])
     settings = replace(
         settings,
@@ -172,6 +175,7 @@ async def open_stack(
     stack = Stack(settings, nats, store, folder / "logs", gateways, cards)
     try:
         await asyncio.gather(*(server.start() for server in servers))
+        await set_up(as_role(settings, "bootstrap"))
         await stack.start()
         yield stack
     finally:

@@ -9,25 +9,36 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import msgspec
 import nats
 from nats.js import JetStreamContext
 
+from deploy.local.servers import Role
+from deploy.setup import set_up
 from shared.jobs import JobStore
 from shared.messages import ENDED, CloudEvent, GenerateRequest, Job, Priority
+from shared.messages import Role as WorkerRole
 from shared.objects import ObjectStore
 from shared.queues import queue_tokens
 from shared.settings import Settings
-from shared.topology import EVENTS, TENANT, bootstrap
+from shared.topology import EVENTS, TENANT
 
 PATIENCE = 60.0  # seconds; generous, because a busy machine is not a fault
 
 
-def environment(settings: Settings) -> dict[str, str]:
-    """The environment that gives a child these settings."""
+def as_role(settings: Settings, role: Role) -> Settings:
+    """Settings of somebody with a role's rights alone: on the servers of tests all roles have one password."""
+    user = urlsplit(settings.nats_url).username
+    return replace(settings, nats_url=settings.nats_url.replace(f"//{user}:", f"//{role}:")) if user else settings
+
+
+def environment(settings: Settings, role: Role) -> dict[str, str]:
+    """The environment that gives a child these settings, and the rights of its role."""
+    settings = as_role(settings, role)
     env = {name: value for name, value in os.environ.items() if not name.startswith("HEARTMULA_")}
     for item in fields(Settings):
         value = getattr(settings, item.name)
@@ -44,10 +55,10 @@ class Flow:
         self.jobs, self.store = JobStore(js), ObjectStore(settings)
         self.processes: list[asyncio.subprocess.Process] = []
 
-    async def worker(self, role: str) -> asyncio.subprocess.Process:
+    async def worker(self, role: WorkerRole) -> asyncio.subprocess.Process:
         """Start a worker process."""
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", f"services.{role}_worker", env=environment(self.settings)
+            sys.executable, "-m", f"services.{role}_worker", env=environment(self.settings, role)
         )
         self.processes.append(process)
         return process
@@ -124,11 +135,11 @@ class Flow:
 
 
 @asynccontextmanager
-async def open_flow(settings: Settings, *roles: str) -> AsyncIterator[Flow]:
+async def open_flow(settings: Settings, *roles: WorkerRole) -> AsyncIterator[Flow]:
     """A flow with one worker process of each role; all are ended at the end."""
     client = await nats.connect(settings.nats_url, max_reconnect_attempts=-1, reconnect_time_wait=0.1)
     js = client.jetstream()
-    await bootstrap(js, settings)
+    await set_up(as_role(settings, "bootstrap"))
     flow = Flow(settings, js)
     await flow.store.ensure_bucket()
     try:

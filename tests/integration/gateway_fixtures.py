@@ -23,6 +23,7 @@ from nats.js import JetStreamContext
 from websockets.asyncio.client import ClientConnection
 
 from deploy.local.servers import NatsServer, S3Server, free_port
+from deploy.setup import set_up
 from services.gateway.gateway import Gateway
 from services.gateway.server import GatewayServer
 from shared.events import EventPublisher
@@ -31,7 +32,7 @@ from shared.messages import AnyEvent, Completed, GpuFigures, Job, Progress, Role
 from shared.objects import ObjectStore, audio_key
 from shared.settings import Settings
 from shared.topology import TENANT, WORKERS
-from tests.integration.flow import PATIENCE, environment
+from tests.integration.flow import PATIENCE, as_role, environment
 
 SONG = {"lyrics": "[Verse]\nla la la", "tags": "pop,piano", "max_duration_ms": 4000}
 
@@ -54,7 +55,7 @@ class House:
         """Start the gateway process; return when it serves."""
         with self.log.open("ab") as out:
             self.process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "services.gateway", env=environment(self.settings), stderr=out
+                sys.executable, "-m", "services.gateway", env=environment(self.settings, "gateway"), stderr=out
             )
         deadline = time.monotonic() + PATIENCE
         while True:
@@ -222,6 +223,7 @@ async def fresh_settings(nats_server: NatsServer, s3_server: S3Server, folder: P
 async def open_house(settings: Settings, tmp_path: Path, **changes: Any) -> AsyncIterator[House]:
     """A gateway process on real servers, ended at the end."""
     house = House(replace(settings, port=free_port(), **changes), tmp_path / "gateway.log")
+    await set_up(as_role(house.settings, "bootstrap"))
     try:
         await house.start()
         await house.connect()
@@ -239,7 +241,8 @@ async def open_house(settings: Settings, tmp_path: Path, **changes: Any) -> Asyn
 @asynccontextmanager
 async def in_process(settings: Settings) -> AsyncIterator[tuple[Gateway, GatewayServer, str]]:
     """A gateway on this very loop, so that a test can look inside; its server and its address."""
-    gateway = await Gateway.open(settings)
+    await set_up(as_role(settings, "bootstrap"))
+    gateway = await Gateway.open(as_role(settings, "gateway"))
     server = GatewayServer(gateway)
     server.config.port = free_port()
     serving = asyncio.create_task(server.serve())

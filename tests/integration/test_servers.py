@@ -41,7 +41,7 @@ def sockets(server: S3Server) -> list[str]:
 
 
 async def test_a_message_outlives_a_killed_nats_server(folder: Path) -> None:
-    async with servers.nats_server(folder, free_port(), "user", "pass-word") as server:
+    async with servers.nats_server(folder, free_port(), PASSWORDS) as server:
         nc = await nats.connect(server.url)
         await nc.jetstream().add_stream(name="SONGS", subjects=["songs"])
         for i in range(20):
@@ -61,7 +61,7 @@ async def test_a_message_outlives_a_killed_nats_server(folder: Path) -> None:
 
 
 async def test_nats_lets_nobody_in_without_the_password(folder: Path) -> None:
-    async with servers.nats_server(folder, free_port(), "user", "password") as server:
+    async with servers.nats_server(folder, free_port(), PASSWORDS) as server:
         for wrong in (f"nats://127.0.0.1:{server.port}", server.url.replace("password", "passwort")):
             with pytest.raises(nats.errors.Error):
                 await nats.connect(wrong, allow_reconnect=False)
@@ -119,7 +119,7 @@ async def test_s3_lets_nobody_in_without_the_secret_on_any_port(folder: Path) ->
 
 async def test_the_servers_write_nowhere_but_below_their_folder(folder: Path) -> None:
     async with (
-        servers.nats_server(folder, free_port(), "user", "password"),
+        servers.nats_server(folder, free_port(), PASSWORDS),
         servers.s3_server(folder, free_port(S3Server.ports), "key", "secretsecret") as s3,
     ):
         client(s3).make_bucket("songs")
@@ -131,16 +131,16 @@ async def test_the_servers_write_nowhere_but_below_their_folder(folder: Path) ->
 
 async def test_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:
     (tmp_path / "nats").write_text("a file where the store should be")
-    server = NatsServer(tmp_path, free_port(), "user", "password")
+    server = NatsServer(tmp_path, free_port(), PASSWORDS)
     with pytest.raises(HeartMulaError, match=r"nats ended with exit code 1; its log ends:\n(.|\n)*storage directory"):
         await server.start()
     assert not server.process.running
 
 
 async def test_a_second_server_on_the_port_leaves_the_first_alone(tmp_path: Path) -> None:
-    async with servers.nats_server(tmp_path / "a", free_port(), "user", "password") as first:
+    async with servers.nats_server(tmp_path / "a", free_port(), PASSWORDS) as first:
         with pytest.raises(PortInUse):
-            await NatsServer(tmp_path / "b", first.port, "user", "password").start()
+            await NatsServer(tmp_path / "b", first.port, PASSWORDS).start()
         await (await nats.connect(first.url)).close()
 
 

@@ -272,7 +272,7 @@ async def test_a_server_whose_port_is_taken_names_the_setting(tmp_path: Path, of
         with pytest.raises(PortInUse, match=rf"port {first + offset} .*HEARTMULA_S3_PORT"):
             await S3Server(tmp_path, first, "key", "secret").start()
         with pytest.raises(PortInUse, match=rf"port {first + offset} .*HEARTMULA_NATS_PORT"):
-            await NatsServer(tmp_path, first + offset, "user", "password").start()
+            await NatsServer(tmp_path, first + offset, dict.fromkeys(ROLES, "password")).start()
     assert list(tmp_path.iterdir()) == []
 
 
