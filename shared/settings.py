@@ -241,7 +241,10 @@ class Settings:
         "HEARTMULA_NATS_URL", _url("nats", "tls"), "", "your own NATS, credentials included; unset: the embedded server"
     )
     nats_replicas: int = _setting(
-        "HEARTMULA_NATS_REPLICAS", _integer(1, 5), 1, "copies of every stream, on a NATS cluster; `deploy.setup` reads it"
+        "HEARTMULA_NATS_REPLICAS",
+        _integer(1, 5),
+        1,
+        "copies of every stream; more than one on a cluster",
     )
     nats_port: int = _setting("HEARTMULA_NATS_PORT", _integer(1, 65535), 4222, "port of the embedded NATS server")
     s3_endpoint: str = _setting(

@@ -1,6 +1,7 @@
 """Every stream, consumer, bucket and subject, and the one bootstrap that creates them.
 
-`bootstrap` is idempotent and runs before the services (`python -m deploy.setup`), which only look. Why each setting is what it is: docs/topology.md.
+`bootstrap` is idempotent and runs before the services (`python -m deploy.setup`), which only look.
+Why each setting is what it is: docs/topology.md.
 """
 
 import asyncio

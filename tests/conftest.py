@@ -18,6 +18,9 @@ async def nats_server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator
     await server.start()
     yield server
     await server.stop()
+    # The services lack no right that they use: a denied one shows nowhere else but as an answer that does not come.
+    denied = [line for line in (server.data_dir / "logs" / "nats.log").read_text().splitlines() if "Violation" in line]
+    assert not denied, denied[:5]
 
 
 @pytest.fixture(scope="session")

@@ -32,7 +32,6 @@ class Credentials(msgspec.Struct, frozen=True, kw_only=True):
         default_factory=lambda: "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode()
     )
 
-
     @property
     def nats_passwords(self) -> dict[Role, str]:
         """By role."""

@@ -163,7 +163,7 @@ class Server(ABC):
 
 
 class NatsServer(Server):
-    """nats-server with JetStream, on the loopback interface, with a user for every role of ``deploy/nats/roles.conf``."""
+    """nats-server with JetStream, on the loopback interface, with the users of ``deploy/nats/roles.conf``."""
 
     name = "nats"
     variable = "HEARTMULA_NATS_PORT"
@@ -192,7 +192,7 @@ class NatsServer(Server):
         return Process(
             self.name,
             [_binary("nats-server"), "-c", str(_NATS_CONFIG), *monitor],
-            # The server reads them as parts of its configuration, where a quoted word is a string whatever it looks like.
+            # Read as parts of its configuration, where a quoted word is a string whatever it looks like.
             env={f"NATS_{name}": json.dumps(value, ensure_ascii=False) for name, value in values.items()},
             log=self.data_dir / "logs" / "nats.log",
         )

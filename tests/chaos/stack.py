@@ -25,13 +25,12 @@ RESTART_SECONDS = 0.2  # before a part that ended is started again
 class Part:
     """A service process that is started again whenever it ends, as systemd would do."""
 
-    def __init__(
-        self, name: str, role: Role, module: str, settings: Settings, logs: Path, tell: Callable[[str], None]
-    ) -> None:
+    def __init__(self, name: str, role: Role, settings: Settings, logs: Path, tell: Callable[[str], None]) -> None:
         self.name, self.settings = name, settings
         self.free = asyncio.Lock()  # one fault at a time
         self.deaths: dict[int, float] = {}  # when a process of it was killed, or seen to have ended by itself
         self.crashes: list[str] = []  # ends that nobody asked for
+        module = "services.gateway" if role == "gateway" else f"services.{role}_worker"
         self._process = Process(
             name, (sys.executable, "-m", module), env=environment(settings, role), log=logs / f"{name}.log", grace=20
         )
@@ -98,9 +97,9 @@ class Stack:
         self.settings, self.nats, self.store, self.logs = settings, nats, store, logs
         self.began = time.monotonic()
         names = ["gateway"] if gateways == 1 else [f"gateway-{n + 1}" for n in range(gateways)]
-        self.gateways = [self._part(name, "services.gateway", port=free_port()) for name in names]
-        self.tokenizers = [self._part(f"tokenizer-{c}", "services.tokenizer_worker", gpu_id=c) for c in cards]
-        self.codecs = [self._part(f"codec-{c}", "services.codec_worker", gpu_id=c) for c in cards]
+        self.gateways = [self._part(name, "gateway", port=free_port()) for name in names]
+        self.tokenizers = [self._part(f"tokenizer-{c}", "tokenizer", gpu_id=c) for c in cards]
+        self.codecs = [self._part(f"codec-{c}", "codec", gpu_id=c) for c in cards]
 
     @property
     def workers(self) -> list[Part]:
@@ -135,9 +134,9 @@ class Stack:
         """End all services."""
         await asyncio.gather(*(part.stop() for part in self.parts))
 
-    def _part(self, name: str, module: str, **changes: object) -> Part:
+    def _part(self, name: str, role: Role, **changes: object) -> Part:
         settings = replace(self.settings, **changes)  # type: ignore[arg-type]
-        return Part(name, module, settings, self.logs, self.tell)
+        return Part(name, role, settings, self.logs, self.tell)
 
     async def _healthy(self) -> bool:
         wanted = {"tokenizer": len(self.tokenizers), "codec": len(self.codecs)}

@@ -14,7 +14,7 @@ async def test_a_server_that_is_not_there_is_told() -> None:
 
 
 async def test_wrong_credentials_are_told(nats_server: NatsServer) -> None:
-    url = f"nats://{nats_server.user}:wrong@127.0.0.1:{nats_server.port}"
+    url = f"nats://gateway:wrong@127.0.0.1:{nats_server.port}"
     with pytest.raises(Unavailable, match=r"(?i)authorization"):
         await connect(Settings(nats_url=url), "test")
 

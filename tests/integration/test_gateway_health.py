@@ -247,7 +247,9 @@ async def test_a_wrong_setting_is_told_in_one_line(
     settings: Settings, changes: dict[str, str], code: int, words: str
 ) -> None:
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "services.gateway"), env=environment(settings, "gateway") | changes, stderr=asyncio.subprocess.PIPE
+        *(sys.executable, "-m", "services.gateway"),
+        env=environment(settings, "gateway") | changes,
+        stderr=asyncio.subprocess.PIPE,
     )
     _, said = await process.communicate()
     assert process.returncode == code
@@ -258,7 +260,9 @@ async def test_a_wrong_setting_is_told_in_one_line(
 async def test_a_port_that_is_taken_is_told_in_words(settings: Settings) -> None:
     async with open_house(settings, settings.data_dir) as house:
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "services.gateway"), env=environment(house.settings, "gateway"), stderr=asyncio.subprocess.PIPE
+            *(sys.executable, "-m", "services.gateway"),
+            env=environment(house.settings, "gateway"),
+            stderr=asyncio.subprocess.PIPE,
         )
         _, said = await process.communicate()
         assert process.returncode == 2

@@ -111,7 +111,7 @@ async def test_its_keys_are_readable_by_their_owner_only(store: tuple[S3Server, 
 
 async def test_credentials_of_an_older_version_are_kept_and_completed(tmp_path: Path) -> None:
     path = tmp_path / "credentials.json"
-    older = {"nats_user": "u", "nats_password": "p", "s3_access_key": "a", "s3_secret_key": "s"}
+    older = {"nats_operator_password": "p", "s3_access_key": "a", "s3_secret_key": "s"}
     path.write_text(json.dumps(older))
     found = load_credentials(tmp_path)
     assert json.loads(path.read_text()).items() >= older.items()

@@ -1,5 +1,6 @@
 """The embedded servers themselves: where they keep things, and that what they acknowledged outlives a SIGKILL."""
 
+import asyncio
 import io
 import os
 import signal
@@ -14,8 +15,10 @@ from minio import Minio
 from minio.error import S3Error
 
 from deploy.local import servers
-from deploy.local.servers import NatsServer, PortInUse, S3Server, free_port
+from deploy.local.servers import ROLES, NatsServer, PortInUse, S3Server, free_port
 from shared.errors import HeartMulaError
+
+PASSWORDS = dict.fromkeys(ROLES, "password")
 
 
 def client(server: S3Server, access: str = "", secret: str = "") -> Minio:
@@ -65,13 +68,18 @@ async def test_nats_lets_nobody_in_without_the_password(folder: Path) -> None:
         for wrong in (f"nats://127.0.0.1:{server.port}", server.url.replace("password", "passwort")):
             with pytest.raises(nats.errors.Error):
                 await nats.connect(wrong, allow_reconnect=False)
-        assert stat.S_IMODE((folder / "nats.conf").stat().st_mode) == 0o600
 
 
-async def test_nats_listens_on_the_loopback_interface_and_syncs_always(tmp_path: Path) -> None:
-    config = NatsServer(tmp_path, 14_222, "user", "password").config
-    assert 'listen: "127.0.0.1:14222"' in config
-    assert "sync_interval: always" in config
+async def test_nats_listens_on_the_loopback_interface_and_syncs_always(folder: Path) -> None:
+    server = NatsServer(folder, free_port(), PASSWORDS, monitor_port=free_port())
+    await server.start()
+    try:
+        url = f"http://127.0.0.1:{server.monitor_port}/varz"
+        varz = (await asyncio.to_thread(urllib3.request, "GET", url)).json()
+        assert varz["host"] == "127.0.0.1"
+        assert varz["jetstream"]["config"]["sync_always"] is True
+    finally:
+        await server.stop()
 
 
 async def test_an_object_outlives_a_killed_s3_server(folder: Path) -> None:
@@ -123,7 +131,7 @@ async def test_the_servers_write_nowhere_but_below_their_folder(folder: Path) ->
         servers.s3_server(folder, free_port(S3Server.ports), "key", "secretsecret") as s3,
     ):
         client(s3).make_bucket("songs")
-    assert sorted(path.name for path in folder.iterdir()) == ["logs", "nats", "nats.conf", "s3"]
+    assert sorted(path.name for path in folder.iterdir()) == ["logs", "nats", "s3"]
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert sockets(s3) == []

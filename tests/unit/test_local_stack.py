@@ -17,7 +17,7 @@ import pytest
 
 from deploy.local.credentials import load_credentials
 from deploy.local.processes import Process
-from deploy.local.servers import NatsServer, PortInUse, S3Server, free_port
+from deploy.local.servers import ROLES, NatsServer, PortInUse, S3Server, free_port
 from shared.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -52,8 +52,9 @@ http.server.HTTPServer(("127.0.0.1", int(os.environ["HEARTMULA_PORT"])), Handler
 
 class Stack(stack.Stack):
     def __init__(self, settings, environ):
-        worker = stack.Service("codec worker", (sys.executable, "-c", os.environ["WORKER"]))
-        super().__init__(settings, environ, stack.Service("gateway", (sys.executable, "-c", GATEWAY)), [worker])
+        worker = stack.Service("codec worker", "codec", (sys.executable, "-c", os.environ["WORKER"]))
+        gateway = stack.Service("gateway", "gateway", (sys.executable, "-c", GATEWAY))
+        super().__init__(settings, environ, gateway, [worker])
 
 __main__.Stack = Stack
 sys.exit(__main__.main())
@@ -253,16 +254,16 @@ def test_credentials_are_private_random_and_stay(tmp_path: Path) -> None:
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert load_credentials(tmp_path / "a") == made
     other = load_credentials(tmp_path / "b")
-    assert made.nats_password != other.nats_password
+    assert not set(made.nats_passwords.values()) & set(other.nats_passwords.values())
     assert made.s3_secret_key != other.s3_secret_key
 
 
 def test_damaged_credentials_are_not_replaced_silently(tmp_path: Path) -> None:
     path = tmp_path / "credentials.json"
-    path.write_text('{"nats_user": ')
+    path.write_text('{"nats_operator": ')
     with pytest.raises(ConfigError, match=r"credentials\.json"):
         load_credentials(tmp_path)
-    assert path.read_text() == '{"nats_user": '
+    assert path.read_text() == '{"nats_operator": '
 
 
 @pytest.mark.parametrize("offset", [0, 5, 10_008])
