@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -67,11 +67,13 @@ class Stack:
         environ: Mapping[str, str],
         gateway: Service = GATEWAY,
         workers: Sequence[Service] = WORKERS,
+        prepare: Callable[[Settings], Awaitable[None]] = set_up,
     ) -> None:
         self._settings = settings
         self._environ = dict(environ)
         self._gateway = gateway
         self._workers = workers
+        self._prepare = prepare
         self._host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
         self._started: list[Server | Process] = []
         self._watchers: list[asyncio.Task[None]] = []
@@ -120,7 +122,7 @@ class Stack:
             self._environ["HEARTMULA_WEBHOOK_SECRET"] = known.webhook_secret
         for server in servers:
             await self._add(server)
-        await set_up(replace(settings, nats_url=nats_urls.get("bootstrap", settings.nats_url)))
+        await self._prepare(replace(settings, nats_url=nats_urls.get("bootstrap", settings.nats_url)))
         await self._add(self._service(self._gateway, nats_urls, {}))
         await self._until("/livez", "the gateway", _GATEWAY_SECONDS)
         threads = {"OMP_NUM_THREADS": str(len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count())}

@@ -54,7 +54,10 @@ class Stack(stack.Stack):
     def __init__(self, settings, environ):
         worker = stack.Service("codec worker", "codec", (sys.executable, "-c", os.environ["WORKER"]))
         gateway = stack.Service("gateway", "gateway", (sys.executable, "-c", GATEWAY))
-        super().__init__(settings, environ, gateway, [worker])
+        super().__init__(settings, environ, gateway, [worker], prepare)
+
+async def prepare(settings):
+    pass  # there is no NATS
 
 __main__.Stack = Stack
 sys.exit(__main__.main())

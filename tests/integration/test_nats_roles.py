@@ -1,0 +1,181 @@
+"""What each user of ``deploy/nats/roles.conf`` may not do. What they have to do, all other tests show."""
+
+import asyncio
+import json
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import nats
+import pytest
+from nats.aio.client import Client
+
+from deploy.local.servers import ROLES, NatsServer, Role, free_port
+from deploy.setup import main, set_up
+from shared.errors import Unavailable
+from shared.messages import Job
+from shared.settings import Settings
+from shared.topology import TENANT, connect, require, streams
+from tests.integration.flow import as_role, environment, open_flow
+from tests.integration.gateway_fixtures import SONG, open_house
+
+FORBIDDEN: dict[Role, tuple[str, ...]] = {
+    "bootstrap": (
+        "$JS.API.STREAM.DELETE.TOK",
+        "$JS.API.STREAM.PURGE.TOK",
+        "$JS.API.STREAM.MSG.GET.KV_JOBS",
+        "$JS.API.DIRECT.GET.KV_JOBS.$KV.JOBS.local.j",
+        "$JS.API.CONSUMER.MSG.NEXT.TOK.tok-high",
+        "jobs.tok.high.j",
+        "$KV.JOBS.local.j",
+        "$KV.GPU_LOCK.g.codec.i",
+        "events.local.j.progress",
+        "submit.local",
+    ),
+    "gateway": (
+        "$JS.API.STREAM.CREATE.X",
+        "$JS.API.STREAM.UPDATE.TOK",
+        "$JS.API.STREAM.DELETE.TOK",
+        "$JS.API.STREAM.PURGE.TOK",
+        "$JS.API.CONSUMER.MSG.NEXT.TOK.tok-high",
+        "$JS.API.CONSUMER.MSG.NEXT.DEC.dec",
+        "$JS.ACK.TOK.tok-high.1.1.1.1.0",
+        "$JS.API.CONSUMER.DELETE.TOK.tok-high",
+        "$KV.GPU_LOCK.g.codec.i",
+        "$KV.WORKERS.codec.i",
+        "ctl.hooks",
+    ),
+    "tokenizer": (
+        "$JS.API.STREAM.CREATE.X",
+        "$JS.API.STREAM.DELETE.TOK",
+        "$JS.API.STREAM.PURGE.KV_JOBS",
+        "$JS.API.CONSUMER.MSG.NEXT.DEC.dec",
+        "$JS.ACK.DEC.dec.1.1.1.1.0",
+        "$JS.API.CONSUMER.CREATE.TOK.x.jobs.tok.*.*",
+        "$KV.GPU_LOCK.g.codec.i",
+        "$KV.WORKERS.codec.i",
+        "submit.local",
+        "ctl.cancel.j",
+        "dead.codec.j",
+    ),
+    "codec": (
+        "$JS.API.STREAM.CREATE.X",
+        "$JS.API.STREAM.DELETE.DEC",
+        "$JS.API.STREAM.MSG.DELETE.DEC",
+        "$JS.API.CONSUMER.MSG.NEXT.TOK.tok-high",
+        "$JS.ACK.TOK.tok-high.1.1.1.1.0",
+        "$KV.GPU_LOCK.g.tokenizer.i",
+        "$KV.WORKERS.tokenizer.i",
+        "submit.local",
+        "ctl.cancel.j",
+        "dead.tokenizer.j",
+    ),
+    "client": (
+        "submit.other",
+        "events.local.j.completed",
+        "jobs.tok.high.j",
+        "$KV.JOBS.local.j",
+        "ctl.cancel.j",
+        "$JS.API.DIRECT.GET.KV_JOBS.$KV.JOBS.other.j",
+        "$JS.API.DIRECT.GET.KV_JOBS",
+        "$JS.API.STREAM.MSG.GET.KV_JOBS",
+        "$JS.API.STREAM.INFO.KV_JOBS",
+        "$JS.API.CONSUMER.CREATE.EVENTS",
+        "$KV.GPU_LOCK.g.codec.i",
+    ),
+}
+FORBIDDEN_TO_HEAR = {
+    "bootstrap": ("events.>", "_INBOX_gateway.>", "_INBOX.>", "$KV.>", "jobs.>"),
+    "gateway": (">", "_INBOX_client.>", "jobs.>", "ctl.>"),
+    "tokenizer": (">", "submit.*", "events.>", "_INBOX_codec.>", "ctl.work.codec"),
+    "codec": (">", "submit.*", "events.>", "_INBOX_tokenizer.>", "ctl.work.tokenizer"),
+    "client": (">", "events.>", "events.other.>", "_INBOX_gateway.>", "_INBOX.>", "submit.*", "$KV.>", "ctl.cancel.*"),
+}
+
+
+@pytest.fixture(scope="module")
+async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[NatsServer]:
+    """A server of its own: the session's is asked afterwards whether it had to deny anything."""
+    server = NatsServer(tmp_path_factory.mktemp("roles"), free_port(), {role: f"secret-{role}" for role in ROLES})
+    await server.start()
+    await set_up(Settings(nats_url=server.url_of("bootstrap")))
+    yield server
+    await server.stop()
+
+
+@asynccontextmanager
+async def denials(server: NatsServer, role: Role) -> AsyncIterator[tuple[Client, list[str]]]:
+    """A connection of a role, and what the server denied it."""
+    told: list[str] = []
+
+    async def note(error: Exception) -> None:
+        told.append(str(error).lower())
+
+    client = await nats.connect(server.url_of(role), error_cb=note, inbox_prefix=f"_INBOX_{role}".encode())
+    yield client, told
+    await client.close()
+
+
+@pytest.mark.parametrize("role", FORBIDDEN)
+async def test_what_a_role_may_not_send(server: NatsServer, role: Role) -> None:
+    async with denials(server, role) as (client, told):
+        for subject in FORBIDDEN[role]:
+            await client.publish(subject, b"{}")
+        await client.flush()
+        assert [f'publish to "{subject.lower()}"' in line for subject, line in zip(FORBIDDEN[role], told, strict=True)]
+
+
+@pytest.mark.parametrize("role", FORBIDDEN_TO_HEAR)
+async def test_what_a_role_may_not_hear(server: NatsServer, role: Role) -> None:
+    for subject in FORBIDDEN_TO_HEAR[role]:
+        async with denials(server, role) as (client, told):
+            await client.subscribe(subject)
+            await client.flush()
+            assert any(f'subscription to "{subject.lower()}' in line for line in told), subject
+
+
+async def test_a_client_asks_for_a_song_reads_its_record_and_follows_it(settings: Settings) -> None:
+    async with open_house(settings, settings.data_dir) as house:
+        url = as_role(settings, "client").nats_url
+        client = await nats.connect(url, inbox_prefix=b"_INBOX_client")
+        events = await client.subscribe(f"events.{TENANT}.>")
+        answer = json.loads((await client.request(f"submit.{TENANT}", json.dumps(SONG).encode(), timeout=10)).data)
+        assert (await events.next_msg(timeout=10)).subject == f"events.{TENANT}.{answer['job_id']}.queued"
+        record = f"$JS.API.DIRECT.GET.KV_JOBS.$KV.JOBS.{TENANT}.{answer['job_id']}"
+        assert json.loads((await client.request(record, b"", timeout=5)).data)["status"] == "queued"
+        await client.close()
+        assert isinstance(await house.job(answer["job_id"]), Job)
+
+
+async def test_services_wait_until_somebody_has_set_up_nats(settings: Settings) -> None:
+    client = await connect(as_role(settings, "gateway"), "test")
+    with pytest.raises(Unavailable, match=r"python -m deploy\.setup"):
+        await require(client.jetstream())
+    await client.close()
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "services.gateway"),
+        env=environment(settings, "gateway"),
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert process.stderr is not None
+    assert b"deploy.setup" in await process.stderr.readline()
+    process.kill()
+    await process.wait()
+    async with open_flow(settings):
+        pass
+
+
+async def test_setting_up_again_changes_what_was_set_otherwise(
+    server: NatsServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HEARTMULA_NATS_URL", server.url_of("bootstrap"))
+    monkeypatch.setenv("HEARTMULA_QUEUE_LIMIT", "33")
+    assert await asyncio.to_thread(main) == 0
+    client = await nats.connect(server.url)
+    assert (await client.jetstream().stream_info("TOK")).config.max_msgs == 33
+    assert len(await client.jetstream().streams_info()) == len(streams(33))
+    await client.close()
+    monkeypatch.setenv("HEARTMULA_NATS_URL", "")
+    assert await asyncio.to_thread(main) == 2
