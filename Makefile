@@ -5,7 +5,7 @@ MODELS := ckpt/official
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: help install run demo test chaos bench bench-flow bench-gateway browser screenshots lint models clean
+.PHONY: help install run demo test chaos bench bench-flow bench-gateway browser screenshots check-images lint models clean
 
 help:
 	@echo 'make run      install if needed, then start everything: web page, API, workers, NATS, object store'
@@ -17,6 +17,7 @@ help:
 	@echo 'make bench-flow   what the house itself costs a song, with an engine that costs nothing'
 	@echo 'make bench-gateway   what a POST and a thousand websockets cost the gateway'
 	@echo 'make screenshots   pictures of the web page into docs/images (needs chromium)'
+	@echo 'make check-images   install what the container images hold, in empty environments'
 	@echo 'make models   fetch the official weights (22 GB) into $(MODELS)'
 	@echo 'make clean    remove what was built; .venv, data and ckpt stay'
 
@@ -28,7 +29,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/pip || $(PYTHON) -m venv --clear .venv || { \
 		$(PYTHON) -m venv --clear --without-pip .venv && $(PYTHON) -m pip --python $(BIN)/python install pip; }
 	$(BIN)/python -m pip install --quiet torch==$(TORCH)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[local,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[worker,local,dev]'
 	@touch $@
 
 run: install
@@ -67,6 +68,9 @@ bench-gateway: install
 
 screenshots: install
 	@$(BIN)/python -m tests.browser.screenshots
+
+check-images:
+	@deploy/docker/check.sh
 
 models: install
 	$(BIN)/hf download HeartMuLa/HeartMuLaGen gen_config.json tokenizer.json --local-dir $(MODELS)

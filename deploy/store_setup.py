@@ -1,0 +1,110 @@
+"""``python -m deploy.store_setup``: prepare a MinIO server: bucket, rule, and two users with the rights they need.
+
+`heartmula`, as whom the services come, has the bucket to itself; `reader` may list and read finished songs. The rule
+removes tokens that nothing removed before. Harmless when everything is as it should be.
+
+From the environment: S3_ENDPOINT, S3_ROOT_USER, S3_ROOT_PASSWORD, S3_SERVICE_PASSWORD, S3_READER_PASSWORD and
+HEARTMULA_S3_BUCKET (``heartmula``).
+"""
+
+import os
+import sys
+import time
+from typing import Any
+from urllib.parse import urlsplit
+
+import urllib3
+from minio import Minio
+from minio.commonconfig import ENABLED, Filter
+from minio.credentials.providers import StaticProvider
+from minio.error import MinioException
+from minio.lifecycleconfig import Expiration, LifecycleConfig, Rule
+from minio.minioadmin import MinioAdmin
+
+_PATIENCE = 60.0  # seconds that the server may take to come up
+_TOKEN_DAYS = 8  # records are kept for seven, and name tokens as long as a song is not finished
+
+
+def policies(bucket: str) -> dict[str, dict[str, Any]]:
+    """What each user may do, in the language of S3's policies."""
+    name = f"arn:aws:s3:::{bucket}"
+
+    def allow(actions: list[str], resource: str, **condition: Any) -> dict[str, Any]:
+        return {"Effect": "Allow", "Action": actions, "Resource": [resource]} | condition
+
+    finished = {"Condition": {"StringLike": {"s3:prefix": ["audio/*"]}}}
+    return {
+        "heartmula": {
+            "Version": "2012-10-17",
+            "Statement": [
+                allow(["s3:ListBucket", "s3:GetBucketLocation", "s3:ListBucketMultipartUploads"], name),
+                allow(
+                    [
+                        *("s3:GetObject", "s3:PutObject", "s3:DeleteObject"),
+                        *("s3:AbortMultipartUpload", "s3:ListMultipartUploadParts"),
+                    ],
+                    f"{name}/*",
+                ),
+            ],
+        },
+        "reader": {
+            "Version": "2012-10-17",
+            "Statement": [
+                allow(["s3:ListBucket"], name, **finished),
+                allow(["s3:GetBucketLocation"], name),
+                allow(["s3:GetObject"], f"{name}/audio/*"),
+            ],
+        },
+    }
+
+
+def prepare(client: Minio, bucket: str) -> None:
+    """The bucket and its rule. Raises what the SDK raises."""
+    if not client.bucket_exists(bucket_name=bucket):
+        client.make_bucket(bucket_name=bucket)
+    rule = Rule(
+        rule_id="tokens", status=ENABLED, rule_filter=Filter(prefix="tokens/"), expiration=Expiration(days=_TOKEN_DAYS)
+    )
+    client.set_bucket_lifecycle(bucket_name=bucket, config=LifecycleConfig(rules=[rule]))
+
+
+def add_users(admin: MinioAdmin, bucket: str, passwords: dict[str, str]) -> None:
+    """The users and what they may do. Raises what the SDK raises."""
+    for user, policy in policies(bucket).items():
+        admin.policy_add(user, policy=policy)
+        admin.user_add(user, passwords[user])
+        admin.policy_set(user, user=user)
+
+
+def main() -> int:
+    """0 when everything is there, 1 when the server does not do as asked, 2 when a variable is missing."""
+    try:
+        endpoint, user, root, service, reader = (
+            os.environ[f"S3_{name}"]
+            for name in ("ENDPOINT", "ROOT_USER", "ROOT_PASSWORD", "SERVICE_PASSWORD", "READER_PASSWORD")
+        )
+    except KeyError as error:
+        print(f"error: {error.args[0]} is not set", file=sys.stderr)
+        return 2
+    bucket = os.environ.get("HEARTMULA_S3_BUCKET", "heartmula")
+    address, secure = urlsplit(endpoint).netloc, endpoint.startswith("https:")
+    pool = urllib3.PoolManager(timeout=10.0, retries=False)
+    client = Minio(address, user, root, secure=secure, region="us-east-1", http_client=pool)
+    admin = MinioAdmin(
+        endpoint=address, credentials=StaticProvider(user, root), region="us-east-1", secure=secure, http_client=pool
+    )
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            prepare(client, bucket)
+            add_users(admin, bucket, {"heartmula": service, "reader": reader})
+            return 0
+        except (MinioException, urllib3.exceptions.HTTPError) as error:
+            if time.monotonic() > deadline:
+                print(f"error: {endpoint} does not do as asked: {error}", file=sys.stderr)
+                return 1
+            time.sleep(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
