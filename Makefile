@@ -37,7 +37,8 @@ run: install
 
 demo: install
 	@printf '[Verse]\nHello world\n[Chorus]\nLa la la' | $(BIN)/heartmula \
-		--url http://127.0.0.1:$${HEARTMULA_PORT:-8000} generate --lyrics-file - --tags pop,piano,english --seconds 20
+		--url http://127.0.0.1:$${HEARTMULA_PORT:-8000} generate --lyrics-file - --tags pop,piano,english --seconds 20 \
+		--output demo.flac
 
 # The page is tested in chromium; where it is missing and cannot be installed, those tests are skipped.
 browser:

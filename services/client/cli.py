@@ -116,6 +116,8 @@ def _api_key() -> str | None:
 def _words(error: ClientError) -> str:
     if error.status is None:
         return f"{error}. Is it running, and is the address right? --url or HEARTMULA_URL names another."
+    if error.status == 401:
+        return f"{error}. HEARTMULA_API_KEY, or a file that HEARTMULA_API_KEY_FILE names, holds the key."
     wait = f" (try again in {error.retry_after:g} s)" if error.retry_after else ""
     return f"{error.title}: {error}{wait}" if error.title else f"{error}{wait}"
 

@@ -1,6 +1,7 @@
 """Saving a song: into a file beside the one that is wanted, resumed after a lost connection, renamed when complete."""
 
 import asyncio
+import itertools
 import logging
 import os
 import re
@@ -21,7 +22,7 @@ class _Target:
     def __init__(self, answer: httpx.Response, job_id: str, path: Path | None) -> None:
         self.etag = answer.headers.get("etag", "")
         self.size = int(answer.headers.get("content-length", -1))
-        self.path = _choose(path, _file_name(answer) or job_id, job_id)
+        self.path = _choose(path, _file_name(answer) or job_id)
         # The tag is in the name: what is left of another song's download is never gone on with.
         tag = re.sub(r"[^0-9A-Za-z-]", "", self.etag)[:80] or job_id
         self.part = self.path.with_name(f"{self.path.name}.{tag}.part")
@@ -92,11 +93,14 @@ async def _write(answer: httpx.Response, target: _Target, on_progress: Callable[
                 on_progress(done, target.size)
 
 
-def _choose(path: Path | None, name: str, job_id: str) -> Path:
+def _choose(path: Path | None, name: str) -> Path:
     if path is not None and not path.is_dir():
         return path if path.suffix else path.with_name(path.name + Path(name).suffix)
     found = (path or Path()) / name
-    return found.with_stem(f"{found.stem}-{job_id}") if found.exists() else found
+    if not found.exists():
+        return found
+    free = (found.with_stem(f"{found.stem}-{number}") for number in itertools.count(2))
+    return next(candidate for candidate in free if not candidate.exists())
 
 
 def _file_name(answer: httpx.Response) -> str | None:

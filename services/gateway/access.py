@@ -185,7 +185,7 @@ class Access:
         self._look()
         caller = self._callers.get(digest_of_key(key)) if key else None
         if caller is None:
-            raise _unauthorized()
+            raise _unauthorized("this API key is not known" if key else None)
         return caller
 
     # --- limits
@@ -269,11 +269,11 @@ def _from_elsewhere(connection: Connection) -> bool:
     return connection.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none")
 
 
-def _unauthorized() -> Refusal:
+def _unauthorized(detail: str | None = None) -> Refusal:
     return Refusal(
         401,
         "unauthorized",
-        "an API key is needed: send Authorization: Bearer and the key",
+        detail or "an API key is needed: send Authorization: Bearer and the key",
         headers={"WWW-Authenticate": "Bearer"},
     )
 

@@ -281,6 +281,8 @@ async def readyz(gateway: NamedDependency[Gateway]) -> Response[dict[str, bool]]
 async def metrics(request: AnyRequest, gateway: NamedDependency[Gateway]) -> Response[bytes]:
     """Figures for Prometheus."""
     text, media_type = gateway.metrics.text(await gateway.health.snapshot(), request.headers.get("accept", ""))
+    if media_type.startswith("text/"):  # Litestar adds it
+        media_type = media_type.removesuffix("; charset=utf-8")
     return Response(text, media_type=media_type, headers=NO_STORE)
 
 

@@ -116,6 +116,18 @@ async def test_a_reload_and_a_second_tab_show_the_same_song(stage: Stage) -> Non
     assert first.complaints == second.complaints == []
 
 
+async def test_what_was_typed_outlives_a_reload(stage: Stage) -> None:
+    visitor = await stage.visit(await stage.browser.new_context())
+    page = visitor.page
+    await page.locator("#lyrics").fill("[Verse]\nnot yet done")
+    await page.locator("#tag-entry").fill("waltz")
+    await page.locator("#tag-entry").press("Enter")
+    await page.reload()
+    await expect(page.locator("#lyrics")).to_have_value("[Verse]\nnot yet done")
+    await expect(page.get_by_role("button", name="Remove waltz")).to_be_visible()
+    assert visitor.complaints == []
+
+
 async def test_the_page_outlives_a_restart_of_the_server(stage: Stage) -> None:
     """The gateway goes and comes back: the page says so, goes on, and shows the song's end."""
     person = await stage.visit()

@@ -251,6 +251,9 @@ async def test_the_client_sends_its_key(house: House) -> None:
         with pytest.raises(Refused) as refused:
             await nobody.songs()
     assert refused.value.status == 401
+    async with Client(house.base, key="key-of-mallory") as mallory:
+        with pytest.raises(Refused, match="not known"):
+            await mallory.songs()
     async with Client(house.base, key="key-of-alice") as alice:
         accepted = await alice.generate("la la", max_duration_ms=4000)
         await alice.cancel(accepted.job_id)

@@ -44,7 +44,8 @@ player(beside, mark);
 compose(() => {
   look();
   const title = document.querySelector("#library-title");
-  if (ONE_COLUMN.matches) title.scrollIntoView(); // its row is far below the form
+  // Its row is far below the form, or above what is seen of a long one.
+  title.scrollIntoView({ block: ONE_COLUMN.matches ? "start" : "nearest" });
 });
 library(reuse);
 lookAtHouse();

@@ -10,8 +10,10 @@ const chosen = document.querySelector("#tags");
 const entry = document.querySelector("#tag-entry");
 const seconds = document.querySelector("#seconds");
 const fit = document.querySelector("#fit");
+const LONGEST = Number(seconds.max); // seconds
 const NUMBERS = ["temperature", "cfg_scale", "topk", "seed"];
 const FIT_AFTER = 500; // ms without a key stroke
+const DRAFT = "heartmula-draft"; // what was typed outlives a reload
 let tags = ["pop", "piano", "english"];
 let measuring = 0;
 let measured = 0; // the latest answer that was asked for
@@ -91,6 +93,28 @@ function changed() {
   document.querySelector("#seconds-word").textContent = length(seconds.value * 1000);
   clearTimeout(measuring);
   measuring = setTimeout(measure, FIT_AFTER);
+  keep();
+}
+
+function keep() {
+  const draft = { lyrics: lyrics.value, title: form.elements.title.value, tags, seconds: seconds.value };
+  try {
+    localStorage.setItem(DRAFT, JSON.stringify(draft));
+  } catch {
+    // private windows may have no room for it
+  }
+}
+
+function recall() {
+  try {
+    const draft = JSON.parse(localStorage.getItem(DRAFT));
+    lyrics.value = draft.lyrics;
+    form.elements.title.value = draft.title;
+    seconds.value = draft.seconds;
+    tags = draft.tags;
+  } catch {
+    // there is none
+  }
 }
 
 async function measure() {
@@ -100,7 +124,9 @@ async function measure() {
     const answer = await post("/api/fit", { lyrics: lyrics.value, tags: tags.join(",") });
     const longest = answer.longest_ms;
     words = longest <= 0 ? "These lyrics are too long: shorten them." : `Up to ${length(longest)} fit beside these lyrics.`;
-    fit.classList.toggle("bad", longest < seconds.value * 1000);
+    const fits = longest >= seconds.value * 1000;
+    if (fits) seconds.max = Math.max(seconds.min, Math.min(LONGEST, Math.floor(longest / 1000)));
+    fit.classList.toggle("bad", !fits);
     if (longest > 0 && longest < seconds.value * 1000) words = `Only ${length(longest)} fit beside these lyrics.`;
   } catch {
     // the song itself will be refused in words
@@ -149,6 +175,7 @@ function showError(error) {
 /** Fill the form with what another song was asked for. */
 export function reuse(wanted) {
   lyrics.value = wanted.lyrics;
+  seconds.max = LONGEST;
   seconds.value = Math.round(wanted.max_duration_ms / 1000);
   for (const name of ["title", "format", "priority", ...NUMBERS]) form.elements[name].value = wanted[name] ?? "";
   setTags(wanted.tags.split(","));
@@ -160,10 +187,12 @@ export function reuse(wanted) {
 
 /** Make the form work; `taken` is called when a song was taken. */
 export function compose(taken) {
+  recall();
   suggest();
   document.querySelector("#sections").append(...SECTIONS.map((name) => button(name, `Insert [${name}]`, () => insert(name))));
   setTags(tags);
   lyrics.oninput = seconds.oninput = changed;
+  form.elements.title.oninput = keep;
   lyrics.onscroll = () => (behind.scrollTop = lyrics.scrollTop);
   entry.onkeydown = (event) => {
     if (event.key === "Enter" || event.key === ",") {
