@@ -5,7 +5,7 @@ MODELS := ckpt/official
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: help install run demo test chaos bench bench-flow bench-gateway browser screenshots check-images lint models clean
+.PHONY: help install run demo test chaos bench bench-flow bench-gateway cluster browser screenshots check-images lint models clean
 
 help:
 	@echo 'make run      install if needed, then start everything: web page, API, workers, NATS, object store'
@@ -13,6 +13,7 @@ help:
 	@echo 'make test     lint, then all tests'
 	@echo 'make lint     ruff, mypy, import-linter'
 	@echo 'make chaos    songs on a real stack while its parts are killed: MINUTES=5, SEED=random'
+	@echo 'make cluster  the same on three NATS nodes that are killed and cut off, then songs a second by pairs (needs root)'
 	@echo 'make bench    what the engines cost: BENCH=lm_mid|codec|lm_3b, REFERENCE=heartlib beside heartlib'
 	@echo 'make bench-flow   what the house itself costs a song, with an engine that costs nothing'
 	@echo 'make bench-gateway   what a POST and a thousand websockets cost the gateway'
@@ -57,6 +58,9 @@ lint: install
 
 chaos: install
 	@$(BIN)/python -m tests.chaos $(if $(SEED),--seed $(SEED)) $(if $(MINUTES),--minutes $(MINUTES))
+
+cluster: install
+	@$(BIN)/python -m tests.cluster $(if $(SEED),--seed $(SEED)) $(if $(MINUTES),--minutes $(MINUTES))
 
 bench: install
 	@$(BIN)/python -m tests.bench $(BENCH) $(if $(REFERENCE),--reference $(REFERENCE))

@@ -78,6 +78,11 @@ def _url(*schemes: str) -> Callable[[str], str]:
     return parse
 
 
+def _nats_urls(value: str) -> str:
+    parse = _url("nats", "tls")
+    return ",".join(parse(part.strip()) for part in value.split(","))
+
+
 def _origins(value: str) -> str:
     for origin in value.split(","):
         scheme, _, host = origin.strip().partition("://")
@@ -238,7 +243,10 @@ class Settings:
         "state of the embedded servers, their credentials, the device locks; both workers of a GPU must share it",
     )
     nats_url: str = _setting(
-        "HEARTMULA_NATS_URL", _url("nats", "tls"), "", "your own NATS, credentials included; unset: the embedded server"
+        "HEARTMULA_NATS_URL",
+        _nats_urls,
+        "",
+        "your own NATS, credentials included; several nodes divided by commas; unset: the embedded server",
     )
     nats_replicas: int = _setting(
         "HEARTMULA_NATS_REPLICAS",

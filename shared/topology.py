@@ -224,9 +224,15 @@ def ack_wait(settings: Settings) -> float:
     return 2.0 * settings.lease_ttl
 
 
+def _credentials(url: str) -> dict[str, Any]:
+    """For nodes of a cluster that the server tells of: they come without."""
+    first = urlsplit(url.partition(",")[0])
+    return {"user": first.username, "password": first.password} if first.password else {}
+
+
 def inbox_prefix(url: str) -> bytes:
     """Where a user's answers come: a role may not read another's."""
-    user = urlsplit(url).username or ""
+    user = urlsplit(url.partition(",")[0]).username or ""
     return f"_INBOX_{user}".encode() if re.fullmatch(r"[A-Za-z0-9_-]+", user) else b"_INBOX"
 
 
@@ -276,7 +282,8 @@ async def connect(
         # Unlimited attempts mean the first connection too: nats-py would try for ever, without a word.
         async with asyncio.timeout(_FIRST_SECONDS):
             await client.connect(
-                settings.nats_url,
+                settings.nats_url.split(","),
+                **_credentials(settings.nats_url),
                 name=name,
                 error_cb=on_error,
                 disconnected_cb=on_disconnect,

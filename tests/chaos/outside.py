@@ -31,7 +31,11 @@ async def connect(settings: Settings) -> Client:
         """Servers are killed here."""
 
     return await nats.connect(
-        settings.nats_url, max_reconnect_attempts=-1, reconnect_time_wait=0.1, ping_interval=5, error_cb=ignore
+        settings.nats_url.split(","),
+        max_reconnect_attempts=-1,
+        reconnect_time_wait=0.1,
+        ping_interval=5,
+        error_cb=ignore,
     )
 
 

@@ -91,10 +91,17 @@ class Part:
 class Stack:
     """Both servers, gateways, and a pair of workers a card."""
 
+    nats: NatsServer  # unless it is a cluster
+
     def __init__(
-        self, settings: Settings, nats: NatsServer, store: S3Server, logs: Path, gateways: int, cards: Sequence[str]
+        self,
+        settings: Settings,
+        store: S3Server,
+        logs: Path,
+        gateways: int,
+        cards: Sequence[str],
     ) -> None:
-        self.settings, self.nats, self.store, self.logs = settings, nats, store, logs
+        self.settings, self.store, self.logs = settings, store, logs
         self.began = time.monotonic()
         names = ["gateway"] if gateways == 1 else [f"gateway-{n + 1}" for n in range(gateways)]
         self.gateways = [self._part(name, "gateway", port=free_port()) for name in names]
@@ -171,7 +178,8 @@ async def open_stack(
         data_dir=folder / "data",
     )
     servers: list[Server] = [nats, store]
-    stack = Stack(settings, nats, store, folder / "logs", gateways, cards)
+    stack = Stack(settings, store, folder / "logs", gateways, cards)
+    stack.nats = nats
     try:
         await asyncio.gather(*(server.start() for server in servers))
         await set_up(as_role(settings, "bootstrap"))
