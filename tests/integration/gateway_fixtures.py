@@ -20,6 +20,8 @@ import pytest
 import websockets
 from nats.aio.client import Client
 from nats.js import JetStreamContext
+from nats.js.api import RawStreamMsg
+from nats.js.errors import NotFoundError
 from websockets.asyncio.client import ClientConnection
 
 from deploy.local.servers import NatsServer, S3Server, free_port
@@ -31,7 +33,7 @@ from shared.jobs import JobStore, change
 from shared.messages import AnyEvent, Completed, GpuFigures, Job, Progress, Role, Stage, Status, WorkerStatus
 from shared.objects import ObjectStore, audio_key
 from shared.settings import Settings
-from shared.topology import TENANT, WORKERS
+from shared.topology import EVENTS, TENANT, WORKERS, event_subject
 from tests.integration.flow import PATIENCE, as_role, environment
 
 SONG = {"lyrics": "[Verse]\nla la la", "tags": "pop,piano", "max_duration_ms": 4000}
@@ -91,6 +93,17 @@ class House:
         job = await self.jobs.get(job_id)
         assert job is not None
         return job
+
+    async def event(self, job_id: str, kind: str) -> RawStreamMsg:
+        """The latest event of a kind, once there is one: some are published beside an answer."""
+
+        async def found() -> RawStreamMsg | None:
+            with contextlib.suppress(NotFoundError):
+                return await self.js.get_msg(EVENTS, subject=event_subject(TENANT, job_id, kind))
+            return None
+
+        message: RawStreamMsg = await eventually(found, f"no event {kind}")
+        return message
 
     async def become(self, job_id: str, *path: Status, **changes: Any) -> None:
         """Take a song's record through states, as workers do; the changes come with the last one."""

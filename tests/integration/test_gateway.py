@@ -69,7 +69,7 @@ async def test_a_song_is_accepted_only_with_its_job_in_the_stream(house: House) 
     job = await house.job(job_id)
     assert job.status == "queued"
     assert (job.request.seed, job.request.title, job.request.max_duration_ms) == (7, "Ü", 4000)
-    event = await house.js.get_msg(EVENTS, subject=f"events.{TENANT}.{job_id}.queued")
+    event = await house.event(job_id, "queued")
     assert msgspec.json.decode(event.data or b"", type=CloudEvent).data.job_id == job_id
 
 

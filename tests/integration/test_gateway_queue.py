@@ -9,7 +9,7 @@ import msgspec
 from deploy.local.servers import NatsServer
 from shared.messages import CloudEvent, Progress, Queued
 from shared.settings import Settings
-from shared.topology import EVENTS, TENANT, TOK, purge_job, token_subject
+from shared.topology import TOK, purge_job, token_subject
 from tests.integration.gateway_fixtures import SONG, House, eventually, open_house
 
 
@@ -86,7 +86,7 @@ async def test_what_a_song_is_told_when_it_is_taken(settings: Settings) -> None:
         # (2 × 20 + 50) frames at 10 and at 100 a second: 9.9 s. The clock of this test runs on.
         assert 0 < seconds_from_now(body["eta"]) <= 9.9
         assert body["eta"].endswith("Z")
-        stored = await house.js.get_msg(EVENTS, subject=f"events.{TENANT}.{body['job_id']}.queued")
+        stored = await house.event(body["job_id"], "queued")
         event = msgspec.json.decode(stored.data or b"", type=CloudEvent).data
         assert isinstance(event, Queued)
         assert (event.queue_position, event.eta) == (2, body["eta"])
