@@ -135,6 +135,17 @@ def test_secrets_are_made_once_and_are_all_that_compose_asks_for(services: dict[
     assert file.read_bytes() == before
 
 
+def test_nats_reads_the_passwords_that_are_made(services: dict[str, Any], tmp_path: Path) -> None:
+    shutil.copytree(DEPLOY / "docker", tmp_path / "docker")
+    subprocess.run([str(tmp_path / "docker" / "env.sh")], check=True, capture_output=True)
+    made = dict(line.split("=", 1) for line in (tmp_path / ".env").read_text().splitlines())
+    given = {name: SECRET.sub(lambda m: made[m[1]], value) for name, value in services["nats"]["environment"].items()}
+    config = DEPLOY / "nats" / "nats.conf"
+    nats_server = Path(sys.executable).with_name("nats-server")
+    run = subprocess.run([nats_server, "-t", "-c", config], env=given, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+
+
 async def test_the_store_is_prepared_and_again(tmp_path: Path) -> None:
     """On the server of the tests; users are a matter of MinIO's own and not tried here."""
     async with s3_server(tmp_path, free_port(S3Server.ports), "root", "secretsecret") as server:
