@@ -4,24 +4,41 @@ set -eu
 cd "$(dirname "$0")/../.."
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-mkdir "$work/context"
+mkdir "$work/context" "$work/dependencies"
 sed -n 's/^!//p' .dockerignore | while read -r name; do cp -R "$name" "$work/context/"; done
+cp pyproject.toml constraints.txt "$work/dependencies/"
+touch "$work/dependencies/README.md" "$work/dependencies/LICENSE"
+torch=$(sed -n 's/^ARG TORCH=//p' deploy/docker/Dockerfile)
 
-stage() { # name, modules that its processes run
-  echo "== $1"
-  python3 -m venv "$work/$1"
-  cd "$work/context"
-  [ "$1" = gateway ] || "$work/$1/bin/pip" install --quiet "torch==${TORCH:-2.13.0}"
-  "$work/$1/bin/pip" install --quiet --constraint constraints.txt "$2"
-  cd "$work"  # away from the source
+install() { # environment, folder, arguments of pip
+  env=$work/$1 folder=$work/$2
   shift 2
-  for module in "$@"; do "$here/bin/python" -c "import $module" && echo "$module"; done
+  [ -e "$env" ] || python3 -m venv --without-pip "$env"
+  (cd "$folder" && python3 -m pip --python "$env" install --quiet "$@")
 }
 
-here=$work/gateway
-stage gateway . services.gateway.server deploy.setup deploy.store_setup services.client.cli
-test -z "$("$here/bin/pip" list 2>/dev/null | grep -i '^torch ')"
-test -f "$("$here/bin/python" -c 'import deploy, pathlib; print(pathlib.Path(deploy.__path__[0]) / "nats" / "roles.conf")')"
-here=$work/worker
-stage worker '.[worker]' services.tokenizer_worker.stage services.codec_worker.stage
-du -sm "$work/gateway" "$work/worker" | sed "s|$work/||"
+stage() { # environment, modules that its processes run
+  cp -R "$work/code/lib/." "$work/$1/lib/"
+  python=$work/$1/bin/python
+  shift
+  for module in "$@"; do
+    (cd "$work" && "$python" -I -c "import $module") # away from the source
+    echo "$module"
+  done
+}
+
+install code context --no-deps .
+
+echo "== gateway"
+install gateway dependencies --constraint constraints.txt .
+stage gateway services.gateway.server deploy.setup deploy.store_setup services.client.cli
+if "$python" -I -c 'import torch' 2>/dev/null; then echo "torch is there" >&2; exit 1; fi
+test -f "$(cd "$work" && "$python" -I -c 'import deploy; print(*deploy.__path__)')/nats/roles.conf"
+
+echo "== worker"
+install worker dependencies "torch==$torch"
+install worker dependencies --constraint constraints.txt '.[worker]'
+stage worker services.tokenizer_worker.stage services.tokenizer_worker.native \
+  services.codec_worker.stage services.codec_worker.native
+
+du -sm "$work/gateway" "$work/worker" "$work/code" | sed "s|$work/||"

@@ -92,7 +92,8 @@ def test_the_two_workers_of_a_gpu_share_it_and_its_lock(services: dict[str, Any]
     assert (device["driver"], len(device["device_ids"])) == ("nvidia", 1)
     assert {name for name, service in services.items() if "deploy" in service} == {"tokenizer", "codec"}
     for role in ("tokenizer", "codec"):
-        assert services[f"{role}-cpu"]["environment"] == services[role]["environment"]
+        # One name for the CPU, or each takes the other's turn for another device's.
+        assert services[f"{role}-cpu"]["environment"] == services[role]["environment"] | {"HEARTMULA_GPU_ID": "cpu"}
         assert (services[role]["profiles"], services[f"{role}-cpu"]["profiles"]) == (["gpu"], ["cpu"])
 
 
@@ -132,6 +133,17 @@ def test_secrets_are_made_once_and_are_all_that_compose_asks_for(services: dict[
     before = file.read_bytes()
     subprocess.run(command, check=True, capture_output=True)
     assert file.read_bytes() == before
+
+
+def test_nats_reads_the_passwords_that_are_made(services: dict[str, Any], tmp_path: Path) -> None:
+    shutil.copytree(DEPLOY / "docker", tmp_path / "docker")
+    subprocess.run([str(tmp_path / "docker" / "env.sh")], check=True, capture_output=True)
+    made = dict(line.split("=", 1) for line in (tmp_path / ".env").read_text().splitlines())
+    given = {name: SECRET.sub(lambda m: made[m[1]], value) for name, value in services["nats"]["environment"].items()}
+    config = DEPLOY / "nats" / "nats.conf"
+    nats_server = Path(sys.executable).with_name("nats-server")
+    run = subprocess.run([nats_server, "-t", "-c", config], env=given, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
 
 
 async def test_the_store_is_prepared_and_again(tmp_path: Path) -> None:
