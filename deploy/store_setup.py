@@ -17,7 +17,7 @@ import urllib3
 from minio import Minio
 from minio.commonconfig import ENABLED, Filter
 from minio.credentials.providers import StaticProvider
-from minio.error import MinioException
+from minio.error import MinioAdminException, MinioException
 from minio.lifecycleconfig import Expiration, LifecycleConfig, Rule
 from minio.minioadmin import MinioAdmin
 
@@ -76,7 +76,7 @@ def add_users(admin: MinioAdmin, bucket: str, passwords: dict[str, str]) -> None
         admin.policy_set(user, user=user)
 
 
-def main() -> int:
+def main(patience: float = _PATIENCE) -> int:
     """0 when everything is there, 1 when the server does not do as asked, 2 when a variable is missing."""
     try:
         endpoint, user, root, service, reader = (
@@ -93,13 +93,13 @@ def main() -> int:
     admin = MinioAdmin(
         endpoint=address, credentials=StaticProvider(user, root), region="us-east-1", secure=secure, http_client=pool
     )
-    deadline = time.monotonic() + _PATIENCE
+    deadline = time.monotonic() + patience
     while True:
         try:
             prepare(client, bucket)
             add_users(admin, bucket, {"heartmula": service, "reader": reader})
             return 0
-        except (MinioException, urllib3.exceptions.HTTPError) as error:
+        except (MinioException, MinioAdminException, urllib3.exceptions.HTTPError) as error:
             if time.monotonic() > deadline:
                 print(f"error: {endpoint} does not do as asked: {error}", file=sys.stderr)
                 return 1

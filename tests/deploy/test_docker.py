@@ -1,5 +1,6 @@
 """The container files, as far as they can be checked without an engine that runs them."""
 
+import asyncio
 import os
 import re
 import shutil
@@ -14,7 +15,7 @@ import yaml
 from minio import Minio
 
 from deploy.local.servers import S3Server, free_port, s3_server
-from deploy.store_setup import prepare
+from deploy.store_setup import main, prepare
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -155,3 +156,22 @@ async def test_the_store_is_prepared_and_again(tmp_path: Path) -> None:
         config = client.get_bucket_lifecycle(bucket_name="songs")
         assert config is not None
         assert [rule.rule_filter.prefix for rule in config.rules if rule.rule_filter] == ["tokens/"]
+
+
+async def test_a_store_that_makes_no_users_is_tried_again_and_then_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The server of the tests has no admin interface; MinIO's refuses for a moment after its start."""
+    async with s3_server(tmp_path, free_port(S3Server.ports), "root", "secretsecret") as server:
+        given = {"ENDPOINT": server.url, "ROOT_USER": "root", "ROOT_PASSWORD": "secretsecret"}
+        for name, value in (given | {"SERVICE_PASSWORD": "p" * 20, "READER_PASSWORD": "q" * 20}).items():
+            monkeypatch.setenv(f"S3_{name}", value)
+        assert await asyncio.to_thread(main, 1.0) == 1
+        assert f"{server.url} does not do as asked" in capsys.readouterr().err
+
+
+def test_secrets_stay_out_of_git() -> None:
+    run = subprocess.run(
+        ["git", "check-ignore", "deploy/.env", "deploy/.env.new"], cwd=ROOT, capture_output=True, check=False
+    )
+    assert run.stdout.split() == [b"deploy/.env", b"deploy/.env.new"]
