@@ -1,4 +1,4 @@
-"""The Kubernetes manifests, as far as they can be checked without a cluster: built by kubectl, held against its schemas."""
+"""The Kubernetes manifests, as far as they can be checked without a cluster: built by kubectl, held against schemas."""
 
 import base64
 import re
@@ -400,5 +400,5 @@ def test_secrets_and_overlays_of_ones_own_are_not_committed() -> None:
     for name in names:
         run = subprocess.run(["git", "check-ignore", "-q", KUBERNETES / name], cwd=ROOT, check=False)
         assert run.returncode == 0, name
-    shown = subprocess.run(["git", "check-ignore", *KUBERNETES.rglob("*.example")], cwd=ROOT, check=False)
+    shown = subprocess.run(["git", "check-ignore", *map(str, KUBERNETES.rglob("*.example"))], cwd=ROOT, check=False)
     assert shown.returncode == 1
