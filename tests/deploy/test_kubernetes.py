@@ -13,7 +13,6 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from deploy.local.servers import free_port
 from shared.settings import Settings
 from shared.topology import DEC, TOK, consumers
 
@@ -376,9 +375,10 @@ def test_nats_starts_with_the_roles_and_passwords_it_is_given(
         {"name": name} | (value if isinstance(value, dict) else {"value": value})
         for name, value in values["container"]["env"].items()
     ]
-    command = [program("nats-server"), "-t", "-c", config, "-p", str(free_port())]
     environ = environment(objects, {"env": variables})
-    run = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+    run = subprocess.run(
+        [program("nats-server"), "-t", "-c", config], env=environ, capture_output=True, text=True, check=False
+    )
     assert run.returncode == 0, run.stderr
 
 
@@ -400,5 +400,6 @@ def test_secrets_and_overlays_of_ones_own_are_not_committed() -> None:
     for name in names:
         run = subprocess.run(["git", "check-ignore", "-q", KUBERNETES / name], cwd=ROOT, check=False)
         assert run.returncode == 0, name
-    shown = subprocess.run(["git", "check-ignore", *map(str, KUBERNETES.rglob("*.example"))], cwd=ROOT, check=False)
+    templates = [str(path) for path in KUBERNETES.rglob("*.example")]
+    shown = subprocess.run(["git", "check-ignore", *templates], cwd=ROOT, check=False)
     assert shown.returncode == 1
