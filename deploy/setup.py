@@ -9,6 +9,7 @@ import sys
 import time
 
 from shared.errors import ConfigError, HeartMulaError, Unavailable
+from shared.process import configure_logging
 from shared.settings import Settings
 from shared.topology import bootstrap, connect
 
@@ -41,7 +42,7 @@ def main() -> int:
         settings = Settings.load()
         if not settings.nats_url:
             raise ConfigError("HEARTMULA_NATS_URL is not set; `make run` does all this for the embedded server")
-        logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)-7s %(name)s: %(message)s")
+        configure_logging(settings)
         asyncio.run(set_up(settings))
     except HeartMulaError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -13,6 +13,8 @@ class Rate:
         self._frames = 0.0
         self._seconds = 0.0
         self.song_frames: float | None = None  # mean length of the latest songs
+        self.all_frames = 0  # since the start
+        self.all_seconds = 0.0  # of work on them
 
     @property
     def per_second(self) -> float | None:
@@ -25,6 +27,8 @@ class Rate:
         keep = max(0.0, 1 - seconds / _MEMORY)
         self._frames = self._frames * keep + frames
         self._seconds = self._seconds * keep + seconds
+        self.all_frames += frames
+        self.all_seconds += seconds
 
     def song(self, frames: int) -> None:
         """Count a finished song."""

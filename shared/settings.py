@@ -260,6 +260,13 @@ class Settings:
     s3_secret_key: str = _setting("HEARTMULA_S3_SECRET_KEY", _text, "", "credentials of your own S3 store")
     s3_bucket: str = _setting("HEARTMULA_S3_BUCKET", _text, "heartmula", "bucket for tokens and audio")
     s3_region: str = _setting("HEARTMULA_S3_REGION", _text, "us-east-1", "region of the S3 store")
+    log_format: str = _setting(
+        "HEARTMULA_LOG_FORMAT", _choice("text", "json"), "text", "lines for people, or a JSON object a line"
+    )
+    metrics_port: int = _setting(
+        "HEARTMULA_METRICS_PORT", _integer(0, 65535), 0, "where a worker serves its figures; 0: nowhere"
+    )
+    metrics_host: str = _setting("HEARTMULA_METRICS_HOST", _text, "127.0.0.1", "on which address")
     log_level: str = _setting(
         "HEARTMULA_LOG_LEVEL", _choice("debug", "info", "warning", "error"), "info", "debug, info, warning or error"
     )

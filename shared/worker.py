@@ -41,6 +41,7 @@ from shared.settings import Settings, host_name
 from shared.stage import Stage
 from shared.tasks import end
 from shared.topology import WORKER_TTL, WORKERS, ack_wait, cancel_subject, connect, require
+from shared.worker_metrics import WorkerMetrics, timed
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +78,8 @@ class Worker:
         self.inbox: Inbox
         self.nc: Client
         self.executor = ThreadPoolExecutor(1, thread_name_prefix="engine")
+        self.metrics = WorkerMetrics(stage.role)
+        self.metrics.watch(lambda: stage.rate.all_frames, lambda: stage.rate.all_seconds)
         self._policy = TurnPolicy(settings.turn_seconds)
         self._draining = threading.Event()
         self._drained_at = 0.0
@@ -100,6 +103,8 @@ class Worker:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.drain)
+        if self.settings.metrics_port:
+            self.metrics.serve(self.settings.metrics_host, self.settings.metrics_port)
         await self._connect()
         try:
             began = time.monotonic()
@@ -272,9 +277,11 @@ class Worker:
 
     async def _take_turn(self) -> None:
         plan = PLANS[self.stage.role]
-        held = await self._acquire()
+        with timed(self.metrics.wait):
+            held = await self._acquire()
         if held is None:
             return
+        began = time.monotonic()
         turn = self._turn = Turn(held, self.stage.role, self.ledger)
         self._since = time.time()
         self._trouble = None
@@ -302,6 +309,7 @@ class Worker:
             self.memory.enter(plan.leave)
         finally:
             await self._leave(held)
+            self.metrics.turn.observe(time.monotonic() - began)
 
     async def _work_off(self, turn: Turn, held: Held, first: Delivery) -> None:
         """Work on songs until the policy says that the turn is over; then nothing of any song is on the device."""
@@ -401,7 +409,8 @@ class Worker:
         if not self._resident:
             turn.place_weights(self.stage.label, self.stage.weight_bytes)
             try:
-                await self.in_engine(self.stage.to_device)
+                with timed(self.metrics.load):
+                    await self.in_engine(self.stage.to_device)
             except BaseException:
                 self.ledger.clear()
                 raise
@@ -414,7 +423,8 @@ class Worker:
         """
         try:
             if self._resident and self.settings.sequential_offload and self._broken is None:
-                await self.in_engine(self.stage.to_host)
+                with timed(self.metrics.unload):
+                    await self.in_engine(self.stage.to_host)
                 self._resident = False
                 self.ledger.clear()
         except Exception as error:
@@ -433,16 +443,20 @@ class Worker:
         """One song, to whatever end; its message is settled."""
         job_id = delivery.job.job_id
         began = time.monotonic()
+        outcome = "failed"
+        if delivery.message.metadata.num_delivered > 1:
+            self.metrics.redeliveries.inc()
         try:
             await self.stage.work(delivery, self)
             await self.insist(delivery.message.ack_sync)
+            outcome = "done"
             log.info("%s: %s done in %.2f s", job_id, self.stage.status, time.monotonic() - began)
         except (JobStopped, JobConflict) as reason:
+            outcome = "stopped"
             log.info("%s: stopped, %s", job_id, reason)
             await self._clear_away(delivery)
-        except Paused:
-            await self.inbox.give_back(delivery)
-        except LeaseLost:
+        except (Paused, LeaseLost):
+            outcome = "handed_back"
             await self.inbox.give_back(delivery)
         except DeviceBroken as error:
             self._broken = error
@@ -468,6 +482,7 @@ class Worker:
         except Exception as error:
             await self.inbox.retry_or_fail(delivery, error)
         finally:
+            self.metrics.attempts[outcome].inc()
             delivery.off_device.set()
             await delivery.close()
 

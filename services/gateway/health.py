@@ -3,11 +3,13 @@
 import asyncio
 import math
 import time
+from datetime import UTC, datetime
 from typing import Literal
 
 import msgspec
 import nats
 from nats.aio.client import Client
+from nats.js.api import StreamState
 from nats.js.errors import APIError, NotFoundError
 
 from services.gateway.diagnosis import diagnose
@@ -61,6 +63,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     object_store: Server
     workers: list[WorkerStatus]
     queue: QueueDepth
+    ages: dict[str, float] = {}  # seconds that the oldest song of each queue has been in it
     decode_full: bool  # no more tokens are made until some were decoded
 
     @property
@@ -111,23 +114,45 @@ class Health:
                 raise Unavailable("s3", found.error or "the object store does not answer")
 
     async def _probe(self) -> Snapshot:
-        (server, queue, full), store, workers = await asyncio.gather(
+        (server, queue, full, ages), store, workers = await asyncio.gather(
             self._probe_nats(), self._probe_store(), self._workers.live()
         )
         return Snapshot(
-            taken=time.monotonic(), nats=server, object_store=store, workers=workers, queue=queue, decode_full=full
+            taken=time.monotonic(),
+            nats=server,
+            object_store=store,
+            workers=workers,
+            queue=queue,
+            decode_full=full,
+            ages=ages,
         )
 
-    async def _probe_nats(self) -> tuple[Server, QueueDepth, bool]:
+    async def _probe_nats(self) -> tuple[Server, QueueDepth, bool, dict[str, float]]:
         try:
             async with asyncio.timeout(PROBE_SECONDS):
                 tok, dec = await asyncio.gather(self._js.stream_info(TOK), self._js.stream_info(DEC))
+                ages = {"tokens": await self._age(TOK, tok.state), "decode": await self._age(DEC, dec.state)}
         except NotFoundError:
-            return Server(ok=False, error="the queues are missing: restart the gateway"), QueueDepth(), False
+            return (
+                Server(ok=False, error="the queues are missing: run `python -m deploy.setup`"),
+                QueueDepth(),
+                False,
+                {},
+            )
         except (nats.errors.Error, APIError, TimeoutError, OSError) as error:
-            return Server(ok=False, error=f"NATS does not answer: {_why(error)}"), QueueDepth(), False
+            return Server(ok=False, error=f"NATS does not answer: {_why(error)}"), QueueDepth(), False, {}
         depth = QueueDepth(tokens=tok.state.messages, decode=dec.state.messages)
-        return Server(ok=True), depth, dec.state.messages >= (dec.config.max_msgs or math.inf)
+        return Server(ok=True), depth, dec.state.messages >= (dec.config.max_msgs or math.inf), ages
+
+    async def _age(self, stream: str, state: StreamState) -> float:
+        """Seconds since the oldest message of a queue came; 0 where there is none."""
+        if not state.messages:
+            return 0.0
+        try:
+            oldest = await self._js.get_msg(stream, seq=state.first_seq)
+        except NotFoundError:  # taken out meanwhile
+            return 0.0
+        return max(0.0, (datetime.now(UTC) - oldest.time).total_seconds()) if oldest.time else 0.0
 
     async def _probe_store(self) -> Server:
         # A store that hangs must not be asked again and again: each question keeps one of the client's threads.

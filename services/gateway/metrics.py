@@ -1,8 +1,11 @@
 """Figures for Prometheus. Labels are roles, devices and live workers: there are few of them, and no song is one."""
 
+import time
 from collections.abc import Iterable
+from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, ProcessCollector
+from litestar.types import ASGIApp, Message, Receive, Send
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -11,6 +14,7 @@ from services.gateway.health import Snapshot
 from services.gateway.sweeper import Sweeper
 from shared.messages import WorkerStatus
 
+_METHODS = {"GET", "HEAD", "POST", "DELETE", "OPTIONS"}
 _WORKER = ["role", "instance", "device"]
 
 
@@ -36,8 +40,41 @@ class Metrics:
             ["outcome"],
             registry=self._registry,
         )
+        self._requests = Histogram(
+            "heartmula_http_request_seconds",
+            "Until an answer began, by route, method and status",
+            ["route", "method", "status"],
+            registry=self._registry,
+        )
+        self._sockets = Gauge("heartmula_websockets", "Open websockets", registry=self._registry)
         self._seen = _Seen(sweeper)
         self._registry.register(self._seen)
+
+    def measured(self, app: ASGIApp) -> ASGIApp:
+        """The application, with its requests and websockets counted."""
+
+        async def measure(scope: Any, receive: Receive, send: Send) -> None:
+            if scope["type"] == "websocket":
+                with self._sockets.track_inprogress():
+                    await app(scope, receive, send)
+                return
+            if scope["type"] != "http":
+                await app(scope, receive, send)
+                return
+            began = time.monotonic()
+
+            async def note(message: Message) -> None:
+                if message["type"] == "http.response.start":
+                    # Templates and Litestar's own methods alone: what clients make up is no label.
+                    route = scope.get("path_template") or "none"
+                    method = scope["method"] if scope["method"] in _METHODS else "other"
+                    seconds = time.monotonic() - began
+                    self._requests.labels(route, method, str(message["status"])).observe(seconds)
+                await send(message)
+
+            await app(scope, receive, note)
+
+        return measure
 
     def text(self, snapshot: Snapshot, accept: str) -> tuple[bytes, str]:
         """All figures and their media type, as an Accept header wants them."""
@@ -83,6 +120,12 @@ def _house(snapshot: Snapshot) -> Iterable[Metric]:
         if depth is not None:
             queued.add_metric([queue], depth)
     yield queued
+    oldest = GaugeMetricFamily(
+        "heartmula_queue_oldest_seconds", "Since the oldest song in a queue came, or came back", labels=["queue"]
+    )
+    for name, seconds in snapshot.ages.items():
+        oldest.add_metric([name], seconds)
+    yield oldest
     live = GaugeMetricFamily("heartmula_workers", "Live workers", labels=["role"])
     for role in ("tokenizer", "codec"):
         live.add_metric([role], sum(worker.role == role for worker in snapshot.workers))

@@ -24,7 +24,7 @@ class GatewayServer(uvicorn.Server):
         self._gateway, settings = gateway, gateway.settings
         super().__init__(
             uvicorn.Config(
-                create_app(gateway),
+                gateway.metrics.measured(create_app(gateway)),
                 host=settings.host,
                 port=settings.port,
                 log_config=None,

@@ -1,0 +1,74 @@
+"""A worker's figures for Prometheus, served by itself where `HEARTMULA_METRICS_PORT` is set. No song is a label."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, start_http_server
+
+from shared.errors import ConfigError
+
+_SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 60, 120, 300, 900)  # moves take parts of a second, turns minutes
+
+
+class WorkerMetrics:
+    """What one worker counts."""
+
+    def __init__(self, role: str) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        attempts = Counter(
+            "heartmula_worker_attempts",
+            "Songs that were worked on, by how that ended: done, stopped (cancelled, or another worker has it), "
+            "handed_back, failed",
+            ["role", "outcome"],
+            registry=self.registry,
+        )
+        self.attempts = {name: attempts.labels(role, name) for name in ("done", "stopped", "handed_back", "failed")}
+        self.redeliveries = Counter(
+            "heartmula_worker_redeliveries",
+            "Messages that came for the second time or more",
+            ["role"],
+            registry=self.registry,
+        ).labels(role)
+        self._frames = Gauge(
+            "heartmula_worker_frames", "Frames (80 ms of music) made since the start", ["role"], registry=self.registry
+        )
+        self._work = Gauge(
+            "heartmula_worker_work_seconds",
+            "Time spent on these frames; frames * 0.08 divided by it is the real-time factor",
+            ["role"],
+            registry=self.registry,
+        )
+        self._role = role
+        self.turn = self._histogram("turn", "How long a worker had the device")
+        self.wait = self._histogram("lease_wait", "How long a worker waited for the device")
+        self.load = self._histogram("load", "How long a model took to move onto the device")
+        self.unload = self._histogram("unload", "How long a model took to leave the device")
+
+    def _histogram(self, name: str, words: str) -> Histogram:
+        return Histogram(
+            f"heartmula_worker_{name}_seconds", words, ["role"], buckets=_SECONDS, registry=self.registry
+        ).labels(self._role)
+
+    def watch(self, frames: Callable[[], float], seconds: Callable[[], float]) -> None:
+        """Take frames and the time spent on them from wherever they are counted."""
+        self._frames.labels(self._role).set_function(frames)
+        self._work.labels(self._role).set_function(seconds)
+
+    def serve(self, host: str, port: int) -> None:
+        """Answer any path, from a thread of its own. Raises `ConfigError`."""
+        try:
+            start_http_server(port, host, self.registry)
+        except OSError as error:
+            raise ConfigError(f"HEARTMULA_METRICS_PORT: {host}:{port} cannot be used: {error.strerror}") from None
+
+
+@contextmanager
+def timed(histogram: Histogram) -> Iterator[None]:
+    """Observe how long something took, however it ended."""
+    began = time.monotonic()
+    try:
+        yield
+    finally:
+        histogram.observe(time.monotonic() - began)

@@ -1,0 +1,65 @@
+"""The dashboard and the alerts ask for figures that there are."""
+
+import json
+import re
+import shutil
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from deploy.local.servers import free_port
+from shared.settings import Settings
+from tests.integration.flow import open_flow
+from tests.integration.gateway_fixtures import eventually, open_house
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+RULES = DEPLOY / "prometheus" / "alerts.yml"
+
+
+def rules() -> list[dict[str, Any]]:
+    (group,) = yaml.safe_load(RULES.read_text())["groups"]
+    found: list[dict[str, Any]] = group["rules"]
+    return found
+
+
+async def test_every_figure_that_is_asked_for_is_told(settings: Settings) -> None:
+    dashboard = json.loads((DEPLOY / "grafana" / "heartmula.json").read_text())
+    asked = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    names = {
+        name for expr in [*asked, *(rule["expr"] for rule in rules())] for name in re.findall(r"heartmula_\w+", expr)
+    }
+    async with open_house(settings, settings.data_dir) as house, open_flow(settings) as flow:
+        flow.settings = replace(settings, metrics_port=(port := free_port()))
+        await flow.worker("tokenizer")
+        flow.settings = settings
+        await flow.worker("codec")
+        job_id = await house.submit()
+        await flow.ended(job_id)
+        await house.http.get("/nothing")
+
+        async def all_there() -> bool:
+            async with httpx.AsyncClient(trust_env=False) as http:
+                urls = (f"{house.base}/metrics", f"http://127.0.0.1:{port}/metrics")
+                told = "\n".join([(await http.get(url)).text for url in urls])
+            return names <= set(re.findall(r"^(?:# TYPE )?(heartmula_\w+)", told, re.MULTILINE))
+
+        await eventually(all_there, "figures that nobody tells")
+
+
+def test_every_alert_says_how_bad_it_is_and_what_it_is() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+    for rule in rules():
+        assert rule["labels"]["severity"] in ("critical", "warning")
+        assert rule["annotations"]["summary"]
+        assert f"`{rule['alert']}`" in text
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool (Debian: prometheus) is missing")
+def test_the_rules_are_valid() -> None:
+    run = subprocess.run(["promtool", "check", "rules", RULES], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr

@@ -1,0 +1,112 @@
+"""What workers tell of their work: figures and logs."""
+
+import asyncio
+import json
+import sys
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+
+import httpx
+import pytest
+import websockets
+from prometheus_client.parser import text_string_to_metric_families
+
+from deploy.local.servers import free_port
+from shared.settings import Settings
+from tests.integration.flow import PATIENCE, environment, open_flow
+from tests.integration.gateway_fixtures import SONG, eventually, open_house
+
+WORD = "zanzibarometer"  # in the lyrics, and in nothing else
+
+
+async def figures(port: int) -> dict[str, float]:
+    async with httpx.AsyncClient(trust_env=False) as http:
+        text = (await http.get(f"http://127.0.0.1:{port}/metrics")).text
+    return {
+        " ".join([sample.name, *(f"{k}={v}" for k, v in sorted(sample.labels.items()) if k != "role")]): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+async def test_workers_count_what_they_do(settings: Settings) -> None:
+    ports = {"tokenizer": free_port(), "codec": free_port()}
+    async with open_flow(settings) as flow:
+        for role, port in ports.items():
+            flow.settings = replace(settings, metrics_port=port)
+            await flow.worker(role)  # type: ignore[arg-type]
+        job_id = await flow.submit(seconds=4)
+        await flow.ended(job_id)
+
+        async def done() -> bool:
+            found = [await figures(port) for port in ports.values()]
+            return all(item["heartmula_worker_attempts_total outcome=done"] >= 1 for item in found)
+
+        await eventually(done, "no worker counts the song")
+        for port in ports.values():
+            found = await figures(port)
+            assert found["heartmula_worker_frames"] >= 50
+            assert found["heartmula_worker_work_seconds"] > 0
+            assert found["heartmula_worker_lease_wait_seconds_count"] >= 1
+            assert found["heartmula_worker_load_seconds_count"] >= 1
+            assert found["heartmula_worker_redeliveries_total"] == 0
+            assert found["process_resident_memory_bytes"] > 0
+            assert not any(job_id in name for name in found)
+
+
+async def test_requests_sockets_and_waiting_songs_are_counted(settings: Settings) -> None:
+    async with open_house(settings, settings.data_dir) as house:
+        job_id = await house.submit()
+        assert (await house.http.get("/nothing/here")).status_code == 404
+        assert (await house.http.request("BREW", "/generate")).status_code >= 400
+        url = f"{house.base.replace('http', 'ws', 1)}/generate/{job_id}/events"
+        async with websockets.connect(url, proxy=None):
+            text = (await house.http.get("/metrics")).text
+        found = {
+            (sample.name, *sorted(sample.labels.items())): sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+        }
+        posted = (("method", "POST"), ("route", "/generate"), ("status", "202"))
+        assert found[("heartmula_http_request_seconds_count", *posted)] == 1
+        assert found[("heartmula_websockets",)] == 1
+        assert 0 < found[("heartmula_queue_oldest_seconds", ("queue", "tokens"))] < PATIENCE
+        assert found[("heartmula_queue_oldest_seconds", ("queue", "decode"))] == 0
+        assert "here" not in text
+        assert "BREW" not in text
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+async def test_logs_tell_of_songs_and_never_what_they_say(settings: Settings, tmp_path: Path, form: str) -> None:
+    settings = replace(settings, log_format=form, log_level="debug", output_path=None)
+    logs = {role: tmp_path / f"{role}.log" for role in ("tokenizer", "codec")}
+    async with open_house(settings, tmp_path) as house:
+        workers = []
+        for role, log in logs.items():
+            with log.open("wb") as out:
+                workers.append(
+                    await asyncio.create_subprocess_exec(
+                        *(sys.executable, "-m", f"services.{role}_worker"),
+                        env=environment(settings, role),  # type: ignore[arg-type]
+                        stderr=out,
+                    )
+                )
+        song = SONG | {"lyrics": f"[Verse]\n{WORD}", "tags": f"pop,{WORD}", "title": WORD}
+        job_id = (await house.http.post("/generate", json=song)).json()["job_id"]
+
+        async def completed() -> bool:
+            return bool((await house.http.get(f"/generate/{job_id}/status")).json()["status"] == "completed")
+
+        await eventually(completed, "the song is not made")
+        for process in workers:
+            process.terminate()
+            await process.wait()
+    for log in (house.log, *logs.values()):
+        text = log.read_text()
+        assert job_id in text
+        assert WORD not in text
+        if form == "json":
+            lines = [json.loads(line) for line in text.splitlines()]
+            assert all(datetime.fromisoformat(line["time"]).tzinfo for line in lines)
+            assert any(line.get("job_id") == job_id and line["level"] == "info" for line in lines)
