@@ -132,7 +132,7 @@ def test_every_process_starts_with_the_settings_it_is_given(objects: list[Object
     users = {"setup": "bootstrap", "gateway": "gateway", "tokenizer": "tokenizer", "codec": "codec"}
     for name, container in containers(objects).items():
         environ = environment(objects, container)
-        settings = Settings.load({k: v for k, v in environ.items() if not k.startswith("HEARTMULA_METRICS_")})
+        settings = Settings.load(environ)
         assert settings.nats_url == f"nats://{users[name]}:change-me@nats:4222"
         if name == "setup":
             assert settings.nats_replicas == 3
