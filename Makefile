@@ -30,7 +30,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/pip || $(PYTHON) -m venv --clear .venv || { \
 		$(PYTHON) -m venv --clear --without-pip .venv && $(PYTHON) -m pip --python $(BIN)/python install pip; }
 	$(BIN)/python -m pip install --quiet torch==$(TORCH)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[worker,local,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[worker,otel,local,dev]'
 	@touch $@
 
 run: install

@@ -16,6 +16,7 @@ from nats.js.errors import APIError
 from shared.errors import QueueFull, Unavailable
 from shared.messages import DecodeJob, Job, Role, TokenJob
 from shared.topology import decode_subject, token_subject, work_subject
+from shared.tracing import carried
 
 _STREAM_FULL = 10077
 
@@ -39,7 +40,7 @@ async def queue_group(nc: Client, jobs: Sequence[Job]) -> list[int] | None:
         for number, job in enumerate(jobs, 1):
             subject = token_subject(job.request.priority, job.job_id)
             data = msgspec.json.encode(TokenJob(job_id=job.job_id, tenant=job.tenant))
-            headers = {"Nats-Batch-Id": batch, "Nats-Batch-Sequence": str(number)}
+            headers = {"Nats-Batch-Id": batch, "Nats-Batch-Sequence": str(number)} | carried()
             if number < len(jobs):
                 await nc.publish(subject, data, headers=headers)
             else:
@@ -65,7 +66,7 @@ async def queue_decode(nc: Client, job: Job, tokens_key: str, frames: int) -> Pu
 async def _publish(nc: Client, role: Role, subject: str, order: TokenJob | DecodeJob) -> PubAck | None:
     # An id of its own: a song may come into the same queue again, within the window in which the server drops
     # repetitions of an id.
-    headers = {"Nats-Msg-Id": f"{order.job_id}:{secrets.token_hex(4)}"}
+    headers = {"Nats-Msg-Id": f"{order.job_id}:{secrets.token_hex(4)}"} | carried()
     try:
         ack = await nc.jetstream().publish(subject, msgspec.json.encode(order), headers=headers)
         await nc.publish(work_subject(role))

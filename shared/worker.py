@@ -23,6 +23,7 @@ from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 from nats.js.errors import APIError
 
+from shared import tracing
 from shared.delivery import Delivery, JobStopped, Paused
 from shared.device import DeviceLedger
 from shared.errors import DeviceBroken, DeviceFull, JobConflict, LeaseLost, SongError, TokensLost, Unavailable
@@ -41,6 +42,7 @@ from shared.settings import Settings, host_name
 from shared.stage import Stage
 from shared.tasks import end
 from shared.topology import WORKER_TTL, WORKERS, ack_wait, cancel_subject, connect, require
+from shared.tracing import span, waited
 from shared.worker_metrics import WorkerMetrics, timed
 
 log = logging.getLogger(__name__)
@@ -103,6 +105,7 @@ class Worker:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.drain)
+        tracing.start(f"heartmula-{self.stage.role}")
         if self.settings.metrics_port:
             self.metrics.serve(self.settings.metrics_host, self.settings.metrics_port)
         await self._connect()
@@ -446,8 +449,11 @@ class Worker:
         outcome = "failed"
         if delivery.message.metadata.num_delivered > 1:
             self.metrics.redeliveries.inc()
+        headers = delivery.message.headers
+        waited("wait", headers, delivery.message.metadata.timestamp)
         try:
-            await self.stage.work(delivery, self)
+            with span(self.stage.status, headers, job_id=job_id):
+                await self.stage.work(delivery, self)
             await self.insist(delivery.message.ack_sync)
             outcome = "done"
             log.info("%s: %s done in %.2f s", job_id, self.stage.status, time.monotonic() - began)

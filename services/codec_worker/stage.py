@@ -25,6 +25,7 @@ from shared.scratch import clear_scratch, scratch_folder
 from shared.settings import Settings
 from shared.tokens import unpack
 from shared.topology import DEC, DEC_CONSUMER
+from shared.tracing import span
 from shared.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -94,8 +95,9 @@ class DecodeStage:
                 Stage(job_id=job.job_id, status="decoding", progress=DECODING_END, stage="storing", phase=phase)
             )
             key = audio_key(job.job_id, delivery.turn.fence, job.request.format)
-            await worker.insist(lambda: worker.store.put_file(key, path, CONTENT_TYPES[job.request.format]))
-            await worker.insist(lambda: worker.store.put(peaks_key(key), peaks, PEAKS_TYPE))
+            with span("store audio"):
+                await worker.insist(lambda: worker.store.put_file(key, path, CONTENT_TYPES[job.request.format]))
+                await worker.insist(lambda: worker.store.put(peaks_key(key), peaks, PEAKS_TYPE))
             if self._output is not None:
                 await asyncio.to_thread(_copy, path, self._output)
             size = path.stat().st_size

@@ -11,6 +11,7 @@ import uvicorn
 from services.gateway.app import create_app
 from services.gateway.connection import Connection
 from services.gateway.gateway import Gateway
+from shared import tracing
 from shared.errors import ConfigError
 from shared.settings import Settings
 
@@ -56,6 +57,7 @@ class GatewayServer(uvicorn.Server):
 async def serve(settings: Settings) -> None:
     """Run the gateway until SIGTERM or SIGINT. Raises `ConfigError` or `Unavailable` when it cannot begin."""
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)  # it has a line for every connection
+    tracing.start("heartmula-gateway")
     gateway = await Gateway.open(settings)
     try:
         server = GatewayServer(gateway)

@@ -29,6 +29,7 @@ from shared.jobs import JobStore
 from shared.messages import MAX_SEED, GenerateRequest, Job, Queued, Status
 from shared.queues import queue_group, queue_tokens
 from shared.topology import TOK, token_subject
+from shared.tracing import span
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +103,8 @@ class Submission:
         """
         try:
             async with self._access.turn(caller):
-                return await self._submit(caller, data, key)
+                with span("submit"):
+                    return await self._submit(caller, data, key)
         except Exception as error:
             found = refusal(error)
             self._metrics.refused.labels(found.kind).inc()

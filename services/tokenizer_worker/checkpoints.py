@@ -12,6 +12,7 @@ from shared.jobs import change
 from shared.messages import Job
 from shared.objects import tokens_key
 from shared.tokens import TokenMeta, pack, unpack
+from shared.tracing import span
 
 if TYPE_CHECKING:
     from shared.worker import Worker
@@ -74,7 +75,8 @@ class Checkpoints:
         async with self._writing:
             job = self._delivery.job
             meta = TokenMeta(job_id=job.job_id, model=self._model, seed=job.request.seed or 0, ended=ended)
-            await self._worker.store.put(self.key, pack(codes, meta))
+            with span("store tokens"):
+                await self._worker.store.put(self.key, pack(codes, meta))
         if not ended:
             await self.name()
 
