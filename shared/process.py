@@ -17,10 +17,10 @@ _SONG = re.compile(r"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}): ")
 
 
 class _JsonLines(logging.Formatter):
-    """A JSON object a line: `time` (RFC 3339), `level`, `logger`, `message`, `job_id` where it is about a song."""
+    """A JSON object a line: `time` (RFC 3339), `level`, `logger`, `message`; `job_id`, `role`, `phase` where known."""
 
     def format(self, record: logging.LogRecord) -> str:
-        said = {
+        said: dict[str, Any] = {
             "time": timestamp(record.created),
             "level": record.levelname.lower(),
             "logger": record.name,
@@ -28,9 +28,25 @@ class _JsonLines(logging.Formatter):
         }
         if found := _SONG.match(said["message"]):  # what is said of a song begins with its id
             said["job_id"] = found[1]
+        for name in ("role", "phase"):
+            if (value := getattr(record, name, None)) is not None:
+                said[name] = value
         if record.exc_info:
             said["error"] = self.formatException(record.exc_info)
         return msgspec.json.encode(said).decode()
+
+
+def tell_in_logs(**facts: Callable[[], object]) -> None:
+    """Note what holds at the moment with every record of this process."""
+    make = logging.getLogRecordFactory()
+
+    def noted(*args: Any, **kwargs: Any) -> logging.LogRecord:
+        record = make(*args, **kwargs)
+        for name, fact in facts.items():
+            setattr(record, name, fact())
+        return record
+
+    logging.setLogRecordFactory(noted)
 
 
 def configure_logging(settings: Settings) -> None:

@@ -38,6 +38,7 @@ from shared.messages import WorkerStatus
 from shared.objects import ObjectStore
 from shared.phases import PLANS, Turn
 from shared.policy import Decision, Situation, TurnPolicy
+from shared.process import tell_in_logs
 from shared.settings import Settings, host_name
 from shared.stage import Stage
 from shared.tasks import end
@@ -105,6 +106,7 @@ class Worker:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.drain)
+        tell_in_logs(role=lambda: self.stage.role, phase=lambda: self._turn.phase if self._turn else None)
         tracing.start(f"heartmula-{self.stage.role}")
         if self.settings.metrics_port:
             self.metrics.serve(self.settings.metrics_host, self.settings.metrics_port)
@@ -449,6 +451,7 @@ class Worker:
         outcome = "failed"
         if delivery.message.metadata.num_delivered > 1:
             self.metrics.redeliveries.inc()
+        log.info("%s: %s begins", job_id, self.stage.status)
         headers = delivery.message.headers
         waited("wait", headers, delivery.message.metadata.timestamp)
         try:

@@ -22,7 +22,7 @@ from shared.objects import peaks_key
 from shared.peaks import PeaksBody
 from shared.settings import Settings
 from shared.tokens import TokenMeta, pack
-from shared.topology import DEC, FAULTS, TOK, cancel_subject, decode_subject, purge_job, token_subject
+from shared.topology import DEC, FAULTS, TENANT, TOK, cancel_subject, decode_subject, purge_job, token_subject
 from tests.integration.flow import Flow, open_flow, overlaps
 
 SMALL = 60  # MB: room for either model of the trivial engine (40 and 30), not for both
@@ -421,3 +421,33 @@ async def test_a_record_of_a_newer_version_is_left_to_a_newer_worker(settings: S
             await flow.worker(role)
         assert (await flow.ended(await flow.submit(1))).status == "completed"
         assert (await flow.js.get_last_msg(TOK, f"jobs.tok.normal.{newer}")).data, "the song is lost"
+
+
+async def test_an_older_versions_record_and_message_are_read(settings: Settings) -> None:
+    """Without anything that came later, as the first version wrote them."""
+    async with open_flow(settings, "tokenizer", "codec") as flow:
+        job_id = str(uuid.uuid4())
+        request = {"lyrics": "la la", "tags": "pop", "max_duration_ms": 960, "seed": 3}
+        record = {"schema": 1, "job_id": job_id, "tenant": TENANT, "request": request, "created_at": time.time()}
+        await flow.js.publish(f"$KV.JOBS.{TENANT}.{job_id}", msgspec.json.encode(record))
+        await flow.js.publish(f"jobs.tok.normal.{job_id}", msgspec.json.encode({"job_id": job_id, "tenant": TENANT}))
+        assert (await flow.ended(job_id)).status == "completed"
+
+
+@pytest.mark.parametrize("newer", [{"schema": 99}, {"schema": 99, "job_id": ["a", "list"]}])
+async def test_a_message_of_a_newer_version_is_left_to_a_newer_worker(
+    settings: Settings, newer: dict[str, object]
+) -> None:
+    async with open_flow(settings) as flow:
+        job_id = await flow.submit(1)
+        message = await flow.js.get_last_msg(TOK, f"jobs.tok.normal.{job_id}")
+        await flow.js.delete_msg(TOK, message.seq or 0)
+        data = msgspec.json.decode(message.data or b"") | newer
+        await flow.js.publish(f"jobs.tok.normal.{job_id}", msgspec.json.encode(data))
+        for role in ("tokenizer", "codec"):
+            await flow.worker(role)
+        assert (await flow.ended(await flow.submit(1))).status == "completed"
+        assert (await flow.js.get_last_msg(TOK, f"jobs.tok.normal.{job_id}")).data, "the song is lost"
+        record = await flow.jobs.get(job_id)
+        assert record is not None
+        assert (record.status, record.attempts) == ("queued", 0)

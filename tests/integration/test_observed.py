@@ -109,4 +109,10 @@ async def test_logs_tell_of_songs_and_never_what_they_say(settings: Settings, tm
         if form == "json":
             lines = [json.loads(line) for line in text.splitlines()]
             assert all(datetime.fromisoformat(line["time"]).tzinfo for line in lines)
-            assert any(line.get("job_id") == job_id and line["level"] == "info" for line in lines)
+            of_song = [line for line in lines if line.get("job_id") == job_id]
+            assert any(line["level"] == "info" for line in of_song)
+            if log != house.log:
+                (role,) = (role for role, path in logs.items() if path == log)
+                assert all(line["role"] == role for line in of_song)
+                told = {line["phase"] for line in of_song if "phase" in line}
+                assert {"tokenizer": 1, "codec": 3}[role] in told
