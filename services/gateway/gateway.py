@@ -49,7 +49,7 @@ class Gateway:
         self.jobs, self.events = JobStore(self.js), EventPublisher(self.js)
         self.sweeper = Sweeper(nc, store, settings)
         self.metrics = Metrics(self.sweeper)
-        self.hub = Hub(nc, self.js, settings, self.metrics)
+        self.hub = Hub(nc, self.js, self.metrics)
         self.catalogue = Catalogue(nc, self.js)
         self.webhooks = Webhooks(nc, settings, self.metrics.webhooks)
         self.access = Access(settings.api_keys, self.catalogue)

@@ -19,7 +19,6 @@ from services.gateway.metrics import Metrics
 from services.gateway.ordered import ordered
 from shared.errors import Unavailable
 from shared.messages import Cancelled, CloudEvent, Completed, Failed, Progress
-from shared.settings import Settings
 from shared.tasks import end
 from shared.topology import EVENTS
 
@@ -113,8 +112,8 @@ class Mailbox:
 class Hub:
     """Follows the EVENTS stream with one consumer and fans out by song."""
 
-    def __init__(self, nc: Client, js: JetStreamContext, settings: Settings, metrics: Metrics) -> None:
-        self._nc, self._js, self._settings, self._metrics = nc, js, settings, metrics
+    def __init__(self, nc: Client, js: JetStreamContext, metrics: Metrics) -> None:
+        self._nc, self._js, self._metrics = nc, js, metrics
         self._last = 0  # sequence of the latest event seen
         self._mailboxes: dict[str, set[Mailbox]] = {}
         self._dismissed = False
