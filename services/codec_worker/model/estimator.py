@@ -41,10 +41,9 @@ def rope_table(head_dim: int) -> Tensor:
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:
-    """Rotate the pairs (2i, 2i+1) of ``x [rows, T, heads, h]``; fp32 inside, and in place where `x` is fp32."""
-    rotated = x.float()
-    torch.view_as_complex(rotated.view(*x.shape[:-1], -1, 2)).mul_(table)
-    return rotated.to(x.dtype)
+    """Rotate the pairs (2i, 2i+1) of ``x [rows, T, heads, h]``; fp32 inside."""
+    pairs = torch.view_as_complex(x.float().view(*x.shape[:-1], -1, 2))
+    return torch.view_as_real(pairs * table).flatten(-2).to(x.dtype)
 
 
 class Projection(nn.Module):
@@ -98,11 +97,11 @@ class Block(nn.Module):
         self.scale_shift_table = nn.Parameter(torch.empty(6, dim))
 
     def forward(self, x: Tensor, modulation: Tensor, table: Tensor) -> Tensor:
-        """``x [rows, T, D]`` fp32, changed in place; modulation ``[6, D]`` of this step, fp32."""
+        """``x [rows, T, D]`` fp32, unchanged in shape; modulation ``[6, D]`` of this step, fp32."""
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = self.scale_shift_table + modulation
-        x.addcmul_(gate, self._attend(self._norm(x, self.attn_norm, shift, scale), table))
+        x = x.addcmul(gate, self._attend(self._norm(x, self.attn_norm, shift, scale), table))
         h = self._norm(x, self.mlp_norm, mlp_shift, mlp_scale)
-        return x.addcmul_(mlp_gate, self.down(F.silu(self.gate(h), inplace=True).mul_(self.up(h))))
+        return x.addcmul(mlp_gate, self.down(F.silu(self.gate(h)).mul(self.up(h))))
 
     def _norm(self, x: Tensor, weight: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
         """RMSNorm(x) · (1 + scale) + shift, ready for a matrix."""

@@ -159,15 +159,18 @@ class ScalarDecoder(nn.Module):
         """
         stop = len(latents) if stop is None else stop
         carried = Carried() if carried is None else carried
-        first, *layers = self.decoder
+        first = self.decoder[0]
         assert isinstance(first, Convolution)
         side = first.reach // 2  # this one convolution looks ahead as far as it looks back
         low, high = max(0, start - side), min(len(latents), stop + side)
         x = latents[low:high].view(high - low, 2, -1).transpose(0, 1)  # [2, T, 128]
-        x = torch.round(LEVELS * x) / LEVELS
-        x = F.pad(x, (0, 0, side - (start - low), side - (high - stop)))
-        x = first.convolve(x)
+        return self.waveform(F.pad(x, (0, 0, side - (start - low), side - (high - stop))), carried)
+
+    def waveform(self, x: Tensor, carried: Carried) -> Tensor:
+        """Channels of latents and of two neighbours on each side, ``[rows, 2 + T + 2, 128]`` → ``[rows, samples]``."""
+        first, *layers = self.decoder
+        assert isinstance(first, Convolution)
+        x = first.convolve(torch.round(LEVELS * x) / LEVELS)
         for layer in layers:
             x = layer(x, carried)
-        waveform: Tensor = x[..., 0]
-        return waveform
+        return x[..., 0]

@@ -41,15 +41,15 @@ def load_weights(model: HeartCodec, folder: Path) -> None:
 
     Raises `ConfigError` with the checkpoint's name of a tensor that is missing, unexpected or of another shape.
     """
-    places = _places(model)
-    left = set(places)
+    known = places(model)
+    left = set(known)
     halves: dict[str, dict[str, Tensor]] = {}  # weight-normed tensors of which one half has been read
 
     def put(source: str, name: str, tensor: Tensor) -> None:
         if name not in left:
             raise ConfigError(f"{folder}: unexpected tensor {source}")
-        _check(folder, source, tensor, list(places[name].shape))
-        places[name].copy_(tensor)
+        _check(folder, source, tensor, list(known[name].shape))
+        known[name].copy_(tensor)
         left.discard(name)
 
     for source, tensor in tensors(folder):
@@ -72,9 +72,9 @@ def load_weights(model: HeartCodec, folder: Path) -> None:
         raise ConfigError(f"{folder}: {len(left)} tensors are missing, among them {min(left)}")
 
 
-def _places(model: HeartCodec) -> dict[str, Tensor]:
+def places(model: HeartCodec) -> dict[str, Tensor]:
     """The model's parameters under the checkpoint's names and in its shapes, weight norm folded."""
-    places: dict[str, Tensor] = {}
+    found: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
         place: Tensor = parameter
         if parameter.ndim == 3 and name != _CODEBOOKS:  # convolutions keep their inputs last
@@ -88,8 +88,8 @@ def _places(model: HeartCodec) -> dict[str, Tensor]:
         for part, place in parts.items():
             for pattern, official in _OFFICIAL:
                 part = re.sub(pattern, official, part)
-            places[part] = place
-    return places
+            found[part] = place
+    return found
 
 
 def _check(folder: Path, source: str, tensor: Tensor, shape: list[int]) -> None:

@@ -1,0 +1,46 @@
+"""``python -m ckpt.training train``, ``evaluate`` or ``example``; see README.md here."""
+
+from pathlib import Path
+
+import click
+
+DEMO, STATES = Path("ckpt/demo"), Path("data/training")
+
+
+@click.group()
+def main() -> None:
+    """Make, measure and play the demo checkpoint."""
+
+
+@main.command()
+@click.option("--seed", default=0, show_default=True)
+@click.option("--share", default=1.0, show_default=True, help="of the steps, to try things out")
+@click.option("--out", type=click.Path(path_type=Path), default=DEMO, show_default=True)
+@click.option("--states", type=click.Path(path_type=Path), default=STATES, show_default=True, help="to go on from")
+def train(seed: int, share: float, out: Path, states: Path) -> None:
+    """Train both networks and write the checkpoint. Interrupted, it goes on where it was when called again."""
+    from ckpt.training import codec, export, language
+
+    states.mkdir(parents=True, exist_ok=True)
+    sound = codec.train(round(share * codec.TRAINED_STEPS), states / f"codec-{seed}-{share:g}.pt", seed)
+    codec.fold(sound)
+    words = language.train(round(share * language.STEPS), states / f"language-{seed}-{share:g}.pt", seed)
+    export.write(out, words, sound)
+    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    click.echo(f"{out}: {size / 1e6:.1f} MB")
+
+
+@main.command()
+@click.option("--ckpt", type=click.Path(path_type=Path, exists=True), default=DEMO, show_default=True)
+@click.option("--songs", default=30, show_default=True)
+@click.option("--learnt", default=500, show_default=True, help="synthesised songs that the listener learns from")
+@click.option("--seed", default=1_000_000, show_default=True)
+def evaluate(ckpt: Path, songs: int, learnt: int, seed: int) -> None:
+    """Print how near the sound is to the synthesiser's, and how often tags and lyrics are followed."""
+    from ckpt.training.evaluate import evaluate as run
+
+    run(ckpt, count=songs, learnt=learnt, seed=seed)
+
+
+if __name__ == "__main__":
+    main()

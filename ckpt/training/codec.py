@@ -1,0 +1,169 @@
+"""The codec: a scalar decoder that is written down, and the training of the estimator that feeds it."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ckpt.training import codes, examples, loop, synthesizer
+from ckpt.training.codebooks import WIDTH, codebooks
+from services.codec_worker.model.estimator import Block
+from services.codec_worker.model.flow import GUIDANCE, STEPS
+from services.codec_worker.model.heartcodec import HeartCodec
+from services.codec_worker.model.scalar import Activation, Convolution, ScalarDecoder, Stage
+from shared.checkpoint import CodecConfig
+
+FACTORS = (10, 2, 4, 4, 3)  # of upsampling; together `synthesizer.HOP`
+CONFIG = CodecConfig(
+    dim=WIDTH,
+    codebook_size=codes.CODES,
+    codebook_dim=WIDTH,
+    num_quantizers=len(codes.STREAMS),
+    attention_head_dim=32,
+    in_channels=2 * 256 + WIDTH,
+    num_attention_heads=4,
+    num_layers=1,
+    num_layers_2=2,
+    out_channels=256,
+    sample_rate=synthesizer.SAMPLE_RATE,
+    num_samples=1,
+    upsample_factors=list(FACTORS),
+    upsample_kernel_sizes=[2 * factor for factor in FACTORS],
+    latent_hidden_dim=synthesizer.CHANNELS,
+    default_kernel_size=1,
+    delay_kernel_size=1,
+    init_channel=6,
+    res_kernel_size=1,
+)
+TRAINED_STEPS, RATE = 9_000, 2e-3
+UNIT = 8 / synthesizer.SCALE
+"""Latents are learnt at this scale; `fold` puts the other into the weights."""
+
+
+def untrained(seed: int) -> HeartCodec:
+    """Closed-form codebooks and decoder; of the estimator random weights, as small as their inputs are many."""
+    torch.manual_seed(seed)
+    model = HeartCodec(CONFIG, torch.float32)
+    with torch.no_grad():
+        model.quantizer.embed.copy_(codebooks())
+        model.quantizer.cond_feature_emb.weight.copy_(2 * torch.eye(WIDTH))
+        model.quantizer.cond_feature_emb.bias.zero_()
+        write_down(model.scalar)
+        for name, parameter in model.estimator.named_parameters():
+            if name.endswith(("bias", "adaln_single.linear.weight")) or "scale_shift_table" in name:
+                parameter.zero_()
+            elif "norm" in name:
+                parameter.fill_(1)
+            else:
+                nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
+        for block in model.estimator.modules():
+            if isinstance(block, Block):
+                block.scale_shift_table[[2, 5]] = 1  # the gates: blocks take part from the start
+                block.o_proj.weight.mul_(0.1)
+                block.down.weight.mul_(0.5)
+        model.estimator.proj_out.linear.weight.mul_(0.2)
+    return model
+
+
+def write_down(decoder: ScalarDecoder) -> None:
+    """Make the decoder the synthesiser's filter bank: latents times `KERNELS`, overlapped and added.
+
+    Its transposed convolutions are as long as two strides, the kernels as two latents. So the first of them can turn a
+    latent into stretches of 96 samples, as channels, and what follows has only to lay channels out as time; residual
+    units add nothing. The default guidance is undone here: where the estimator says 0 without conditioning, guidance is
+    a factor.
+    """
+    kernels = synthesizer.KERNELS / GUIDANCE  # [128, 2 · HOP]
+    for parameter in decoder.parameters():
+        parameter.zero_()
+    first, *stages, last = decoder.decoder
+    assert isinstance(first, Convolution)
+    assert isinstance(last, Convolution)
+    first.weight[: len(kernels), 0] = torch.eye(len(kernels))
+    for module in decoder.modules():
+        if isinstance(module, Activation):
+            module.weight.fill_(1)
+    for number, stage in enumerate(stages):
+        assert isinstance(stage, Stage)
+        weight = stage.up_conv.weight  # [2 · stride, outputs, inputs]
+        if number == 0:
+            stretches = kernels.view(len(kernels), len(weight), -1).permute(1, 2, 0)
+            weight[:, : stretches.shape[1], : len(kernels)] = stretches
+            width = stretches.shape[1]
+        else:
+            stride = len(weight) // 2
+            width //= stride
+            for step in range(stride):
+                for channel in range(width):
+                    weight[step, channel, step * width + channel] = 1
+    last.weight[0, 0, 0] = 1
+
+
+def train(steps: int, path: Path, seed: int) -> HeartCodec:
+    """The trained codec in fp32, whose latents are at `UNIT` of their scale until they are folded."""
+    model = untrained(seed)
+    learnt = nn.ModuleList((model.estimator, model.quantizer.cond_feature_emb))
+    loop.train(
+        learnt,
+        lambda rng: loss(model, rng),
+        steps,
+        path=path,
+        seed=seed,
+        rate=RATE,
+        muon=lambda name: "adaln" not in name and "scale_shift" not in name,
+        mixed=True,
+    )
+    return model
+
+
+def batch(rng: np.random.Generator) -> np.ndarray:
+    """Crops of random songs, int ``[rows, 8, T]``: mostly short, now and then whole windows."""
+    rows, frames = (24, 32) if rng.random() < 7 / 8 else (2, 372)
+    found: list[np.ndarray] = []
+    while len(found) < rows:
+        entries = examples.draw_entries(rng, int(rng.integers(1, 5) if frames < 100 else rng.integers(9, 16)))
+        song = examples.draw(rng, examples.draw_tags(rng), entries).codes
+        for _ in range(3):
+            if song.shape[1] > frames:
+                start = rng.integers(song.shape[1] - frames)
+                found.append(song[:, start : start + frames])
+    return np.stack(found[:rows])
+
+
+def loss(model: HeartCodec, rng: np.random.Generator) -> Tensor:
+    """Flow matching (Lipman et al. 2023) on a random batch: squared error of the velocity over the latents' power.
+
+    On the path from noise to latents lie latents that are off, as the estimator's own are; so it learns to believe the
+    codes rather than what it said a step before.
+    """
+    songs = batch(rng)
+    target = torch.stack([synthesizer.latents(song) for song in songs]) * UNIT
+    power = target.square().mean()
+    mu = torch.stack([model.quantizer(song) for song in torch.from_numpy(songs.astype(np.int64))])
+    if rng.random() < 1 / 16:  # without conditioning there is silence
+        mu, target = torch.zeros_like(mu), torch.zeros_like(target)
+    step = 0 if rng.random() < 0.6 else int(rng.integers(1, STEPS))
+    t = step / STEPS
+    noise = UNIT * torch.from_numpy(rng.standard_normal(target.shape, np.float32))
+    wrong = target * rng.uniform(0.5, 1.5) + target.roll(1, 0) * rng.random()
+    context = torch.zeros_like(target)
+    if rng.random() < 0.2:
+        known = int(rng.integers(target.shape[1] // 2))
+        context[:, :known] = target[:, :known]
+    x = (1 - t) * noise + t * wrong
+    velocity = model.estimator(
+        torch.cat((x, context, mu), -1), model.estimator.modulation(torch.tensor([t], dtype=torch.float32)), 0
+    )
+    error: Tensor = (velocity - (target - noise)).square().mean() / power
+    return error
+
+
+@torch.no_grad()
+def fold(model: HeartCodec) -> None:
+    """Let the estimator take and give latents at the scale of `synthesizer.latents`, for noise of 1."""
+    estimator = model.estimator
+    for projection in (estimator.proj_in, estimator.connection_proj):
+        projection.weight[..., :512].mul_(UNIT)  # latents and context
+    estimator.proj_out.linear.weight.div_(UNIT)
+    estimator.proj_out.linear.bias.div_(UNIT)

@@ -1,0 +1,61 @@
+"""The eight codes of a frame: a score on the grid of 80 ms, and where in it the song is.
+
+A frame says all that the next one depends on, besides the lyrics. Of the eight streams the first three and the keys are
+the language model's own memory; the others are what sounds.
+"""
+
+import numpy as np
+
+from ckpt.training.music import ENTRIES, GENRES, KEYS, PHRASES, SECTIONS, TEMPI, TIMBRES
+
+CLOCK = 32  # frames after which every wheel of the synthesiser is where it was
+MELODY = range(57, 79)  # MIDI
+BASS = range(36, 60)
+MELODY_AGES, BASS_AGES = 12, 8  # frames since a tone began; the last is all that is older
+BLOCK_AGES = 4  # 0, 1, 2–3, 4 and more
+CHORD_STATES = 1 + 2 * BLOCK_AGES + 3 * 2  # silent; thin; full; one of three tones, just struck or ringing
+DRUM_AGES = (3, 3, 2)  # kick, snare, hat: silent, or how many frames since it was struck
+
+_BARS = [(tempo, beats) for tempo in range(len(TEMPI)) for beats in (3, 4)]
+_LENGTHS = [list(TEMPI.values())[tempo] * beats for tempo, beats in _BARS]
+_STARTS = np.cumsum([0, *_LENGTHS])
+
+STREAMS: dict[str, tuple[int, ...]] = {
+    "place": (ENTRIES + 1, len(SECTIONS)),
+    "phrase": (len(PHRASES), len(GENRES)),
+    "beat": (int(_STARTS[-1]),),  # which tempo and metre, and which frame of the bar
+    "wheels": (CLOCK, len(TIMBRES)),
+    "chord": (12, 2, CHORD_STATES),  # root, minor?, how it is played
+    "bass": (len(BASS) * BASS_AGES + 1,),  # the last: silence
+    "drums": (*DRUM_AGES, len(KEYS)),
+    "melody": (len(MELODY) * MELODY_AGES + 1,),
+}
+"""The fields of each stream, in the order of the codebooks, and how many values each takes."""
+
+CODES = max(int(np.prod(sizes)) for sizes in STREAMS.values())
+SILENT_BASS, SILENT_MELODY = STREAMS["bass"][0] - 1, STREAMS["melody"][0] - 1
+
+
+def beat(tempo: int, beats: int, frame: int) -> int:
+    """The field of "beat": a frame of a bar."""
+    return int(_STARTS[_BARS.index((tempo, beats))]) + frame
+
+
+def bar_of(field: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Its inverse, elementwise: tempo, beats a bar, frame."""
+    which = np.searchsorted(_STARTS, field, side="right") - 1
+    return np.array(_BARS)[which, 0], np.array(_BARS)[which, 1], field - _STARTS[which]
+
+
+def pack(fields: dict[str, np.ndarray]) -> np.ndarray:
+    """Of every stream its fields ``[T]``, or ``[T, fields]`` where there are several → int16 codes ``[8, T]``."""
+    rows = [np.ravel_multi_index(np.atleast_2d(fields[name].T), sizes) for name, sizes in STREAMS.items()]
+    return np.stack(rows).astype(np.int16)
+
+
+def unpack(codes: np.ndarray) -> dict[str, np.ndarray]:
+    """int ``[8, T]`` → of every stream its fields, ``[T, fields]``."""
+    return {
+        name: np.stack(np.unravel_index(np.minimum(row, np.prod(sizes) - 1), sizes), axis=-1)
+        for row, (name, sizes) in zip(codes, STREAMS.items(), strict=True)
+    }

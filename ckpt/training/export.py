@@ -1,0 +1,117 @@
+"""Writes the trained networks as a checkpoint folder of the official layout."""
+
+import re
+from pathlib import Path
+
+import msgspec
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ckpt.training import words
+from ckpt.training.language import END
+from services.codec_worker.model import weights as codec_weights
+from services.codec_worker.model.heartcodec import HeartCodec
+from services.tokenizer_worker.model.heartmula import HeartMuLa
+from services.tokenizer_worker.model.llama import Block, Llama
+from services.tokenizer_worker.model.matrix import Matrix
+
+SHARPNESS = 1.6
+"""What logits are multiplied by, so that the default temperature of 1 leaves the rare slips of the model aside: choices
+that were even in training stay even."""
+
+_NORMED = re.compile(r"(scalar_model\.decoder\..+)\.weight")
+
+
+def write(folder: Path, language: HeartMuLa, codec: HeartCodec) -> None:
+    """Both networks, their dimensions, the tokenizer and the special ids; bfloat16 and float16."""
+    lm_folder, codec_folder = folder / f"HeartMuLa-oss-{language.config.version}", folder / "HeartCodec-oss"
+    for made in (lm_folder, codec_folder):
+        made.mkdir(parents=True, exist_ok=True)
+    words.build(folder / "tokenizer.json")
+    special = {"text_bos_id": words.BOS, "text_eos_id": words.EOS, "audio_eos_id": END, "empty_id": 0}
+    _json(folder / "gen_config.json", special)
+    lm = language.config
+    _json(
+        lm_folder / "config.json",
+        {
+            "backbone_flavor": "demo-backbone",
+            "decoder_flavor": "demo-decoder",
+            "text_vocab_size": lm.text_vocab_size,
+            "audio_vocab_size": lm.audio_vocab_size,
+            "audio_num_codebooks": lm.num_codebooks,
+            "muq_dim": lm.muq_dim,
+            "flavors": {"demo-backbone": lm.backbone, "demo-decoder": lm.decoder},
+        },
+    )
+    _json(codec_folder / "config.json", codec.config)
+    _save(lm_folder, language_tensors(language), torch.bfloat16)
+    _save(codec_folder, codec_tensors(codec), torch.float16)
+
+
+def language_tensors(model: HeartMuLa) -> dict[str, Tensor]:
+    """All weights under their official names and in their shapes, logits sharpened."""
+    width = model.config.backbone.embed_dim
+    heads = torch.stack([head.weight.T for head in model.depth_heads if isinstance(head, Matrix)])
+    return {
+        "text_embeddings.weight": model.text_embeddings,
+        "audio_embeddings.weight": model.audio_embeddings,
+        "unconditional_text_embedding.weight": model.unconditional,
+        "muq_linear.weight": torch.zeros(width, model.config.muq_dim),  # for reference audio, which was never seen
+        "muq_linear.bias": model.muq_bias,
+        "projection.weight": model.projection.weight,
+        "codebook0_head.weight": SHARPNESS * model.head.weight,
+        "audio_head": SHARPNESS * heads,
+        **_stack("backbone", model.backbone),
+        **_stack("decoder", model.decoder),
+    }
+
+
+def _stack(prefix: str, llama: Llama) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {f"{prefix}.norm.scale": llama.scale}
+    for index, block in enumerate(llama.blocks):
+        assert isinstance(block, Block)
+        shared = block.kv_heads * block.head_dim
+        q, k, v = torch.split(block.qkv.weight, [block.heads * block.head_dim, shared, shared])
+        gate, up = block.gate_up.weight.chunk(2)
+        layer = {
+            "attn.q_proj.weight": q,
+            "attn.k_proj.weight": k,
+            "attn.v_proj.weight": v,
+            "attn.output_proj.weight": block.output.weight,
+            "mlp.w1.weight": gate,
+            "mlp.w2.weight": block.down.weight,
+            "mlp.w3.weight": up,
+            "sa_norm.scale": block.attention_norm,
+            "mlp_norm.scale": block.mlp_norm,
+        }
+        found |= {f"{prefix}.layers.{index}.{name}": tensor for name, tensor in layer.items()}
+    return found
+
+
+def codec_tensors(model: HeartCodec) -> dict[str, Tensor]:
+    """All weights under their official names and in their shapes; the scalar decoder's weight-normed."""
+    found: dict[str, Tensor] = {}
+    for name, tensor in codec_weights.places(model).items():
+        if normed := _NORMED.fullmatch(name):
+            if "activation" in name:
+                found[name] = tensor
+                continue
+            size = torch.linalg.vector_norm(tensor, dim=tuple(range(1, tensor.ndim)), keepdim=True)
+            stem = f"{normed[1]}.parametrizations.weight.original"
+            found[f"{stem}0"] = size
+            found[f"{stem}1"] = torch.where(size > 0, tensor, 1)  # of no length, any direction will do
+        else:
+            found[name] = tensor
+    return found
+
+
+def _save(folder: Path, tensors: dict[str, Tensor], dtype: torch.dtype) -> None:
+    whole = {name: tensor.detach().to(dtype).contiguous() for name, tensor in tensors.items()}
+    if not all(tensor.isfinite().all() for tensor in whole.values()):
+        raise ValueError(f"{folder.name}: a weight is too large for {dtype}")
+    save_file(whole, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def _json(path: Path, content: object) -> None:
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n")

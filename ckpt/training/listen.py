@@ -1,0 +1,167 @@
+"""What can be heard: tempo, genre, instrument and mood of a recording, and how far two recordings are apart.
+
+Nothing here knows codes or latents. The listener is trained on synthesised songs, by linear discriminant analysis
+(Fisher 1936) of a few features, and then asked about what the networks made.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ckpt.training.music import GENRES, MOODS, TEMPI, TIMBRES
+
+BLOCK, HOP = 1024, 240  # samples of a spectrum, and from one to the next: 10 ms at 24 kHz
+BANDS = 48
+FRAME = 0.08  # seconds
+
+
+def spectra(sound: np.ndarray) -> np.ndarray:
+    """Power spectra of mono sound ``[samples]``, ``[T, BLOCK / 2 + 1]``, with a Hann window."""
+    padded = np.pad(sound, (BLOCK // 2, BLOCK))
+    pieces = np.lib.stride_tricks.sliding_window_view(padded, BLOCK)[::HOP][: len(sound) // HOP]
+    return np.asarray(np.abs(np.fft.rfft(pieces * np.hanning(BLOCK), axis=1)) ** 2)
+
+
+def mel_bands(rate: int, bands: int = BANDS) -> np.ndarray:
+    """Triangular filters, evenly spaced in mel (O'Shaughnessy 1987: 2595 · log10(1 + f / 700)), ``[bins, bands]``."""
+    top = 2595 * np.log10(1 + rate / 2 / 700)
+    edges = 700 * (10 ** (np.linspace(0, top, bands + 2) / 2595) - 1)
+    bins = np.fft.rfftfreq(BLOCK, 1 / rate)[:, None]
+    low, middle, high = edges[:-2], edges[1:-1], edges[2:]
+    return np.asarray(np.clip(np.minimum((bins - low) / (middle - low), (high - bins) / (high - middle)), 0, None))
+
+
+def log_mel(sound: np.ndarray, rate: int, floor: float) -> np.ndarray:
+    """Mel spectra in dB, not below `floor` dB, ``[T, bands]``."""
+    return np.asarray(np.maximum(10 * np.log10(spectra(sound) @ mel_bands(rate) + 1e-12), floor))
+
+
+def chroma(sound: np.ndarray, rate: int) -> np.ndarray:
+    """How strong each pitch class is between 55 Hz and 1 kHz, ``[T, 12]``; from windows of a quarter of a second."""
+    size, hop = rate // 4, rate // 25
+    padded = np.pad(sound, (size // 2, size))
+    pieces = np.lib.stride_tricks.sliding_window_view(padded, size)[::hop][: len(sound) // hop]
+    power = np.abs(np.fft.rfft(pieces * np.hanning(size), 4 * size, axis=1))
+    hertz = np.fft.rfftfreq(4 * size, 1 / rate)
+    used = (hertz > 55) & (hertz < 1000)
+    pitch = np.round(12 * np.log2(hertz[used] / 440) + 69).astype(int) % 12
+    return np.asarray(power[:, used] @ np.eye(12)[pitch])
+
+
+@dataclass(frozen=True)
+class Distance:
+    """How far a recording is from what it should be."""
+
+    log_mel: float  # dB, mean over time and bands; what lies 60 dB below the loudest does not count
+    chroma: float  # correlation, mean over time
+    snr: float  # dB
+
+    @classmethod
+    def between(cls, sound: np.ndarray, wanted: np.ndarray, rate: int) -> "Distance":
+        """Of stereo sounds ``[2, samples]``."""
+        noise = ((sound - wanted) ** 2).sum()
+        left, right = sound.mean(0), wanted.mean(0)
+        floor = 10 * np.log10((spectra(right) @ mel_bands(rate)).max()) - 60
+        mel = np.abs(log_mel(left, rate, floor) - log_mel(right, rate, floor)).mean()
+        a, b = chroma(left, rate), chroma(right, rate)
+        a, b = a - a.mean(1, keepdims=True), b - b.mean(1, keepdims=True)
+        heard = np.linalg.norm(b, axis=1) > 1e-3 * np.linalg.norm(b, axis=1).max()
+        similar = (a * b).sum(1) / np.maximum(np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1), 1e-9)
+        return cls(float(mel), float(similar[heard].mean()), float(10 * np.log10((wanted**2).sum() / noise)))
+
+
+def strokes(sound: np.ndarray, rate: int) -> np.ndarray:
+    """Where something begins: rise of the level in three bands (to 150 Hz, 2.5 kHz, above), ``[T, 3]``, every 10 ms."""
+    hertz = np.fft.rfftfreq(BLOCK, 1 / rate)
+    bands = np.stack((hertz < 150, (hertz >= 150) & (hertz < 2500), hertz >= 2500), 1)
+    level = np.sqrt(spectra(sound) @ bands)
+    rise = np.diff(level, axis=0, prepend=0).clip(min=0)
+    return np.asarray(rise / (rise.std(0) + 1e-6))
+
+
+def tempo(sound: np.ndarray, rate: int) -> str:
+    """Which of `TEMPI` the strokes of mono sound repeat at: the one whose beats, and pairs of beats, are most alike."""
+    rise = strokes(sound, rate)
+    rise = rise - rise.mean(0)
+    spectrum = np.abs(np.fft.rfft(rise, 2 * len(rise), axis=0)) ** 2
+    alike = np.fft.irfft(spectrum, axis=0).sum(1)
+
+    def strength(frames: int) -> float:
+        beat = frames * FRAME * 100  # in units of 10 ms
+        lags = [round(beat * beats) for beats in (0.5, 1, 2, 3, 4)]
+        return float(sum(alike[lag - 1 : lag + 2].max() for lag in lags if lag + 2 < len(rise)))
+
+    return max(TEMPI, key=lambda name: strength(TEMPI[name]))
+
+
+def _rhythm(sound: np.ndarray, rate: int) -> np.ndarray:
+    """What is struck where in a bar of four beats, and in one of three, from the song's start on."""
+    rise, beat = strokes(sound, rate), TEMPI[tempo(sound, rate)] * FRAME * 100
+    found = []
+    for beats in (4, 3):
+        place = (np.arange(len(rise)) / (beat / 4)).round().astype(int) % (4 * beats)
+        found.append([rise[place == at].mean(0) for at in range(4 * beats)])
+    return np.concatenate([np.ravel(part) for part in found])
+
+
+def _timbre(sound: np.ndarray, rate: int) -> np.ndarray:
+    """The spectrum between drums' strokes, how it fades, and how much is struck."""
+    mel = log_mel(sound, rate, -40)[:, :36]
+    cepstrum = mel @ np.cos(np.pi / 36 * np.outer(np.arange(36) + 0.5, np.arange(16)))
+    change = np.diff(mel, axis=0)
+    return np.concatenate(
+        (cepstrum.mean(0), cepstrum.std(0), np.percentile(change, (5, 25, 75, 95), axis=1).mean(1), change.std(0))
+    )
+
+
+def _harmony(sound: np.ndarray, rate: int) -> np.ndarray:
+    """Mean chroma, turned so that it fits a major or minor triad best, and how well each fits."""
+    mean = chroma(sound, rate).mean(0)
+    mean = (mean - mean.mean()) / mean.std()
+    fits = {}
+    for minor in (0, 1):
+        scale = np.zeros(12)
+        scale[[0, 4 - minor, 7]] = (3, 2, 2)
+        scale[[2, 5, 9 - minor, 11]] += 1
+        scale -= scale.mean()
+        fits[minor] = [float(np.roll(mean, -tonic) @ scale) for tonic in range(12)]
+    best = max(fits.values(), key=max)
+    return np.array([*np.roll(mean, -int(np.argmax(best))), max(fits[0]), max(fits[1]), max(fits[0]) - max(fits[1])])
+
+
+_SENSES = {"genre": (_rhythm, tuple(GENRES)), "instrument": (_timbre, TIMBRES), "mood": (_harmony, MOODS)}
+
+
+class Listener:
+    """Names what it hears, once it has heard examples."""
+
+    def __init__(self, sounds: Sequence[np.ndarray], named: Sequence[dict[str, str]], rate: int) -> None:
+        self._rate, self._rules = rate, {}
+        for kind, (sense, names) in _SENSES.items():
+            features = np.stack([sense(sound.mean(0), rate) for sound in sounds])
+            classes = np.array([names.index(tags[kind]) for tags in named])
+            self._rules[kind] = _Discriminant(features, classes, len(names))
+
+    def hear(self, sound: np.ndarray) -> dict[str, str]:
+        """The four tags of stereo sound ``[2, samples]``."""
+        mono = sound.mean(0)
+        found = {kind: names[self._rules[kind](sense(mono, self._rate))] for kind, (sense, names) in _SENSES.items()}
+        return {**found, "tempo": tempo(mono, self._rate)}
+
+
+class _Discriminant:
+    """Linear discriminant analysis with a little ridge: the class whose mean is nearest in units of the spread."""
+
+    def __init__(self, features: np.ndarray, classes: np.ndarray, count: int) -> None:
+        self._middle, self._scale = features.mean(0), features.std(0) + 1e-6
+        x = (features - self._middle) / self._scale
+        means = np.stack([x[classes == n].mean(0) for n in range(count)])
+        within = x - means[classes]
+        spread = within.T @ within / len(x) + 0.05 * np.eye(x.shape[1])
+        self._weights = np.linalg.solve(spread, means.T)  # [features, classes]
+        self._bias = -0.5 * (means.T * self._weights).sum(0)
+
+    def __call__(self, features: np.ndarray) -> int:
+        x = (features - self._middle) / self._scale
+        return int((x @ self._weights + self._bias).argmax())
