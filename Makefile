@@ -5,7 +5,8 @@ MODELS := ckpt/official
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: help install run demo test chaos bench bench-flow bench-gateway cluster browser screenshots check-images lint models clean
+.PHONY: help install run demo test chaos bench bench-flow bench-gateway cluster browser screenshots check-images lint models train-demo evaluate-demo example \
+	clean
 
 help:
 	@echo 'make run      install if needed, then start everything: web page, API, workers, NATS, object store'
@@ -20,6 +21,9 @@ help:
 	@echo 'make screenshots   pictures of the web page into docs/images (needs chromium)'
 	@echo 'make check-images   install what the container images hold, in empty environments'
 	@echo 'make models   fetch the official weights (22 GB) into $(MODELS)'
+	@echo 'make train-demo   train ckpt/demo anew: two hours on two cores; interrupted, it goes on where it was'
+	@echo 'make evaluate-demo   how well the demo follows tags and lyrics, and how near its sound is to the synthesiser'
+	@echo 'make example  render docs/example.ogg and its spectrogram with ckpt/demo'
 	@echo 'make clean    remove what was built; .venv, data and ckpt stay'
 
 install: $(STAMP)
@@ -83,6 +87,15 @@ models: install
 	$(BIN)/hf download HeartMuLa/HeartCodec-oss-20260123 --local-dir $(MODELS)/HeartCodec-oss
 	@echo 'now: HEARTMULA_MODEL_PATH=$(MODELS) make run'
 
+train-demo: install
+	@$(BIN)/python -m ckpt.training train
+
+evaluate-demo: install
+	@$(BIN)/python -m ckpt.training evaluate
+
+example: install
+	@$(BIN)/python -m ckpt.training example
+
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
-	find shared services deploy tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find shared services deploy ckpt tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -42,5 +42,15 @@ def evaluate(ckpt: Path, songs: int, learnt: int, seed: int) -> None:
     run(ckpt, count=songs, learnt=learnt, seed=seed)
 
 
+@main.command()
+@click.option("--ckpt", type=click.Path(path_type=Path, exists=True), default=DEMO, show_default=True)
+@click.option("--docs", type=click.Path(path_type=Path), default=Path("docs"), show_default=True)
+def example(ckpt: Path, docs: Path) -> None:
+    """Let the checkpoint make one song, as a service would, and draw its spectrogram."""
+    from ckpt.training.example import render
+
+    render(ckpt, docs / "example.ogg", docs / "images" / "example.png")
+
+
 if __name__ == "__main__":
     main()

@@ -1,5 +1,7 @@
 """Composes songs by rule: harmony by a walk over degrees, melody by weighted steps, everything else by the genre."""
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from ckpt.training import codes
@@ -42,7 +44,7 @@ def style_of(tags: dict[str, str], rng: np.random.Generator) -> Style:
     genre = names.index(tags["genre"]) if "genre" in tags else _choose(rng, (4, 2, 2, 2, 2, 2, 2, 1))
     grammar = GENRES[names[genre]]
     tempo = ("slow", "medium", "fast").index(tags["tempo"]) if "tempo" in tags else _choose(rng, grammar.tempi)
-    timbre = tags.get("instrument") or grammar.timbres[rng.integers(len(grammar.timbres))]
+    timbre = tags.get("instrument") or TIMBRES[rng.integers(len(TIMBRES))]
     mood = tags.get("mood") or MOODS[_choose(rng, (2, 1))]
     keys = [number for number, (_, of) in enumerate(KEYS) if of == mood]
     return Style(tempo, genre, TIMBRES.index(timbre), int(rng.choice(keys)))
@@ -64,55 +66,55 @@ def compose(style: Style, entries: list[str | int], rng: np.random.Generator) ->
     song = _Song(style, rng)
     for part in parts(entries):
         song.play(part)
-    return codes.pack({name: np.array(values) for name, values in song.fields.items()})
+    return codes.pack({stream: np.concatenate(fields) for stream, fields in song.fields.items()})
+
+
+def _since(strokes: Iterable[int], frames: int) -> np.ndarray:
+    """Of each frame, how many have passed since the last stroke; −1 before the first."""
+    age = np.full(frames, -1)
+    for stroke in strokes:
+        age[stroke:] = np.arange(frames - stroke)
+    return age
 
 
 class _Song:
-    """Grows bar by bar. `fields` holds what `codes.pack` takes."""
+    """Grows part by part. `fields` holds what `codes.pack` takes."""
 
     def __init__(self, style: Style, rng: np.random.Generator) -> None:
         self.style, self.genre, self.rng = style, style.grammar, rng
         self.tonic, self.mood = KEYS[style.key]
-        self.fields: dict[str, list[tuple[int, ...]]] = {name: [] for name in codes.STREAMS}
+        self.at = np.array(style.slot_frames())  # where in a bar its slots begin
+        self.fields: dict[str, list[np.ndarray]] = {stream: [] for stream in codes.STREAMS}
         self.degree, self.pitch, self.frames = 0, 0, 0
 
     def play(self, part: Part) -> None:
-        slots = self.genre.slots
-        begins = set(onsets(part, slots))
-        ends = part.bars * slots - (1 if part.kind != "end" else 0)
-        tone = None  # of the melody: its pitch and the frame at which it began
-        for bar in range(part.bars):
-            self.degree = self._harmony(part, bar)
-            phrase = PHRASES.index((part.kind, part.syllables, bar))
-            at = self.style.slot_frames()
-            starts = [frame + self.frames for frame in [*at, self.style.bar]]
-            for slot in range(slots):
-                here = bar * slots + slot
-                if here in begins:
-                    last = here == max(begins)
-                    self.pitch = self._melody(part, slot, last=last)
-                    tone = (self.pitch, starts[slot])
-                elif here >= ends:
-                    tone = None
-                for frame in range(starts[slot], starts[slot + 1]):
-                    self._write("melody", *self._tone(tone, frame))
+        slots, bar = self.genre.slots, np.arange(self.style.bar)
+        begins, pitches = onsets(part, slots), []
+        for number in range(part.bars):
+            self.degree = self._harmony(part, number)
+            for here in begins:
+                if here // slots == number:
+                    self.pitch = self._melody(part, here % slots, last=here == begins[-1])
+                    pitches.append(self.pitch)
+            phrase = PHRASES.index((part.kind, part.syllables, number))
+            self._write("place", part.entry, part.section)
+            self._write("phrase", phrase, self.style.genre)
+            self._write("beat", codes.beat(self.style.tempo, self.genre.beats, 0) + bar)
+            self._write("wheels", (self.frames + bar) % codes.CLOCK, self.style.timbre)
             self._accompany(part)
-            for frame in range(self.style.bar):
-                self._write("place", part.entry, part.section)
-                self._write("phrase", phrase, self.style.genre)
-                self._write("beat", codes.beat(self.style.tempo, self.genre.beats, frame))
-                self._write("wheels", (self.frames + frame) % codes.CLOCK, self.style.timbre)
-            self.frames += self.style.bar
+            self.frames += len(bar)
+        starts = np.concatenate([number * len(bar) + self.at for number in range(part.bars)])
+        age = _since(starts[begins], part.bars * len(bar))
+        if part.kind != "end":
+            age[starts[-1] :] = -1  # the last eighth is for breath
+        pitch = np.array([0, *pitches])[np.cumsum(age == 0)] - codes.MELODY[0]
+        tone = pitch * codes.MELODY_AGES + np.minimum(age, codes.MELODY_AGES - 1)
+        self._write("melody", np.where(age < 0, codes.SILENT_MELODY, tone))
 
-    def _write(self, stream: str, *fields: int) -> None:
-        self.fields[stream].append(fields)
-
-    @staticmethod
-    def _tone(tone: tuple[int, int] | None, frame: int) -> tuple[int]:
-        if tone is None:
-            return (codes.SILENT_MELODY,)
-        age = min(frame - tone[1], codes.MELODY_AGES - 1)
-        return ((tone[0] - codes.MELODY[0]) * codes.MELODY_AGES + age,)
+    def _write(self, stream: str, *fields: int | np.ndarray) -> None:
+        """One value for all frames of a bar, or one for each."""
+        every = np.zeros(self.style.bar if stream != "melody" else np.shape(fields[0]), int)
+        self.fields[stream].append(np.stack([every + field for field in fields], axis=1))
 
     def _harmony(self, part: Part, bar: int) -> int:
         if part.kind == "end" or (part.kind != "line" and bar == 0) or self.frames == 0:
@@ -151,40 +153,29 @@ class _Song:
 
     def _accompany(self, part: Part) -> None:
         """A bar of chord, bass and drums."""
-        section, genre = SECTIONS[part.section], self.genre
-        full = section in ("chorus", "solo") or part.kind == "end"
-        thin = section in ("intro", "outro") and part.kind != "end"
-        at = self.style.slot_frames()
-        slot_at = {frame: slot for slot, frame in enumerate(at)}
-        strikes = (0,) if part.kind == "end" else genre.chords
-        bass = {} if thin else {0: 0} if part.kind == "end" or section == "bridge" else genre.bass
-        kick, snare, hat = self._drums(part)
+        section, genre, at, frames = SECTIONS[part.section], self.genre, self.at, self.style.bar
         root, minor = self.chord
-        chord = bass_tone = None
-        ages = [0, 0, 0]
-        for frame in range(self.style.bar):
-            slot = slot_at.get(frame)
-            if not genre.chords and part.kind != "end":
-                tone = (0, 2, 1, 2)[max(i for i, f in enumerate(at) if f <= frame) % 4]
-                state = 1 + 2 * codes.BLOCK_AGES + 2 * tone + (slot is None)
-            else:
-                chord = frame if slot in strikes else chord
-                state = 0
-                if chord is not None:
-                    age = frame - chord
-                    state = 1 + (codes.BLOCK_AGES if full else 0) + (0, 1, 2, 2, 3)[min(age, 4)]
-            self._write("chord", root, minor, state)
-            if slot in bass:
-                bass_tone = (codes.BASS[0] + root + bass[slot] - (minor if bass[slot] == 4 else 0), frame)
-            field = codes.SILENT_BASS
-            if bass_tone is not None:
-                age = min(frame - bass_tone[1], codes.BASS_AGES - 1)
-                field = (bass_tone[0] - codes.BASS[0]) * codes.BASS_AGES + age
-            self._write("bass", field)
-            for drum, struck in enumerate((kick, snare, hat)):
-                older = ages[drum] + 1 if 0 < ages[drum] < codes.DRUM_AGES[drum] - 1 else 0
-                ages[drum] = 1 if slot in struck else older
-            self._write("drums", *ages, self.style.key)
+        slot = np.searchsorted(at, np.arange(frames), side="right") - 1
+        if genre.chords or part.kind == "end":
+            full = section in ("chorus", "solo") or part.kind == "end"
+            age = _since(at[list((0,) if part.kind == "end" else genre.chords)], frames)
+            state = 1 + codes.BLOCK_AGES * full + np.array((0, 1, 2, 2, 3))[age.clip(0, 4)]
+            self._write("chord", root, minor, np.where(age < 0, 0, state))
+        else:
+            tone = np.array((0, 2, 1, 2))[slot % 4]
+            self._write("chord", root, minor, 1 + 2 * codes.BLOCK_AGES + 2 * tone + (_since(at, frames) > 0))
+        bass = {0: 0} if part.kind == "end" or section == "bridge" else genre.bass
+        bass = {} if section in ("intro", "outro") and part.kind != "end" else bass
+        age = _since(at[list(bass)], frames)
+        above = np.array([bass.get(n, 0) - (minor if bass.get(n) == 4 else 0) for n in range(genre.slots)])
+        note = root + above[slot[np.arange(frames) - age.clip(0)]]
+        tone = note * codes.BASS_AGES + np.minimum(age, codes.BASS_AGES - 1)
+        self._write("bass", np.where(age < 0, codes.SILENT_BASS, tone))
+        drums = []
+        for struck, ages in zip(self._drums(part), codes.DRUM_AGES, strict=True):
+            age = _since(at[list(struck)], frames) + 1
+            drums.append(np.where(age < ages, age, 0))
+        self._write("drums", *drums, self.style.key)
 
     def _drums(self, part: Part) -> tuple[tuple[int, ...], ...]:
         """The slots of this bar at which kick, snare and hat are struck."""

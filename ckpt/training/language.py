@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrize
 
 from ckpt.training import codes, examples, loop, words
 from ckpt.training.music import ENTRIES
@@ -18,7 +19,7 @@ END = codes.CODES  # the first code that no stream has
 CONFIG = LMConfig(
     version="demo",
     backbone=Flavor(
-        num_layers=4, num_heads=4, num_kv_heads=2, embed_dim=144, intermediate_dim=416, max_seq_len=POSITIONS
+        num_layers=4, num_heads=4, num_kv_heads=2, embed_dim=160, intermediate_dim=448, max_seq_len=POSITIONS
     ),
     decoder=Flavor(num_layers=2, num_heads=4, num_kv_heads=2, embed_dim=96, intermediate_dim=256, max_seq_len=64),
     text_vocab_size=len(words.TOKENS),
@@ -32,8 +33,49 @@ DEEP = 5  # of so many frames one is given to the depth decoder, but all of thos
 UNCONDITIONAL = 0.1  # of the songs are learnt without their prompt, for guidance
 
 
+class Fields(nn.Module):
+    """A row for each code or token, as the sum of a row for each thing that it says.
+
+    So what is learnt of one code holds for all that share a field with it. For training alone: afterwards the rows are
+    what they add up to.
+    """
+
+    says: Tensor  # [rows, fields], 0 or 1
+
+    def __init__(self, says: np.ndarray) -> None:
+        super().__init__()
+        self.register_buffer("says", torch.from_numpy(says.astype(np.float32)), persistent=False)
+
+    def forward(self, fields: Tensor) -> Tensor:
+        """``[fields, D]`` → ``[rows, D]``."""
+        return self.says @ fields
+
+    def right_inverse(self, rows: Tensor) -> Tensor:
+        """Random fields that add up to rows as large as these."""
+        return rows.new_empty(self.says.shape[1], rows.shape[1]).normal_() * rows.std() / self.says.sum(1).mean().sqrt()
+
+
+def says(stream: str) -> np.ndarray:
+    """The fields of each code of a stream, and of `END`, as 0 or 1, ``[END + 1, fields]``; other codes say nothing."""
+    code = np.arange(int(np.prod(codes.STREAMS[stream])))
+    found = [*np.unravel_index(code, codes.STREAMS[stream])]
+    if stream == "beat":
+        tempo, beats, frame = codes.bar_of(code)
+        found = [2 * tempo + beats - 3, frame]
+    elif stream == "chord":  # not every root is as likely to be minor
+        found = [2 * found[0] + found[1], found[2]]
+    elif stream in ("melody", "bass"):
+        ages = codes.MELODY_AGES if stream == "melody" else codes.BASS_AGES
+        found = [code // ages, np.where(code < code[-1], code % ages, ages)]
+    table = np.concatenate([np.eye(field.max() + 1)[field] for field in found], axis=1)
+    whole = np.zeros((END + 1, table.shape[1] + 1))
+    whole[: len(table), :-1] = table
+    whole[END, -1] = 1
+    return whole
+
+
 def untrained(seed: int) -> HeartMuLa:
-    """With random weights, as small as their inputs are many."""
+    """With random weights, as small as their inputs are many; embeddings and heads are made of `Fields`."""
     torch.manual_seed(seed)
     model = HeartMuLa(CONFIG, torch.float32)
     for name, parameter in model.named_parameters():
@@ -45,6 +87,30 @@ def untrained(seed: int) -> HeartMuLa:
         if name.endswith(("output.weight", "down.weight")):
             with torch.no_grad():
                 parameter.mul_(0.3)
+    parametrize.register_parametrization(model, "text_embeddings", Fields(words.says()))
+    tables = [says(stream) for stream in codes.STREAMS]
+    parametrize.register_parametrization(model, "audio_embeddings", Fields(block_diag(*tables)))
+    for head, table in zip((model.head, *model.depth_heads), tables, strict=True):
+        parametrize.register_parametrization(head, "weight", Fields(table))
+    return model
+
+
+def block_diag(*tables: np.ndarray) -> np.ndarray:
+    """Tables along the diagonal of a larger one, zeros elsewhere."""
+    whole = np.zeros(np.sum([table.shape for table in tables], axis=0))
+    row = column = 0
+    for table in tables:
+        whole[row : row + len(table), column : column + table.shape[1]] = table
+        row, column = row + len(table), column + table.shape[1]
+    return whole
+
+
+def finished(model: HeartMuLa) -> HeartMuLa:
+    """The same with every row in its place."""
+    for name in ("text_embeddings", "audio_embeddings"):
+        parametrize.remove_parametrizations(model, name, leave_parametrized=True)
+    for head in (model.head, *model.depth_heads):
+        parametrize.remove_parametrizations(head, "weight", leave_parametrized=True)
     return model
 
 
@@ -61,7 +127,7 @@ def train(steps: int, path: Path, seed: int) -> HeartMuLa:
         muon=lambda name: ".blocks." in name or name.startswith("projection"),
         mixed=False,
     )
-    return model
+    return finished(model)
 
 
 def batch(rng: np.random.Generator) -> tuple[list[Tensor], Tensor, int]:
@@ -77,7 +143,7 @@ def batch(rng: np.random.Generator) -> tuple[list[Tensor], Tensor, int]:
     asked = [[words.BOS, *map(words.tag_id, song.tags.values()), words.EOS] for song in found]
     lyrics = [[words.BOS, *words.lyrics_ids(song.entries), words.EOS] for song in found]
     longest = max(song.codes.shape[1] for song in found)
-    last = min(longest - FRAMES // 2, POSITIONS - FRAMES - 2 * ENTRIES - 16)
+    last = min(longest - FRAMES // 2, POSITIONS - FRAMES - ENTRIES - 16)
     start = 0 if rng.random() < 0.6 else int(rng.integers(max(1, last)))
     framed = np.full((ROWS, 1 + FRAMES, CONFIG.num_codebooks), -1)
     for row, song in zip(framed, found, strict=True):
@@ -89,8 +155,9 @@ def batch(rng: np.random.Generator) -> tuple[list[Tensor], Tensor, int]:
     return [torch.tensor(asked), torch.tensor(lyrics)], torch.from_numpy(framed), start
 
 
+@parametrize.cached()
 def loss(model: HeartMuLa, rng: np.random.Generator) -> Tensor:
-    """Cross-entropy of a random batch in nats a code."""
+    """Cross-entropy of a random batch in nats a frame."""
     (tags, lyrics), framed, start = batch(rng)
     hidden, targets = backbone(model, tags, lyrics, framed, start, torch.from_numpy(rng.random(ROWS) < UNCONDITIONAL))
     known = targets[..., 0] >= 0  # [ROWS, FRAMES]

@@ -4,7 +4,7 @@ Nothing here knows codes or latents. The listener is trained on synthesised song
 (Fisher 1936) of a few features, and then asked about what the networks made.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -95,73 +95,54 @@ def tempo(sound: np.ndarray, rate: int) -> str:
     return max(TEMPI, key=lambda name: strength(TEMPI[name]))
 
 
-def _rhythm(sound: np.ndarray, rate: int) -> np.ndarray:
-    """What is struck where in a bar of four beats, and in one of three, from the song's start on."""
+def features(sound: np.ndarray, rate: int) -> np.ndarray:
+    """Numbers that tell songs apart: what is struck where in a bar, the spectrum and its changes, harmony. Of mono
+    sound that begins with the song, ``[features]``."""
     rise, beat = strokes(sound, rate), TEMPI[tempo(sound, rate)] * FRAME * 100
-    found = []
-    for beats in (4, 3):
-        place = (np.arange(len(rise)) / (beat / 4)).round().astype(int) % (4 * beats)
-        found.append([rise[place == at].mean(0) for at in range(4 * beats)])
-    return np.concatenate([np.ravel(part) for part in found])
+    place = (np.arange(len(rise)) / (beat / 4)).round().astype(int)  # sixteenths
+    bars = [rise[place % steps == at].mean(0) for steps in (16, 12) for at in range(steps)]
 
-
-def _timbre(sound: np.ndarray, rate: int) -> np.ndarray:
-    """The spectrum between drums' strokes, how it fades, and how much is struck."""
     mel = log_mel(sound, rate, -40)[:, :36]
     cepstrum = mel @ np.cos(np.pi / 36 * np.outer(np.arange(36) + 0.5, np.arange(16)))
     change = np.diff(mel, axis=0)
-    return np.concatenate(
-        (cepstrum.mean(0), cepstrum.std(0), np.percentile(change, (5, 25, 75, 95), axis=1).mean(1), change.std(0))
-    )
+    steep = np.percentile(change, (5, 25, 75, 95), axis=1).mean(1)
 
-
-def _harmony(sound: np.ndarray, rate: int) -> np.ndarray:
-    """Mean chroma, turned so that it fits a major or minor triad best, and how well each fits."""
     mean = chroma(sound, rate).mean(0)
     mean = (mean - mean.mean()) / mean.std()
-    fits = {}
+    fits = []
     for minor in (0, 1):
         scale = np.zeros(12)
         scale[[0, 4 - minor, 7]] = (3, 2, 2)
         scale[[2, 5, 9 - minor, 11]] += 1
-        scale -= scale.mean()
-        fits[minor] = [float(np.roll(mean, -tonic) @ scale) for tonic in range(12)]
-    best = max(fits.values(), key=max)
-    return np.array([*np.roll(mean, -int(np.argmax(best))), max(fits[0]), max(fits[1]), max(fits[0]) - max(fits[1])])
-
-
-_SENSES = {"genre": (_rhythm, tuple(GENRES)), "instrument": (_timbre, TIMBRES), "mood": (_harmony, MOODS)}
+        fits.append([float(np.roll(mean, -tonic) @ (scale - scale.mean())) for tonic in range(12)])
+    tonic = int(np.argmax(fits)) % 12
+    major, minor = np.max(fits, axis=1)
+    harmony = [*np.roll(mean, -tonic), major, minor, major - minor]
+    return np.concatenate((np.ravel(bars), cepstrum.mean(0), cepstrum.std(0), steep, change.std(0), harmony))
 
 
 class Listener:
-    """Names what it hears, once it has heard examples."""
+    """Names what it hears, once it has heard examples: by linear discriminant analysis with a little ridge, the class
+    whose mean is nearest in units of the spread within classes."""
 
-    def __init__(self, sounds: Sequence[np.ndarray], named: Sequence[dict[str, str]], rate: int) -> None:
+    def __init__(self, sounds: Iterable[np.ndarray], named: Sequence[dict[str, str]], rate: int) -> None:
+        """Stereo sounds ``[2, samples]``, and the tags that each was made for."""
         self._rate, self._rules = rate, {}
-        for kind, (sense, names) in _SENSES.items():
-            features = np.stack([sense(sound.mean(0), rate) for sound in sounds])
-            classes = np.array([names.index(tags[kind]) for tags in named])
-            self._rules[kind] = _Discriminant(features, classes, len(names))
+        heard = np.stack([features(sound.mean(0), rate) for sound in sounds])
+        self._middle, self._scale = heard.mean(0), heard.std(0) + 1e-6
+        x = (heard - self._middle) / self._scale
+        for kind, names in (("genre", GENRES), ("instrument", TIMBRES), ("mood", MOODS)):
+            classes = np.array([list(names).index(tags[kind]) for tags in named])
+            means = np.stack([x[classes == number].mean(0) for number in range(len(names))])
+            within = x - means[classes]
+            weights = np.linalg.solve(within.T @ within / len(x) + 0.1 * np.eye(x.shape[1]), means.T)
+            self._rules[kind] = weights, -0.5 * (means.T * weights).sum(0), tuple(names)
 
     def hear(self, sound: np.ndarray) -> dict[str, str]:
         """The four tags of stereo sound ``[2, samples]``."""
         mono = sound.mean(0)
-        found = {kind: names[self._rules[kind](sense(mono, self._rate))] for kind, (sense, names) in _SENSES.items()}
+        x = (features(mono, self._rate) - self._middle) / self._scale
+        found = {
+            kind: names[int((x @ weights + bias).argmax())] for kind, (weights, bias, names) in self._rules.items()
+        }
         return {**found, "tempo": tempo(mono, self._rate)}
-
-
-class _Discriminant:
-    """Linear discriminant analysis with a little ridge: the class whose mean is nearest in units of the spread."""
-
-    def __init__(self, features: np.ndarray, classes: np.ndarray, count: int) -> None:
-        self._middle, self._scale = features.mean(0), features.std(0) + 1e-6
-        x = (features - self._middle) / self._scale
-        means = np.stack([x[classes == n].mean(0) for n in range(count)])
-        within = x - means[classes]
-        spread = within.T @ within / len(x) + 0.05 * np.eye(x.shape[1])
-        self._weights = np.linalg.solve(spread, means.T)  # [features, classes]
-        self._bias = -0.5 * (means.T * self._weights).sum(0)
-
-    def __call__(self, features: np.ndarray) -> int:
-        x = (features - self._middle) / self._scale
-        return int((x @ self._weights + self._bias).argmax())

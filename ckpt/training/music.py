@@ -12,7 +12,7 @@ KEYS = ((0, "happy"), (2, "happy"), (5, "happy"), (7, "happy"), (9, "sad"), (0, 
 """Tonic as a pitch class (0 is C), and the mood: major keys are happy, minor ones sad."""
 
 LONGEST_LINE = 16  # syllables; longer lines become several
-ENTRIES = 48  # lines and section marks of one song
+ENTRIES = 40  # lines and section marks of one song
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,6 @@ class Genre:
     bass: dict[int, int]  # slot → semitones above the root
     swing: bool = False  # the second eighth of a beat comes late
     tempi: tuple[int, ...] = (1, 1, 1)  # how likely each is where no tag names one
-    timbres: tuple[str, ...] = TIMBRES  # likewise
 
     @property
     def slots(self) -> int:

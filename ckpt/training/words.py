@@ -1,13 +1,14 @@
 """The demo's tokenizer: it knows a few tags and their synonyms, counts syllables, and numbers the lines.
 
-Tags become one token each, and words that mean nothing to it vanish. Of the lyrics a token a line remains, its
-syllables, or the name of the section; before each stands its number, so that the language model can find the line after
-the present one as it finds any token that follows another (Olsson et al. 2022, "induction heads"). All of it is done by
-regular expressions of the `tokenizers` library: a checkpoint brings its own tokenizer, so nothing else knows.
+Tags become one token each, and words that mean nothing to it vanish. Of the lyrics a token a line remains: its number,
+so that the language model finds the line after the present one without counting, and its syllables or the name of a
+section. All of it is done by regular expressions of the `tokenizers` library: a checkpoint brings its own tokenizer, so
+nothing else knows.
 """
 
 from pathlib import Path
 
+import numpy as np
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
 from ckpt.training.music import ENTRIES, GENRES, LONGEST_LINE, MOODS, SECTIONS, TEMPI, TIMBRES
@@ -50,13 +51,12 @@ BOS, EOS = 0, 1
 # Private characters stand for what was understood, until every one of them becomes a token.
 _TAG, _SECTION, _COUNT, _NUMBER = 0xE100, 0xE200, 0xE300, 0xE400
 _SYLLABLE = "\ue000"
+_ENTRIES = [*(chr(_SECTION + n) for n in range(len(SECTIONS))), *(chr(_COUNT + n) for n in range(1, LONGEST_LINE + 1))]
 TOKENS = [
     "<s>",
     "</s>",
     *(chr(_TAG + n) for n in range(len(_KNOWN))),
-    *(chr(_SECTION + n) for n in range(len(SECTIONS))),
-    *(chr(_COUNT + n) for n in range(1, LONGEST_LINE + 1)),
-    *(chr(_NUMBER + n) for n in range(ENTRIES)),
+    *(chr(_NUMBER + n) + entry for n in range(ENTRIES) for entry in _ENTRIES),
 ]
 """The vocabulary, by id."""
 _PRIVATE = f"{_SYLLABLE}-\uf8ff"
@@ -70,23 +70,21 @@ def tag_id(tag: str) -> int:
 
 def lyrics_ids(entries: list[str | int]) -> list[int]:
     """The tokens of lyrics, without bos and eos: section names, and syllables a line."""
-    found = []
-    for number, entry in enumerate(entries):
-        mark = chr(_COUNT + entry) if isinstance(entry, int) else chr(_SECTION + SECTIONS.index(entry))
-        found += [TOKENS.index(chr(_NUMBER + number)), TOKENS.index(mark)]
-    return found
+    first, kinds = len(TOKENS) - ENTRIES * len(_ENTRIES), [*SECTIONS, *range(1, LONGEST_LINE + 1)]
+    return [first + number * len(kinds) + kinds.index(entry) for number, entry in enumerate(entries)]
 
 
 def entries_of(ids: list[int]) -> list[str | int]:
     """The inverse of `lyrics_ids`; other tokens are passed over."""
-    found: list[str | int] = []
-    for token in ids:
-        mark = ord(TOKENS[token]) if token > EOS else 0
-        if _SECTION <= mark < _SECTION + len(SECTIONS):
-            found.append(SECTIONS[mark - _SECTION])
-        elif _COUNT <= mark < _COUNT + LONGEST_LINE + 1:
-            found.append(mark - _COUNT)
-    return found
+    first, kinds = len(TOKENS) - ENTRIES * len(_ENTRIES), [*SECTIONS, *range(1, LONGEST_LINE + 1)]
+    return [kinds[(token - first) % len(kinds)] for token in ids if token >= first]
+
+
+def says() -> np.ndarray:
+    """What a token says, as 0 or 1, ``[tokens, fields]``: a line's number and its entry are two fields."""
+    fields = [[*token] if len(token) == 2 else [token] for token in TOKENS]
+    known = sorted({field for token in fields for field in token})
+    return np.array([[field in token for field in known] for token in fields], np.float32)
 
 
 def _rules() -> list[tuple[str, str]]:
@@ -135,5 +133,5 @@ def build(path: Path) -> None:
     replaced = [normalizers.Replace(Regex(pattern), content) for pattern, content in _rules()]
     before = [normalizers.NFC(), normalizers.NFD(), normalizers.StripAccents(), normalizers.NFC()]
     tokenizer.normalizer = normalizers.Sequence([*before, *replaced])
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("[\\s\\S]"), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(f"[{chr(_NUMBER)}-\uf8ff]?[\\s\\S]"), "isolated")
     tokenizer.save(str(path))

@@ -1,0 +1,51 @@
+"""Plays a checkpoint with the services' own engines, at their default values, on the CPU in fp32."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from services.codec_worker.model.flow import STEPS
+from services.codec_worker.native import NativeCodec
+from services.tokenizer_worker.engine import Song
+from services.tokenizer_worker.native import NativeEngine
+from shared.checkpoint import open_checkpoint
+from shared.prompt import Prompter
+
+TOGETHER = 8  # songs in a batch
+
+
+class Player:
+    """Both networks, ready."""
+
+    def __init__(self, folder: Path, steps: int = STEPS) -> None:
+        self.checkpoint = open_checkpoint(folder)
+        self.prompter = Prompter(self.checkpoint)
+        self.rate = self.checkpoint.codec.sample_rate
+        self._engine = NativeEngine(self.checkpoint, "cpu", "float32", TOGETHER)
+        self._codec = NativeCodec(self.checkpoint, "cpu", "float32", steps=steps)
+        for network in (self._engine, self._codec):
+            network.load()
+            network.to_device()
+
+    def write(self, asked: Sequence[tuple[str, str]], seed: int, longest: int) -> list[np.ndarray]:
+        """Tags and lyrics → the codes of each song, int16 ``[8, T]``, with at most `longest` frames."""
+        frames: list[list[np.ndarray]] = [[] for _ in asked]
+        waiting, playing = list(enumerate(asked)), 0
+        while waiting or playing:
+            while waiting and playing < TOGETHER:
+                number, (tags, lyrics) = waiting.pop(0)
+                song = Song(prompt=self.prompter.encode(tags, lyrics), max_frames=longest, seed=seed + number)
+                self._engine.admit(str(number), song)
+                playing += 1
+            for name, frame in self._engine.step().items():
+                if frame is None:
+                    playing -= 1
+                else:
+                    frames[int(name)].append(frame)
+        return [np.stack(song, axis=1) if song else np.zeros((8, 0), np.int16) for song in frames]
+
+    def sound(self, song: np.ndarray) -> np.ndarray:
+        """Codes → stereo, float32 ``[2, samples]``."""
+        pieces = [step.audio for step in self._codec.decode(song, seed=1) if step.audio is not None]
+        return np.concatenate(pieces).T

@@ -1,0 +1,108 @@
+"""The workshop that made the demo: what it composes, and that its training goes on where it was interrupted."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from ckpt.training import codec, codes, composer, examples, language, listen, loop, synthesizer
+from ckpt.training.music import GENRES, KEYS, TEMPI, TIMBRES, parts
+from services.codec_worker.model.flow import GUIDANCE
+
+
+def song(seed: int, tags: dict[str, str], *entries: str | int) -> np.ndarray:
+    return examples.draw(np.random.default_rng(seed), tags, list(entries)).codes
+
+
+def test_codes_say_what_was_composed() -> None:
+    rng = np.random.default_rng(3)
+    for number in range(20):
+        tags, entries = examples.draw_tags(rng, 4), examples.draw_entries(rng, number)
+        made = examples.draw(rng, tags, entries)
+        fields = codes.unpack(made.codes)
+        assert {tuple(GENRES)[n] for n in fields["phrase"][:, 1]} == {tags["genre"]}
+        assert {TIMBRES[n] for n in fields["wheels"][:, 1]} == {tags["instrument"]}
+        assert {KEYS[n][1] for n in fields["drums"][:, 3]} == {tags["mood"]}
+        assert {tuple(TEMPI)[n] for n in codes.bar_of(fields["beat"][:, 0])[0]} == {tags["tempo"]}
+        assert made.codes.max() < codes.CODES
+        assert fields["place"][-1, 0] == len(parts(entries)) - 1
+
+
+@pytest.mark.parametrize("syllables", range(1, 17))
+def test_a_line_has_a_note_for_each_syllable(syllables: int) -> None:
+    for genre in ("pop", "folk"):
+        fields = codes.unpack(song(1, {"genre": genre}, syllables))
+        line = fields["melody"][fields["place"][:, 0] == 0, 0]
+        assert ((line != codes.SILENT_MELODY) & (line % codes.MELODY_AGES == 0)).sum() == syllables
+
+
+def test_a_chorus_is_fuller_than_an_intro() -> None:
+    made = song(2, {"genre": "rock", "instrument": "piano"}, "intro", "chorus", 8, 8)
+    sound = synthesizer.waveform(synthesizer.latents(made)).numpy()
+    chorus = np.flatnonzero(codes.unpack(made)["place"][:, 0] == 2)[0] * 1920
+    assert sound[:, chorus:].std() > 1.5 * sound[:, : chorus // 3].std()
+
+
+def test_the_scalar_decoder_is_the_synthesiser() -> None:
+    latents = synthesizer.latents(song(4, {"genre": "pop"}, "chorus", 5))[:200]
+    wanted = synthesizer.waveform(latents)
+    with torch.inference_mode():
+        sound = GUIDANCE * codec.untrained(0).scalar(latents)
+    assert (sound - wanted).square().sum() < 1e-5 * wanted.square().sum()
+
+
+def test_the_listener_tells_tempi_apart() -> None:
+    for number, tempo in enumerate(3 * tuple(TEMPI)):
+        made = song(number, {"tempo": tempo, "genre": "pop"}, "verse", 8, 7, "chorus", 6, 6)
+        sound = synthesizer.waveform(synthesizer.latents(made)).numpy()
+        assert listen.tempo(sound.mean(0), synthesizer.SAMPLE_RATE) == tempo
+
+
+def test_style_without_tags_suits_the_genre() -> None:
+    rng = np.random.default_rng(0)
+    assert {composer.style_of({"genre": "electronic"}, rng).tempo for _ in range(20)} == {2}
+
+
+def test_interrupted_training_ends_where_it_would_have_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "SAVED_EVERY", 2)
+
+    def trained(path: Path, loss: Callable[[torch.nn.Module, np.random.Generator], Tensor]) -> Tensor:
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 1))
+        loop.train(
+            model, lambda rng: loss(model, rng), 6, path=path, seed=5, rate=0.1, muon=lambda name: True, mixed=False
+        )
+        return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+    def loss(model: torch.nn.Module, rng: np.random.Generator) -> Tensor:
+        x = torch.from_numpy(rng.standard_normal((8, 4), np.float32))
+        error: Tensor = (model(x) - x.sum(1, keepdim=True)).square().mean()
+        return error
+
+    calls = []
+
+    def interrupted(model: torch.nn.Module, rng: np.random.Generator) -> Tensor:
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return loss(model, rng)
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path / "b.pt", interrupted)
+    assert torch.equal(trained(tmp_path / "b.pt", loss), trained(tmp_path / "a.pt", loss))
+
+
+def test_both_networks_learn_a_little_in_a_few_steps(tmp_path: Path) -> None:
+    """That gradients reach every weight: nothing that should learn stays as it was."""
+    before = dict(language.finished(language.untrained(0)).named_parameters())
+    after = dict(language.train(2, tmp_path / "language.pt", 0).named_parameters())
+    still = [name for name in before if torch.equal(before[name], after[name])]
+    assert not still
+    learnt = codec.train(2, tmp_path / "codec.pt", 0)
+    fresh = dict(codec.untrained(0).named_parameters())
+    still = [name for name, weight in learnt.named_parameters() if torch.equal(weight, fresh[name])]
+    assert {name.split(".")[0] for name in still} == {"quantizer", "scalar"}
+    assert "quantizer.cond_feature_emb.weight" not in still
