@@ -1,1 +1,1 @@
-"""How `ckpt/demo` is made: songs are composed and synthesised, then both networks learn them. See README.md here."""
+"""How `ckpt/demo` is made: songs are composed and synthesised, then both networks learn them. See docs/demo.md."""

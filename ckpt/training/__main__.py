@@ -1,10 +1,15 @@
-"""``python -m ckpt.training train``, ``evaluate`` or ``example``; see README.md here."""
+"""``python -m ckpt.training train``, ``evaluate`` or ``example``; see docs/demo.md."""
 
 from pathlib import Path
 
 import click
 
 DEMO, STATES = Path("ckpt/demo"), Path("data/training")
+TAGS = "pop, piano, happy, medium"
+LYRICS = (
+    "[Verse]\nWheels that turn without a sound\nwait until a key goes down\n[Chorus]\nSing it loud\nSing it to the end"
+)
+SEED = 7
 
 
 @click.group()
@@ -22,9 +27,9 @@ def train(seed: int, share: float, out: Path, states: Path) -> None:
     from ckpt.training import codec, export, language
 
     states.mkdir(parents=True, exist_ok=True)
+    words = language.train(round(share * language.STEPS), states / f"language-{seed}-{share:g}.pt", seed)
     sound = codec.train(round(share * codec.TRAINED_STEPS), states / f"codec-{seed}-{share:g}.pt", seed)
     codec.fold(sound)
-    words = language.train(round(share * language.STEPS), states / f"language-{seed}-{share:g}.pt", seed)
     export.write(out, words, sound)
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     click.echo(f"{out}: {size / 1e6:.1f} MB")
@@ -46,10 +51,21 @@ def evaluate(ckpt: Path, songs: int, learnt: int, seed: int) -> None:
 @click.option("--ckpt", type=click.Path(path_type=Path, exists=True), default=DEMO, show_default=True)
 @click.option("--docs", type=click.Path(path_type=Path), default=Path("docs"), show_default=True)
 def example(ckpt: Path, docs: Path) -> None:
-    """Let the checkpoint make one song, as a service would, and draw its spectrogram."""
-    from ckpt.training.example import render
+    """Let the checkpoint make one song, as a service would, and draw its mel spectrogram."""
+    import soundfile
+    from matplotlib import pyplot
 
-    render(ckpt, docs / "example.ogg", docs / "images" / "example.png")
+    from ckpt.training.listen import log_mel
+    from ckpt.training.play import Player
+
+    player = Player(ckpt)
+    sound = player.sound(player.write([(TAGS, LYRICS)], SEED, 500)[0])
+    soundfile.write(docs / "example.ogg", sound.T, player.rate)
+    mel = log_mel(sound.mean(0), player.rate, -60)
+    figure, axes = pyplot.subplots(figsize=(10, 3), layout="constrained")
+    axes.imshow(mel.T, origin="lower", aspect="auto", extent=(0, sound.shape[1] / player.rate, 0, mel.shape[1]))
+    axes.set(xlabel="seconds", ylabel="mel band", title=TAGS)
+    figure.savefig(docs / "images/example.png", dpi=100)
 
 
 if __name__ == "__main__":

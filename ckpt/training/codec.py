@@ -1,4 +1,4 @@
-"""The codec: a scalar decoder that is written down, and the training of the estimator that feeds it."""
+"""The codec: codebooks and a scalar decoder that are written down, and the training of the estimator between them."""
 
 from pathlib import Path
 
@@ -7,13 +7,18 @@ import torch
 from torch import Tensor, nn
 
 from ckpt.training import codes, examples, loop, synthesizer
-from ckpt.training.codebooks import WIDTH, codebooks
+from ckpt.training.music import TIMBRES
+from ckpt.training.synthesizer import TABLES
 from services.codec_worker.model.estimator import Block
 from services.codec_worker.model.flow import GUIDANCE, STEPS
 from services.codec_worker.model.heartcodec import HeartCodec
 from services.codec_worker.model.scalar import Activation, Convolution, ScalarDecoder, Stage
 from shared.checkpoint import CodecConfig
 
+WIDTH = 192
+_RANKS = {"melody": 72, "chord": 54, "bass": 23}
+_DRUM_STATES = sum(ages - 1 for ages in codes.DRUM_AGES)
+assert sum(_RANKS.values()) + codes.CLOCK + len(TIMBRES) + _DRUM_STATES == WIDTH
 FACTORS = (10, 2, 4, 4, 3)  # of upsampling; together `synthesizer.HOP`
 CONFIG = CodecConfig(
     dim=WIDTH,
@@ -66,6 +71,34 @@ def untrained(seed: int) -> HeartCodec:
     return model
 
 
+def codebooks() -> Tensor:
+    """fp32 ``[8, CODES, WIDTH]``; every stream has entries of its own, so that their sum loses nothing.
+
+    The gains of melody, chord and bass are reduced by a singular value decomposition to as many entries as are given to
+    them; clock, timbre and drums are one-hot. The streams that do not sound are 0.
+    """
+    books = np.zeros((len(codes.STREAMS), codes.CODES, WIDTH), np.float32)
+    number = {stream: index for index, stream in enumerate(codes.STREAMS)}
+    first = 0
+    for stream, rank in _RANKS.items():
+        table = TABLES[stream].reshape(len(TABLES[stream]), -1)
+        left, values, _ = np.linalg.svd(table, full_matrices=False)
+        rows = left[:, :rank] * values[:rank] ** 0.5  # the root: faint details are to be seen, too
+        books[number[stream], : len(rows), first : first + rank] = rows / rows.std(0).max()
+        first += rank
+    for code in range(int(np.prod(codes.STREAMS["wheels"]))):
+        clock, timbre = np.unravel_index(code, codes.STREAMS["wheels"])
+        books[number["wheels"], code, [first + clock, first + codes.CLOCK + timbre]] = 1
+    first += codes.CLOCK + len(TIMBRES)
+    for code in range(int(np.prod(codes.STREAMS["drums"]))):
+        place = first
+        for age, ages in zip(np.unravel_index(code, codes.STREAMS["drums"])[:-1], codes.DRUM_AGES, strict=True):
+            if age:
+                books[number["drums"], code, place + age - 1] = 1
+            place += ages - 1
+    return torch.from_numpy(books)
+
+
 def write_down(decoder: ScalarDecoder) -> None:
     """Make the decoder the synthesiser's filter bank: latents times `KERNELS`, overlapped and added.
 
@@ -112,7 +145,6 @@ def train(steps: int, path: Path, seed: int) -> HeartCodec:
         seed=seed,
         rate=RATE,
         muon=lambda name: "adaln" not in name and "scale_shift" not in name,
-        mixed=True,
     )
     return model
 
@@ -131,6 +163,7 @@ def batch(rng: np.random.Generator) -> np.ndarray:
     return np.stack(found[:rows])
 
 
+@torch.autocast("cpu", torch.bfloat16)  # type: ignore[untyped-decorator]
 def loss(model: HeartCodec, rng: np.random.Generator) -> Tensor:
     """Flow matching (Lipman et al. 2023) on a random batch: squared error of the velocity over the latents' power.
 

@@ -11,23 +11,9 @@ _DEGREES = {  # semitones above the tonic, and whether the chord is minor
     "happy": ((0, 0), (2, 1), (4, 1), (5, 0), (7, 0), (9, 1)),
     "sad": ((0, 1), (3, 0), (5, 1), (7, 0), (8, 0), (10, 0)),
 }
-_NEXT = {  # how likely each degree follows each
-    "happy": (
-        (0, 2, 1, 4, 3, 4),
-        (0, 0, 0, 1, 5, 0),
-        (0, 0, 0, 3, 0, 3),
-        (4, 2, 0, 0, 5, 1),
-        (5, 0, 0, 2, 0, 3),
-        (0, 3, 0, 5, 2, 0),
-    ),
-    "sad": (
-        (0, 1, 4, 3, 4, 1),
-        (2, 0, 3, 0, 2, 0),
-        (4, 0, 0, 4, 1, 0),
-        (6, 0, 1, 0, 2, 0),
-        (2, 1, 4, 3, 0, 0),
-        (3, 2, 0, 0, 2, 0),
-    ),
+_NEXT = {  # how likely each degree follows each, a digit for it
+    "happy": ("021434", "000150", "000303", "420051", "500203", "030520"),
+    "sad": ("014341", "203020", "400410", "601020", "214300", "320020"),
 }
 _CLOSING = {"happy": (3, 0, 0, 2, 3, 1), "sad": (4, 0, 2, 3, 1, 0)}  # the last bar of a line
 _SCALES = {"happy": (0, 2, 4, 5, 7, 9, 11), "sad": (0, 2, 3, 5, 7, 8, 11)}  # major, and harmonic minor
@@ -123,7 +109,7 @@ class _Song:
             weights = np.array(_CLOSING[self.mood], float)
             weights[self.degree] /= 4
         else:
-            weights = np.array(_NEXT[self.mood][self.degree], float)
+            weights = np.array([*_NEXT[self.mood][self.degree]], float)
         return _choose(self.rng, weights)
 
     @property

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from ckpt.training import codes, composer, examples, synthesizer
 from ckpt.training.listen import Distance, Listener
-from ckpt.training.music import GENRES, KEYS, TEMPI, TIMBRES, parts
+from ckpt.training.music import parts
 from ckpt.training.play import Player
 
 HEARD = 375  # frames of a song that are listened to: one window of the codec
@@ -26,21 +26,6 @@ def text(entries: list[str | int]) -> str:
     return "\n".join(f"[{entry}]" if isinstance(entry, str) else " ".join(["la"] * entry) for entry in entries)
 
 
-def tags_of(song: np.ndarray) -> dict[str, str]:
-    """What most of a song's codes say, by kind of tag."""
-    fields = codes.unpack(song)
-
-    def most(field: np.ndarray) -> int:
-        return int(np.bincount(field).argmax())
-
-    return {
-        "tempo": tuple(TEMPI)[most(codes.bar_of(fields["beat"][:, 0])[0])],
-        "genre": tuple(GENRES)[most(fields["phrase"][:, 1])],
-        "instrument": TIMBRES[most(fields["wheels"][:, 1])],
-        "mood": KEYS[most(fields["drums"][:, 3])][1],
-    }
-
-
 def notes(song: np.ndarray) -> list[tuple[int, int]]:
     """Of each part of a song: which it is, and how many notes its melody has."""
     fields = codes.unpack(song)
@@ -50,10 +35,10 @@ def notes(song: np.ndarray) -> list[tuple[int, int]]:
     return [(int(at[0]), int(new.sum())) for at, new in zip(np.split(place, cuts), np.split(begins, cuts), strict=True)]
 
 
-def phrased(song: np.ndarray, entries: list[str | int]) -> bool:
+def phrased(song: np.ndarray, asked: examples.Example) -> bool:
     """Whether every line, in order, has a note for each of its syllables, and the song ends with the last."""
-    slots = GENRES[tags_of(song)["genre"]].slots
-    wanted = [(part.entry, len(composer.onsets(part, slots))) for part in parts(entries)]
+    slots = asked.style.grammar.slots
+    wanted = [(part.entry, len(composer.onsets(part, slots))) for part in parts(asked.entries)]
     return notes(song) == wanted and song.shape[1] < LONGEST
 
 
@@ -102,7 +87,6 @@ def evaluate(folder: Path, *, count: int, learnt: int, seed: int) -> None:
     table = Table(f"of {count} songs", *KINDS)
     for name, found in (
         ("heard in what the networks made", [listener.hear(player.sound(song[:, :HEARD])) for song in songs]),
-        ("said by their codes", [tags_of(song) for song in songs]),
         ("heard in what the synthesiser made", [listener.hear(synthesised(one.codes[:, :HEARD])) for one in asked]),
     ):
         right = [
@@ -110,6 +94,6 @@ def evaluate(folder: Path, *, count: int, learnt: int, seed: int) -> None:
         ]
         table.add_row(name, *(f"{share:.2f}" for share in right))
     console.print(table)
-    share = np.mean([phrased(song, one.entries) for song, one in zip(songs, asked, strict=True)])
+    share = np.mean([phrased(song, one) for song, one in zip(songs, asked, strict=True)])
     console.print(f"every phrase right: {share:.2f} of {count} songs")
     console.print(f"language model, eight songs at once: {sum(song.shape[1] for song in songs) / seconds:.0f} frames/s")

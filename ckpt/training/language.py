@@ -42,9 +42,9 @@ class Fields(nn.Module):
 
     says: Tensor  # [rows, fields], 0 or 1
 
-    def __init__(self, says: np.ndarray) -> None:
+    def __init__(self, says: Tensor) -> None:
         super().__init__()
-        self.register_buffer("says", torch.from_numpy(says.astype(np.float32)), persistent=False)
+        self.register_buffer("says", says, persistent=False)
 
     def forward(self, fields: Tensor) -> Tensor:
         """``[fields, D]`` → ``[rows, D]``."""
@@ -55,8 +55,9 @@ class Fields(nn.Module):
         return rows.new_empty(self.says.shape[1], rows.shape[1]).normal_() * rows.std() / self.says.sum(1).mean().sqrt()
 
 
-def says(stream: str) -> np.ndarray:
-    """The fields of each code of a stream, and of `END`, as 0 or 1, ``[END + 1, fields]``; other codes say nothing."""
+def says(stream: str) -> Tensor:
+    """The fields of each code of a stream, and of `END`, as 0 or 1, fp32 ``[END + 1, fields]``; other codes say
+    nothing."""
     code = np.arange(int(np.prod(codes.STREAMS[stream])))
     found = [*np.unravel_index(code, codes.STREAMS[stream])]
     if stream == "beat":
@@ -68,8 +69,8 @@ def says(stream: str) -> np.ndarray:
         ages = codes.MELODY_AGES if stream == "melody" else codes.BASS_AGES
         found = [code // ages, np.where(code < code[-1], code % ages, ages)]
     table = np.concatenate([np.eye(field.max() + 1)[field] for field in found], axis=1)
-    whole = np.zeros((END + 1, table.shape[1] + 1))
-    whole[: len(table), :-1] = table
+    whole = torch.zeros(END + 1, table.shape[1] + 1)
+    whole[: len(table), :-1] = torch.from_numpy(table)
     whole[END, -1] = 1
     return whole
 
@@ -87,22 +88,12 @@ def untrained(seed: int) -> HeartMuLa:
         if name.endswith(("output.weight", "down.weight")):
             with torch.no_grad():
                 parameter.mul_(0.3)
-    parametrize.register_parametrization(model, "text_embeddings", Fields(words.says()))
+    parametrize.register_parametrization(model, "text_embeddings", Fields(torch.from_numpy(words.says())))
     tables = [says(stream) for stream in codes.STREAMS]
-    parametrize.register_parametrization(model, "audio_embeddings", Fields(block_diag(*tables)))
+    parametrize.register_parametrization(model, "audio_embeddings", Fields(torch.block_diag(*tables)))  # type: ignore[no-untyped-call]
     for head, table in zip((model.head, *model.depth_heads), tables, strict=True):
         parametrize.register_parametrization(head, "weight", Fields(table))
     return model
-
-
-def block_diag(*tables: np.ndarray) -> np.ndarray:
-    """Tables along the diagonal of a larger one, zeros elsewhere."""
-    whole = np.zeros(np.sum([table.shape for table in tables], axis=0))
-    row = column = 0
-    for table in tables:
-        whole[row : row + len(table), column : column + table.shape[1]] = table
-        row, column = row + len(table), column + table.shape[1]
-    return whole
 
 
 def finished(model: HeartMuLa) -> HeartMuLa:
@@ -125,7 +116,6 @@ def train(steps: int, path: Path, seed: int) -> HeartMuLa:
         seed=seed,
         rate=RATE,
         muon=lambda name: ".blocks." in name or name.startswith("projection"),
-        mixed=False,
     )
     return finished(model)
 
@@ -221,10 +211,9 @@ def stack(llama: Llama, x: Tensor, table: Tensor) -> Tensor:
     """All positions of ``x [rows, S, D]`` through a stack and its final norm, differentiably; its cache is dropped."""
     rows, steps, _ = x.shape
     at = torch.arange(steps)
-    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
     span = Span(at, steps, (at <= at[:, None]).repeat(llama.shared, 1))
     for block in llama.blocks:
         assert isinstance(block, Block)
         shape = (rows, block.kv_heads, steps, block.head_dim)
-        x = block(x, table, [(torch.zeros(shape, dtype=dtype), torch.zeros(shape, dtype=dtype))], [span])
+        x = block(x, table, [(torch.zeros(shape), torch.zeros(shape))], [span])
     return llama.norm(x)

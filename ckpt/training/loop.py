@@ -34,7 +34,6 @@ def train(
     seed: int,
     rate: float,
     muon: Callable[[str], bool],
-    mixed: bool,
 ) -> None:
     """Minimise `loss` over the model's parameters; go on from `path` where that exists, and keep it up to date.
 
@@ -72,8 +71,7 @@ def train(
                 for group in optimizer.param_groups:
                     group["lr"] = rate * schedule(step / steps)
                 optimizer.zero_grad()
-            with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
-                value = loss(np.random.default_rng((seed, step)))
+            value = loss(np.random.default_rng((seed, step)))
             value.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             for optimizer in optimizers:

@@ -72,9 +72,7 @@ def test_interrupted_training_ends_where_it_would_have_ended(tmp_path: Path, mon
     def trained(path: Path, loss: Callable[[torch.nn.Module, np.random.Generator], Tensor]) -> Tensor:
         torch.manual_seed(0)
         model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 1))
-        loop.train(
-            model, lambda rng: loss(model, rng), 6, path=path, seed=5, rate=0.1, muon=lambda name: True, mixed=False
-        )
+        loop.train(model, lambda rng: loss(model, rng), 6, path=path, seed=5, rate=0.1, muon=lambda name: True)
         return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
 
     def loss(model: torch.nn.Module, rng: np.random.Generator) -> Tensor:
