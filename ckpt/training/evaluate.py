@@ -4,17 +4,23 @@ No song here was learnt from.
 """
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
 from ckpt.training import codes, composer, examples, synthesizer
-from ckpt.training.listen import Distance, Listener
+from ckpt.training.listen import FRAME, Distance, Listener
 from ckpt.training.music import parts
 from ckpt.training.play import Player
+from services.codec_worker.model.flow import GUIDANCE
+from services.codec_worker.model.heartcodec import HeartCodec
+from services.codec_worker.model.weights import load_weights
+from shared.checkpoint import open_checkpoint
 
 HEARD = 375  # frames of a song that are listened to: one window of the codec
 LONGEST = 1800  # frames
@@ -36,10 +42,10 @@ def notes(song: np.ndarray) -> list[tuple[int, int]]:
 
 
 def phrased(song: np.ndarray, asked: examples.Example) -> bool:
-    """Whether every line, in order, has a note for each of its syllables, and the song ends with the last."""
-    slots = asked.style.grammar.slots
-    wanted = [(part.entry, len(composer.onsets(part, slots))) for part in parts(asked.entries)]
-    return notes(song) == wanted and song.shape[1] < LONGEST
+    """Whether every line, in order, has a note for each of its syllables, and the song is as long as they are."""
+    style, wanted = asked.style, parts(asked.entries)
+    counts = [(part.entry, len(composer.onsets(part, style.grammar.slots))) for part in wanted]
+    return notes(song) == counts and song.shape[1] == style.bar * sum(part.bars for part in wanted)
 
 
 def synthesised(song: np.ndarray) -> np.ndarray:
@@ -48,21 +54,35 @@ def synthesised(song: np.ndarray) -> np.ndarray:
 
 
 def codec_table(folder: Path, songs: list[np.ndarray]) -> Table:
-    """How near the codec comes to the synthesiser from the same codes."""
-    table = Table("codec from codes", "log-mel dB", "chroma corr.", "SNR dB", "× real time")
-    wanted = [synthesised(song) for song in songs]
+    """How near the codec comes to the synthesiser from the same codes, and its scalar decoder from the same latents."""
+    checkpoint = open_checkpoint(folder)
+    model = HeartCodec(checkpoint.codec, torch.float32)
+    load_weights(model, checkpoint.codec_path)
     noise = np.random.default_rng(0)
-    for steps in (10, 4, 2, 0):
-        player, begun = Player(folder, max(steps, 1)), time.perf_counter()
-        if steps:
-            sounds = [player.sound(song) for song in songs]
-        else:
-            sounds = [noise.standard_normal(right.shape) * right.std() for right in wanted]
-        speed = sum(song.shape[1] for song in songs) * 0.08 / (time.perf_counter() - begun)
-        far = [Distance.between(sound, right, player.rate) for sound, right in zip(sounds, wanted, strict=True)]
-        mel, chroma, snr = (np.mean([getattr(one, name) for one in far]) for name in ("log_mel", "chroma", "snr"))
-        name = f"{steps} Euler steps" if steps else "white noise"
-        table.add_row(name, f"{mel:.1f}", f"{chroma:.3f}", f"{snr:.1f}", f"{speed:.1f}" if steps else "")
+
+    def decoded(song: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            return np.asarray(model.scalar(GUIDANCE * synthesizer.latents(song)))
+
+    def hiss(song: np.ndarray) -> np.ndarray:
+        wanted = synthesised(song)
+        return np.asarray(noise.standard_normal(wanted.shape) * wanted.std())
+
+    makers: dict[str, Callable[[np.ndarray], np.ndarray]] = {"scalar decoder alone": decoded}
+    makers |= {f"{steps} Euler steps": Player(folder, steps).sound for steps in (10, 4, 2)}
+    makers["white noise"] = hiss
+    table = Table("codec from codes", "log-mel dB", "chroma corr.", "SNR dB", "× real time")
+    wanted, seconds = [synthesised(song) for song in songs], sum(song.shape[1] for song in songs) * FRAME
+    for name, make in makers.items():
+        begun = time.perf_counter()
+        sounds = [make(song) for song in songs]
+        speed = f"{seconds / (time.perf_counter() - begun):.1f}" if "steps" in name else ""
+        far = [
+            Distance.between(sound, right, checkpoint.codec.sample_rate)
+            for sound, right in zip(sounds, wanted, strict=True)
+        ]
+        mel, chroma, snr = (np.mean([getattr(one, part) for one in far]) for part in ("log_mel", "chroma", "snr"))
+        table.add_row(name, f"{mel:.1f}", f"{chroma:.3f}", f"{snr:.1f}", speed)
     return table
 
 

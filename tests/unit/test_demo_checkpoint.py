@@ -92,6 +92,16 @@ def test_genres_are_heard() -> None:
     assert cymbals("pop") > 10 * cymbals("folk")
 
 
+def test_a_chorus_is_fuller_than_an_intro() -> None:
+    made = play("rock, piano, happy, fast", "[Intro]\n[Chorus]\nla la la la la la la la\nla la la la")
+    place = codes.unpack(made.codes)["place"][:, 0]
+    loud = [
+        made.mono[first * 1920 : last * 1920].std()
+        for first, last in (np.flatnonzero(place == n)[[0, -1]] for n in (0, 2))
+    ]
+    assert loud[1] > 1.3 * loud[0]
+
+
 @pytest.mark.parametrize("tags", ["pop, piano", "", "zydeco, kazoo, bagpipes"])
 def test_lines_have_a_note_for_each_syllable_and_the_song_ends_with_the_last(tags: str) -> None:
     prompt = player().prompter.encode("", LYRICS)
