@@ -6,20 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import MofNCompleteColumn, Progress, TextColumn
 from torch import Tensor, nn
 
 WARM_UP = 0.02  # of all steps
 SAVED_EVERY = 250  # steps
-
-_COLUMNS = (
-    TextColumn("{task.description}"),
-    BarColumn(),
-    MofNCompleteColumn(),
-    TimeElapsedColumn(),
-    TimeRemainingColumn(),
-    TextColumn("loss {task.fields[loss]:.4f}"),
-)
 
 Loss = Callable[[np.random.Generator], Tensor]
 """Draws a batch and returns its loss, a scalar."""
@@ -64,7 +55,8 @@ def train(
         scratch.rename(path)
 
     average, step = math.nan, first
-    with Progress(*_COLUMNS, refresh_per_second=1) as bar:
+    columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]:.4f}"))
+    with Progress(*columns, refresh_per_second=1) as bar:
         task = bar.add_task(path.stem, total=steps, completed=first, loss=average)
         while step < steps:
             for optimizer in optimizers:
