@@ -61,7 +61,7 @@ def example(ckpt: Path, docs: Path) -> None:
     player = Player(ckpt)
     sound = player.sound(player.write([(TAGS, LYRICS)], SEED, 500)[0])
     soundfile.write(docs / "example.ogg", sound.T, player.rate)
-    mel = log_mel(sound.mean(0), player.rate, -60)
+    mel = log_mel(sound.mean(0), player.rate)
     figure, axes = pyplot.subplots(figsize=(10, 3), layout="constrained")
     axes.imshow(mel.T, origin="lower", aspect="auto", extent=(0, sound.shape[1] / player.rate, 0, mel.shape[1]))
     axes.set(xlabel="seconds", ylabel="mel band", title=TAGS)

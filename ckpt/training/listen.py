@@ -32,9 +32,10 @@ def mel_bands(rate: int, bands: int = BANDS) -> np.ndarray:
     return np.asarray(np.clip(np.minimum((bins - low) / (middle - low), (high - bins) / (high - middle)), 0, None))
 
 
-def log_mel(sound: np.ndarray, rate: int, floor: float) -> np.ndarray:
-    """Mel spectra in dB, not below `floor` dB, ``[T, bands]``."""
-    return np.asarray(np.maximum(10 * np.log10(spectra(sound) @ mel_bands(rate) + 1e-12), floor))
+def log_mel(sound: np.ndarray, rate: int, floor: float | None = None) -> np.ndarray:
+    """Mel spectra in dB, ``[T, bands]``; what lies below `floor` dB, or else 60 dB below the loudest, is not heard."""
+    mel = 10 * np.log10(spectra(sound) @ mel_bands(rate) + 1e-12)
+    return np.asarray(np.maximum(mel, mel.max() - 60 if floor is None else floor))
 
 
 def chroma(sound: np.ndarray, rate: int) -> np.ndarray:
@@ -62,8 +63,8 @@ class Distance:
         """Of stereo sounds ``[2, samples]``."""
         noise = ((sound - wanted) ** 2).sum()
         left, right = sound.mean(0), wanted.mean(0)
-        floor = 10 * np.log10((spectra(right) @ mel_bands(rate)).max()) - 60
-        mel = np.abs(log_mel(left, rate, floor) - log_mel(right, rate, floor)).mean()
+        wanted_mel = log_mel(right, rate)
+        mel = np.abs(log_mel(left, rate, wanted_mel.max() - 60) - wanted_mel).mean()
         a, b = chroma(left, rate), chroma(right, rate)
         a, b = a - a.mean(1, keepdims=True), b - b.mean(1, keepdims=True)
         heard = np.linalg.norm(b, axis=1) > 1e-3 * np.linalg.norm(b, axis=1).max()
@@ -102,7 +103,8 @@ def features(sound: np.ndarray, rate: int) -> np.ndarray:
     place = (np.arange(len(rise)) / (beat / 4)).round().astype(int)  # sixteenths
     bars = [rise[place % steps == at].mean(0) for steps in (16, 12) for at in range(steps)]
 
-    mel = log_mel(sound, rate, -40)[:, :36]
+    mel = log_mel(sound, rate)
+    mel = (mel - mel.max())[:, :36]
     cepstrum = mel @ np.cos(np.pi / 36 * np.outer(np.arange(36) + 0.5, np.arange(16)))
     change = np.diff(mel, axis=0)
     steep = np.percentile(change, (5, 25, 75, 95), axis=1).mean(1)
