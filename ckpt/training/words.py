@@ -131,7 +131,8 @@ def build(path: Path) -> None:
     """Write ``tokenizer.json``."""
     tokenizer = Tokenizer(models.WordLevel({token: number for number, token in enumerate(TOKENS)}, "<s>"))
     replaced = [normalizers.Replace(Regex(pattern), content) for pattern, content in _rules()]
-    before = [normalizers.NFC(), normalizers.NFD(), normalizers.StripAccents(), normalizers.NFC()]
+    spoken = normalizers.Replace("é", "ei")  # never mute
+    before = [normalizers.NFC(), spoken, normalizers.NFD(), normalizers.StripAccents(), normalizers.NFC()]
     tokenizer.normalizer = normalizers.Sequence([*before, *replaced])
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(f"[{chr(_NUMBER)}-\uf8ff]?[\\s\\S]"), "isolated")
     tokenizer.save(str(path))

@@ -36,6 +36,7 @@ from shared.settings import Settings
 from shared.topology import EVENTS, TENANT, WORKERS, event_subject
 from tests.integration.flow import PATIENCE, as_role, environment
 
+TINY = Path(__file__).parents[1] / "golden/data/ckpt"  # whose model has room for 256 positions
 SONG = {"lyrics": "[Verse]\nla la la", "tags": "pop,piano", "max_duration_ms": 4000}
 
 

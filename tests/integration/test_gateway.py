@@ -15,7 +15,7 @@ from shared.messages import CloudEvent, Failed, TokenJob
 from shared.objects import audio_key, tokens_key
 from shared.prompt import Prompter
 from shared.topology import EVENTS, JOBS, TENANT, TOK, cancel_subject, token_subject
-from tests.integration.gateway_fixtures import SONG, House, eventually, fresh_settings, open_house
+from tests.integration.gateway_fixtures import SONG, TINY, House, eventually, fresh_settings, open_house
 
 UNKNOWN = "00000000-0000-4000-8000-000000000000"
 
@@ -92,7 +92,8 @@ async def test_a_song_that_is_too_long_is_refused_with_the_length_that_fits(hous
 
 
 async def test_lyrics_that_leave_no_room_are_refused_with_how_much_is_too_much(house: House) -> None:
-    body = problem(await house.http.post("/generate", json={"lyrics": "la " * 6000}), 422, "invalid-request")
+    async with open_house(house.settings, house.log.parent, model_path=TINY) as tiny:
+        body = problem(await tiny.http.post("/generate", json={"lyrics": "la " * 6000}), 422, "invalid-request")
     assert body["field"] == "lyrics"
     assert "tokens too long" in body["detail"]
 
