@@ -1,19 +1,18 @@
 """What `ckpt/demo` plays, through both native engines at default values: the short form of `make evaluate-demo`."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from ckpt.training import codes, listen, words
 from ckpt.training.evaluate import notes
 from ckpt.training.music import parts
 from ckpt.training.play import Player
 from ckpt.training.synthesizer import SAMPLE_RATE as RATE
+from tests.unit.native_engines import one_thread  # noqa: F401
 
 DEMO = Path(__file__).parents[2] / "ckpt/demo"
 LYRICS = "[Verse]\nla la la la la la\nla la la la\n[Chorus]\nla la la la\nla la"
@@ -43,14 +42,6 @@ def write(tags: str, lyrics: str, frames: int = 900) -> np.ndarray:
 def play(tags: str, lyrics: str = LYRICS) -> Made:
     song = write(tags, lyrics)
     return Made(song, player().sound(song[:, :250]))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def test_a_song_is_finite_loud_enough_and_tonal() -> None:

@@ -46,6 +46,24 @@ def test_a_chorus_is_fuller_than_an_intro() -> None:
     assert sound[:, chorus:].std() > 1.5 * sound[:, : chorus // 3].std()
 
 
+def test_chords_are_full_in_a_chorus_and_thin_in_a_verse() -> None:
+    fields = codes.unpack(song(2, {"genre": "pop"}, "verse", 8, "chorus", 8))
+    state, place = fields["chord"][:, 2], fields["place"][:, 0]
+    assert state[place == 1].max() <= codes.BLOCK_AGES < state[place == 3].max()
+
+
+@pytest.mark.parametrize("note", [codes.MELODY[0], 69, codes.MELODY[-1]])
+def test_a_tone_has_its_pitch(note: int) -> None:
+    long = song(1, {"genre": "classical", "instrument": "flute"}, 8, 8, 8)[:, :125]
+    number = {stream: index for index, stream in enumerate(codes.STREAMS)}
+    long[number["chord"]], long[number["bass"]] = 0, codes.SILENT_BASS
+    long[number["melody"]] = (note - codes.MELODY[0]) * codes.MELODY_AGES + codes.MELODY_AGES - 1
+    sound = synthesizer.waveform(synthesizer.latents(long))[0].numpy()
+    power = np.abs(np.fft.rfft(sound * np.hanning(len(sound))))
+    heard = power.argmax() * synthesizer.SAMPLE_RATE / len(sound)
+    assert abs(69 + 12 * np.log2(heard / 440) - note) < 0.15
+
+
 def test_the_scalar_decoder_is_the_synthesiser() -> None:
     latents = synthesizer.latents(song(4, {"genre": "pop"}, "chorus", 5))[:200]
     wanted = synthesizer.waveform(latents)

@@ -56,6 +56,11 @@ def test_lyrics_become_sections_and_syllables_a_line(prompter: Prompter, lyrics:
     assert words.entries_of(list(prompter.encode("", lyrics).lyrics)) == entries
 
 
+def test_the_checkpoint_has_this_tokenizer(tmp_path: Path) -> None:
+    words.build(tmp_path / "tokenizer.json")
+    assert (tmp_path / "tokenizer.json").read_bytes() == (ROOT / "ckpt/demo/tokenizer.json").read_bytes()
+
+
 def test_lines_are_numbered_and_those_beyond_the_last_number_are_left_out(prompter: Prompter) -> None:
     prompt = prompter.encode("", "\n".join(["la la"] * 60))
     assert list(prompt.lyrics[1:-1]) == words.lyrics_ids([2] * music.ENTRIES)
