@@ -31,6 +31,8 @@ def train(seed: int, share: float, out: Path, states: Path) -> None:
     sound = codec.train(round(share * codec.TRAINED_STEPS), states / f"codec-{seed}-{share:g}.pt", seed)
     codec.fold(sound)
     export.write(out, words, sound)
+    for finished in states.glob(f"*-{seed}-{share:g}.pt"):  # or the next run would have nothing left to do
+        finished.unlink()
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     click.echo(f"{out}: {size / 1e6:.1f} MB")
 

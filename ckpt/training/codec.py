@@ -128,8 +128,7 @@ def write_down(decoder: ScalarDecoder) -> None:
             stride = len(weight) // 2
             width //= stride
             for step in range(stride):
-                for channel in range(width):
-                    weight[step, channel, step * width + channel] = 1
+                weight[step, :width, step * width : (step + 1) * width] = torch.eye(width)
     last.weight[0, 0, 0] = 1
 
 

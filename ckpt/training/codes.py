@@ -1,7 +1,7 @@
 """The eight codes of a frame: a score on the grid of 80 ms, and where in it the song is.
 
-A frame says all that the next one depends on, besides the lyrics. Of the eight streams the first three and the keys are
-the language model's own memory; the others are what sounds.
+A frame says all that the next one depends on, besides the lyrics and, after a rest, the tone before it. Of the eight
+streams the first three and the keys are the language model's own memory; the others are what sounds.
 """
 
 import numpy as np

@@ -25,7 +25,8 @@ def _choose(rng: np.random.Generator, weights: "np.ndarray | tuple[float, ...]")
 
 
 def style_of(tags: dict[str, str], rng: np.random.Generator) -> Style:
-    """Chosen by the tags "genre", "tempo", "instrument" and "mood"; what is not named suits the genre."""
+    """Chosen by the tags "genre", "tempo", "instrument" and "mood"; what is not named is random, the tempo
+    as suits the genre."""
     names = tuple(GENRES)
     genre = names.index(tags["genre"]) if "genre" in tags else _choose(rng, (4, 2, 2, 2, 2, 2, 2, 1))
     grammar = GENRES[names[genre]]

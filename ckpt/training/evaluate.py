@@ -22,7 +22,7 @@ from services.codec_worker.model.heartcodec import HeartCodec
 from services.codec_worker.model.weights import load_weights
 from shared.checkpoint import open_checkpoint
 
-HEARD = 375  # frames of a song that are listened to: one window of the codec
+HEARD = 375  # frames of a song that are listened to: a window of the codec (372) and a little of the next
 LONGEST = 1800  # frames
 KINDS = ("tempo", "mood", "instrument", "genre")
 
@@ -32,20 +32,23 @@ def text(entries: list[str | int]) -> str:
     return "\n".join(f"[{entry}]" if isinstance(entry, str) else " ".join(["la"] * entry) for entry in entries)
 
 
-def notes(song: np.ndarray) -> list[tuple[int, int]]:
-    """Of each part of a song: which it is, and how many notes its melody has."""
+def notes(song: np.ndarray) -> list[tuple[int, int, int]]:
+    """Of each part of a song, int16 ``[8, T]``: which it is, how many notes its melody has, and how many frames."""
     fields = codes.unpack(song)
     melody, place = fields["melody"][:, 0], fields["place"][:, 0]
     begins = (melody != codes.SILENT_MELODY) & (melody % codes.MELODY_AGES == 0)
     cuts = np.flatnonzero(np.diff(place)) + 1
-    return [(int(at[0]), int(new.sum())) for at, new in zip(np.split(place, cuts), np.split(begins, cuts), strict=True)]
+    parted = zip(np.split(place, cuts), np.split(begins, cuts), strict=True)
+    return [(int(at[0]), int(new.sum()), len(new)) for at, new in parted]
 
 
 def phrased(song: np.ndarray, asked: examples.Example) -> bool:
-    """Whether every line, in order, has a note for each of its syllables, and the song is as long as they are."""
-    style, wanted = asked.style, parts(asked.entries)
-    counts = [(part.entry, len(composer.onsets(part, style.grammar.slots))) for part in wanted]
-    return notes(song) == counts and song.shape[1] == style.bar * sum(part.bars for part in wanted)
+    """Whether a song, int16 ``[8, T]``, has all parts in order, each as long as it should be and with its notes."""
+    style = asked.style
+    return notes(song) == [
+        (part.entry, len(composer.onsets(part, style.grammar.slots)), part.bars * style.bar)
+        for part in parts(asked.entries)
+    ]
 
 
 def synthesised(song: np.ndarray) -> np.ndarray:

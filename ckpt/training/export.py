@@ -1,6 +1,5 @@
 """Writes the trained networks as a checkpoint folder of the official layout."""
 
-import re
 from pathlib import Path
 
 import msgspec
@@ -19,8 +18,6 @@ from services.tokenizer_worker.model.matrix import Matrix
 SHARPNESS = 1.6
 """What logits are multiplied by, so that the default temperature of 1 leaves the rare slips of the model aside: choices
 that were even in training stay even."""
-
-_NORMED = re.compile(r"(scalar_model\.decoder\..+)\.weight")
 
 
 def write(folder: Path, language: HeartMuLa, codec: HeartCodec) -> None:
@@ -93,14 +90,10 @@ def codec_tensors(model: HeartCodec) -> dict[str, Tensor]:
     """All weights under their official names and in their shapes; the scalar decoder's weight-normed."""
     found: dict[str, Tensor] = {}
     for name, tensor in codec_weights.places(model).items():
-        if normed := _NORMED.fullmatch(name):
-            if "activation" in name:
-                found[name] = tensor
-                continue
-            size = torch.linalg.vector_norm(tensor, dim=tuple(range(1, tensor.ndim)), keepdim=True)
-            stem = f"{normed[1]}.parametrizations.weight.original"
-            found[f"{stem}0"] = size
-            found[f"{stem}1"] = torch.where(size > 0, tensor, 1)  # of no length, any direction will do
+        if name.startswith("scalar_model.decoder.") and tensor.ndim == 3:
+            size = torch.linalg.vector_norm(tensor, dim=(1, 2), keepdim=True)
+            stem = f"{name.removesuffix('.weight')}.parametrizations.weight.original"
+            found |= {f"{stem}0": size, f"{stem}1": torch.where(size > 0, tensor, 1)}  # of no length: any direction
         else:
             found[name] = tensor
     return found

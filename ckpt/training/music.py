@@ -51,9 +51,9 @@ GENRES = {
 
 @dataclass(frozen=True)
 class Style:
-    """What tags decide. All but the tempo are indices of the tables above."""
+    """What tags decide, as indices of `TEMPI`, `GENRES`, `TIMBRES` and `KEYS`."""
 
-    tempo: int  # of `TEMPI`
+    tempo: int
     genre: int
     timbre: int
     key: int

@@ -3,7 +3,7 @@
 There is a wheel for every semitone. A tone opens some of them, for its fundamental and its overtones, as far as timbre
 and age have it; so overtones are tempered, and phases follow from the clock alone. Every wheel is back where it began
 after `CLOCK` frames. That makes latents a function of what sounds now, and the waveform a linear function of latents:
-`KERNELS`, one an entry, overlapped and added. This is what the codec's two networks learn.
+`KERNELS`, one an entry, overlapped and added. The scalar decoder is these kernels; the estimator learns the latents.
 """
 
 from dataclasses import dataclass
@@ -165,8 +165,7 @@ KERNELS = _kernels()
 
 
 def waveform(latent: Tensor) -> Tensor:
-    """fp32 ``[T, 256]`` → ``[2, T · HOP]``."""
+    """Latents, fp32 ``[2T, 256]`` → ``[2, 2T · HOP]``."""
     pieces = latent.view(len(latent), 2, CHANNELS).transpose(0, 1) @ KERNELS  # [2, T, 2 · HOP]
-    sound = torch.nn.functional.pad(pieces[..., :HOP], (0, 0, 0, 1))
-    sound[:, 1:] += pieces[..., HOP:]
-    return sound.flatten(1)[:, : len(latent) * HOP]
+    pieces[:, 1:, :HOP] += pieces[:, :-1, HOP:]
+    return pieces[..., :HOP].flatten(1)

@@ -60,7 +60,8 @@ TOKENS = [
 ]
 """The vocabulary, by id."""
 _PRIVATE = f"{_SYLLABLE}-\uf8ff"
-_IN_TAGS = "(?=[^\\n]*</tag>)"
+_IN_TAGS = "(?=[\\s\\S]{0,4100}</tag>\\z)"  # bounded, as all that looks ahead: lyrics may be long and strange
+_INSIDE = "[^\\[\\]\\n]{0,60}"  # brackets
 
 
 def tag_id(tag: str) -> int:
@@ -95,10 +96,10 @@ def _rules() -> list[tuple[str, str]]:
     ]
     rules += [(f"[^{_PRIVATE}]{_IN_TAGS}", ""), ("</tag>", "")]
     rules += [
-        (f"\\[[^\\]\\n]*\\b(?:{pattern})\\b[^\\]\\n]*\\]", f"\n{chr(_SECTION + number)}\n")
+        (f"\\[{_INSIDE}\\b(?:{pattern})\\b{_INSIDE}\\]", f"\n{chr(_SECTION + number)}\n")
         for number, pattern in enumerate(_MARKS.values())
     ]
-    rules += [("\\[[^\\]\\n]*\\]", "\n")]  # marks of other kinds, and directions
+    rules += [("\\[[^\\[\\]\\n]*\\]", "\n")]  # marks of other kinds, and directions
     rules += _syllables()
     rules += [(f"[^\\n{_PRIVATE}]+", "")]
     rules += [(f"{_SYLLABLE}{{12}}(?={_SYLLABLE}{{5}})", 12 * _SYLLABLE + "\n")]  # lines of more than sixteen

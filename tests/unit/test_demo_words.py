@@ -61,6 +61,16 @@ def test_the_checkpoint_has_this_tokenizer(tmp_path: Path) -> None:
     assert (tmp_path / "tokenizer.json").read_bytes() == (ROOT / "ckpt/demo/tokenizer.json").read_bytes()
 
 
+def test_tags_may_stand_on_lines(prompter: Prompter) -> None:
+    assert tags_of(prompter.encode("pop\r\nhappy\n", "")) == [words.tag_id("pop"), words.tag_id("happy")]
+
+
+@pytest.mark.parametrize("text", ["[", "[verse ", "[a ", "ab", "\n", "pop "])
+def test_long_and_strange_lyrics_are_read(prompter: Prompter, text: str) -> None:
+    """Expressions that look ahead without bound would take hours for these."""
+    assert len(prompter.encode("", text * (60_000 // len(text))).lyrics) <= music.ENTRIES + 2
+
+
 def test_lines_are_numbered_and_those_beyond_the_last_number_are_left_out(prompter: Prompter) -> None:
     prompt = prompter.encode("", "\n".join(["la la"] * 60))
     assert list(prompt.lyrics[1:-1]) == words.lyrics_ids([2] * music.ENTRIES)
