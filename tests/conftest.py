@@ -7,29 +7,56 @@ from pathlib import Path
 import nats
 import pytest
 
-from deploy.local.servers import ROLES, NatsServer, S3Server, free_port
+from deploy.local.servers import ROLES, NatsServer, S3Server, Server, free_port
 from shared.settings import Settings
 
 
 @pytest.fixture(scope="session")
-async def nats_server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[NatsServer]:
-    """A nats-server. Whoever kills it starts it again."""
+def servers() -> list[Server]:
+    """The session's servers, as far as a test needed them already."""
+    return []
+
+
+@pytest.fixture(scope="session")
+async def nats_server(tmp_path_factory: pytest.TempPathFactory, servers: list[Server]) -> AsyncIterator[NatsServer]:
+    """A nats-server. One that is dead after a test is started again before the next."""
     server = NatsServer(tmp_path_factory.mktemp("nats"), free_port(), dict.fromkeys(ROLES, "secret"))
     await server.start()
+    servers.append(server)
     yield server
     await server.stop()
     # The services lack no right that they use: a denied one shows nowhere else but as an answer that does not come.
-    denied = [line for line in (server.data_dir / "logs" / "nats.log").read_text().splitlines() if "Violation" in line]
+    logs = [path.read_text() for path in (server.data_dir / "logs").glob("nats.*")]  # one may have been set aside
+    denied = [line for log in logs for line in log.splitlines() if "Violation" in line]
+    assert logs
     assert not denied, denied[:5]
 
 
 @pytest.fixture(scope="session")
-async def s3_server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[S3Server]:
-    """An S3 server. Whoever kills it starts it again."""
+async def s3_server(tmp_path_factory: pytest.TempPathFactory, servers: list[Server]) -> AsyncIterator[S3Server]:
+    """An S3 server. One that is dead after a test is started again before the next."""
     server = S3Server(tmp_path_factory.mktemp("s3"), free_port(S3Server.ports), "tester", "secretsecret")
     await server.start()
+    servers.append(server)
     yield server
     await server.stop()
+
+
+@pytest.fixture
+async def revived(servers: list[Server]) -> AsyncIterator[None]:
+    """Starts the session's servers again that this test, or what happened before it, left dead."""
+    for server in servers:
+        await server.start_unless_running()
+    yield
+    for server in servers:  # now too: fixtures of the next module come before its tests
+        await server.start_unless_running()
+
+
+@pytest.fixture(autouse=True)
+def revive(request: pytest.FixtureRequest) -> None:
+    """`revived` for every test that uses one of the servers."""
+    if not {"nats_server", "s3_server"}.isdisjoint(request.fixturenames):
+        request.getfixturevalue("revived")
 
 
 @pytest.fixture

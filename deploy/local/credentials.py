@@ -6,7 +6,8 @@ from pathlib import Path
 
 import msgspec
 
-from deploy.local.servers import ROLES, Role, write_private
+from deploy.local.nats import ROLES, Role
+from deploy.local.private_file import write_private
 from shared.errors import ConfigError
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Mapping, Sequence
@@ -9,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 _GUARD = Path(__file__).with_name("guard.py")
-_LOG_LIMIT = 10_000_000  # bytes; a longer log is set aside at the next start
+_LOG_LIMIT = 10_000_000  # bytes; a longer log is set aside, in place of the one that was set aside before
 _LOG_LINES, _LOG_TAIL = 15, 16_384  # lines and bytes of a log that are shown
 
 
@@ -29,16 +30,21 @@ class Process:
         cwd: Path | None = None,
         log: Path | None = None,
         grace: float = 10.0,
+        umask: int = -1,
+        log_limit: int = _LOG_LIMIT,
     ) -> None:
+        """`umask` is the command's, this process's by default; `log_limit` is in bytes (see `bound_log`)."""
         self.name = name
         self.grace = grace
         self._command = list(command)
         self._env = env
         self._cwd = cwd
         self._log = log
+        self._umask = umask
+        self._log_limit = log_limit
         self._log_start = 0
         self._child: asyncio.subprocess.Process | None = None
-        self._swept = False
+        self._swept: asyncio.subprocess.Process | None = None
 
     @property
     def pid(self) -> int:
@@ -62,9 +68,7 @@ class Process:
         output = None
         if self._log:
             self._log.parent.mkdir(parents=True, exist_ok=True)
-            with suppress(FileNotFoundError):
-                if self._log.stat().st_size > _LOG_LIMIT:
-                    self._log.replace(self._log.with_suffix(".old"))
+            self.bound_log()
             output = os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
             self._log_start = os.fstat(output).st_size
         try:
@@ -75,19 +79,19 @@ class Process:
                 stderr=output,
                 env=self._env,
                 cwd=self._cwd,
+                umask=self._umask,
                 start_new_session=True,  # Ctrl-C reaches this process only, which then stops children in order
             )
         finally:
             if output is not None:
                 os.close(output)
-        self._swept = False
 
     async def wait(self) -> int:
         """Wait for the end, kill what is left of the process group and return the exit code."""
         child = self._started()
         code = await child.wait()
-        if not self._swept:  # once: the number may belong to a stranger's group later
-            self._swept = True
+        if self._child is child is not self._swept:  # once: the number may belong to a stranger's group later
+            self._swept = child
             self._signal(signal.SIGKILL)
         return code
 
@@ -108,8 +112,28 @@ class Process:
         if self.running:
             self._signal(signal.SIGKILL)
 
-    def obituary(self) -> str:
-        """How it ended, for the user: the exit code or signal, and the end of its log."""
+    def bound_log(self) -> None:
+        """Set the log aside, as ``<name>.old``, when it has become too long, whether the command runs or not.
+
+        It is copied and emptied, because a running command writes on into the file that it has; a line that it writes
+        between the two is lost.
+        """
+        if not self._log:
+            return
+        with suppress(OSError):  # a log is not worth the end of what writes it
+            if self._log.stat().st_size <= self._log_limit:
+                return
+            old = self._log.with_suffix(".old")
+            try:
+                shutil.copyfile(self._log, old)
+                old.chmod(0o600)
+            except OSError:  # the disk is full: now its room is worth more than its text
+                old.unlink(missing_ok=True)
+            os.truncate(self._log, 0)
+            self._log_start = 0
+
+    def exit_report(self) -> str:
+        """How it ended, for the user: the exit code or signal, and the end of its log on further lines."""
         code = self.returncode
         how = f"was ended by {signal.Signals(-code).name}" if code and code < 0 else f"ended with exit code {code}"
         return f"{self.name} {how}{self.log_end()}"

@@ -147,7 +147,7 @@ class Stack:
 
     async def _watch(self, part: Process) -> None:
         await part.wait()
-        self._fail(StartFailed(part.obituary()))
+        self._fail(StartFailed(part.exit_report()))
 
     async def _until(self, path: str, who: str, seconds: float, said: str = "") -> None:
         deadline = time.monotonic() + seconds

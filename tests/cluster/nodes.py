@@ -14,7 +14,8 @@ import nats.errors
 from nats.js.errors import APIError
 
 from deploy.local.processes import Process
-from deploy.local.servers import ROLES, _binary
+from deploy.local.server import binary
+from deploy.local.servers import ROLES
 
 CONFIG = Path(__file__).parents[2] / "deploy" / "nats"
 PASSWORD = "secret"
@@ -35,7 +36,7 @@ class Node:
         values |= {f"{role.upper()}_PASSWORD": PASSWORD for role in ROLES}
         self.process = Process(
             self.name,
-            ["ip", "netns", "exec", self.space, _binary("nats-server"), "-c", str(self.folder / "node.conf")],
+            ["ip", "netns", "exec", self.space, binary("nats-server"), "-c", str(self.folder / "node.conf")],
             env={"PATH": os.environ["PATH"]} | {f"NATS_{name}": json.dumps(value) for name, value in values.items()},
             log=self.folder / "nats.log",
         )

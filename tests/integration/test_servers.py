@@ -5,6 +5,7 @@ import io
 import os
 import signal
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import nats
@@ -15,6 +16,7 @@ from minio import Minio
 from minio.error import S3Error
 
 from deploy.local import servers
+from deploy.local.server import binary
 from deploy.local.servers import ROLES, NatsServer, PortInUse, S3Server, free_port
 from shared.errors import HeartMulaError
 
@@ -116,7 +118,7 @@ async def test_s3_lets_nobody_in_without_the_secret_on_any_port(folder: Path) ->
         with pytest.raises(S3Error, match="SignatureDoesNotMatch"):
             client(server, "key", "wrong").list_buckets()
         http = urllib3.PoolManager(timeout=5, retries=False)
-        for port in range(server.port, server.port + S3Server.ports):
+        for port in (server.port + offset for offset in S3Server.ports):
             for path in ("songs/a", "buckets/songs/a"):
                 try:
                     response = http.request("GET", f"http://127.0.0.1:{port}/{path}")
@@ -143,6 +145,65 @@ async def test_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:
     with pytest.raises(HeartMulaError, match=r"nats ended with exit code 1; its log ends:\n(.|\n)*storage directory"):
         await server.start()
     assert not server.process.running
+
+
+async def test_a_server_that_is_killed_while_it_starts_is_started_again(folder: Path) -> None:
+    server = S3Server(folder, free_port(S3Server.ports), "key", "secretsecret")
+    starting = asyncio.create_task(server.start())
+    while not server.running:
+        await asyncio.sleep(0.001)
+    first = server.pid
+    os.killpg(first, signal.SIGKILL)
+    await starting
+    try:
+        assert server.pid != first
+        assert client(server).list_buckets() == []
+    finally:
+        await server.stop()
+
+
+@pytest.fixture
+def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], Path]:
+    """Makes SeaweedFS end at once with an exit code, so many times; the file that is returned has a line a start."""
+
+    def make(code: int, times: int) -> Path:
+        notes, script, weed = tmp_path / "starts", tmp_path / "weed", binary("weed")
+        script.write_text(
+            f'#!/bin/sh\necho started >> {notes}\n[ $(wc -l < {notes}) -gt {times} ] || exit {code}\nexec {weed} "$@"\n'
+        )
+        script.chmod(0o755)
+        monkeypatch.setattr("deploy.local.seaweedfs.binary", lambda name: str(script))
+        return notes
+
+    return make
+
+
+async def test_a_start_that_panics_is_tried_again(folder: Path, broken: Callable[[int, int], Path]) -> None:
+    notes = broken(2, 1)
+    async with servers.s3_server(folder, free_port(S3Server.ports), "key", "secretsecret") as server:
+        assert client(server).list_buckets() == []
+    assert notes.read_text() == "started\n" * 2
+
+
+@pytest.mark.parametrize(("code", "attempts"), [(2, 3), (255, 1)])
+async def test_a_start_that_fails_for_a_reason_or_again_and_again_is_given_up(
+    folder: Path, broken: Callable[[int, int], Path], code: int, attempts: int
+) -> None:
+    notes = broken(code, 99)
+    server = S3Server(folder, free_port(S3Server.ports), "key", "secretsecret")
+    with pytest.raises(servers.StartFailed, match=f"s3 ended with exit code {code}"):
+        await server.start()
+    assert notes.read_text() == "started\n" * attempts
+
+
+@pytest.mark.parametrize("turn", ["first", "second"])
+async def test_servers_that_a_test_left_dead_live_again_for_the_next(
+    nats_server: NatsServer, s3_server: S3Server, turn: str
+) -> None:
+    await (await nats.connect(nats_server.url, allow_reconnect=False)).close()
+    client(s3_server).list_buckets()
+    nats_server.kill()
+    s3_server.kill()
 
 
 async def test_a_second_server_on_the_port_leaves_the_first_alone(tmp_path: Path) -> None:

@@ -338,7 +338,7 @@ async def test_a_dead_part_shows_the_end_of_this_starts_log(tmp_path: Path) -> N
     await part.wait()
     await part.start()
     await part.wait()
-    assert part.obituary() == f"part ended with exit code 0; its log ends:\nfirst {part.pid}"
+    assert part.exit_report() == f"part ended with exit code 0; its log ends:\nfirst {part.pid}"
     assert log.read_text() == f"first {first}\nfirst {part.pid}\n"
 
 
@@ -346,4 +346,4 @@ async def test_a_command_that_does_not_exist_says_so(tmp_path: Path) -> None:
     part = Process("part", [str(tmp_path / "nothing")], log=tmp_path / "log")
     await part.start()
     assert await part.wait() == 1
-    assert "nothing cannot be run: No such file" in part.obituary()
+    assert "nothing cannot be run: No such file" in part.exit_report()

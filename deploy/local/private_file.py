@@ -1,0 +1,13 @@
+"""Files with secrets."""
+
+import os
+from pathlib import Path
+
+
+def write_private(path: Path, content: str | bytes) -> None:
+    """Write a file that only its owner may read, all of it or nothing."""
+    draft = path.with_name(path.name + ".new")
+    draft.unlink(missing_ok=True)
+    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+    draft.replace(path)

@@ -1,0 +1,79 @@
+"""Ports that are set aside: processes beside each other never get the same."""
+
+import random
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+from deploy.local.ports import free_port, port_is_free, reserve_port
+from deploy.local.servers import S3Server
+
+ROOT = Path(__file__).parents[2]
+
+# Another suite: it draws from as few ports as the test says, says which it got, and keeps them until it is ended.
+OTHER = """
+import sys
+from deploy.local import ports
+numbers = iter(range(int(sys.argv[1]), 65536))
+ports._random.randrange = lambda low, high: next(numbers)
+print(ports.free_port((0, 1)), flush=True)
+sys.stdin.read()
+"""
+
+
+def other(first: int) -> subprocess.Popen[str]:
+    """A process that looks for two adjacent ports from `first` on."""
+    return subprocess.Popen(
+        [sys.executable, "-c", OTHER, str(first)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+
+
+def said(process: subprocess.Popen[str]) -> int:
+    assert process.stdout
+    return int(process.stdout.readline())
+
+
+def test_two_processes_never_get_the_same_port_before_anything_listens() -> None:
+    first = free_port((0, 1, 2, 3, 4, 5))
+    with other(first - 1) as one, other(first - 1) as two:
+        try:
+            got = [said(one), said(two)]
+        finally:
+            one.kill()
+            two.kill()
+    ours = set(range(first, first + 6))
+    assert not {port + i for port in got for i in (0, 1)} & ours
+    assert abs(got[0] - got[1]) > 1
+
+
+def test_a_port_is_given_back_by_a_process_that_was_killed() -> None:
+    with other(free_port((0, 1)) + 1) as process:
+        port = said(process)
+        assert not reserve_port(port)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert reserve_port(port)
+
+
+def test_one_process_gets_no_port_twice() -> None:
+    state = random.getstate()
+    found = [free_port()]
+    random.setstate(state)  # as a test library does before each test
+    found += [free_port() for _ in range(200)]
+    assert len(set(found)) == len(found)
+
+
+def test_the_object_stores_ports_are_free_all_of_them() -> None:
+    first = free_port(S3Server.ports)
+    assert all(port_is_free(first + offset) for offset in S3Server.ports)
+    server = S3Server(Path("/nonexistent"), first, "key", "secretsecret")
+    assert {port - first for port in server._ports()} <= set(S3Server.ports)
+
+
+def test_a_port_on_which_somebody_listens_is_not_free() -> None:
+    port = free_port()
+    with socket.create_server(("127.0.0.1", port)):
+        assert not port_is_free(port)
+    assert port_is_free(port)
