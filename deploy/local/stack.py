@@ -1,6 +1,7 @@
 """The local stack: embedded servers and services, started in the order in which they need each other.
 
-Parts stop in reverse order. When one dies, all stop; when this process is killed, the kernel kills them (`guard`).
+Parts stop in reverse order. One that ends unasked is started again (`supervisor`); one that does so too often, or
+because of a wrong setting, ends the stack. When this process is killed, the kernel kills them (`guard`).
 """
 
 import asyncio
@@ -10,30 +11,25 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, NoReturn
 
 from deploy.local.credentials import load_credentials
+from deploy.local.ports import keep_ports, port_is_free
 from deploy.local.processes import Process
-from deploy.local.servers import (
-    ROLES,
-    NatsServer,
-    PortInUse,
-    Reader,
-    Role,
-    S3Server,
-    Server,
-    StartFailed,
-    port_is_free,
-)
+from deploy.local.servers import ROLES, NatsServer, PortInUse, Reader, Role, S3Server, Server, StartFailed
+from deploy.local.supervisor import RUNNING, STARTING, Part, Supervisor
 from deploy.setup import set_up
 from shared.errors import ConfigError
 from shared.settings import Settings
 
 _GATEWAY_SECONDS = 60.0
 _WORKERS_SECONDS = 120.0  # torch alone takes half a minute to import from a cold disk
+_LOG_SECONDS = 5.0  # between two looks at how long the logs are
+_WRONG_SETTING = 2  # exit code of a service (shared.process)
 
 
 @dataclass(frozen=True)
@@ -75,14 +71,15 @@ class Stack:
         self._workers = workers
         self._prepare = prepare
         self._host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
-        self._started: list[Server | Process] = []
+        self._parts: list[Supervisor] = []
         self._watchers: list[asyncio.Task[None]] = []
         self._outcome: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def run(self) -> None:
         """Start everything, say ``ready: <url>``, and stop everything on SIGINT, SIGTERM or SIGHUP.
 
-        Raises `ConfigError` when something must be set otherwise, `StartFailed` when a part dies or never gets ready.
+        Raises `ConfigError` when something must be set otherwise, `StartFailed` when a part never gets ready, ends
+        again and again, or ends because of its settings.
         """
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -90,7 +87,8 @@ class Stack:
                 loop.add_signal_handler(number, self._interrupt)
         with _only_stack(self._settings.data_dir):
             starting = asyncio.create_task(self._start())
-            starting.add_done_callback(self._start_ended)
+            starting.add_done_callback(self._ended)
+            self._watch(self._bound_logs())
             try:
                 await self._outcome
             finally:
@@ -98,10 +96,20 @@ class Stack:
                 await asyncio.gather(starting, return_exceptions=True)
                 await self._stop()
 
+    async def restart(self, name: str) -> None:
+        """Stop and start the part of this name ("nats", "s3", "gateway", …); the others meet a short outage.
+
+        Raises `KeyError` when there is no such part, `StartFailed` or `PortInUse` when the start fails, which is then
+        tried again as after any other end.
+        """
+        parts = {supervisor.part.name: supervisor for supervisor in self._parts}
+        await parts[name].restart()
+
     async def _start(self) -> None:
         settings = self._settings
         if not port_is_free(settings.port, settings.host):
             raise PortInUse(f"port {settings.port} for the gateway is in use: set HEARTMULA_PORT to another port")
+        keep_ports([settings.port])
         servers: list[Server] = []
         nats_urls: dict[Role, str] = {}
         known = load_credentials(settings.data_dir)
@@ -123,13 +131,15 @@ class Stack:
         for server in servers:
             await self._add(server)
         await self._prepare(replace(settings, nats_url=nats_urls.get("bootstrap", settings.nats_url)))
-        await self._add(self._service(self._gateway, nats_urls, {}))
+        await self._add(self._service(self._gateway, nats_urls, {}), {_WRONG_SETTING})
         await self._until("/livez", "the gateway", _GATEWAY_SECONDS)
         threads = {"OMP_NUM_THREADS": str(len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count())}
         for worker in self._workers:
-            await self._add(self._service(worker, nats_urls, threads))
+            await self._add(self._service(worker, nats_urls, threads), {_WRONG_SETTING})
         # Without workers the gateway is healthy too: songs may wait for them.
         await self._until("/health", "the workers", _WORKERS_SECONDS, said='"status":"ok"')
+        for supervisor in self._parts:
+            supervisor.patience = RUNNING
         host = f"[{self._host}]" if ":" in self._host else self._host
         print(f"ready: http://{host}:{settings.port}", flush=True)
 
@@ -139,15 +149,23 @@ class Stack:
             env["HEARTMULA_NATS_URL"] = nats_urls[service.role]
         return Process(service.name, service.command, env=env, grace=service.grace)
 
-    async def _add(self, part: Server | Process) -> None:
+    async def _add(self, part: Part, final_codes: Collection[int] = ()) -> None:
         print(f"starting {part.name}", flush=True)
-        self._started.append(part)
+        supervisor = Supervisor(part, STARTING, final_codes)
+        self._parts.append(supervisor)
         await part.start()
-        self._watchers.append(asyncio.create_task(self._watch(part.process if isinstance(part, Server) else part)))
+        self._watch(supervisor.watch())
 
-    async def _watch(self, part: Process) -> None:
-        await part.wait()
-        self._fail(StartFailed(part.exit_report()))
+    def _watch(self, work: Coroutine[Any, Any, NoReturn]) -> None:
+        watcher = asyncio.create_task(work)
+        watcher.add_done_callback(self._ended)
+        self._watchers.append(watcher)
+
+    async def _bound_logs(self) -> NoReturn:
+        while True:
+            for supervisor in self._parts:
+                supervisor.part.bound_log()
+            await asyncio.sleep(_LOG_SECONDS)
 
     async def _until(self, path: str, who: str, seconds: float, said: str = "") -> None:
         deadline = time.monotonic() + seconds
@@ -172,24 +190,21 @@ class Stack:
 
     def _interrupt(self) -> None:
         if self._outcome.done():  # asked twice: no more patience
-            for part in self._started:
-                part.kill()
+            for supervisor in self._parts:
+                supervisor.part.kill()
         else:
             self._outcome.set_result(None)
 
-    def _start_ended(self, starting: asyncio.Task[None]) -> None:
-        if not starting.cancelled() and (error := starting.exception()):
-            self._fail(error)
-
-    def _fail(self, error: BaseException) -> None:
-        if not self._outcome.done():
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        if not task.cancelled() and (error := task.exception()) and not self._outcome.done():
             self._outcome.set_exception(error)
 
     async def _stop(self) -> None:
         for watcher in self._watchers:
             watcher.cancel()
-        for part in reversed(self._started):
-            await part.stop()
+        await asyncio.gather(*self._watchers, return_exceptions=True)
+        for supervisor in reversed(self._parts):
+            await supervisor.part.stop()
 
 
 @contextmanager

@@ -30,7 +30,7 @@ README = (ROOT / "README.md").read_text()
 class RunningStack:
     """`make run`, as far as it is not `make`."""
 
-    def __init__(self, data: Path) -> None:
+    def __init__(self, data: Path, **settings: str) -> None:
         self.data = data
         self.port = free_port()
         env = {name: value for name, value in os.environ.items() if not name.startswith("HEARTMULA_")}
@@ -40,7 +40,7 @@ class RunningStack:
             "HEARTMULA_S3_PORT": str(free_port(S3Server.ports)),
             "HEARTMULA_DATA_DIR": str(data),
             "HEARTMULA_OUTPUT_PATH": str(data / "songs"),
-        }
+        } | settings
         self.log = data.parent / "stack.log"
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
@@ -223,3 +223,42 @@ def test_ctrl_c_leaves_nothing_running(tmp_path: Path) -> None:
     alive = [pid for pid in processes if Path(f"/proc/{pid}").exists()]
     assert alive == []
     assert {path.name for path in tmp_path.iterdir()} == {"data", "stack.log"}
+
+
+async def test_every_part_may_be_killed_and_the_song_in_work_is_made(tmp_path: Path) -> None:
+    stack = RunningStack(
+        tmp_path / "data", HEARTMULA_ENGINE="trivial", HEARTMULA_TRIVIAL_STEP_MS="20", HEARTMULA_LEASE_TTL="2"
+    )
+    log = stack.data / "logs" / "s3.log"
+    try:
+        stack.until_ready()
+        with log.open("a") as file:
+            file.write("x" * 10_000_000 + "\n")  # as it is after many thousand songs
+        killed = stack.processes() - {stack.process.pid}
+        assert len(killed) == 5
+        async with httpx.AsyncClient(base_url=stack.url, timeout=30) as client:
+            song = {"lyrics": "la", "max_duration_ms": 6000}
+            accepted = (await client.post("/generate", json=song)).json()
+            status = "queued"
+            while status != "completed":
+                try:
+                    status = (await client.get(accepted["status_url"])).json().get("status", status)
+                except httpx.TransportError:
+                    assert stack.process.poll() is None, stack.log.read_text()
+                if status == "generating" and killed:
+                    for pid in killed:
+                        os.kill(pid, signal.SIGKILL)
+                    killed.clear()
+                await asyncio.sleep(0.1)
+            assert (await client.get(accepted["result_url"])).status_code == 200
+        while len(stack.processes()) < 6:
+            await asyncio.sleep(0.1)
+        said = stack.log.read_text()
+        for part in ("nats", "s3", "gateway", "tokenizer worker", "codec worker"):
+            assert f"{part} was ended by SIGKILL; starting it again in 0.5 s\n" in said
+        while log.stat().st_size > 10_000_000:
+            await asyncio.sleep(0.1)
+        assert log.with_suffix(".old").stat().st_size > 10_000_000
+    finally:
+        stack.process.send_signal(signal.SIGINT)
+        assert stack.process.wait(60) == 0

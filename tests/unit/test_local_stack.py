@@ -1,6 +1,5 @@
 """The local stack's runner with trivial services in place of the real ones."""
 
-import asyncio
 import os
 import re
 import signal
@@ -16,7 +15,6 @@ from pathlib import Path
 import pytest
 
 from deploy.local.credentials import load_credentials
-from deploy.local.processes import Process
 from deploy.local.servers import ROLES, NatsServer, PortInUse, S3Server, free_port
 from shared.errors import ConfigError
 
@@ -26,18 +24,19 @@ PATIENCE = 30.0  # seconds until a test that waits for something gives up
 # A stack whose gateway answers 200 to everything, at first without workers, and whose worker is a Python expression
 # from the environment.
 STACK = """
-import os, sys
-from deploy.local import __main__, stack
+import asyncio, os, signal, sys
+from deploy.local import __main__, stack, supervisor
 
 GATEWAY = '''
 import http.server, os, signal, sys
 looks = ["degraded", "degraded"]
+last = os.environ.get("HEALTH", "ok")
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self.send_response(200)
         self.end_headers()
         if self.path == "/health":
-            status = looks.pop() if looks else "ok"
+            status = looks.pop() if looks else last
             print("gateway is", status, flush=True)
             self.wfile.write(('{"status":"%s"}' % status).encode())
     def log_message(self, *args):
@@ -55,10 +54,15 @@ class Stack(stack.Stack):
         worker = stack.Service("codec worker", "codec", (sys.executable, "-c", os.environ["WORKER"]))
         gateway = stack.Service("gateway", "gateway", (sys.executable, "-c", GATEWAY))
         super().__init__(settings, environ, gateway, [worker], prepare)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, self.restart_gateway)
+
+    def restart_gateway(self):
+        self.restarting = asyncio.create_task(self.restart("gateway"))
 
 async def prepare(settings):
     pass  # there is no NATS
 
+stack.STARTING = supervisor.Patience(ends=3)  # for the time that it takes to be over
 __main__.Stack = Stack
 sys.exit(__main__.main())
 """
@@ -114,9 +118,9 @@ class Run:
         )
         self.lines: list[str] = []
 
-    def until_line(self, start: str) -> str:
-        """The first line with this start, which may have been written already."""
-        for line in self.lines:
+    def until_line(self, start: str, seen: int = 0) -> str:
+        """The first line with this start after the first `seen` ones; it may have been written already."""
+        for line in self.lines[seen:]:
             if line.startswith(start):
                 return line
         assert self.process.stdout
@@ -190,20 +194,63 @@ def test_nothing_survives_a_killed_runner(run: Callable[..., Run]) -> None:
     until(lambda: all(gone(pid) for pid in pids))
 
 
-def test_a_part_that_dies_stops_the_stack_and_is_named(run: Callable[..., Run]) -> None:
-    stack = run("import sys; sys.exit(3)")
-    assert stack.end() == (1, "error: codec worker ended with exit code 3\n")
+def test_a_part_with_a_wrong_setting_stops_the_stack_and_is_named(run: Callable[..., Run]) -> None:
+    stack = run("import sys; sys.exit(2)")
+    assert stack.end() == (1, "error: codec worker ended with exit code 2\n")
     assert stack.lines[-1] == "gateway stops"
 
 
-def test_a_part_that_is_killed_later_stops_the_stack_too(run: Callable[..., Run]) -> None:
+def test_a_part_that_never_gets_going_stops_the_stack_after_some_attempts(run: Callable[..., Run]) -> None:
+    stack = run("import sys; sys.exit(3)", HEALTH="degraded")
+    code, error = stack.end()
+    assert code == 1
+    assert error.splitlines() == [
+        "codec worker ended with exit code 3; starting it again in 0.5 s",
+        "codec worker ended with exit code 3; starting it again in 1 s",
+        "error: codec worker ended 3 times within 10 minutes; lastly, codec worker ended with exit code 3",
+    ]
+    assert stack.lines[-1] == "gateway stops"
+
+
+@pytest.mark.parametrize(("part", "number"), [("gateway", signal.SIGTERM), ("worker", signal.SIGKILL)])
+def test_a_part_that_somebody_ends_is_started_again_alone(
+    run: Callable[..., Run], part: str, number: signal.Signals
+) -> None:
+    stack = run()
+    stack.until_line("ready")
+    stack.until_line("worker")
+    pids = dict(zip(("gateway", "worker"), stack.pids(), strict=True))
+    os.kill(pids.pop(part), number)
+    stack.until_line(f"starting {'codec worker' if part == 'worker' else part} again")
+    stack.until_line(f"{part} ", seen=len(stack.lines))
+    assert not any(gone(pid) for pid in pids.values())
+    stack.process.send_signal(signal.SIGINT)
+    code, error = stack.end()
+    assert code == 0
+    assert error.endswith("starting it again in 0.5 s\n")
+    assert stack.lines[-2:] == ["worker stops", "gateway stops"]
+
+
+def test_a_part_is_restarted_on_demand(run: Callable[..., Run]) -> None:
     stack = run()
     stack.until_line("ready")
     stack.until_line("worker")
     gateway, worker = stack.pids()
-    os.kill(worker, signal.SIGKILL)
-    assert stack.end() == (1, "error: codec worker was ended by SIGKILL\n")
-    assert gone(gateway)
+    seen = len(stack.lines)
+    stack.process.send_signal(signal.SIGUSR1)
+    assert stack.until_line("gateway", seen) == "gateway stops"
+    assert stack.until_line("gateway", len(stack.lines)) != f"gateway {gateway}"
+    assert not gone(worker)
+    stack.process.send_signal(signal.SIGINT)
+    assert stack.end() == (0, "")
+
+
+def test_a_stack_ends_while_a_part_waits_to_be_started_again(run: Callable[..., Run]) -> None:
+    stack = run("import sys; sys.exit(3)", HEALTH="degraded")
+    stack.until_line("starting codec worker again")
+    stack.process.send_signal(signal.SIGINT)
+    assert stack.end()[0] == 0
+    assert stack.lines[-1] == "gateway stops"
 
 
 def test_one_data_folder_has_one_stack(run: Callable[..., Run], tmp_path: Path) -> None:
@@ -283,67 +330,3 @@ async def test_a_server_whose_port_is_taken_names_the_setting(tmp_path: Path, of
 def test_a_port_too_high_for_the_object_store_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="HEARTMULA_S3_PORT may be at most 55527"):
         S3Server(tmp_path, 55_528, "key", "secret")
-
-
-def python(code: str, log: Path, grace: float = PATIENCE) -> Process:
-    return Process("part", [sys.executable, "-c", code], log=log, grace=grace)
-
-
-async def until_written(log: Path) -> str:
-    async with asyncio.timeout(PATIENCE):
-        while not (log.exists() and log.read_text().endswith("\n")):
-            await asyncio.sleep(0.02)
-    return log.read_text()
-
-
-async def test_a_part_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
-    log = tmp_path / "log"
-    part = python(
-        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True); time.sleep(1000)",
-        log,
-        grace=0.2,
-    )
-    await part.start()
-    await until_written(log)
-    await part.stop()
-    assert part.returncode == -signal.SIGKILL
-
-
-@pytest.mark.parametrize("how", ["stop", "kill", "exit"])
-async def test_a_parts_own_children_end_with_it(tmp_path: Path, how: str) -> None:
-    log = tmp_path / "log"
-    child = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True); time.sleep(1000)"
-    part = python(
-        "import subprocess, sys, time\n"
-        f"child = subprocess.Popen([sys.executable, '-c', {child!r}], stdout=subprocess.PIPE)\n"
-        "child.stdout.readline()\n"
-        "print(child.pid, flush=True)\n" + ("" if how == "exit" else "time.sleep(1000)"),
-        log,
-    )
-    await part.start()
-    child_pid = int(await until_written(log))
-    if how == "stop":
-        await part.stop()
-    elif how == "kill":
-        part.kill()
-    await part.wait()
-    until(lambda: gone(child_pid))
-
-
-async def test_a_dead_part_shows_the_end_of_this_starts_log(tmp_path: Path) -> None:
-    log = tmp_path / "log"
-    part = python("import os; print('first', os.getpid())", log)
-    await part.start()
-    first = part.pid
-    await part.wait()
-    await part.start()
-    await part.wait()
-    assert part.exit_report() == f"part ended with exit code 0; its log ends:\nfirst {part.pid}"
-    assert log.read_text() == f"first {first}\nfirst {part.pid}\n"
-
-
-async def test_a_command_that_does_not_exist_says_so(tmp_path: Path) -> None:
-    part = Process("part", [str(tmp_path / "nothing")], log=tmp_path / "log")
-    await part.start()
-    assert await part.wait() == 1
-    assert "nothing cannot be run: No such file" in part.exit_report()
