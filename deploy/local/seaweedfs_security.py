@@ -1,8 +1,8 @@
 """What SeaweedFS's own ports ask for: certificates between its parts, signatures for what lies in its volumes.
 
-Its master, volume, filer, S3, admin and worker parts speak gRPC with each other over TCP, and there anybody may make S3
-users and delete objects unless both sides have to show a certificate. Whoever knows an object's id there reads and
-writes it at the volume server over HTTP, unless that asks for a signature.
+Its master, volume, filer, S3, admin and worker parts speak gRPC with each other over TCP, and any client may make S3
+users and delete objects there, unless both sides have to show a certificate. The volume server reads and writes
+objects over HTTP for any client that knows their ids, unless it asks for a signature.
 """
 
 import secrets

@@ -33,7 +33,7 @@ class Server(ABC):
         self.data_dir = data_dir.absolute()
         self.port = port
         self.process = self._process()
-        self._wanted = False  # set while nobody stopped or killed it
+        self._wanted = False  # True from `start` to `stop` or `kill`
 
     @property
     @abstractmethod

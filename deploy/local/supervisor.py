@@ -97,6 +97,8 @@ class Supervisor:
                         await self.part.start()
                     except (StartFailed, PortInUse) as error:
                         report = str(error)
+                    except OSError as error:  # no memory or no process left for it
+                        report = f"{self.part.name} cannot be started: {error.strerror}"
 
     def _pause(self, report: str) -> float:
         """Count an end that was just seen and say so; returns the seconds until the next start."""

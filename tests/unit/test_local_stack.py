@@ -17,6 +17,7 @@ import pytest
 from deploy.local.credentials import load_credentials
 from deploy.local.servers import ROLES, NatsServer, PortInUse, S3Server, free_port
 from shared.errors import ConfigError
+from tests.unit.test_processes import gone
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 30.0  # seconds until a test that waits for something gives up
@@ -76,14 +77,6 @@ signal.signal(signal.SIGTERM, stop)
 print("worker", os.getpid(), os.environ["HEARTMULA_NATS_URL"], os.environ["OMP_NUM_THREADS"], flush=True)
 time.sleep(1000)
 """
-
-
-def gone(pid: int) -> bool:
-    """Whether a process has ended; one that nobody waited for yet has."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
-    except OSError:
-        return True
 
 
 def until(condition: Callable[[], bool]) -> None:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from deploy.local.ports import free_port, port_is_free, reserve_port
-from deploy.local.servers import S3Server
+from deploy.local.servers import ROLES, S3Server, nats_server
 
 ROOT = Path(__file__).parents[2]
 
@@ -55,6 +55,18 @@ def test_a_port_is_given_back_by_a_process_that_was_killed() -> None:
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert reserve_port(port)
+
+
+async def test_the_ports_of_a_server_stay_reserved_while_it_is_started_again(tmp_path: Path) -> None:
+    with other(free_port((0, 1)) + 1) as process:
+        port = said(process)
+        process.kill()
+    async with nats_server(tmp_path, port, dict.fromkeys(ROLES, "password")):
+        pass
+    assert port_is_free(port)
+    with other(port) as process:
+        assert said(process) > port
+        process.kill()
 
 
 def test_one_process_gets_no_port_twice() -> None:

@@ -15,7 +15,7 @@ PATIENCE = 30.0  # seconds until a test that waits for something gives up
 
 
 def gone(pid: int) -> bool:
-    """Whether a process has ended; one that nobody waited for yet has."""
+    """Whether a process has ended; also one that has not been waited for yet."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
     except OSError:

@@ -61,6 +61,19 @@ async def test_a_part_that_ends_for_good_is_not_started_again(tmp_path: Path) ->
     assert len(starts(tmp_path)) == 1
 
 
+async def test_a_start_that_the_system_refuses_counts_as_an_end(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    supervisor = Supervisor(Process("part", ["true"], cwd=tmp_path / "folder"), QUICK)
+    await supervisor.part.start()
+    await supervisor.part.wait()
+    (tmp_path / "folder").rmdir()
+    with pytest.raises(StartFailed) as failed:
+        await supervisor.watch()
+    assert str(failed.value) == (
+        "part ended 4 times within 10 minutes; lastly, part cannot be started: No such file or directory"
+    )
+
+
 async def test_a_restart_on_demand_is_no_end(tmp_path: Path) -> None:
     supervisor = Supervisor(part(tmp_path, "time.sleep(1000)"), Patience(ends=2, first_pause=1000))
     await supervisor.part.start()
