@@ -11,11 +11,8 @@ import base64
 import contextlib
 import hashlib
 import hmac
-import ipaddress
 import logging
-import socket
 import time
-from urllib.parse import urlsplit
 from weakref import WeakValueDictionary
 
 import httpx
@@ -26,6 +23,8 @@ from nats.aio.msg import Msg
 from nats.js.errors import APIError
 from prometheus_client import Counter
 
+from services.gateway.addresses import Address, LookUps, check_host, is_public
+from services.gateway.places import Crowded, Places
 from shared.errors import InvalidRequest
 from shared.messages import ENDED, AudioFormat, Job, Status, timestamp
 from shared.settings import Settings
@@ -35,13 +34,10 @@ log = logging.getLogger(__name__)
 
 FIRST_PAUSE, LONGEST_PAUSE = 5.0, 6 * 3600.0  # seconds; a pause is as long as the song has been ended, within these
 GIVE_UP = 24 * 3600.0  # seconds after the end
-AT_ONCE, AT_ONCE_EACH = 64, 4  # deliveries: in all, and to one host, so that a dead one does not hold up the others
+AT_ONCE_EACH = 4  # deliveries to one host; `Places` has how many there may be in all
 _TIMEOUT = 15.0
-_NEVER = tuple(ipaddress.ip_network(net) for net in ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32"))
 
 _NATS_ERRORS = (nats.errors.Error, APIError, OSError, TimeoutError)
-
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 class Ended(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -105,14 +101,25 @@ def sign(secret: bytes, message_id: str, seconds: int, body: bytes) -> str:
     return "v1," + base64.b64encode(hmac.new(secret, signed, hashlib.sha256).digest()).decode()
 
 
-def is_public(address: Address) -> bool:
-    """Whether an address is one of the open internet, whatever it is wrapped in."""
-    if isinstance(address, ipaddress.IPv6Address):
-        if address.ipv4_mapped is not None:
-            return is_public(address.ipv4_mapped)
-        if any(address in net for net in _NEVER):  # they lead to IPv4 addresses of all kinds
-            return False
-    return address.is_global and not address.is_multicast
+def _target(url: str, private: bool) -> httpx.URL:
+    """An address as it is called. Raises `InvalidRequest` for one that cannot be."""
+    words = "must be an address beginning with https:// or http://"
+    try:
+        target = httpx.URL(url)
+    except (httpx.InvalidURL, ValueError) as error:
+        raise InvalidRequest("webhook_url", f"{words}: {str(error)[:200]}") from None
+    if (
+        not target.host
+        or target.scheme not in ("http", "https")
+        or any(c.isspace() or not c.isprintable() for c in url)
+    ):
+        raise InvalidRequest("webhook_url", words)
+    if target.port is not None and not 0 < target.port < 65536:
+        raise InvalidRequest("webhook_url", f"{words}, with a port from 1 to 65535 if it has one")
+    if target.userinfo:
+        raise InvalidRequest("webhook_url", "must hold no user and password; the signature proves who calls")
+    check_host(target.raw_host.decode(), private=private)
+    return target
 
 
 class Webhooks:
@@ -123,11 +130,13 @@ class Webhooks:
         self._nc, self._js, self._told = nc, nc.jetstream(timeout=5), told
         self._secret = base64.b64decode(settings.webhook_secret.removeprefix("whsec_"))
         self._private = settings.webhook_private
-        self._at_once = asyncio.Semaphore(AT_ONCE)
+        self._places, self._look_ups = Places(), LookUps()
         self._hosts: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()  # those in use
         self._tasks: dict[str, asyncio.Task[None]] = {}  # by song
-        # No proxy: it would resolve the name anew, and reach what must not be reached.
-        self._http = httpx.AsyncClient(timeout=_TIMEOUT, trust_env=False, follow_redirects=False)
+        # No proxy: it would resolve the name anew, and reach what must not be reached. No connection is used again:
+        # they are kept by address, and what one name has proved there says nothing of another.
+        alone = httpx.Limits(max_connections=None, max_keepalive_connections=0)
+        self._http = httpx.AsyncClient(timeout=_TIMEOUT, trust_env=False, follow_redirects=False, limits=alone)
 
     def check(self, url: str | None) -> None:
         """Raise `InvalidRequest` for an address that could not be told. Names are looked up only when they are."""
@@ -135,22 +144,7 @@ class Webhooks:
             return
         if not self._secret:
             raise InvalidRequest("webhook_url", "cannot be used: HEARTMULA_WEBHOOK_SECRET is not set on this service")
-        try:
-            parts = urlsplit(url)
-            host, _ = parts.hostname, parts.port
-        except ValueError:
-            host = None
-        if (
-            host is None
-            or parts.scheme not in ("http", "https")
-            or any(c.isspace() or not c.isprintable() for c in url)
-        ):
-            raise InvalidRequest("webhook_url", "must be an address beginning with https:// or http://")
-        if parts.username is not None or parts.password is not None:
-            raise InvalidRequest("webhook_url", "must hold no user and password; the signature proves who calls")
-        with contextlib.suppress(ValueError):
-            if not (self._private or is_public(ipaddress.ip_address(host))):
-                raise InvalidRequest("webhook_url", "is a private address, which this service does not call")
+        _target(url, self._private)
 
     async def start(self) -> None:
         """Begin to tell. Without a secret nobody could have left an address."""
@@ -178,61 +172,68 @@ class Webhooks:
             task.add_done_callback(lambda _: self._tasks.pop(job.job_id, None))
 
     async def _tell(self, message: Msg, job: Job, url: str) -> None:
-        """Deliver, and settle the message accordingly."""
-        host = urlsplit(url).hostname or ""
+        """Deliver, and settle the message accordingly. Every error but those of NATS is an outcome."""
+        host, failure = "", None
         try:
-            async with self._hosts.setdefault(host, asyncio.Semaphore(AT_ONCE_EACH)), self._at_once:
-                await self._deliver(job, url)
+            target = _target(url, self._private)
+            host = target.host
+            async with self._hosts.setdefault(host, asyncio.Semaphore(AT_ONCE_EACH)), self._places.take():
+                await self._deliver(job, target)
+        except _Failure as found:
+            failure = found
+        except InvalidRequest as error:  # an older version took it
+            failure = _Failure(str(error), final=True)
+        except Crowded:
+            failure = _Failure("it is slow, and so are too many others at the moment")
+        except (httpx.HTTPError, OSError, TimeoutError) as error:
+            failure = _Failure(str(error) or type(error).__name__)
+        except Exception as error:
+            log.error("%s: unexpected %s while %s was called", job.job_id, type(error).__name__, host, exc_info=error)
+            failure = _Failure(f"an unexpected {type(error).__name__}")
+        try:
+            if failure is not None:
+                await self._failed(message, job, host, failure)
+                return
             self._told.labels("delivered").inc()
             await message.ack()
-        except _Failure as failure:
-            await self._failed(message, job, host, failure)
         except _NATS_ERRORS as error:  # not settled: it comes again
             log.warning("%s: %s may be told again, NATS does not answer: %r", job.job_id, host, error)
 
     async def _failed(self, message: Msg, job: Job, host: str, failure: _Failure) -> None:
         age = max(0.0, time.time() - (job.completed_at or job.created_at))
-        try:
-            if not failure.final and age < GIVE_UP:
-                self._told.labels("failed").inc()
-                pause = min(max(failure.pause, age, FIRST_PAUSE), LONGEST_PAUSE)
-                log.info("%s: %s was not told, trying again in %.0f s: %s", job.job_id, host, pause, failure)
-                await message.nak(delay=pause)
-            else:
-                self._told.labels("given_up").inc()
-                log.warning("%s: %s is not told: %s", job.job_id, host, failure)
-                reason = str(failure).replace("\n", " ")[:500]
-                await self._js.publish(dead_subject("webhook", job.job_id), headers={"Reason": reason})
-                await message.ack()
-        except _NATS_ERRORS as error:
-            log.warning("%s: %s is told again, NATS does not answer: %r", job.job_id, host, error)
+        if not failure.final and age < GIVE_UP:
+            self._told.labels("failed").inc()
+            pause = min(max(failure.pause, age, FIRST_PAUSE), LONGEST_PAUSE)
+            log.info("%s: %s was not told, trying again in %.0f s: %s", job.job_id, host, pause, failure)
+            await message.nak(delay=pause)
+        else:
+            self._told.labels("given_up").inc()
+            log.warning("%s: %s is not told: %s", job.job_id, host, failure)
+            reason = str(failure).replace("\n", " ")[:500]
+            await self._js.publish(dead_subject("webhook", job.job_id), headers={"Reason": reason})
+            await message.ack()
 
-    async def _deliver(self, job: Job, url: str) -> None:
-        parts = urlsplit(url)
-        host = parts.hostname or ""
-        port = parts.port or (443 if parts.scheme == "https" else 80)
+    async def _deliver(self, job: Job, target: httpx.URL) -> None:
+        port = target.port or (443 if target.scheme == "https" else 80)
         body = msgspec.json.encode(payload_of(job))
         message_id, now = f"{job.job_id}-{job.status}", int(time.time())
         headers = {
-            "Host": parts.netloc,
+            "Host": target.netloc.decode(),
             "Content-Type": "application/json",
             "User-Agent": "HeartMuLa-on-JetStream",
             "webhook-id": message_id,
             "webhook-timestamp": str(now),
             "webhook-signature": sign(self._secret, message_id, now, body),
         }
-        try:
-            async with asyncio.timeout(_TIMEOUT):
-                # Called by the address that was checked, not by the name: it could mean another one by now.
-                address = await self._address(host, port)
-                target = httpx.URL(url).copy_with(host=str(address), port=port)
-                request = self._http.build_request(
-                    "POST", target, content=body, headers=headers, extensions={"sni_hostname": host}
-                )
-                answer = await self._http.send(request, stream=True)
-                await answer.aclose()  # what it says does not matter
-        except (httpx.HTTPError, OSError, TimeoutError, UnicodeError) as error:
-            raise _Failure(str(error) or type(error).__name__) from None
+        name = target.raw_host.decode()
+        async with asyncio.timeout(_TIMEOUT):
+            # Called by the address that was checked, not by the name: it could mean another one by now.
+            there = target.copy_with(host=str(await self._address(name, port)), port=port)
+            request = self._http.build_request(
+                "POST", there, content=body, headers=headers, extensions={"sni_hostname": name}
+            )
+            answer = await self._http.send(request, stream=True)
+            await answer.aclose()  # what it says does not matter
         if answer.is_success:
             return
         pause = answer.headers.get("retry-after", "")
@@ -243,9 +244,7 @@ class Webhooks:
         )
 
     async def _address(self, host: str, port: int) -> Address:
-        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        addresses = [ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in found]
-        for address in addresses:
+        for address in await self._look_ups.find(host, port):
             if self._private or is_public(address):
                 return address
         raise _Failure("its address is a private one", final=True)
