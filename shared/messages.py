@@ -27,7 +27,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """What a user asks for. Limits that depend on the model are checked by the gateway at submission."""
 
     lyrics: Annotated[str, Meta(max_length=60_000, description="the words, with [Verse], [Chorus] … lines")]
-    tags: Annotated[str, Meta(max_length=4_000, description="style, comma-separated: pop,piano,english")] = ""
+    tags: Annotated[str, Meta(max_length=4_000, description="style, divided by commas: pop,piano,english")] = ""
     max_duration_ms: (
         Annotated[int, Meta(ge=80, le=3_600_000, description="longest song wanted; 80 ms make a frame")] | None
     ) = None
@@ -68,7 +68,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     schema: int = SCHEMA
     job_id: str
     tenant: str
-    request: GenerateRequest  # of this song alone: max_duration_ms and seed filled in, one variant
+    request: GenerateRequest  # of this song alone: max_duration_ms and seed filled in, tags tidied, one variant
+    tags_sent: str | None = None  # tags as they came, where tidying changed them
     status: Status = "queued"
     created_at: float  # seconds since the epoch, as all times here
     started_at: float | None = None

@@ -35,6 +35,8 @@ COOKIE_SECONDS = 30 * 86400
 LOOK_SECONDS = 2.0  # between two looks at the file
 _RETRY_SECONDS = 15  # what is told whose songs are all under way
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_MEASURES, _MEASURES_A_SECOND = 20, 4  # texts at a stroke and in the long run; the page asks for two a second
+_CLIENTS = 1_000  # whose buckets are kept
 TENANT_NAME = re.compile(r"[0-9A-Za-z_-]{1,64}")
 
 Connection = ASGIConnection[Any, Any, Any, Any]
@@ -149,6 +151,7 @@ class Access:
         self._callers = read_keys(path) if path else {}
         self._stamp, self._looked = self._now_stamp(), clock()
         self._accounts: dict[str, _Account] = {}
+        self._measures: dict[str, Bucket] = {}  # by tenant, or by address where there are no keys
 
     @property
     def closed(self) -> bool:
@@ -213,7 +216,7 @@ class Access:
         if limits.songs_at_once is not None:
             under_way = await self._catalogue.unended(caller.tenant)
             if under_way + count > limits.songs_at_once:
-                raise _too_many(
+                raise too_many(
                     f"this key allows {limits.songs_at_once} songs waiting or running at once, and {under_way} are",
                     _RETRY_SECONDS,
                 )
@@ -224,12 +227,24 @@ class Access:
             if bucket is None or (bucket.room, bucket.a_second) != (room, a_second):
                 bucket = account.bucket = Bucket(room, a_second, room, now)
             if wait := bucket.take(count, now):
-                raise _too_many(f"this key allows {limits.songs_per_minute:g} songs a minute", math.ceil(wait))
+                raise too_many(f"this key allows {limits.songs_per_minute:g} songs a minute", math.ceil(wait))
 
     def give_back(self, caller: Caller, count: int) -> None:
         """Songs that were counted, and not taken after all."""
         if bucket := self._account(caller).bucket:
             bucket.left = min(bucket.room, bucket.left + count)
+
+    def measure(self, caller: Caller, address: str) -> None:
+        """Count a text that is to be measured, for the key, or for the client's address. Raises a 429 `Refusal`."""
+        now = self._clock()
+        # The one that asked last stands last.
+        name = caller.tenant if self.closed else address
+        bucket = self._measures.pop(name, None) or Bucket(_MEASURES, _MEASURES_A_SECOND, _MEASURES, now)
+        self._measures[name] = bucket
+        if len(self._measures) > _CLIENTS:
+            del self._measures[next(iter(self._measures))]
+        if wait := bucket.take(1, now):
+            raise too_many(f"at most {_MEASURES_A_SECOND} texts a second are measured", math.ceil(wait))
 
     def _account(self, caller: Caller) -> _Account:
         return self._accounts.setdefault(caller.tenant, _Account())
@@ -278,7 +293,8 @@ def _unauthorized(detail: str | None = None) -> Refusal:
     )
 
 
-def _too_many(detail: str, seconds: int) -> Refusal:
+def too_many(detail: str, seconds: int) -> Refusal:
+    """The refusal of what may be asked for again after some seconds."""
     return Refusal(429, "too-many-requests", detail, headers={"Retry-After": str(seconds)})
 
 

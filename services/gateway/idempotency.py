@@ -34,7 +34,7 @@ def songs_of(key: str, count: int, tenant: str = TENANT) -> list[str]:
 
 
 def digest_of(request: GenerateRequest) -> str:
-    """The same for requests that ask for the same, before anything was filled in. Hexadecimal."""
+    """Equal for equal requests, as they were sent, before anything was filled in or tidied. Hexadecimal."""
     # Without defaults, so that a field which a later version adds does not make it another request.
     said = {name: value for name, value in msgspec.structs.asdict(request).items() if value != _DEFAULTS[name]}
     return hashlib.sha256(msgspec.json.encode(said, order="sorted")).hexdigest()

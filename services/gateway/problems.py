@@ -24,7 +24,7 @@ TITLES = {
     "too-large": "The body is too large",
     "queue-full": "The queue is full",
     "unauthorized": "A key is needed",
-    "too-many-requests": "The key's limit is reached",
+    "too-many-requests": "A limit of the key or the client is reached",
     "unavailable": "A server that is needed does not answer",
     "conflict": "The song's state does not allow this",
     "not-ready": "The song is not finished yet",

@@ -85,13 +85,14 @@ def _require_json(request: AnyRequest) -> None:
     "/api/fit",
     status_code=200,
     operation_class=operation(body=json_body(FitRequest, {"lyrics": "[Verse]\nHello world", "tags": "pop,piano"})),
-    responses=refusals(400, 413, 415, 422),
+    responses=refusals(400, 413, 415, 422, 429),
 )
 async def fit(
     request: AnyRequest, gateway: NamedDependency[Gateway], caller: NamedDependency[Caller]
 ) -> Response[FitBody]:
     """How long a song may be beside these lyrics and tags: prompt and frames share the model's positions."""
     _require_json(request)
+    gateway.access.measure(caller, request.client.host if request.client else "")
     text = decode_fit(await request.body())
     return Response(await gateway.submission.fitter.measure(text, caller.limits.max_duration_ms), headers=NO_STORE)
 

@@ -187,6 +187,7 @@ class Submission:
                     job_id=job_id,
                     tenant=caller.tenant,
                     request=msgspec.structs.replace(request, seed=seed, variants=1),
+                    tags_sent=asked.tags if asked.tags != request.tags else None,
                     created_at=time.time(),
                     group=ids[0] if len(ids) > 1 else None,
                     variant=index + 1 if len(ids) > 1 else None,

@@ -3,20 +3,23 @@
 import asyncio
 import re
 import secrets
-import unicodedata
 from typing import Annotated, TypeVar
 
 import msgspec
 from msgspec import Meta
 
+from services.gateway.access import too_many
 from services.gateway.problems import Refusal
 from shared.checkpoint import FRAME_MS
 from shared.errors import InvalidRequest
 from shared.messages import DEFAULT_DURATION_MS, MAX_SEED, GenerateRequest
-from shared.prompt import Prompter
+from shared.prompt import Prompt, Prompter
 
 MAX_BODY = 256 * 1024  # bytes
+_MEASURED_AT_ONCE = 4  # texts that wait to be measured, or are
 
+_DIVIDES = re.compile("[,\uff0c\u3001\n\r\u2028\u2029]")  # commas, those of Chinese among them, and line breaks
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # and halves of surrogate pairs
 _AT = re.compile(r" - at `\$(?:\.(\w+))?`$")
 _NAMED = re.compile(r"(?:unknown|required) field `(.*)`", re.DOTALL)
 _TYPES = {"int": "a whole number", "float": "a number", "str": "text", "bool": "true or false", "null": "null"} | {
@@ -48,9 +51,21 @@ def decode_request(data: bytes) -> GenerateRequest:
     """Read a request. Raises `InvalidRequest` for what it says, `Refusal` where it is no JSON or too large."""
     request = _decode(data, _decoder)
     _check_text("title", request.title or "", "")
-    if not request.lyrics.strip() and not request.tags.strip():
+    if not request.lyrics.strip() and not tidy_tags(request.tags):
         raise InvalidRequest("lyrics", "give lyrics or tags; both are blank")
     return request
+
+
+def tidy_tags(tags: str) -> str:
+    """Tags as the model was trained on them: divided by a comma alone, none blank, none twice (in whatever case).
+
+    It does not heed a tag that begins with a space.
+    """
+    found: dict[str, str] = {}
+    for tag in map(str.strip, _DIVIDES.split(tags)):
+        if tag:
+            found.setdefault(tag.lower(), tag)
+    return ",".join(found.values())
 
 
 def decode_fit(data: bytes) -> FitRequest:
@@ -102,26 +117,31 @@ def _unit(length: str | None) -> str:
 
 
 def _check_text(field: str, text: str, allowed: str) -> None:
-    for position, character in enumerate(text):
-        if unicodedata.category(character) in ("Cc", "Cs") and character not in allowed:
+    for found in _CONTROL.finditer(text):
+        if found[0] not in allowed:
             raise InvalidRequest(
-                field, f"holds the control character U+{ord(character):04X} at position {position}; leave it out"
+                field, f"holds the control character U+{ord(found[0]):04X} at position {found.start()}; leave it out"
             )
 
 
 class Fitter:
-    """Fits requests to the model: its vocabulary and its positions, which prompt and frames share."""
+    """Fits requests to the model: its vocabulary and its positions, which prompt and frames share.
+
+    One text is tokenized at a time, whoever sent it: the longest take a core for a tenth of a second and more.
+    """
 
     def __init__(self, prompter: Prompter) -> None:
         self._prompter = prompter
+        self._free = asyncio.Semaphore(1)
+        self._measuring = 0  # texts that wait to be measured, or are
 
     async def fit(self, request: GenerateRequest, most_ms: int | None = None) -> GenerateRequest:
-        """The request with `seed` and `max_duration_ms` (up to `most_ms`) filled in.
+        """The request with tidy tags, and with `seed` and `max_duration_ms` (up to `most_ms`) filled in.
 
         Raises `InvalidRequest` when it cannot be met.
         """
-        # Long lyrics take a while, and the tokenizer lets other threads run.
-        longest = await asyncio.to_thread(self._longest, request)
+        request = msgspec.structs.replace(request, tags=tidy_tags(request.tags))
+        longest = self._prompter.longest_ms(await self._encode(request.tags, request.lyrics))
         if longest < FRAME_MS:
             tokens = 1 - longest // FRAME_MS
             raise InvalidRequest("lyrics", f"{tokens} tokens too long: not even one frame fits beside lyrics and tags")
@@ -140,11 +160,19 @@ class Fitter:
     async def measure(self, text: FitRequest, most_ms: int | None = None) -> FitBody:
         """How much room a text leaves, up to `most_ms`.
 
-        Raises `InvalidRequest` for characters that the model does not know.
+        Raises `InvalidRequest` for characters that the model does not know, a 429 `Refusal` when several texts wait:
+        songs are not to wait for many of them.
         """
-        prompt = await asyncio.to_thread(self._prompter.encode, text.tags, text.lyrics)
+        if self._measuring >= _MEASURED_AT_ONCE:
+            raise too_many("other texts are being measured", 1)
+        self._measuring += 1
+        try:
+            prompt = await self._encode(tidy_tags(text.tags), text.lyrics)
+        finally:
+            self._measuring -= 1
         longest = self._prompter.longest_ms(prompt)
         return FitBody(prompt_tokens=prompt.length, longest_ms=max(0, min(longest, most_ms or longest)))
 
-    def _longest(self, request: GenerateRequest) -> int:
-        return self._prompter.longest_ms(self._prompter.encode(request.tags, request.lyrics))
+    async def _encode(self, tags: str, lyrics: str) -> Prompt:
+        async with self._free:
+            return await asyncio.to_thread(self._prompter.encode, tags, lyrics)

@@ -1,5 +1,7 @@
 """One song: what was asked for, and its removal; and how long one may be."""
 
+import asyncio
+import json
 import uuid
 from collections.abc import AsyncIterator
 from functools import partial
@@ -8,6 +10,7 @@ import pytest
 
 from deploy.local.servers import NatsServer, S3Server
 from shared.messages import DEFAULT_DURATION_MS
+from shared.topology import TENANT, submit_subject
 from tests.integration.gateway_fixtures import SONG, TINY, House, eventually, fresh_settings, open_house
 
 ASKED = SONG | {"seed": 2**53 - 1, "title": "Lied", "temperature": 0.5, "cfg_scale": 2.0, "topk": 7, "format": "wav"}
@@ -42,6 +45,23 @@ async def test_a_song_tells_what_was_asked_for(house: House) -> None:
     fits = (await house.http.post("/api/fit", json={"lyrics": "la"})).json()["longest_ms"]
     assert request["max_duration_ms"] == min(fits, DEFAULT_DURATION_MS)
     assert (await house.http.post("/generate", json=request)).status_code == 202
+
+
+async def test_tags_are_tidied_and_kept_as_they_were_sent_too(house: House) -> None:
+    sent, tidy = "pop, piano\nPop, , english ", "pop,piano,english"
+    key = {"Idempotency-Key": str(uuid.uuid4())}
+    over_http = (await house.http.post("/generate", json=SONG | {"tags": sent}, headers=key)).json()["job_id"]
+    answer = await house.nc.request(submit_subject(TENANT), json.dumps(SONG | {"tags": sent}).encode(), timeout=10)
+    for job_id in (over_http, json.loads(answer.data)["job_id"]):
+        job = await house.job(job_id)
+        assert (job.request.tags, job.tags_sent) == (tidy, sent)
+        assert (await house.http.get(f"/generate/{job_id}")).json()["request"]["tags"] == tidy
+    assert (await house.job(await house.submit(tags=tidy))).tags_sent is None
+    # Its form is no reason to make a song twice, nor to measure it otherwise.
+    again = await house.http.post("/generate", json=SONG | {"tags": sent}, headers=key)
+    assert (again.status_code, again.json()["job_id"]) == (202, over_http)
+    fits = [(await house.http.post("/api/fit", json={"lyrics": "la", "tags": tags})).json() for tags in (sent, tidy)]
+    assert fits[0] == fits[1]
 
 
 async def test_an_ended_song_is_removed_with_all_that_belongs_to_it(house: House) -> None:
@@ -158,3 +178,18 @@ async def test_objects_of_a_removed_song_that_come_late_are_swept(
             return not await house.store.list(f"audio/{job_id}/")
 
         await eventually(gone, "it is still there")
+
+
+async def test_texts_are_measured_a_few_at_a_time_and_songs_are_taken_meanwhile(house: House) -> None:
+    """Whoever asks for too many is asked to wait, before the tokenizer has anything to do with them."""
+    async with open_house(house.settings, house.log.parent) as second:
+        text = {"lyrics": "la li lo lu " * 4_000}
+        song = asyncio.create_task(second.submit())
+        found = await asyncio.gather(*(second.http.post("/api/fit", json=text) for _ in range(40)))
+        await song
+        assert {answer.status_code for answer in found} == {200, 429}
+        assert sum(answer.status_code == 429 for answer in found) >= 20
+        for answer in found:
+            if answer.status_code == 429:
+                assert answer.json()["type"] == "/problems/too-many-requests"
+                assert int(answer.headers["retry-after"]) >= 1

@@ -2,11 +2,14 @@
 
 import math
 from pathlib import Path
+from typing import cast
 
 import pytest
 
-from services.gateway.access import Bucket, digest_of_key, read_keys
+from services.gateway.access import Access, Bucket, Caller, digest_of_key, read_keys
+from services.gateway.catalogue import Catalogue
 from services.gateway.keys import main
+from services.gateway.problems import Refusal
 from shared.errors import ConfigError
 
 DIGEST = digest_of_key("a key")
@@ -63,3 +66,33 @@ def test_a_new_key_opens_what_its_entry_says(tmp_path: Path, capsys: pytest.Capt
     assert not callers[digest_of_key(key)].limits.priority
     assert key not in told.out
     assert main(["new", "a.b"]) == 2
+
+
+def test_texts_are_measured_for_each_client_and_each_tenant_at_a_rate(tmp_path: Path) -> None:
+    now = [0.0]
+    file = tmp_path / "keys.toml"
+    file.write_text(f'[[tenant]]\nname = "a"\nkeys = ["{DIGEST}"]\n')
+    none = cast("Catalogue", None)  # nothing is looked up
+
+    def refused(access: Access, tenant: str, address: str, count: int) -> int:
+        found = []
+        for _ in range(count):
+            try:
+                access.measure(Caller(tenant), address)
+            except Refusal as refusal:
+                found.append((refusal.status, refusal.kind, refusal.headers["Retry-After"]))
+        assert set(found) <= {(429, "too-many-requests", "1")}
+        return len(found)
+
+    open_to_all = Access(None, none, lambda: now[0])
+    assert refused(open_to_all, "local", "10.0.0.1", 30) == 10
+    assert refused(open_to_all, "local", "10.0.0.2", 30) == 10
+    now[0] += 1
+    assert refused(open_to_all, "local", "10.0.0.1", 5) == 1
+    for number in range(2_000):  # addresses are cheap, memory is not
+        refused(open_to_all, "local", f"client {number}", 1)
+    assert len(open_to_all._measures) == 1_000
+    with_keys = Access(file, none, lambda: now[0])
+    assert refused(with_keys, "a", "10.0.0.1", 15) == 0
+    assert refused(with_keys, "a", "10.0.0.2", 15) == 10
+    assert refused(with_keys, "b", "10.0.0.2", 15) == 0

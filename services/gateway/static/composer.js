@@ -128,8 +128,9 @@ async function measure() {
     if (fits) seconds.max = Math.max(seconds.min, Math.min(LONGEST, Math.floor(longest / 1000)));
     fit.classList.toggle("bad", !fits);
     if (longest > 0 && longest < seconds.value * 1000) words = `Only ${length(longest)} fit beside these lyrics.`;
-  } catch {
-    // the song itself will be refused in words
+  } catch (error) {
+    // else the song itself will be refused in words
+    if (error.status === 429 && turn === measured) measuring = setTimeout(measure, 2 * FIT_AFTER);
   }
   if (turn === measured) fit.textContent = words;
 }
