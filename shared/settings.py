@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from shared.errors import ConfigError
 
@@ -71,8 +72,17 @@ def _choice(*allowed: str) -> Callable[[str], str]:
 
 def _url(*schemes: str) -> Callable[[str], str]:
     def parse(value: str) -> str:
-        if not any(value.startswith(f"{scheme}://") and len(value) > len(scheme) + 3 for scheme in schemes):
-            raise ValueError(f"must be a URL starting with {' or '.join(f'{scheme}://' for scheme in schemes)}")
+        wanted = " or ".join(f"{scheme}://" for scheme in schemes)
+        try:
+            parts = urlsplit(value)
+            known = value.startswith(tuple(f"{scheme}://" for scheme in schemes))
+            usable = known and parts.hostname is not None and parts.port != 0
+        except ValueError:  # its words may repeat a part of a password
+            usable = False
+        if not usable:
+            raise ValueError(
+                f"must be a URL starting with {wanted}, then a host, and a port if it is not the usual one"
+            )
         return value.rstrip("/")
 
     return parse
@@ -116,8 +126,16 @@ def _token(value: str) -> str:
     return value
 
 
-def _setting(variable: str, parse: Callable[[str], Any], default: Any, doc: str) -> Any:
-    return field(default=default, metadata={"variable": variable, "parse": parse, "doc": doc})
+def _endpoint(value: str) -> str:
+    if "@" in value:
+        raise ValueError("must be a URL starting with http:// or https://, without a user and password")
+    return _url("http", "https")(value)
+
+
+def _setting(variable: str, parse: Callable[[str], Any], default: Any, doc: str, *, secret: bool = False) -> Any:
+    """`secret`: neither errors nor the settings' repr show the value."""
+    metadata = {"variable": variable, "parse": parse, "doc": doc, "secret": secret}
+    return field(default=default, repr=not secret, metadata=metadata)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,7 +238,7 @@ class Settings:
         "songs that may wait or run; more are refused with 429",
     )
     webhook_secret: str = _setting(
-        "HEARTMULA_WEBHOOK_SECRET", _webhook_secret, "", "whsec_…, signs webhooks; unset: no webhooks"
+        "HEARTMULA_WEBHOOK_SECRET", _webhook_secret, "", "whsec_…, signs webhooks; unset: no webhooks", secret=True
     )
     webhook_private: bool = _setting(
         "HEARTMULA_WEBHOOK_PRIVATE", _flag, False, "whether webhooks may go to private addresses"
@@ -247,6 +265,7 @@ class Settings:
         _nats_urls,
         "",
         "your own NATS, credentials included; several nodes divided by commas; unset: the embedded server",
+        secret=True,
     )
     nats_replicas: int = _setting(
         "HEARTMULA_NATS_REPLICAS",
@@ -255,9 +274,7 @@ class Settings:
         "copies of every stream; more than one on a cluster",
     )
     nats_port: int = _setting("HEARTMULA_NATS_PORT", _integer(1, 65535), 4222, "port of the embedded NATS server")
-    s3_endpoint: str = _setting(
-        "HEARTMULA_S3_ENDPOINT", _url("http", "https"), "", "your own S3 store; unset: the embedded one"
-    )
+    s3_endpoint: str = _setting("HEARTMULA_S3_ENDPOINT", _endpoint, "", "your own S3 store; unset: the embedded one")
     s3_port: int = _setting(
         "HEARTMULA_S3_PORT",
         _integer(1, 55527),
@@ -265,7 +282,7 @@ class Settings:
         "port of the embedded S3 server; it also takes the nine above it, and the one 10,008 above",
     )
     s3_access_key: str = _setting("HEARTMULA_S3_ACCESS_KEY", _text, "", "credentials of your own S3 store")
-    s3_secret_key: str = _setting("HEARTMULA_S3_SECRET_KEY", _text, "", "credentials of your own S3 store")
+    s3_secret_key: str = _setting("HEARTMULA_S3_SECRET_KEY", _text, "", "credentials of your own S3 store", secret=True)
     s3_bucket: str = _setting("HEARTMULA_S3_BUCKET", _text, "heartmula", "bucket for tokens and audio")
     s3_region: str = _setting("HEARTMULA_S3_REGION", _text, "us-east-1", "region of the S3 store")
     log_format: str = _setting(
@@ -293,7 +310,7 @@ class Settings:
             try:
                 values[item.name] = item.metadata["parse"](raw)
             except ValueError as error:
-                got = "" if "SECRET" in variable else f", got {raw!r}"
+                got = "" if item.metadata["secret"] or "@" in raw else f", got {raw!r}"
                 raise ConfigError(f"{variable} {error}{got}") from None
         unknown = sorted(v for v in environ if v.startswith("HEARTMULA_") and v not in known | _ELSEWHERE)
         if unknown:

@@ -55,6 +55,48 @@ def test_a_wrong_value_names_the_variable_and_what_it_may_be(variable: str, valu
     assert hint in str(caught.value)
 
 
+SECRETS = {
+    "HEARTMULA_NATS_URL": "nats://gateway:hush-1@one:4222,tls://gateway:hush-2@two:4222",
+    "HEARTMULA_S3_ENDPOINT": "http://localhost:9000",
+    "HEARTMULA_S3_ACCESS_KEY": "reader",
+    "HEARTMULA_S3_SECRET_KEY": "hush-3",
+    "HEARTMULA_WEBHOOK_SECRET": "whsec_" + "aHVzaC00" * 4,
+}
+
+
+def test_settings_in_a_log_or_a_traceback_hold_no_secret() -> None:
+    settings = Settings.load(SECRETS)
+    for text in (repr(settings), str(settings), f"{settings!r}"):
+        assert "8000" in text
+        assert "hush" not in text
+        assert "aHVzaC00" not in text
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("HEARTMULA_NATS_URL", "gateway:hush@localhost:4222"),
+        ("HEARTMULA_NATS_URL", "nats:/gateway:hush@localhost"),
+        ("HEARTMULA_NATS_URL", "http://gateway:hush@localhost"),
+        ("HEARTMULA_NATS_URL", "nats://gateway:hush#1@localhost:4222"),
+        ("HEARTMULA_NATS_URL", "nats://gateway:hush/1@localhost:4222"),
+        ("HEARTMULA_NATS_URL", "nats://gateway:pass@localhost:hush"),
+        ("HEARTMULA_NATS_URL", "nats://gateway:hush@[::1"),
+        ("HEARTMULA_NATS_URL", "nats://gateway:hush@"),
+        ("HEARTMULA_NATS_URL", "nats://one:4222,gateway:hush@two:4222"),
+        ("HEARTMULA_S3_ENDPOINT", "reader:hush@localhost:9000"),
+        ("HEARTMULA_S3_ENDPOINT", "http://reader:hush@localhost:9000"),
+        ("HEARTMULA_WEBHOOK_SECRET", "hush"),
+    ],
+)
+def test_a_wrong_value_that_may_hold_a_secret_is_not_repeated(variable: str, value: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Settings.load({variable: value, "HEARTMULA_S3_ACCESS_KEY": "a", "HEARTMULA_S3_SECRET_KEY": "b"})
+    assert variable in str(caught.value)
+    assert "hush" not in str(caught.value)
+    assert "://" in str(caught.value) or "whsec_" in str(caught.value)
+
+
 def test_the_readme_documents_every_variable() -> None:
     text = README.read_text()
     missing = [item.metadata["variable"] for item in fields(Settings) if f"`{item.metadata['variable']}`" not in text]
