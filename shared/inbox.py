@@ -234,14 +234,14 @@ class Inbox:
         with contextlib.suppress(QueueFull):  # the same
             await queue_tokens(self._nc, job)
 
-    async def retry_or_fail(self, delivery: Delivery, error: Exception) -> None:
-        """Count an error against the song: it is tried again later, or has had its chances."""
+    async def retry_or_fail(self, delivery: Delivery, error: Exception) -> bool:
+        """Count an error against the song: it is tried again later, or has had its chances. Returns whether it has."""
         reason = str(error) if isinstance(error, ObjectError | SongError) else f"{type(error).__name__}: {error}"
         failures = delivery.job.failures + 1
         log.exception("%s: failure %d of %d", delivery.job.job_id, failures, MAX_FAILURES)
         if failures >= MAX_FAILURES:
             await self.fail(delivery.message, delivery.job.job_id, delivery.job.tenant, reason)
-            return
+            return True
 
         def remember(job: Job) -> Job:
             if job.status in ENDED or job.fence != delivery.turn.fence:
@@ -250,6 +250,7 @@ class Inbox:
 
         await self.jobs.update(delivery.job.job_id, delivery.job.tenant, remember)
         await delivery.message.nak(delay=2.0 ** (failures - 1))
+        return False
 
     async def fail(self, message: Msg, job_id: str, tenant: str, reason: str) -> None:
         """The song ends here, with a reason in its record."""

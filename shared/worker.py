@@ -44,7 +44,7 @@ from shared.stage import Stage
 from shared.tasks import end
 from shared.topology import WORKER_TTL, WORKERS, ack_wait, cancel_subject, connect, require
 from shared.tracing import span, waited
-from shared.worker_metrics import WorkerMetrics, timed
+from shared.worker_metrics import Outcome, WorkerMetrics, timed
 
 log = logging.getLogger(__name__)
 
@@ -448,7 +448,7 @@ class Worker:
         """One song, to whatever end; its message is settled."""
         job_id = delivery.job.job_id
         began = time.monotonic()
-        outcome = "failed"
+        outcome: Outcome = "handed_back"  # also where its end could not be written: its message comes again
         if delivery.message.metadata.num_delivered > 1:
             self.metrics.redeliveries.inc()
         log.info("%s: %s begins", job_id, self.stage.status)
@@ -465,7 +465,6 @@ class Worker:
             log.info("%s: stopped, %s", job_id, reason)
             await self._clear_away(delivery)
         except (Paused, LeaseLost):
-            outcome = "handed_back"
             await self.inbox.give_back(delivery)
         except DeviceBroken as error:
             self._broken = error
@@ -475,7 +474,7 @@ class Worker:
             self._trouble = error
             await self.inbox.give_back(delivery, delay=2)
         except DeviceFull as error:
-            await self._blame_memory(delivery, error)
+            outcome = await self._blame_memory(delivery, error)
         except OSError as error:  # a full disk is no fault of the song
             self._say(f"this worker cannot write: {error}")
             self._trouble = error
@@ -486,10 +485,12 @@ class Worker:
                 await self.insist(lambda: self.inbox.send_back(delivery, why))
             except SongError as hopeless:
                 await self.inbox.fail(delivery.message, job_id, delivery.job.tenant, str(hopeless))
+                outcome = "failed"
         except SongError as error:
             await self.inbox.fail(delivery.message, job_id, delivery.job.tenant, str(error))
+            outcome = "failed"
         except Exception as error:
-            await self.inbox.retry_or_fail(delivery, error)
+            outcome = "failed" if await self.inbox.retry_or_fail(delivery, error) else "tried_again"
         finally:
             self.metrics.attempts[outcome].inc()
             delivery.off_device.set()
@@ -505,7 +506,7 @@ class Worker:
                 await self.insist(lambda folder=folder: self.store.delete(f"{folder}/{job.job_id}/"))  # type: ignore[misc]
         await delivery.message.ack_sync()
 
-    async def _blame_memory(self, delivery: Delivery, error: DeviceFull) -> None:
+    async def _blame_memory(self, delivery: Delivery, error: DeviceFull) -> Outcome:
         """Memory that others hold comes back; what is not there at all does not."""
         needed = self.stage.weight_bytes + self.stage.song_bytes(delivery.job)
         advice = "a shorter song (max_duration_ms), cfg_scale 1 or a smaller HEARTMULA_MODEL_DTYPE needs less"
@@ -514,11 +515,12 @@ class Worker:
         ours_alone = all(resident.owner == self.ledger.owner for resident in residents)
         foreign = figures(self.device, self.ledger).memory_used - booked
         if needed <= self.device.capacity and ours_alone and foreign < self.device.capacity / 10:
-            await self.inbox.retry_or_fail(delivery, SongError(f"{error}; {advice}"))
-            return
+            over = await self.inbox.retry_or_fail(delivery, SongError(f"{error}; {advice}"))
+            return "failed" if over else "tried_again"
         if needed > self.device.capacity:
             await self.inbox.fail(delivery.message, delivery.job.job_id, delivery.job.tenant, f"{error}; {advice}")
-            return
+            return "failed"
         self._say(f"waiting for memory on the device: {error}")
         self._trouble = error
         await self.inbox.give_back(delivery, delay=2)
+        return "handed_back"

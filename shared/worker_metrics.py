@@ -3,10 +3,13 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Literal, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, start_http_server
 
 from shared.errors import ConfigError
+
+Outcome = Literal["done", "stopped", "handed_back", "tried_again", "failed"]
 
 _SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 60, 120, 300, 900)  # moves take parts of a second, turns minutes
 
@@ -20,11 +23,11 @@ class WorkerMetrics:
         attempts = Counter(
             "heartmula_worker_attempts",
             "Songs that were worked on, by how that ended: done, stopped (cancelled, or another worker has it), "
-            "handed_back, failed",
+            "handed_back (through no fault of their own), tried_again (after an error that they raised), failed",
             ["role", "outcome"],
             registry=self.registry,
         )
-        self.attempts = {name: attempts.labels(role, name) for name in ("done", "stopped", "handed_back", "failed")}
+        self.attempts = {name: attempts.labels(role, name) for name in get_args(Outcome)}
         self.redeliveries = Counter(
             "heartmula_worker_redeliveries",
             "Messages that came for the second time or more",

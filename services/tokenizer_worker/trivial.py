@@ -7,14 +7,12 @@ import numpy as np
 from services.tokenizer_worker.engine import Song, check_frames
 
 CODEBOOKS, CODES = 8, 64
-POISON_SEED = 666
 
 
 class TrivialEngine:
     """Makes `max_frames` frames that follow from the seed alone, at a settable pace.
 
-    A step takes `step_ms` however many songs are in the batch, as on a GPU. A song whose seed is `POISON_SEED` cannot
-    be admitted, for tests of what becomes of a song that fails and of the others.
+    A step takes `step_ms` however many songs are in the batch, as on a GPU.
     """
 
     weight_bytes = 40 * 2**20
@@ -39,9 +37,7 @@ class TrivialEngine:
         self._songs.clear()
 
     def admit(self, song_id: str, song: Song, frames: np.ndarray | None = None) -> None:
-        """Begin a song, or go on with it: a frame needs no frame before it. Raises `RuntimeError` for poison."""
-        if song.seed == POISON_SEED:
-            raise RuntimeError("poison")
+        """Begin a song, or go on with it: a frame needs no frame before it."""
         if song_id in self._songs or len(self._songs) == self.slots:
             raise ValueError(f"no slot for song {song_id}: {', '.join(self._songs)} of {self.slots} in the batch")
         if frames is not None:

@@ -13,9 +13,9 @@ import msgspec
 import nats
 from nats.aio.client import Client as NatsClient
 
-from services.tokenizer_worker.trivial import POISON_SEED
 from shared.messages import AudioFormat, GenerateRequest, Status
 from shared.topology import TENANT, submit_subject
+from tests.chaos.poisoned import POISON_SEED
 
 SONG_FAULTS = ("cancel", "tokens-deleted", "tokens-corrupted", "duplicate-submission", "duplicate-job")
 _TROUBLED = 0.35  # of the songs have a fault of their own

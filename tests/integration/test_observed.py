@@ -1,6 +1,7 @@
 """What workers tell of their work: figures and logs."""
 
 import asyncio
+import contextlib
 import json
 import sys
 from dataclasses import replace
@@ -13,7 +14,9 @@ import websockets
 from prometheus_client.parser import text_string_to_metric_families
 
 from deploy.local.servers import free_port
+from shared.device import DeviceLedger
 from shared.settings import Settings
+from tests.chaos.poisoned import POISON_SEED
 from tests.integration.flow import PATIENCE, environment, open_flow
 from tests.integration.gateway_fixtures import SONG, eventually, open_house
 
@@ -53,6 +56,44 @@ async def test_workers_count_what_they_do(settings: Settings) -> None:
             assert found["heartmula_worker_redeliveries_total"] == 0
             assert found["process_resident_memory_bytes"] > 0
             assert not any(job_id in name for name in found)
+
+
+async def test_a_song_that_is_only_given_back_is_not_counted_as_failed(settings: Settings) -> None:
+    """Another program holds the memory that its cache needs, for a while."""
+    settings = replace(settings, cpu_device_mb=60, gpu_id="card", metrics_port=free_port())
+    other = DeviceLedger(settings.data_dir / "device" / "card", "game.1", 60 * 2**20)
+    other.place("textures", 15 * 2**20)
+    async with open_flow(settings, "tokenizer") as flow:
+        await flow.submit(655)  # 8 MB beside weights of 40
+
+        async def given_back() -> bool:
+            with contextlib.suppress(httpx.TransportError):
+                found = await figures(settings.metrics_port)
+                assert found["heartmula_worker_attempts_total outcome=failed"] == 0
+                return found["heartmula_worker_attempts_total outcome=handed_back"] >= 1
+            return False
+
+        await eventually(given_back, "the song is not given back")
+        other.close()
+
+
+async def test_a_song_that_fails_is_counted_once_and_its_other_attempts_as_tried_again(settings: Settings) -> None:
+    async with open_flow(replace(settings, metrics_port=free_port())) as flow:
+        env = environment(flow.settings, "tokenizer")
+        flow.processes.append(
+            await asyncio.create_subprocess_exec(sys.executable, "-m", "tests.chaos.poisoned", env=env)
+        )
+        job = await flow.ended(await flow.submit(1, seed=POISON_SEED))
+        assert (job.status, job.error) == ("failed", "RuntimeError: poison")
+
+        async def counted() -> bool:
+            found = await figures(flow.settings.metrics_port)
+            return found["heartmula_worker_attempts_total outcome=failed"] == 1
+
+        await eventually(counted, "the song is not counted as failed")
+        found = await figures(flow.settings.metrics_port)
+        assert found["heartmula_worker_attempts_total outcome=tried_again"] == 2
+        assert found["heartmula_worker_attempts_total outcome=handed_back"] == 0
 
 
 async def test_requests_sockets_and_waiting_songs_are_counted(settings: Settings) -> None:

@@ -1,0 +1,39 @@
+"""``python -m tests.chaos.poisoned``: a tokenizer worker, on the trivial engine, that cannot make some songs."""
+
+import sys
+
+import numpy as np
+
+from services.tokenizer_worker.engine import Song
+from services.tokenizer_worker.stage import TokenStage
+from services.tokenizer_worker.trivial import TrivialEngine
+from shared.checkpoint import open_checkpoint
+from shared.gpu import choose_device
+from shared.process import run
+from shared.prompt import Prompter
+from shared.settings import Settings
+from shared.worker import Worker
+
+POISON_SEED = 666
+
+
+class PoisonedEngine(TrivialEngine):
+    """Raises for songs whose seed is `POISON_SEED`, to show what becomes of a song that fails, and of the others."""
+
+    def admit(self, song_id: str, song: Song, frames: np.ndarray | None = None) -> None:
+        """Begin a song. Raises `RuntimeError` for poison."""
+        if song.seed == POISON_SEED:
+            raise RuntimeError("poison")
+        super().admit(song_id, song, frames)
+
+
+async def serve(settings: Settings) -> None:
+    """Work until SIGTERM or SIGINT."""
+    prompter = Prompter(open_checkpoint(settings.model_path, settings.model_version))
+    engine = PoisonedEngine(settings.trivial_step_ms, settings.batch)
+    device = choose_device(settings, cuda_available=False, force_cpu=settings.hybrid_mode)
+    await Worker(settings, TokenStage(engine, prompter, "trivial", settings), device).run()
+
+
+if __name__ == "__main__":
+    sys.exit(run(serve))
