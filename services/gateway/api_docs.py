@@ -1,36 +1,56 @@
-"""The API for people and machines: Swagger UI from the files of its package, and the AsyncAPI document."""
+"""The API for people and machines: Swagger UI from the files of its package, the OpenAPI and the AsyncAPI document."""
 
+from functools import cache
 from typing import Any
 
-from litestar import Request, Response, get, route
+import msgspec
+from litestar import Request, Response, route
 from litestar.di import NamedDependency
 from litestar.enums import HttpMethod
 from litestar.params import FromPath
 from swagger_ui_bundle import swagger_ui_path
 
 from services.gateway.asyncapi import document
-from services.gateway.pages import POLICY, Pages
+from services.gateway.openapi import complete
+from services.gateway.pages import POLICY, File, Pages
 
 _POLICY = f"{POLICY}; img-src 'self' data:"  # its style sheet holds its icons
+GET_AND_HEAD = [HttpMethod.GET, HttpMethod.HEAD]
 _FILES = Pages(swagger_ui_path, only=("swagger-ui.css", "swagger-ui-bundle.js"))
 
 
-@route("/docs", http_method=[HttpMethod.GET, HttpMethod.HEAD], include_in_schema=False)
+@route("/docs", http_method=GET_AND_HEAD, include_in_schema=False)
 async def docs(request: Request[Any, Any, Any], pages: NamedDependency[Pages]) -> Response[bytes]:
     """Swagger UI."""
     return pages.answer(request, "docs.html", policy=_POLICY)
 
 
-@route("/docs/{name:str}", http_method=[HttpMethod.GET, HttpMethod.HEAD], include_in_schema=False)
+@route("/docs/{name:str}", http_method=GET_AND_HEAD, include_in_schema=False)
 async def docs_file(request: Request[Any, Any, Any], name: FromPath[str]) -> Response[bytes]:
     """What Swagger UI is made of."""
     return _FILES.answer(request, name)
 
 
-@get("/asyncapi.json", include_in_schema=False)
-async def asyncapi() -> Response[bytes]:
+@route(["/schema", "/schema/openapi.json"], http_method=GET_AND_HEAD, include_in_schema=False)
+async def schema(request: Request[Any, Any, Any]) -> Response[bytes]:
+    """The OpenAPI document."""
+    state = request.app.state
+    if "schema" not in state:
+        whole = complete(msgspec.json.decode(msgspec.json.encode(request.app.openapi_schema.to_schema())))
+        state["schema"] = File(msgspec.json.encode(whole), "application/json")
+    file: File = state["schema"]
+    return file.answer(request)
+
+
+@route("/asyncapi.json", http_method=GET_AND_HEAD, include_in_schema=False)
+async def asyncapi(request: Request[Any, Any, Any]) -> Response[bytes]:
     """The events, and the subjects of NATS clients."""
-    return Response(document(), media_type="application/json")
+    return _asyncapi().answer(request)
 
 
-ROUTES = (docs, docs_file, asyncapi)
+@cache
+def _asyncapi() -> File:
+    return File(document(), "application/json")
+
+
+ROUTES = (docs, docs_file, schema, asyncapi)

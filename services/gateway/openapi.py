@@ -9,12 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 import msgspec
-from litestar import Request, Router
-from litestar.enums import HttpMethod, MediaType
+from litestar import Router
+from litestar.enums import HttpMethod
 from litestar.handlers import HTTPRouteHandler
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.datastructures import ResponseSpec
-from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.openapi.spec import (
     License,
     OpenAPIHeader,
@@ -155,8 +154,7 @@ def config() -> OpenAPIConfig:
         license=License(name="Apache-2.0", identifier="Apache-2.0"),
         servers=[Server(url="/", description="the gateway that serves this document")],
         tags=[Tag(name=name, description=words) for name, words in _TAG_WORDS.items()],
-        openapi_router=_SchemaRouter("/schema", route_handlers=[], include_in_schema=False),
-        render_plugins=[_Document()],
+        openapi_router=_NoRoutes("/schema", route_handlers=[]),
         use_handler_docstrings=True,
         operation_id_creator=_operation_id,
     )
@@ -166,26 +164,12 @@ def _operation_id(handler: HTTPRouteHandler, method: Method | HttpMethod, _: lis
     return handler.handler_name if method != HttpMethod.HEAD else f"{handler.handler_name}_head"
 
 
-class _SchemaRouter(Router):
-    """Without Litestar's own answer, HTML, to addresses beside the document's: they are refused as everywhere."""
+class _NoRoutes(Router):
+    """In place of Litestar's own routes, which answer HTML to wrong addresses and compress nothing: see `api_docs`."""
 
     def register(self, value: Any) -> list[BaseRoute]:
-        """Add a handler."""
-        return [] if "/{path:str}" in getattr(value, "paths", ()) else super().register(value)
-
-
-class _Document(JsonRenderPlugin):
-    """Serves the document, completed."""
-
-    def __init__(self) -> None:
-        super().__init__(path=["/", "/openapi.json"], media_type=MediaType.JSON)
-        self._text = b""
-
-    def render(self, request: Request[Any, Any, Any], openapi_schema: dict[str, Any]) -> bytes:
-        """The document, as JSON."""
-        if not self._text:
-            self._text = msgspec.json.encode(complete(msgspec.json.decode(msgspec.json.encode(openapi_schema))))
-        return self._text
+        """Add nothing."""
+        return []
 
 
 def complete(document: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,8 @@
-"""The web page: a handful of files, read once, served with a strict policy."""
+"""The web page: a handful of files, read and compressed once, served with a strict policy."""
 
+import gzip
 import mimetypes
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,48 @@ _TYPES = {  # the machine's own table may say otherwise, or nothing; Litestar ad
     ".txt": "text/plain",
     ".woff2": "font/woff2",
 }
+_COMPRESSED = {"application/json", "image/svg+xml"}  # beside text
+
+
+def accepts_gzip(header: str) -> bool:
+    """Whether an Accept-Encoding header allows it."""
+    found = {}
+    for part in header.lower().split(","):
+        name, _, rest = part.partition(";")
+        weight = rest.strip().removeprefix("q=")
+        try:
+            found[name.strip()] = float(weight) > 0 if weight else True
+        except ValueError:
+            continue
+    return found.get("gzip", found.get("*", False))
+
+
+class File:
+    """Bytes that are the same for everybody, text among them compressed once.
+
+    What holds secrets beside a client's input must not be served like this: its compressed length would tell of them.
+    """
+
+    def __init__(self, data: bytes, media_type: str) -> None:
+        self._media_type = media_type
+        self._forms = {"": (data, tag_of(data))}
+        if media_type.startswith("text/") or media_type in _COMPRESSED:
+            small = gzip.compress(data, mtime=0)
+            if len(small) < len(data):
+                self._forms["gzip"] = small, tag_of(small)
+
+    def answer(self, request: Request[Any, Any, Any], headers: Mapping[str, str] | None = None) -> Response[bytes]:
+        """The file in a form that the client takes, or 304 when it has it."""
+        small = "gzip" in self._forms and accepts_gzip(request.headers.get("accept-encoding", ""))
+        data, tag = self._forms["gzip" if small else ""]
+        found = {"ETag": tag, "Cache-Control": "no-cache", **(headers or {})}
+        if "gzip" in self._forms:
+            found["Vary"] = "Accept-Encoding"
+        if tag_matches(request.headers.get("if-none-match", ""), tag):
+            return Response(b"", status_code=304, headers=found, media_type=self._media_type)
+        if small:
+            found["Content-Encoding"] = "gzip"
+        return Response(data, headers=found, media_type=self._media_type)
 
 
 class Pages:
@@ -33,24 +76,16 @@ class Pages:
     def __init__(self, folder: Path = STATIC, only: Collection[str] = ()) -> None:
         """`only` names the files, if not all are meant."""
         self._files = {
-            path.relative_to(folder).as_posix(): path.read_bytes()
+            path.relative_to(folder).as_posix(): File(path.read_bytes(), _media_type(path.name))
             for path in sorted(folder.rglob("*"))
             if path.is_file() and (not only or path.relative_to(folder).as_posix() in only)
         }
-        self._tags = {name: tag_of(data) for name, data in self._files.items()}
 
     def answer(self, request: Request[Any, Any, Any], name: str, policy: str = POLICY) -> Response[bytes]:
         """A file, or 304 when the client has it. Raises a 404 `Refusal`."""
         if name not in self._files:
             raise Refusal(404, "not-found", "there is no such file")
-        headers = {
-            "ETag": self._tags[name],
-            "Cache-Control": "no-cache",
-            "Content-Security-Policy": policy,
-        }
-        if tag_matches(request.headers.get("if-none-match", ""), self._tags[name]):
-            return Response(b"", status_code=304, headers=headers, media_type=_media_type(name))
-        return Response(self._files[name], headers=headers, media_type=_media_type(name))
+        return self._files[name].answer(request, {"Content-Security-Policy": policy})
 
 
 def _media_type(name: str) -> str:

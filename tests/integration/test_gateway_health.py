@@ -216,9 +216,37 @@ async def test_the_page_and_its_files(settings: Settings) -> None:
             assert answer.headers["referrer-policy"]
             etag = answer.headers["etag"]
             assert (await house.http.get(path, headers={"If-None-Match": etag})).status_code == 304
-            assert (await house.http.head(path)).headers["content-length"] == str(len(answer.content))
+            plain = {"Accept-Encoding": "identity"}
+            assert (await house.http.head(path, headers=plain)).headers["content-length"] == str(len(answer.content))
         for path in ("/static/", "/static/none.js", "/static/%2e%2e/app.py", "/static//etc/passwd"):
             assert (await house.http.get(path)).status_code == 404
+
+
+async def test_text_that_is_the_same_for_everybody_is_compressed(settings: Settings) -> None:
+    """Nothing else is: lengths of compressed answers tell what stands in them beside what an attacker put there."""
+    async with open_house(settings, settings.data_dir) as house:
+        page = ("/", "/static/app.js", "/static/style.css", "/docs", "/docs/swagger-ui-bundle.js")
+        for path in (*page, "/schema", "/schema/openapi.json", "/asyncapi.json"):
+            plain = await house.http.get(path, headers={"Accept-Encoding": "identity"})
+            small = await house.http.get(path, headers={"Accept-Encoding": "br, gzip;q=0.5"})
+            assert "content-encoding" not in plain.headers
+            assert small.headers["content-encoding"] == "gzip"
+            assert small.content == plain.content
+            assert int(small.headers["content-length"]) < 0.7 * int(plain.headers["content-length"])
+            assert plain.headers["etag"] != small.headers["etag"]
+            for answer, accepted in ((plain, "identity"), (small, "gzip")):
+                assert "accept-encoding" in answer.headers["vary"].lower()
+                known = {"If-None-Match": answer.headers["etag"], "Accept-Encoding": accepted}
+                again = await house.http.get(path, headers=known)
+                assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", answer.headers["etag"])
+                assert "accept-encoding" in again.headers["vary"].lower()
+            head = await house.http.head(path, headers={"Accept-Encoding": "gzip"})
+            assert head.headers["content-length"] == small.headers["content-length"]
+        job_id = await house.submit()
+        await house.complete(job_id)
+        song = f"/generate/{job_id}"
+        for path in (song, f"{song}/status", f"{song}/result", f"{song}/events", "/generate", "/health", "/metrics"):
+            assert "content-encoding" not in (await house.http.get(path, headers={"Accept-Encoding": "gzip"})).headers
 
 
 async def test_the_schema_documents_the_request(settings: Settings) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from services.gateway.hub import MAILBOX_EVENTS, Mailbox, StoredEvent
 from services.gateway.intake import error_body
+from services.gateway.pages import accepts_gzip
 from services.gateway.problems import refusal
 from services.gateway.ranges import ByteRange, NotSatisfiable, parse_range, tag_matches
 from services.gateway.results import disposition
@@ -100,6 +101,27 @@ def test_file_names_are_safe(title: str | None, name: str) -> None:
     header = disposition(job, job.request.format)
     assert f'inline; filename="{name}"; ' in header
     header.encode("ascii")
+
+
+@pytest.mark.parametrize(
+    ("header", "accepted"),
+    [
+        ("", False),
+        ("identity", False),
+        ("br", False),
+        ("gzip", True),
+        ("gzip, deflate, br", True),
+        ("br;q=1.0, GZIP ; q=0.5", True),
+        ("gzip;q=0", False),
+        ("gzip;q=0.000, *", False),
+        ("*", True),
+        ("*;q=0", False),
+        ("x-gzip", False),
+        ("gzip;q=nonsense", False),
+    ],
+)
+def test_what_an_accept_encoding_header_allows(header: str, accepted: bool) -> None:
+    assert accepts_gzip(header) == accepted
 
 
 def test_unforeseen_errors_tell_nothing() -> None:

@@ -1,7 +1,6 @@
 // The form: lyrics with their sections, tags, length, and everything else that a song is asked for with.
 
 import { Refused, post } from "./api.js";
-import { SECTIONS, TAGS } from "./words.js";
 
 const form = document.querySelector("#compose");
 const lyrics = form.elements.lyrics;
@@ -14,7 +13,8 @@ const LONGEST = Number(seconds.max); // seconds
 const NUMBERS = ["temperature", "cfg_scale", "topk", "seed"];
 const FIT_AFTER = 500; // ms without a key stroke
 const DRAFT = "heartmula-draft"; // what was typed outlives a reload
-let tags = ["pop", "piano", "english"];
+const MARK = " ✕"; // behind a chosen tag
+let tags = [...chosen.children].map((item) => item.textContent.trim().replace(MARK, ""));
 let measuring = 0;
 let measured = 0; // the latest answer that was asked for
 
@@ -43,7 +43,7 @@ function button(text, label, act) {
   made.type = "button";
   made.className = "chip";
   made.textContent = text;
-  if (label) made.setAttribute("aria-label", label);
+  made.setAttribute("aria-label", label);
   made.onclick = act;
   return made;
 }
@@ -53,7 +53,7 @@ function setTags(wanted) {
   chosen.replaceChildren(
     ...tags.map((tag) => {
       const item = document.createElement("li");
-      item.append(button(`${tag} ✕`, `Remove ${tag}`, () => (setTags(tags.filter((other) => other !== tag)), entry.focus())));
+      item.append(button(tag + MARK, `Remove ${tag}`, () => (setTags(tags.filter((other) => other !== tag)), entry.focus())));
       return item;
     }),
   );
@@ -68,17 +68,9 @@ function takeEntry() {
 }
 
 function suggest() {
-  for (const [kind, words] of Object.entries(TAGS)) {
-    const group = document.createElement("div");
-    group.className = "chips";
-    group.setAttribute("role", "group");
-    group.setAttribute("aria-label", kind);
-    group.append(
-      ...words.map((word) =>
-        button(word, "", () => setTags(tags.includes(word) ? tags.filter((other) => other !== word) : [...tags, word])),
-      ),
-    );
-    document.querySelector("#suggestions").append(group);
+  for (const chip of document.querySelectorAll("#suggestions .chip")) {
+    const word = chip.textContent;
+    chip.onclick = () => setTags(tags.includes(word) ? tags.filter((other) => other !== word) : [...tags, word]);
   }
 }
 
@@ -123,7 +115,7 @@ async function measure() {
   try {
     const answer = await post("/api/fit", { lyrics: lyrics.value, tags: tags.join(",") });
     const longest = answer.longest_ms;
-    words = longest <= 0 ? "These lyrics are too long: shorten them." : `Up to ${length(longest)} fit beside these lyrics.`;
+    words = longest <= 0 ? "These lyrics are too long: shorten them." : `Up to ${length(longest)} fit.`;
     const fits = longest >= seconds.value * 1000;
     if (fits) seconds.max = Math.max(seconds.min, Math.min(LONGEST, Math.floor(longest / 1000)));
     fit.classList.toggle("bad", !fits);
@@ -190,7 +182,7 @@ export function reuse(wanted) {
 export function compose(taken) {
   recall();
   suggest();
-  document.querySelector("#sections").append(...SECTIONS.map((name) => button(name, `Insert [${name}]`, () => insert(name))));
+  for (const chip of document.querySelectorAll("#sections .chip")) chip.onclick = () => insert(chip.textContent);
   setTags(tags);
   lyrics.oninput = seconds.oninput = changed;
   form.elements.title.oninput = keep;

@@ -2,14 +2,6 @@
 
 export const ENDED = new Set(["completed", "failed", "cancelled"]);
 export const FORMATS = ["flac", "wav", "mp3", "ogg"];
-export const SECTIONS = ["Intro", "Verse", "Prechorus", "Chorus", "Bridge", "Solo", "Outro"];
-export const TAGS = {
-  Genre: ["pop", "rock", "folk", "jazz", "electronic", "hip hop", "classical", "ambient"],
-  Mood: ["happy", "sad", "calm", "energetic", "romantic", "dark", "dreamy"],
-  Instrument: ["piano", "guitar", "synthesizer", "strings", "drums", "bass"],
-  Tempo: ["slow", "medium", "fast"],
-  Voice: ["female vocals", "male vocals", "english", "chinese"],
-};
 const STATUS = { queued: "Waiting", completed: "Finished", failed: "Failed", cancelled: "Cancelled" };
 const STAGES = {
   loading: "Loading the model",
