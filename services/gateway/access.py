@@ -21,6 +21,7 @@ import msgspec
 from litestar.connection import ASGIConnection, Request
 from litestar.handlers import BaseRouteHandler
 
+from services.gateway.bucket import Bucket
 from services.gateway.catalogue import Catalogue
 from services.gateway.problems import Refusal
 from shared.checkpoint import FRAME_MS
@@ -114,27 +115,6 @@ def digest_of_key(key: str) -> str:
 
 
 @dataclass
-class Bucket:
-    """A token bucket. Times in seconds, of any clock that does not go back."""
-
-    room: float
-    a_second: float
-    left: float
-    at: float
-
-    def take(self, count: int, now: float) -> float:
-        """Take so many, or nothing and return the seconds until there will be enough (infinite: never)."""
-        self.left = min(self.room, self.left + (now - self.at) * self.a_second)
-        self.at = now
-        if count > self.room:
-            return math.inf
-        if self.left + 1e-9 < count:
-            return (count - self.left) / self.a_second
-        self.left -= count
-        return 0.0
-
-
-@dataclass
 class _Account:
     """What one tenant has used."""
 
@@ -220,14 +200,13 @@ class Access:
                     f"this key allows {limits.songs_at_once} songs waiting or running at once, and {under_way} are",
                     _RETRY_SECONDS,
                 )
-        if limits.songs_per_minute is not None:
-            account, now = self._account(caller), self._clock()
-            room, a_second = limits.room, limits.songs_per_minute / 60
-            bucket = account.bucket
-            if bucket is None or (bucket.room, bucket.a_second) != (room, a_second):
-                bucket = account.bucket = Bucket(room, a_second, room, now)
-            if wait := bucket.take(count, now):
-                raise too_many(f"this key allows {limits.songs_per_minute:g} songs a minute", math.ceil(wait))
+        if (bucket := self._bucket(caller)) and (wait := bucket.take(count, self._clock())):
+            raise _too_fast(limits, wait)
+
+    def expect(self, caller: Caller, count: int) -> None:
+        """Raise the 429 `Refusal` of `admit` where it is certain, before anything is worked out; counts nothing."""
+        if (bucket := self._bucket(caller)) and (wait := bucket.wait(count, self._clock())):
+            raise _too_fast(caller.limits, wait)
 
     def give_back(self, caller: Caller, count: int) -> None:
         """Songs that were counted, and not taken after all."""
@@ -245,6 +224,16 @@ class Access:
             del self._measures[next(iter(self._measures))]
         if wait := bucket.take(1, now):
             raise too_many(f"at most {_MEASURES_A_SECOND} texts a second are measured", math.ceil(wait))
+
+    def _bucket(self, caller: Caller) -> Bucket | None:
+        """Of the tenant's songs a minute, if they are limited."""
+        limits = caller.limits
+        if limits.songs_per_minute is None:
+            return None
+        account, room, a_second = self._account(caller), limits.room, limits.songs_per_minute / 60
+        if account.bucket is None or (account.bucket.room, account.bucket.a_second) != (room, a_second):
+            account.bucket = Bucket(room, a_second, room, self._clock())
+        return account.bucket
 
     def _account(self, caller: Caller) -> _Account:
         return self._accounts.setdefault(caller.tenant, _Account())
@@ -291,6 +280,10 @@ def _unauthorized(detail: str | None = None) -> Refusal:
         detail or "an API key is needed: send Authorization: Bearer and the key",
         headers={"WWW-Authenticate": "Bearer"},
     )
+
+
+def _too_fast(limits: Limits, wait: float) -> Refusal:
+    return too_many(f"this key allows {limits.songs_per_minute:g} songs a minute", math.ceil(wait))
 
 
 def too_many(detail: str, seconds: int) -> Refusal:

@@ -84,7 +84,11 @@ class LookUps:
                 loop.call_soon_threadsafe(settle, *answer)
 
         # Not an executor's: the process would wait for them at its end.
-        threading.Thread(target=look, name="look-up", daemon=True).start()
+        try:
+            threading.Thread(target=look, name="look-up", daemon=True).start()
+        except RuntimeError as error:  # the system allows no more
+            self._free.release()
+            raise OSError(str(error)) from None
         return await found
 
 

@@ -175,6 +175,7 @@ class Submission:
             return [job for job in known if job is not None]
         found = next(((index, job.request) for index, job in enumerate(known) if job is not None), None)
         self._access.check(caller, asked)
+        self._access.expect(caller, known.count(None))
         place, request = found or (0, await self.fitter.fit(asked, caller.limits.max_duration_ms))
         await self._health.require_store()
         await self._access.admit(caller, known.count(None))

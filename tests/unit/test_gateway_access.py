@@ -6,7 +6,8 @@ from typing import cast
 
 import pytest
 
-from services.gateway.access import Access, Bucket, Caller, digest_of_key, read_keys
+from services.gateway.access import Access, Caller, digest_of_key, read_keys
+from services.gateway.bucket import Bucket
 from services.gateway.catalogue import Catalogue
 from services.gateway.keys import main
 from services.gateway.problems import Refusal
