@@ -127,7 +127,7 @@ def _check_text(field: str, text: str, allowed: str) -> None:
 class Fitter:
     """Fits requests to the model: its vocabulary and its positions, which prompt and frames share.
 
-    One text is tokenized at a time, whoever sent it: the longest take a core for a tenth of a second and more.
+    One text is tokenized at a time, of all clients together: the longest take a core for a tenth of a second and more.
     """
 
     def __init__(self, prompter: Prompter) -> None:

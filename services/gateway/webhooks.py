@@ -204,11 +204,11 @@ class Webhooks:
         if not failure.final and age < GIVE_UP:
             self._told.labels("failed").inc()
             pause = min(max(failure.pause, age, FIRST_PAUSE), LONGEST_PAUSE)
-            log.info("%s: %s was not told, trying again in %.0f s: %s", job.job_id, host, pause, failure)
+            log.info("%s: %s was not reached, trying again in %.0f s: %s", job.job_id, host, pause, failure)
             await message.nak(delay=pause)
         else:
             self._told.labels("given_up").inc()
-            log.warning("%s: %s is not told: %s", job.job_id, host, failure)
+            log.warning("%s: the webhook to %s is given up: %s", job.job_id, host, failure)
             reason = str(failure).replace("\n", " ")[:500]
             await self._js.publish(dead_subject("webhook", job.job_id), headers={"Reason": reason})
             await message.ack()

@@ -181,7 +181,7 @@ async def test_objects_of_a_removed_song_that_come_late_are_swept(
 
 
 async def test_texts_are_measured_a_few_at_a_time_and_songs_are_taken_meanwhile(house: House) -> None:
-    """Whoever asks for too many is asked to wait, before the tokenizer has anything to do with them."""
+    """A client that asks for too many has to wait, before the tokenizer has anything to do with them."""
     async with open_house(house.settings, house.log.parent) as second:
         text = {"lyrics": "la li lo lu " * 4_000}
         song = asyncio.create_task(second.submit())
