@@ -5,11 +5,8 @@ Everything here runs on the lease's own event loop; only what says so may be rea
 
 import asyncio
 import contextlib
-import fcntl
 import logging
-import os
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -20,39 +17,19 @@ from nats.js import JetStreamContext
 from nats.js.api import DeliverPolicy
 from nats.js.errors import APIError, NotFoundError
 
+from shared.clock import elapsed
 from shared.errors import LeaseLost
+from shared.file_lock import FileLock
+from shared.lease_queue import PREFIX, STREAM, LeaseQueue, LeaseView, is_gone, read_record
 from shared.messages import LeaseRecord
 from shared.settings import Settings
 from shared.tasks import end
-from shared.topology import GPU_LOCK, LOCK_MARKER_TTL, connect, lock_key
+from shared.topology import LOCK_MARKER_TTL, connect, lock_key
 
 log = logging.getLogger(__name__)
 
-PREFIX = f"$KV.{GPU_LOCK}."
-STREAM = f"KV_{GPU_LOCK}"
 _WRONG_LAST_SEQUENCE = 10071
 _PHASE_DELAY = 0.05  # seconds; phases that are over sooner are not written down, each write costs a disk's sync
-
-
-@dataclass(frozen=True)
-class LeaseView:
-    """A contender as others see it."""
-
-    gpu: str
-    role: str
-    owner: str
-    state: str  # "held" or "waiting"
-    phase: int | None
-    since: float  # seconds since the epoch
-    ticket: int
-    fence: int  # sequence of its latest write; the fencing token at the moment of taking
-
-
-def read_view(subject: str, data: bytes, sequence: int) -> LeaseView:
-    record = msgspec.json.decode(data, type=LeaseRecord)
-    gpu = subject.removeprefix(PREFIX).split(".")[0]
-    ticket = record.ticket or sequence
-    return LeaseView(gpu, record.role, record.owner, record.state, record.phase, record.since, ticket, sequence)
 
 
 class Contender:
@@ -64,21 +41,21 @@ class Contender:
         self._role, self._instance = role, instance
         self._subject = PREFIX + lock_key(gpu, role, instance)
         self._scope = PREFIX + scope
-        self._flock = _Flock(lock)
+        self._lock = FileLock(lock)
         self.token = 0  # fencing token while held, else 0
-        self.deadline = 0.0  # monotonic; nothing may run on the device after it
+        self.deadline = 0.0  # on `shared.clock`; nothing may run on the device after it
         self._ticket = 0  # 0: not in the queue
         self._sequence = 0  # of our latest write
         self._phase: int | None = None
         self._since = 0.0
-        self._views: dict[str, LeaseView] = {}  # replaced as a whole, so that other threads may read it
-        self._complete = False  # the snapshot that `_views` began with has been read
+        self._queue = LeaseQueue(self._subject, self._ttl)
         self._generation = 0
         self._changed = asyncio.Event()
         self._writing = asyncio.Lock()
         self._renewing: asyncio.Task[None] | None = None
         self._telling: asyncio.Task[None] | None = None  # writes the phase down
         self._acquiring: asyncio.Task[object] | None = None
+        self._watching: asyncio.Task[None] | None = None  # the others' keys, for as long as we live
         self._nc: Client | None = None
         self._following: JetStreamContext.PushSubscription | None = None
         self._js: JetStreamContext
@@ -91,11 +68,12 @@ class Contender:
             self._settings, f"lease-{self._role}-{self._instance}", on_reconnect=self._follow, pending_size=0
         )
         self._js = self._nc.jetstream(timeout=max(1.0, self._ttl / 4))
+        self._watching = asyncio.create_task(self._watch())
         await self._follow()
 
     async def _follow(self) -> None:
         """Read who is there and follow every change; again after a reconnect, from a fresh snapshot."""
-        self._complete = False
+        self._queue.begin()
         self._generation += 1
         latest = self._generation
         while latest == self._generation:
@@ -107,18 +85,19 @@ class Contender:
 
     async def _follow_once(self) -> bool:
         """One attempt. Returns whether nothing is left to do: it succeeded, or a later one is under way."""
-        generation, received, snapshot = self._generation, 0, asyncio.Event()
+        generation, received, highest, snapshot = self._generation, 0, 0, asyncio.Event()
         expected: int | None = None
 
         async def on_message(message: Msg) -> None:
-            nonlocal received
+            nonlocal received, highest
             if generation == self._generation:
                 self._observe(message)
-                received += 1
+                if message.metadata.sequence.stream > highest:  # else it comes twice
+                    received, highest = received + 1, message.metadata.sequence.stream
                 if expected is not None and received >= expected:
                     snapshot.set()
 
-        self._views = {}
+        self._queue.begin()
         old: JetStreamContext.PushSubscription | None = None
         try:
             old = await self._js.subscribe(
@@ -137,7 +116,7 @@ class Contender:
                     await snapshot.wait()
             if generation == self._generation:
                 old, self._following = self._following, old
-                self._complete = True
+                self._queue.finish(elapsed())
                 self._changed.set()
             return True
         except (nats.errors.Error, APIError, TimeoutError) as error:
@@ -150,23 +129,65 @@ class Contender:
 
     def _observe(self, message: Msg) -> None:
         sequence = message.metadata.sequence.stream
-        headers = message.headers or {}
-        gone = not message.data or "KV-Operation" in headers or "Nats-Marker-Reason" in headers
-        views = dict(self._views)
-        if gone:
-            views.pop(message.subject, None)
-            if message.subject == self._subject and sequence > self._sequence:
+        if self._queue.observe(message.subject, sequence, message.data, message.headers, elapsed()):
+            gone = is_gone(message.data, message.headers)
+            if gone and message.subject == self._subject and sequence > self._sequence:
                 self._lose("its key is gone")
-        else:
-            views[message.subject] = read_view(message.subject, message.data, sequence)
-        self._views = views
-        self._changed.set()
+            self._changed.set()
 
     def others(self) -> list[LeaseView]:
         """Everybody else in the queue, the next one first."""
         mine = self._subject
-        found = [view for subject, view in self._views.items() if subject != mine]
+        found = [view for subject, view in self._queue.views.items() if subject != mine]
         return sorted(found, key=lambda view: view.ticket)
+
+    # --- what the others leave behind
+
+    async def _watch(self) -> None:
+        """Time everybody's key; while we wait, look after those ahead of us that stand still."""
+        while True:
+            self._queue.tick(elapsed(), self._nc is not None and self._nc.is_connected)
+            if self._ticket and not self.token:
+                await asyncio.gather(
+                    *(
+                        self._delete_stale(subject, view) if stale else self._look_at(subject, view)
+                        for subject, view, stale in self._queue.doubtful(self._ticket)
+                    )
+                )
+            await asyncio.sleep(self._ttl / 8)
+
+    async def _look_at(self, subject: str, view: LeaseView) -> None:
+        """Ask the leader about a key: what follows can miss a change across a restart of the server."""
+        try:
+            message = await self._js.get_msg(STREAM, subject=subject)
+        except NotFoundError:
+            self._queue.vanish(subject, view.fence, elapsed())
+        except (nats.errors.Error, APIError, TimeoutError, OSError):
+            return
+        else:
+            self._queue.observe(subject, message.seq or 0, message.data or b"", message.headers, elapsed())
+        self._changed.set()
+
+    async def _delete_stale(self, subject: str, view: LeaseView) -> None:
+        """Take a key away whose owner is gone.
+
+        To pass it over would not be safe: an owner that was stopped between looking at its deadline and writing renews
+        when it wakes. It must meet the marker. So must the sequence be the one that was timed, and none read since.
+        """
+        try:
+            await self._delete(subject, view.fence)
+        except APIError as error:
+            if error.err_code != _WRONG_LAST_SEQUENCE:
+                log.warning("lease: the stale lease of %s on %s cannot be deleted: %s", view.owner, view.gpu, error)
+                return
+            self._queue.restart(subject, view.fence)  # somebody moved it
+            await self._look_at(subject, view)
+        except (nats.errors.Error, TimeoutError, OSError):
+            return
+        else:
+            log.warning("lease: deleted the stale lease of %s on %s, which no longer moved", view.owner, view.gpu)
+            self._queue.clear(subject, view.fence)
+            self._changed.set()
 
     # --- our own key
 
@@ -184,7 +205,7 @@ class Contender:
             "Nats-TTL": f"{self._ttl}s",
             "Nats-Expected-Last-Subject-Sequence": str(self._sequence),
         }
-        sent = time.monotonic()
+        sent = elapsed()
         ack = await self._js.publish(self._subject, msgspec.json.encode(record), timeout=timeout, headers=headers)
         self._sequence = ack.seq
         self.deadline = sent + self._ttl - 1
@@ -196,8 +217,7 @@ class Contender:
             message = await self._js.get_msg(STREAM, subject=self._subject)
         except NotFoundError:
             return 0, None
-        record = msgspec.json.decode(message.data, type=LeaseRecord) if message.data else None
-        return message.seq or 0, record
+        return message.seq or 0, read_record(message.data) if message.data else None
 
     async def _update(self) -> bool:
         """Write our key with its present state. False when there was no answer; raises `LeaseLost` when it is gone."""
@@ -230,7 +250,7 @@ class Contender:
             await asyncio.sleep(pause)
             if not self._ticket:
                 return
-            if time.monotonic() >= self.deadline:
+            if elapsed() >= self.deadline:
                 self._lose("it could not be renewed in time")
                 return
             try:
@@ -285,32 +305,16 @@ class Contender:
         """True when the lease is ours; False when our place in the queue is lost."""
         while self._ticket:
             self._changed.clear()
-            views = self._views
-            head = min(views.values(), key=lambda view: view.ticket, default=None)
-            # Having seen our own first write, we have seen every lower ticket: they are older in the same stream.
-            if self._complete and head is not None and head.ticket == self._ticket and head.owner == self._instance:
-                return await self._confirm()
-            try:
-                async with asyncio.timeout(self._ttl / 4):
+            pause = self._ttl / 4
+            if self._queue.is_first(self._ticket):
+                occupied = self._queue.occupied(elapsed())
+                if not occupied:
+                    return await self._confirm()
+                pause = min(pause, occupied)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause):
                     await self._changed.wait()
-            except TimeoutError:
-                await self._recheck_head()
         return False
-
-    async def _recheck_head(self) -> None:
-        """Markers can be missed across a restart; ask the leader whether the head is still there."""
-        head = min(self._views.items(), key=lambda item: item[1].ticket, default=None)
-        if head is None or head[0] == self._subject:
-            return
-        try:
-            message = await self._js.get_msg(STREAM, subject=head[0])
-            gone = not message.data
-        except NotFoundError:
-            gone = True
-        except (nats.errors.Error, APIError, TimeoutError, OSError):
-            return
-        if gone:
-            self._views = {subject: view for subject, view in self._views.items() if subject != head[0]}
 
     async def _confirm(self) -> bool:
         while self._ticket:
@@ -325,19 +329,19 @@ class Contender:
             await asyncio.sleep(0.05)
             with contextlib.suppress(LeaseLost):
                 await self._update()
-        began, told = time.monotonic(), False
+        began, told = elapsed(), False
         while self.token:
             # A holder that was stopped, not killed, may still have work queued on the device: wait for the process.
-            if self._flock.take():
+            if self._lock.take():
                 return True
-            if not told and time.monotonic() - began > self._ttl:
+            if not told and elapsed() - began > self._ttl:
                 told = True
-                log.warning("lease: the process that held it before still holds the device: %s", self._flock.path)
+                log.warning("lease: the process that held it before still holds the device: %s", self._lock.path)
             await asyncio.sleep(0.02)
         return False
 
     async def enter(self, token: int, phase: int) -> None:
-        if self.token != token or time.monotonic() >= self.deadline:
+        if self.token != token or elapsed() >= self.deadline:
             raise LeaseLost("the lease on the device is gone")
         self._phase = phase
         if self._telling is None or self._telling.done():
@@ -355,29 +359,29 @@ class Contender:
         if self._renewing is not None:
             self._renewing.cancel()
             self._renewing = None
-        self._flock.release()
+        self._lock.release()
         if not ticket:
             return
         async with self._writing:
             # Where there is no answer the key expires by itself.
             with contextlib.suppress(nats.errors.Error, APIError, TimeoutError, OSError):
                 try:
-                    await self._delete()
+                    await self._delete(self._subject, self._sequence)
                 except APIError as error:
                     if error.err_code != _WRONG_LAST_SEQUENCE:
                         raise
                     # A renewal that was cancelled before it was answered?
                     self._sequence, record = await self._last()
                     if record is not None and (record.ticket or self._sequence) == ticket:
-                        await self._delete()
+                        await self._delete(self._subject, self._sequence)
 
-    async def _delete(self) -> None:
+    async def _delete(self, subject: str, sequence: int) -> None:
         headers = {
             "KV-Operation": "DEL",
             "Nats-TTL": f"{LOCK_MARKER_TTL}s",
-            "Nats-Expected-Last-Subject-Sequence": str(self._sequence),
+            "Nats-Expected-Last-Subject-Sequence": str(sequence),
         }
-        await self._js.publish(self._subject, b"", timeout=self._ttl / 4, headers=headers)
+        await self._js.publish(subject, b"", timeout=self._ttl / 4, headers=headers)
 
     async def close(self, release: bool) -> None:
         if release:
@@ -388,27 +392,3 @@ class Contender:
                 await self._nc.close()
         mine = asyncio.current_task()
         await end(*(task for task in asyncio.all_tasks() if task is not mine))  # nats-py leaves some behind
-
-
-class _Flock:
-    """A file lock: what the kernel guarantees on one host, whatever the network says."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._fd: int | None = None
-
-    def take(self) -> bool:
-        """Take the lock if it is free."""
-        if self._fd is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
-
-    def release(self) -> None:
-        if self._fd is not None:
-            os.close(self._fd)
-            self._fd = None

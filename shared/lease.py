@@ -2,11 +2,19 @@
 
 Each contender owns one key ``<gpu>.<role>.<instance>`` in GPU_LOCK and keeps it alive with a per-message TTL. The
 sequence of its first write is its ticket; the lowest live ticket is the head of the queue, confirms with one
-compare-and-set write, and that write's sequence is the fencing token. Nobody writes for anybody else, so hand-over is
-first come, first served, and a dead holder is gone when its key expires.
+compare-and-set write, and that write's sequence is the fencing token. Hand-over is first come, first served, and a dead
+holder is gone when its key expires.
 
-The holder's deadline is counted from *before* each acknowledged renewal, on the monotonic clock, less a second: it
-knows of its loss before anybody else can take over. A renewal without an answer proves nothing either way.
+The holder's deadline is counted from *before* each acknowledged renewal, less a second, on a clock that goes on while
+the machine sleeps: it knows of its loss before anybody else can take over. A renewal without an answer proves nothing
+either way. A contender that saw a holder's key vanish without a delete marker waits until that deadline is over.
+
+Nobody writes for anybody else, but for one case. The server may fail to expire a key, or bring it back after a crash,
+so each contender times every key ahead of it, from when it began to follow and through reconnects. One whose sequence
+has not moved for two TTLs (its own or the key's, whichever is longer) gets a delete marker, by compare-and-set on the
+sequence that was timed: its owner, should it wake, meets the marker and knows that it has lost. Time in which a
+contender could not have seen the key move, because it was stopped or cut off, does not count. A key that cannot be read
+is a contender like any other: a later version may hold the device.
 
 `Lease` runs all this in a thread of its own, so that neither a busy event loop nor a long step costs the lease.
 """
@@ -14,7 +22,6 @@ knows of its loss before anybody else can take over. A renewal without an answer
 import asyncio
 import contextlib
 import threading
-import time
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
@@ -22,8 +29,10 @@ import nats
 from nats.js import JetStreamContext
 from nats.js.errors import APIError, NotFoundError
 
-from shared.contender import PREFIX, STREAM, Contender, LeaseView, read_view
+from shared.clock import elapsed
+from shared.contender import Contender
 from shared.errors import LeaseLost, Unavailable
+from shared.lease_queue import PREFIX, STREAM, LeaseView, is_gone, read_view
 from shared.settings import Settings
 
 __all__ = ["Held", "Lease", "LeaseView", "read_leases"]
@@ -34,13 +43,13 @@ _T = TypeVar("_T")
 async def read_leases(js: JetStreamContext) -> list[LeaseView]:
     """Every live contender of every device, from the leader. Raises `Unavailable` when NATS does not answer."""
     try:
-        info = await js.stream_info(STREAM, subjects_filter=f"{PREFIX}>")
+        info = await js.stream_info(STREAM, subjects_filter=f"{PREFIX}*.*.*")
         views = []
         for subject in info.state.subjects or {}:
             with contextlib.suppress(NotFoundError):
                 message = await js.get_msg(STREAM, subject=subject)
-                if message.data:
-                    views.append(read_view(subject, message.data, message.seq or 0))
+                if message.data and not is_gone(message.data, message.headers):
+                    views.append(read_view(subject, message.data, message.seq or 0, message.headers))
         return sorted(views, key=lambda view: view.ticket)
     except (nats.errors.Error, APIError, TimeoutError) as error:
         raise Unavailable("nats", f"leases cannot be read: {error!r}") from error
@@ -57,7 +66,7 @@ class Held:
     @property
     def alive(self) -> bool:
         """Whether the lease is still held."""
-        return self._contender.token == self.token and time.monotonic() < self._contender.deadline
+        return self._contender.token == self.token and elapsed() < self._contender.deadline
 
     def check(self) -> None:
         """Raise `LeaseLost` unless the lease is still held."""
@@ -83,7 +92,7 @@ class Lease:
     def __init__(self, settings: Settings, *, gpu: str, role: str, instance: str, exclusive: bool = True) -> None:
         """With `exclusive` false only workers of the same role exclude each other on the device."""
         self._settings = settings
-        scope = f"{gpu}.>" if exclusive else f"{gpu}.{role}.>"
+        scope = f"{gpu}.*.*" if exclusive else f"{gpu}.{role}.*"
         name = gpu if exclusive else f"{gpu}.{role}"
         self._contender = Contender(settings, gpu, role, instance, scope, settings.data_dir / "device" / f"{name}.lock")
         self._loop = asyncio.new_event_loop()

@@ -45,6 +45,7 @@ DEC_CONSUMER = "dec"
 HOOKS_CONSUMER, HOOKS_DELIVERY, HOOKS_GROUP = "hooks", "ctl.hooks", "gateways"
 WORKER_TTL = 15.0
 LOCK_MARKER_TTL = 60
+LOCK_MAX_AGE = 60.0  # cuts TTLs: no shorter than that of a marker, nor than the longest HEARTMULA_LEASE_TTL
 _FIRST_SECONDS = 5.0  # for the first connection
 
 
@@ -153,7 +154,14 @@ def _streams(queue_limit: int) -> list[StreamConfig]:
         ),
         _bucket(JOBS, max_age=JOB_TTL, allow_direct=True),
         # No direct gets: a follower's stale answer must never decide who holds the device.
-        _bucket(GPU_LOCK, allow_direct=False, allow_msg_ttl=True, subject_delete_marker_ttl=LOCK_MARKER_TTL),
+        # An age beside the keys' own TTLs: after crashes the server forgets those, and old leases come back.
+        _bucket(
+            GPU_LOCK,
+            max_age=LOCK_MAX_AGE,
+            allow_direct=False,
+            allow_msg_ttl=True,
+            subject_delete_marker_ttl=LOCK_MARKER_TTL,
+        ),
         _bucket(WORKERS, max_age=WORKER_TTL, allow_direct=True),
     ]
 

@@ -55,7 +55,7 @@ class Gateway:
         self.access = Access(settings.api_keys, self.catalogue)
         self.derived = Derived(store, self.jobs, settings.data_dir / "tmp")
         workers = Workers(self.js, PROBE_SECONDS)
-        self.health = Health(nc, store, workers)
+        self.health = Health(nc, store, workers, settings.lease_ttl)
         self.outlook = Outlook(Line(nc, self.js), workers)
         self.submission = Submission(
             nc, self.access, Fitter(prompter), self.webhooks, self.health, self.outlook, self.metrics, self.spawn

@@ -13,6 +13,7 @@ from nats.js.api import StreamState
 from nats.js.errors import APIError, NotFoundError
 
 from services.gateway.diagnosis import diagnose
+from services.gateway.leases import StaleLeases
 from services.gateway.workers import Workers
 from shared.errors import HeartMulaError, Unavailable
 from shared.messages import WorkerStatus
@@ -65,6 +66,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     queue: QueueDepth
     ages: dict[str, float] = {}  # seconds that the oldest song of each queue has been in it
     decode_full: bool  # no more tokens are made until some were decoded
+    stale: list[str] = []  # leases that are no longer renewed, a sentence each
 
     @property
     def problems(self) -> list[str]:
@@ -72,7 +74,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
         servers = [server.error for server in (self.nats, self.object_store) if server.error]
         full = ["the queue for audio is full: songs wait for their tokens"] if self.decode_full else []
         # Without NATS nobody knows which workers live.
-        return servers + full + (diagnose(self.workers) if self.nats.ok else [])
+        return servers + full + (diagnose(self.workers) + self.stale if self.nats.ok else [])
 
     @property
     def body(self) -> HealthBody:
@@ -92,8 +94,9 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
 class Health:
     """Probes at most once a second, however many ask."""
 
-    def __init__(self, nc: Client, store: ObjectStore, workers: Workers) -> None:
+    def __init__(self, nc: Client, store: ObjectStore, workers: Workers, lease_ttl: int) -> None:
         self._store, self._workers = store, workers
+        self._leases = StaleLeases(nc.jetstream(timeout=PROBE_SECONDS), lease_ttl, PROBE_SECONDS)
         self._js = nc.jetstream(timeout=PROBE_SECONDS)
         self._latest: Snapshot | None = None
         self._probing = asyncio.Lock()
@@ -114,8 +117,8 @@ class Health:
                 raise Unavailable("s3", found.error or "the object store does not answer")
 
     async def _probe(self) -> Snapshot:
-        (server, queue, full, ages), store, workers = await asyncio.gather(
-            self._probe_nats(), self._probe_store(), self._workers.live()
+        (server, queue, full, ages), store, workers, stale = await asyncio.gather(
+            self._probe_nats(), self._probe_store(), self._workers.live(), self._leases.sentences()
         )
         return Snapshot(
             taken=time.monotonic(),
@@ -125,6 +128,7 @@ class Health:
             queue=queue,
             decode_full=full,
             ages=ages,
+            stale=stale,
         )
 
     async def _probe_nats(self) -> tuple[Server, QueueDepth, bool, dict[str, float]]:

@@ -1,0 +1,166 @@
+"""The queue for a device as one contender has seen it, and for how long each key in it has stood still.
+
+That a server lets a key expire is a hint, and never the only way out: after crashes nats-server 2.15 brings back keys
+whose TTL had run out, for good. So everybody judges by a clock of their own whether the sequence of a key still moves.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import msgspec
+
+from shared.messages import LeaseRecord
+from shared.topology import GPU_LOCK
+
+PREFIX = f"$KV.{GPU_LOCK}."
+STREAM = f"KV_{GPU_LOCK}"
+STALE_TTLS = 2  # a key that has not moved for so many TTLs has no owner any more
+
+
+@dataclass(frozen=True)
+class LeaseView:
+    """A contender as others see it."""
+
+    gpu: str
+    role: str
+    owner: str
+    state: str  # "held", "waiting", or "unreadable": of a version that writes something else
+    phase: int | None
+    since: float  # seconds since the epoch; 0 if unreadable
+    ticket: int
+    fence: int  # sequence of its latest write; the fencing token at the moment of taking
+    ttl: int  # seconds; what the key was written with, 0 where that is unknown
+
+
+def read_record(data: bytes) -> LeaseRecord | None:
+    """A contender's record, or None if it cannot be read."""
+    try:
+        return msgspec.json.decode(data, type=LeaseRecord)
+    except (msgspec.DecodeError, RecursionError):
+        return None
+
+
+def is_gone(data: bytes | None, headers: Mapping[str, str] | None) -> bool:
+    """Whether a message says that its key is no more."""
+    return not data or "KV-Operation" in (headers or {}) or "Nats-Marker-Reason" in (headers or {})
+
+
+def read_view(subject: str, data: bytes, sequence: int, headers: Mapping[str, str] | None) -> LeaseView:
+    """What a key says. One that cannot be read is a contender too, with its sequence as ticket."""
+    gpu, role, owner = subject.removeprefix(PREFIX).split(".")
+    found = re.fullmatch(r"(\d{1,6})s", (headers or {}).get("Nats-TTL", ""))
+    ttl = int(found[1]) if found else 0
+    record = read_record(data)
+    if record is None:
+        return LeaseView(gpu, role, owner, "unreadable", None, 0.0, sequence, sequence, ttl)
+    ticket = record.ticket or sequence
+    return LeaseView(gpu, record.role, record.owner, record.state, record.phase, record.since, ticket, sequence, ttl)
+
+
+@dataclass(frozen=True)
+class _Key:
+    view: LeaseView
+    moved: float  # on `shared.clock`, when this sequence was seen for the first time
+    watched: float  # seconds of watching until then
+
+
+class LeaseQueue:
+    """Everybody who stands in the queue. Lives on the lease's loop; only `views` may be read from other threads."""
+
+    def __init__(self, mine: str, ttl: int) -> None:
+        """`mine` is our own subject, `ttl` our own TTL in seconds."""
+        self._mine, self._ttl = mine, ttl
+        self.views: dict[str, LeaseView] = {}  # by subject; replaced as a whole
+        self.complete = False  # the snapshot that the present following began with has been read
+        self._keys: dict[str, _Key] = {}  # also through a reconnect
+        self._latest: dict[str, int] = {}  # highest sequence of each subject, since the present following began
+        self._watched = 0.0  # seconds in which a key that moved would have been seen to move
+        self._looked = 0.0
+        self._free_from = 0.0  # before, a holder whose key vanished may not have noticed
+
+    # --- what the server tells
+
+    def begin(self) -> None:
+        """A fresh snapshot will be read."""
+        self.complete = False
+        self._latest = {}
+
+    def finish(self, now: float) -> None:
+        """The snapshot has been read: what was not in it is gone."""
+        for subject in self._keys.keys() - self._latest.keys():
+            self.vanish(subject, self._keys[subject].view.fence, now)
+        self.complete = True
+
+    def observe(self, subject: str, sequence: int, data: bytes, headers: Mapping[str, str] | None, now: float) -> bool:
+        """Take in a message. False for one that came twice or too late."""
+        if sequence <= self._latest.get(subject, 0):
+            return False
+        self._latest[subject] = sequence
+        known = self._keys.get(subject)
+        if is_gone(data, headers):
+            if (headers or {}).get("KV-Operation") == "DEL":  # by its owner, or by somebody who saw it stand still
+                self._set(subject, None)
+            elif known is not None:
+                self.vanish(subject, known.view.fence, now)
+        elif known is None or known.view.fence != sequence:
+            view = read_view(subject, data, sequence, headers)
+            if view.state == "unreadable" and known is not None:  # each of its renewals would send it to the end
+                view = replace(view, ticket=min(known.view.ticket, sequence))
+            self._set(subject, _Key(view, now, self._watched))
+        return True
+
+    def vanish(self, subject: str, sequence: int, now: float) -> None:
+        """A key is gone, if this was its sequence, without a word of its owner, who may hold the device still."""
+        known = self._keys.get(subject)
+        if known is None or known.view.fence != sequence:
+            return
+        if subject != self._mine and known.view.state != "waiting":
+            self._free_from = max(self._free_from, known.moved + max(self._ttl, known.view.ttl))
+        self._set(subject, None)
+
+    def clear(self, subject: str, sequence: int) -> None:
+        """A key whose owner is certainly gone was deleted."""
+        known = self._keys.get(subject)
+        if known is not None and known.view.fence == sequence:
+            self._set(subject, None)
+
+    def restart(self, subject: str, sequence: int) -> None:
+        """Time a key anew, if this is still its sequence: somebody has moved it meanwhile."""
+        known = self._keys.get(subject)
+        if known is not None and known.view.fence == sequence:
+            self._keys[subject] = replace(known, watched=self._watched)
+
+    def _set(self, subject: str, key: _Key | None) -> None:
+        if key is None:
+            self._keys.pop(subject, None)
+        else:
+            self._keys[subject] = key
+        self.views = {subject: key.view for subject, key in self._keys.items()}
+
+    # --- what follows from it
+
+    def tick(self, now: float, connected: bool) -> None:
+        """Time passes. What we slept through, were stopped or cut off in counts against nobody."""
+        if connected and self.complete:
+            self._watched += min(now - self._looked, self._ttl / 2)
+        self._looked = now
+
+    def doubtful(self, ticket: int) -> list[tuple[str, LeaseView, bool]]:
+        """Keys ahead of a ticket that should have moved by now, each with whether it is stale."""
+        found: list[tuple[str, LeaseView, bool]] = []
+        for subject, key in self._keys.items():
+            still, ttl = self._watched - key.watched, max(self._ttl, key.view.ttl)
+            if self.complete and subject != self._mine and key.view.ticket < ticket and still >= ttl / 2:
+                found.append((subject, key.view, still >= STALE_TTLS * ttl))
+        return found
+
+    def is_first(self, ticket: int) -> bool:
+        """Whether our own key, with this ticket, is the first in the queue."""
+        first = min(self._keys.items(), key=lambda item: item[1].view.ticket, default=None)
+        # Having seen our own first write, we have seen every lower ticket: they are older in the same stream.
+        return self.complete and first is not None and first[0] == self._mine and first[1].view.ticket == ticket
+
+    def occupied(self, now: float) -> float:
+        """Seconds that a holder whose key has vanished may still take the device for its own."""
+        return max(0.0, self._free_from - now)
