@@ -192,7 +192,11 @@ class Contender:
     # --- our own key
 
     async def _write(self, state: str, ticket: int, timeout: float) -> int:
-        """One compare-and-set write of our key; moves the deadline. Raises what `publish` raises."""
+        """One compare-and-set write of our key; moves the deadline. `ticket` 0 enters the queue.
+
+        Raises what `publish` raises, and `LeaseLost` once the deadline is past: somebody else may have taken the device
+        since, and a server that brings keys back may have brought ours back too, with the sequence that we know.
+        """
         record = LeaseRecord(
             ticket=ticket,
             state="held" if state == "held" else "waiting",
@@ -206,6 +210,9 @@ class Contender:
             "Nats-Expected-Last-Subject-Sequence": str(self._sequence),
         }
         sent = elapsed()
+        if ticket and sent >= self.deadline:
+            self._lose("it could not be renewed in time")
+            raise LeaseLost("the lease on the device is gone")
         ack = await self._js.publish(self._subject, msgspec.json.encode(record), timeout=timeout, headers=headers)
         self._sequence = ack.seq
         self.deadline = sent + self._ttl - 1
@@ -324,6 +331,8 @@ class Contender:
                     if self._ticket:  # else the place was given up while the answer was under way
                         self.token = token
                     break
+                except LeaseLost:
+                    return False
                 except (nats.errors.Error, APIError, TimeoutError, OSError) as error:
                     log.debug("lease: not confirmed yet: %r", error)
             await asyncio.sleep(0.05)

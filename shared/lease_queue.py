@@ -143,7 +143,7 @@ class LeaseQueue:
     def tick(self, now: float, connected: bool) -> None:
         """Time passes. What we slept through, were stopped or cut off in counts against nobody."""
         if connected and self.complete:
-            self._watched += min(now - self._looked, self._ttl / 2)
+            self._watched += min(now - self._looked, self._ttl / 4)
         self._looked = now
 
     def doubtful(self, ticket: int) -> list[tuple[str, LeaseView, bool]]:

@@ -1,0 +1,323 @@
+"""A world without real time: contenders as processes that are stopped and killed, and a server that errs.
+
+The server keeps the last message of each subject, as GPU_LOCK does, and compares sequences correctly: nothing could be
+promised otherwise. Everything else goes wrong: keys come back after their end or vanish, messages are delivered late or
+twice, answers and questions get lost, connections break.
+"""
+
+import asyncio
+import heapq
+import selectors
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from types import SimpleNamespace
+from typing import Any
+
+import nats
+from nats.js.errors import BadRequestError, NotFoundError
+
+from shared.contender import Contender
+from shared.lease_queue import is_gone
+from shared.settings import Settings
+
+STEP = 0.05  # seconds
+TTL = 8
+
+
+class _Loop(asyncio.SelectorEventLoop):
+    """An event loop whose time is the world's, and which runs when the world lets it."""
+
+    def __init__(self, world: "World") -> None:
+        self._world = world
+        super().__init__(selectors.SelectSelector())
+
+    def time(self) -> float:
+        return self._world.now
+
+    def step(self) -> None:
+        """One iteration: what is due, and no waiting."""
+        self.stop()
+        self.run_forever()
+
+
+class _Contender(Contender):
+    """Its process may be stopped between looking at its deadline and writing."""
+
+    slow = False  # stays there until told otherwise
+    about_to_write = False
+
+    async def _write(self, state: str, ticket: int, timeout: float) -> int:
+        await asyncio.sleep(0)
+        while self.slow:
+            self.about_to_write = True
+            await asyncio.sleep(0)
+        return await super()._write(state, ticket, timeout)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A message of the server."""
+
+    subject: str
+    sequence: int
+    data: bytes
+    headers: Mapping[str, str]
+    ends: float  # when it expires; infinite after it came back
+
+
+class Process:
+    """A worker that takes the device, keeps it for a while and gives it back, for ever."""
+
+    def __init__(self, world: "World", name: str, folder: Path) -> None:
+        self.world, self.name = world, name
+        self.loop = _Loop(world)
+        # A lock file of its own: on several machines the lease alone has to exclude.
+        self.contender = _Contender(Settings(lease_ttl=TTL), "gpu0", "codec", name, "gpu0.*.*", folder / f"{name}.lock")
+        self.stopped_until = 0.0
+        self.cut_off_until = 0.0
+        self.connected = True
+        self.taken = 0
+        self.keeps: float | None = None  # seconds for which it keeps the device
+        self.followers: list[_Follower] = []
+        self.on_reconnect: Callable[[], Awaitable[None]]
+        self.work = self.loop.create_task(self._work())
+
+    @property
+    def alive(self) -> bool:
+        """Whether it takes the device for its own; as `Held.alive`."""
+        return bool(self.contender.token) and self.world.now < self.contender.deadline
+
+    async def _work(self) -> None:
+        await self.contender.start()
+        while True:
+            token = await self.contender.acquire()
+            self.taken += 1
+            began, keeps = self.world.now, self.world.random.choice((0.2, 1, 2 * TTL))
+            while self.alive and self.contender.token == token:
+                if self.world.now >= began + (keeps if self.keeps is None else self.keeps):
+                    break
+                await asyncio.sleep(STEP)
+            await self.contender.release()
+            await asyncio.sleep(self.world.random.uniform(0, 2))
+
+    def step(self) -> None:
+        """Let it run for a moment."""
+        now = self.world.now
+        if self.stopped_until > now:
+            return
+        connected = self.world.up and self.cut_off_until <= now
+        if self.connected and not connected:
+            self.connected, self.followers = False, []
+        elif connected and not self.connected and self.world.random.random() < 0.1:
+            self.connected = True
+            self.loop.create_task(self.on_reconnect())  # type: ignore[arg-type]  # a coroutine
+        for _ in range(self.world.random.randrange(1, 4)):
+            self.loop.step()
+        if self.work.done():
+            self.work.result()
+
+    def end(self) -> None:
+        """As kill -9: nothing is released but the file lock."""
+        self.contender._ticket = self.contender.token = 0  # what cancelling releases must not reach the server
+        self.connected = False
+        while tasks := asyncio.all_tasks(self.loop):  # again: `wait_for` may swallow a cancellation
+            for task in tasks:
+                task.cancel()
+            self.loop.step()
+        self.loop.close()
+
+
+class _Follower:
+    """An ordered consumer: in order, but late, and sometimes twice."""
+
+    def __init__(self, process: Process, take: Callable[[Any], Awaitable[None]], snapshot: list[Stored]) -> None:
+        self._process, self._take, self._size = process, take, len(snapshot)
+        self._arrives = 0.0
+        for stored in snapshot:
+            self.send(stored)
+
+    def send(self, stored: Stored) -> None:
+        world = self._process.world
+        self._arrives = max(self._arrives, world.now + world.latency())
+        world.at(self._arrives, lambda: self._deliver(stored))
+        if world.errs(0.1):
+            world.at(self._arrives + 5 * world.latency(), lambda: self._deliver(stored))
+
+    def _deliver(self, stored: Stored) -> None:
+        if self in self._process.followers and not self._process.loop.is_closed():
+            sequence = SimpleNamespace(stream=stored.sequence)
+            message = SimpleNamespace(
+                subject=stored.subject,
+                data=stored.data,
+                headers=dict(stored.headers) or None,
+                metadata=SimpleNamespace(sequence=sequence),
+            )
+            self._process.loop.create_task(self._take(message))  # type: ignore[arg-type]  # a coroutine
+
+    async def consumer_info(self) -> Any:
+        await asyncio.sleep(STEP)
+        return SimpleNamespace(num_pending=self._size, delivered=None)
+
+    async def unsubscribe(self) -> None:
+        await asyncio.sleep(0)
+        if self in self._process.followers:
+            self._process.followers.remove(self)
+
+
+class _Client:
+    """What a contender uses of nats-py's client and of its JetStream."""
+
+    def __init__(self, process: Process) -> None:
+        self._process, self._world = process, process.world
+
+    @property
+    def is_connected(self) -> bool:
+        return self._process.connected
+
+    def jetstream(self, timeout: float) -> "_Client":
+        self._timeout = timeout
+        return self
+
+    async def close(self) -> None:
+        self._process.connected = False
+
+    async def publish(self, subject: str, data: bytes, timeout: float, headers: Mapping[str, str]) -> Any:
+        def apply() -> Any:
+            return SimpleNamespace(seq=self._world.write(subject, data, headers))
+
+        return await self._ask(apply, timeout)
+
+    async def get_msg(self, stream: str, subject: str) -> Any:
+        def read() -> Any:
+            stored = self._world.stored.get(subject)
+            if stored is None:
+                raise NotFoundError
+            return SimpleNamespace(seq=stored.sequence, data=stored.data, headers=dict(stored.headers))
+
+        return await self._ask(read, self._timeout)
+
+    async def subscribe(self, subject: str, cb: Callable[[Any], Awaitable[None]], **options: Any) -> _Follower:
+        def follow() -> _Follower:
+            snapshot = sorted(self._world.stored.values(), key=lambda stored: stored.sequence)
+            follower = _Follower(self._process, cb, snapshot)
+            self._process.followers.append(follower)
+            return follower
+
+        found: _Follower = await self._ask(follow, self._timeout)
+        return found
+
+    async def _ask(self, answer: Callable[[], Any], timeout: float) -> Any:
+        """A question and its answer, each of which may be late or lost. A question may arrive after its time."""
+        world, loop, process = self._world, self._process.loop, self._process
+        if not process.connected:
+            raise nats.errors.OutboundBufferLimitError
+        future: asyncio.Future[Any] = loop.create_future()
+
+        def resolve(result: Any, error: Exception | None) -> None:
+            if not (loop.is_closed() or future.done()):
+                future.set_exception(error) if error else future.set_result(result)
+
+        def arrive() -> None:
+            if not world.up or world.errs(0.05):
+                return
+            result, error = None, None
+            try:
+                result = answer()
+            except Exception as raised:
+                error = raised
+            if not world.errs(0.05):
+                world.at(world.now + world.latency(), lambda: resolve(result, error))
+
+        world.at(world.now + world.latency(), arrive)
+        return await asyncio.wait_for(future, timeout)
+
+
+@dataclass
+class World:
+    """The time, the server and the processes. All follows from the seed."""
+
+    random: Random
+    folder: Path
+    now: float = 1000.0
+    up: bool = True
+    troubled: bool = True
+    stored: dict[str, Stored] = field(default_factory=dict)
+    processes: list[Process] = field(default_factory=list)
+    returned: int = 0  # keys that came back
+    _sequence: int = 0
+    _ended: dict[str, Stored] = field(default_factory=dict)  # last of its subject, and expired
+    _events: list[tuple[float, int, Callable[[], None]]] = field(default_factory=list)
+    _count: int = 0
+
+    def at(self, moment: float, do: Callable[[], None]) -> None:
+        """Let something happen at a moment."""
+        self._count += 1
+        heapq.heappush(self._events, (moment, self._count, do))
+
+    def latency(self) -> float:
+        """Of a message, in seconds."""
+        return self.random.choice((0.0, 0.01, 0.1, 3.0)) if self.errs(0.2) else 0.01
+
+    def errs(self, chance: float) -> bool:
+        """Whether something goes wrong."""
+        return self.troubled and self.random.random() < chance
+
+    async def connect(self, settings: Settings, name: str, on_reconnect: Any, **options: Any) -> Any:
+        """Stands for `shared.topology.connect`."""
+        process = next(process for process in self.processes if name.endswith(process.name))
+        process.on_reconnect = on_reconnect
+        return _Client(process)
+
+    def start(self, name: str) -> None:
+        """Start a process."""
+        self.processes.append(Process(self, name, self.folder))
+
+    def write(self, subject: str, data: bytes, headers: Mapping[str, str]) -> int:
+        """A message to the server, which compares sequences. Returns its own."""
+        last = self.stored.get(subject)
+        expected = headers.get("Nats-Expected-Last-Subject-Sequence")
+        if expected is not None and int(expected) != (last.sequence if last else 0):
+            raise BadRequestError(code=400, err_code=10071, description="wrong last sequence")
+        self._sequence += 1
+        ttl = headers.get("Nats-TTL")
+        stored = Stored(subject, self._sequence, data, headers, self.now + int(ttl[:-1]) if ttl else float("inf"))
+        self.stored[subject] = stored
+        self._ended.pop(subject, None)
+        for process in self.processes:
+            for follower in process.followers:
+                follower.send(stored)
+        return stored.sequence
+
+    def step(self) -> None:
+        """A moment passes for everything."""
+        self.now += STEP
+        while self._events and self._events[0][0] <= self.now:
+            heapq.heappop(self._events)[2]()
+        for subject, stored in list(self.stored.items()):
+            if self.up and stored.ends <= self.now:
+                self.expire(subject)
+        for process in self.random.sample(self.processes, len(self.processes)):
+            process.step()
+
+    def expire(self, subject: str) -> None:
+        """A TTL has run out; sometimes no marker tells of it."""
+        stored = self.stored.pop(subject)
+        if not is_gone(stored.data, stored.headers):
+            if not self.errs(0.3):
+                self.write(subject, b"", {"Nats-Marker-Reason": "MaxAge", "Nats-TTL": "60s"})
+            self._ended[subject] = stored
+
+    def bring_back(self) -> None:
+        """After a crash: keys whose TTL had run out, and now without one."""
+        for subject, stored in list(self._ended.items()):
+            last = self.stored.get(subject)
+            if self.random.random() < 0.5 and (last is None or "Nats-Marker-Reason" in last.headers):
+                self.stored[subject] = Stored(subject, stored.sequence, stored.data, stored.headers, float("inf"))
+                self.returned += 1
+                del self._ended[subject]
+
+    def lose(self, subject: str) -> None:
+        """A key vanishes without a trace."""
+        del self.stored[subject]
