@@ -9,6 +9,8 @@ import msgspec
 import pytest
 
 from deploy.local.servers import NatsServer, S3Server, free_port
+from services.gateway.health import PROBE_SECONDS
+from services.gateway.workers import Workers
 from shared.messages import LeaseRecord, PhaseMemory
 from shared.settings import Settings
 from shared.topology import GPU_LOCK, WORKERS, decode_subject, lock_key
@@ -75,6 +77,42 @@ async def test_a_full_queue_for_audio_is_a_problem(settings: Settings) -> None:
         body = await eventually_status(house, "degraded")
         assert body["problems"] == ["the queue for audio is full: songs wait for their tokens"]
         assert (await house.http.post("/generate", json=SONG)).status_code == 202
+
+
+async def test_what_dead_workers_leave_behind_is_named_or_dropped(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_house(settings, settings.data_dir) as house:
+        await house.beat("tokenizer")
+        await house.beat("codec")
+        await eventually_status(house, "ok")
+        stale, fresh = (f"$KV.{GPU_LOCK}.{lock_key('gpu-1', 'codec', name)}" for name in ("dead", "alive"))
+        await house.js.publish(stale, b"not a record")
+
+        async def named() -> bool:
+            await house.js.publish(fresh, b"not a record either")
+            await house.beat("tokenizer")
+            await house.beat("codec")
+            assert (await house.http.get("/api/gpu")).status_code == 200
+            problems: list[str] = (await house.http.get("/health")).json()["problems"]
+            return problems == [
+                "the lease of the codec worker dead on gpu-1 is no longer renewed: "
+                "the next worker that waits for the device deletes it"
+            ]
+
+        await eventually(named, "the stale lease was not named")
+        await house.js.publish(stale, b"", headers={"KV-Operation": "DEL"})
+        await eventually_status(house, "ok")
+
+        workers = Workers(house.js, PROBE_SECONDS)
+        assert {worker.role for worker in await workers.live()} == {"tokenizer", "codec"}
+        monkeypatch.setattr("services.gateway.workers.WORKER_TTL", 0.5)
+
+        async def dropped() -> bool:
+            return await workers.live() == []
+
+        await eventually(dropped, "a heartbeat outlived its time")
+        assert (await house.js.get_msg(f"KV_{WORKERS}", subject=f"$KV.{WORKERS}.codec.codec-1")).data
 
 
 async def test_devices_are_told_with_who_holds_and_who_waits(settings: Settings) -> None:

@@ -8,12 +8,15 @@ import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 
+import msgspec
 import nats
 import pytest
+from nats.js.errors import BadRequestError
 
 from deploy.local.servers import NatsServer
 from shared.errors import LeaseLost
 from shared.lease import Lease, read_leases
+from shared.messages import LeaseRecord
 from shared.settings import Settings
 from shared.topology import bootstrap
 
@@ -127,6 +130,31 @@ async def test_without_exclusion_roles_share_the_device_but_equals_do_not(make: 
     await two.release()
     await (await waiting).release()
     await one.release()
+
+
+async def test_leases_that_the_server_does_not_let_expire_are_deleted_by_who_waits(
+    make: Make, nats_settings: Settings
+) -> None:
+    client = await nats.connect(nats_settings.nats_url)
+    js = client.jetstream()
+    dead, unread, later = (f"$KV.GPU_LOCK.gpu0.tokenizer.{name}" for name in ("dead", "unread", "later"))
+    record = LeaseRecord(ticket=0, state="held", role="tokenizer", owner="dead", since=1.0)
+    sequence = (await js.publish(dead, msgspec.json.encode(record))).seq
+    for subject in (unread, later):
+        await js.publish(subject, b"[" * 50_000)
+    lease = make("codec", "b")
+    await lease.start()
+    waiting = asyncio.create_task(lease.acquire())
+    while {"dead", "unread"} & {view.owner for view in await read_leases(js)}:
+        await js.publish(later, b'{"ticket": {"of a later version": 1}}')  # is renewed, and so waited for
+        assert not waiting.done()
+        await asyncio.sleep(0.2)
+    with pytest.raises(BadRequestError, match="wrong last sequence"):  # its owner wakes
+        await js.publish(dead, b"", headers={"Nats-Expected-Last-Subject-Sequence": str(sequence)})
+    assert {view.state for view in await read_leases(js)} == {"unreadable", "waiting"}
+    await js.publish(later, b"", headers={"KV-Operation": "DEL"})
+    await (await waiting).release()
+    await client.close()
 
 
 HOLDER = """

@@ -5,8 +5,10 @@ import json
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import nats
 import pytest
 from nats.aio.client import Client
@@ -14,9 +16,10 @@ from nats.aio.client import Client
 from deploy.local.servers import ROLES, NatsServer, Role, free_port
 from deploy.setup import main, set_up
 from shared.errors import Unavailable
-from shared.messages import Job
+from shared.lease import Lease
+from shared.messages import Job, LeaseRecord
 from shared.settings import Settings
-from shared.topology import TENANT, connect, require, streams
+from shared.topology import LOCK_MAX_AGE, TENANT, connect, require, streams
 from tests.integration.flow import as_role, environment, open_flow
 from tests.integration.gateway_fixtures import SONG, eventually, open_house
 
@@ -53,7 +56,9 @@ FORBIDDEN: dict[Role, tuple[str, ...]] = {
         "$JS.API.CONSUMER.MSG.NEXT.DEC.dec",
         "$JS.ACK.DEC.dec.1.1.1.1.0",
         "$JS.API.CONSUMER.CREATE.TOK.x.jobs.tok.*.*",
-        "$KV.GPU_LOCK.g.codec.i",
+        "$KV.GPU_LOCK.g",
+        "$KV.GPU_LOCK.g.codec.i.x",
+        "$JS.API.STREAM.MSG.DELETE.KV_GPU_LOCK",
         "$KV.WORKERS.codec.i",
         "submit.local",
         "ctl.cancel.j",
@@ -65,7 +70,9 @@ FORBIDDEN: dict[Role, tuple[str, ...]] = {
         "$JS.API.STREAM.MSG.DELETE.DEC",
         "$JS.API.CONSUMER.MSG.NEXT.TOK.tok-high",
         "$JS.ACK.TOK.tok-high.1.1.1.1.0",
-        "$KV.GPU_LOCK.g.tokenizer.i",
+        "$KV.GPU_LOCK.g",
+        "$KV.GPU_LOCK.g.tokenizer.i.x",
+        "$JS.API.STREAM.MSG.DELETE.KV_GPU_LOCK",
         "$KV.WORKERS.tokenizer.i",
         "submit.local",
         "ctl.cancel.j",
@@ -142,6 +149,23 @@ async def test_what_a_role_may_not_hear(server: NatsServer, role: Role) -> None:
             assert any(f'subscription to "{subject.lower()}' in line for line in told), subject
 
 
+@pytest.mark.parametrize(("role", "other"), [("tokenizer", "codec"), ("codec", "tokenizer")])
+async def test_a_worker_deletes_the_stale_lease_of_the_other_role(
+    server: NatsServer, tmp_path: Path, role: Role, other: str
+) -> None:
+    client = await nats.connect(server.url)
+    record = LeaseRecord(ticket=0, state="held", role=other, owner="dead", since=1.0)
+    await client.jetstream().publish(f"$KV.GPU_LOCK.{role}-gpu.{other}.dead", msgspec.json.encode(record))
+    await client.close()
+    settings = Settings(nats_url=server.url_of(role), data_dir=tmp_path, lease_ttl=2)
+    lease = Lease(settings, gpu=f"{role}-gpu", role=role, instance="alive")
+    await lease.start()
+    async with asyncio.timeout(20):
+        held = await lease.acquire()
+    await held.release()
+    await lease.close()
+
+
 async def test_a_client_asks_for_a_song_reads_its_record_and_follows_it(settings: Settings) -> None:
     async with open_house(settings, settings.data_dir) as house:
         url = as_role(settings, "client").nats_url
@@ -179,9 +203,15 @@ async def test_setting_up_again_changes_what_was_set_otherwise(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HEARTMULA_NATS_URL", server.url_of("bootstrap"))
     monkeypatch.setenv("HEARTMULA_QUEUE_LIMIT", "33")
+    client = await nats.connect(server.url)
+    old = replace(next(stream for stream in streams(33) if stream.name == "KV_GPU_LOCK"), max_age=None)
+    await client.jetstream().delete_stream("KV_GPU_LOCK")
+    await client.jetstream().add_stream(old)
+    await client.close()
     assert await asyncio.to_thread(main) == 0
     client = await nats.connect(server.url)
     assert (await client.jetstream().stream_info("TOK")).config.max_msgs == 33
+    assert (await client.jetstream().stream_info("KV_GPU_LOCK")).config.max_age == LOCK_MAX_AGE
     assert len(await client.jetstream().streams_info()) == len(streams(33))
     await client.close()
     monkeypatch.setenv("HEARTMULA_NATS_URL", "")
