@@ -1,7 +1,8 @@
 """``make chaos``: songs on a real stack while its parts are killed, stopped, emptied and lied to.
 
 Nothing accepted may be lost, made twice or made by two models at once. First the trivial engine on two cards, then
-the demo checkpoint on one. The schedule follows from the seed alone. The last line is JSON; exit 1 when anything broke.
+the demo checkpoint on one, then the whole stack killed seven times, with orderly restarts between. The schedule
+follows from the seed alone. The last line is JSON; exit 1 when anything broke.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import shutil
 import sys
 import tempfile
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from random import randrange
 
@@ -20,10 +22,11 @@ from tests.chaos.run import Plan, Result, run
 BOTH = 60  # MB: room for either model of the trivial engine, not for both
 DEMO_BOTH = 100  # the same for the demo checkpoint, whose codec takes 96
 TRIVIAL_SHARE = 0.6  # of the time
+CRASHES = 7  # of the whole stack; they take two or three minutes beside the time
 
 
 def plans(minutes: float) -> list[Plan]:
-    """Both runs."""
+    """All runs."""
     seconds = 60 * minutes
     trivial = Settings(
         engine="trivial",
@@ -67,6 +70,17 @@ def plans(minutes: float) -> list[Plan]:
             burst=8,
             settings=demo,
         ),
+        Plan(
+            name="crashes",
+            seconds=90,
+            songs=60,
+            length=(0.5, 8),
+            gap=1,
+            burst=8,
+            crashes=CRASHES,
+            cards=("card-a", "card-b"),
+            settings=replace(trivial, lease_ttl=2),
+        ),
     ]
 
 
@@ -106,6 +120,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description="Songs while parts are killed.")
     parser.add_argument("--seed", type=int, default=randrange(1_000_000), help="the schedule follows from it")
     parser.add_argument("--minutes", type=float, default=5, help="of faults")
-    parser.add_argument("--only", choices=("", "trivial", "demo"), default="", help="one of the two runs")
+    parser.add_argument("--only", choices=("", "trivial", "demo", "crashes"), default="", help="one of the runs")
     chosen = parser.parse_args()
     sys.exit(asyncio.run(main(chosen.seed, chosen.minutes, chosen.only)))

@@ -17,6 +17,7 @@ from nats.js.errors import APIError
 from shared.errors import Unavailable
 from shared.lease import read_leases
 from shared.settings import Settings
+from tests.chaos.crashes import crash_again_and_again
 from tests.chaos.faults import Injector, plan_faults
 from tests.chaos.outside import Outside, connect
 from tests.chaos.songs import Client, Taken, Wish, plan_songs
@@ -49,6 +50,7 @@ class Plan:
     poison: int = 0  # songs that cannot be made
     gateways: int = 1
     cards: tuple[str, ...] = ("card-a",)
+    crashes: int = 0  # of the whole stack, with orderly restarts between; instead of other faults of the house
     patience: float = 180.0  # for the queue to drain, in seconds
 
 
@@ -66,12 +68,16 @@ async def run(plan: Plan, seed: int, folder: Path) -> Result:
     """Run a plan below `folder`."""
     random = Random(f"{seed} {plan.name}")
     wishes = plan_songs(random, plan.songs, plan.seconds, plan.length, plan.burst, plan.poison)
-    faults = plan_faults(random, plan.seconds, plan.gap, plan.settings.lease_ttl)
+    faults = [] if plan.crashes else plan_faults(random, plan.seconds, plan.gap, plan.settings.lease_ttl)
     stacked = open_stack(folder, plan.settings, gateways=plan.gateways, cards=plan.cards)
     async with stacked as stack, _watching(stack) as (outside, client):
         injector, trouble = Injector(stack, outside), Trouble(client, outside, stack.tell)
         stack.tell(f"{plan.name}: {len(wishes)} songs, {len(faults)} faults of the house in {plan.seconds:g} s")
-        songs, _ = await asyncio.gather(_ask_for_all(wishes, client, trouble), injector.run(faults))
+        songs, _, crashed = await asyncio.gather(
+            _ask_for_all(wishes, client, trouble),
+            injector.run(faults),
+            crash_again_and_again(stack, random, plan.crashes),
+        )
         stack.tell("all songs are taken, all faults are over")
         ended = await outside.until(lambda: all(outside.ended(song.job_id) for song in songs), plan.patience)
         stack.tell("all songs have ended" if ended else "songs are left")
@@ -83,7 +89,10 @@ async def run(plan: Plan, seed: int, folder: Path) -> Result:
         if verdict.untold:
             stack.tell(f"{verdict.untold} songs ended without an event")
         return Result(
-            songs=len(songs), verdict=verdict, faults=injector.done + trouble.done + client.faults, crashes=crashes
+            songs=len(songs),
+            verdict=verdict,
+            faults=injector.done + crashed + trouble.done + client.faults,
+            crashes=crashes,
         )
 
 

@@ -55,7 +55,15 @@ class Part:
             if self._process.running:
                 os.killpg(self._process.pid, signal.SIGCONT)
         await self._process.stop()
+        self.deaths.setdefault(self._process.pid, time.time())
         return self._process.returncode
+
+    async def crash(self) -> None:
+        """SIGKILL, and no new start. Returns when it has ended."""
+        if self._keeper is not None:
+            self._keeper.cancel()
+        self.send(signal.SIGKILL)
+        await self._process.wait()
 
     def send(self, number: signal.Signals) -> None:
         """Send a signal to it, if it runs."""
@@ -111,6 +119,11 @@ class Stack:
         self.codecs = [self._part(f"codec-{c}", "codec", gpu_id=c) for c in cards]
 
     @property
+    def servers(self) -> list[Server]:
+        """Both servers."""
+        return [self.nats, self.store]
+
+    @property
     def workers(self) -> list[Part]:
         """Of both roles."""
         return [*self.tokenizers, *self.codecs]
@@ -134,6 +147,24 @@ class Stack:
         for part in self.parts:
             await part.start()
         await _until(self._healthy, START_SECONDS, f"the services are not up; logs in {self.logs}")
+
+    async def crash(self, seconds: float) -> None:
+        """Kill servers and services at once, and start all of them after so many seconds; returns when they serve."""
+        for server in self.servers:
+            server.kill()
+        await asyncio.gather(*(part.crash() for part in self.parts))
+        await asyncio.sleep(seconds)
+        await self._start_all()
+
+    async def restart(self) -> None:
+        """End services and servers in order and start them again; returns when they serve."""
+        await self.stop()
+        await asyncio.gather(*(server.stop() for server in self.servers))
+        await self._start_all()
+
+    async def _start_all(self) -> None:
+        await asyncio.gather(*(server.start() for server in self.servers))
+        await self.start()
 
     async def stop_workers(self) -> list[int | None]:
         """End the workers as an operator would; returns their exit codes."""
@@ -179,17 +210,16 @@ async def open_stack(
         s3_secret_key=store.secret_key,
         data_dir=folder / "data",
     )
-    servers: list[Server] = [nats, store]
     stack = Stack(settings, store, folder / "logs", gateways, cards)
     stack.nats = nats
     try:
-        await asyncio.gather(*(server.start() for server in servers))
+        await asyncio.gather(*(server.start() for server in stack.servers))
         await set_up(as_role(settings, "bootstrap"))
         await stack.start()
         yield stack
     finally:
         await stack.stop()
-        await asyncio.gather(*(server.stop() for server in servers))
+        await asyncio.gather(*(server.stop() for server in stack.servers))
 
 
 async def _until(ask: Callable[[], Awaitable[bool]], patience: float, what: str) -> None:
