@@ -14,12 +14,12 @@ import nats
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext
-from nats.js.api import DeliverPolicy
 from nats.js.errors import APIError, NotFoundError
 
 from shared.clock import elapsed
 from shared.errors import LeaseLost
 from shared.file_lock import FileLock
+from shared.lease_follower import LeaseFollower
 from shared.lease_queue import PREFIX, STREAM, LeaseQueue, LeaseView, is_gone, read_record
 from shared.messages import LeaseRecord
 from shared.settings import Settings
@@ -40,7 +40,6 @@ class Contender:
         self._ttl = settings.lease_ttl
         self._role, self._instance = role, instance
         self._subject = PREFIX + lock_key(gpu, role, instance)
-        self._scope = PREFIX + scope
         self._lock = FileLock(lock)
         self.token = 0  # fencing token while held, else 0
         self.deadline = 0.0  # on `shared.clock`; nothing may run on the device after it
@@ -49,7 +48,7 @@ class Contender:
         self._phase: int | None = None
         self._since = 0.0
         self._queue = LeaseQueue(self._subject, self._ttl)
-        self._generation = 0
+        self._follower = LeaseFollower(self._queue, scope, self._observe)
         self._changed = asyncio.Event()
         self._writing = asyncio.Lock()
         self._renewing: asyncio.Task[None] | None = None
@@ -57,7 +56,6 @@ class Contender:
         self._acquiring: asyncio.Task[object] | None = None
         self._watching: asyncio.Task[None] | None = None  # the others' keys, for as long as we live
         self._nc: Client | None = None
-        self._following: JetStreamContext.PushSubscription | None = None
         self._js: JetStreamContext
 
     # --- following the others
@@ -72,60 +70,8 @@ class Contender:
         await self._follow()
 
     async def _follow(self) -> None:
-        """Read who is there and follow every change; again after a reconnect, from a fresh snapshot."""
-        self._queue.begin()
-        self._generation += 1
-        latest = self._generation
-        while latest == self._generation:
-            if await self._follow_once():
-                return
-            await asyncio.sleep(0.25)
-            if latest == self._generation:  # a new attempt: what still comes from the old one does not count
-                self._generation = latest = latest + 1
-
-    async def _follow_once(self) -> bool:
-        """One attempt. Returns whether nothing is left to do: it succeeded, or a later one is under way."""
-        generation, received, highest, snapshot = self._generation, 0, 0, asyncio.Event()
-        expected: int | None = None
-
-        async def on_message(message: Msg) -> None:
-            nonlocal received, highest
-            if generation == self._generation:
-                self._observe(message)
-                if message.metadata.sequence.stream > highest:  # else it comes twice
-                    received, highest = received + 1, message.metadata.sequence.stream
-                if expected is not None and received >= expected:
-                    snapshot.set()
-
-        self._queue.begin()
-        old: JetStreamContext.PushSubscription | None = None
-        try:
-            old = await self._js.subscribe(
-                self._scope,
-                stream=STREAM,
-                ordered_consumer=True,
-                deliver_policy=DeliverPolicy.LAST_PER_SUBJECT,
-                idle_heartbeat=1,
-                cb=on_message,
-            )
-            info = await old.consumer_info()
-            delivered = info.delivered.consumer_seq if info.delivered else 0
-            expected = (info.num_pending or 0) + delivered
-            if received < expected:
-                async with asyncio.timeout(2):
-                    await snapshot.wait()
-            if generation == self._generation:
-                old, self._following = self._following, old
-                self._queue.finish(elapsed())
-                self._changed.set()
-            return True
-        except (nats.errors.Error, APIError, TimeoutError) as error:
-            log.warning("lease: cannot follow the others yet: %r", error)
-            return False
-        finally:
-            if old is not None:  # of the connection that was lost, or of an attempt that failed
-                with contextlib.suppress(nats.errors.Error, TimeoutError, OSError):
-                    await old.unsubscribe()
+        await self._follower.follow(self._js)
+        self._changed.set()
 
     def _observe(self, message: Msg) -> None:
         sequence = message.metadata.sequence.stream
@@ -395,7 +341,7 @@ class Contender:
     async def close(self, release: bool) -> None:
         if release:
             await self.release()
-        self._generation += 1
+        self._follower.stop()
         if self._nc is not None:
             with contextlib.suppress(nats.errors.Error, TimeoutError, OSError):
                 await self._nc.close()

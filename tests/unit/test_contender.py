@@ -21,7 +21,8 @@ def world(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     """A world of a seed."""
     world = World(Random(getattr(request, "param", 0)), tmp_path)
     monkeypatch.setattr("shared.contender.connect", world.connect)
-    monkeypatch.setattr("shared.contender.elapsed", lambda: world.now)
+    for module in ("contender", "lease_follower"):
+        monkeypatch.setattr(f"shared.{module}.elapsed", lambda: world.now)
     yield world
     for process in world.processes:
         process.end()
