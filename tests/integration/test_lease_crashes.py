@@ -28,7 +28,7 @@ async def work(server: NatsServer, name: str, *, release: bool) -> None:
             record = LeaseRecord(ticket=0, state=state, role=role, owner=name, since=1.0)  # type: ignore[arg-type]
             subject = f"$KV.GPU_LOCK.gpu0.{role}.{name}"
             subjects.add(subject)
-            await js.publish(subject, msgspec.json.encode(record), headers={"Nats-TTL": "2s"})
+            await js.publish(subject, msgspec.json.encode(record), headers={"Nats-TTL": "1s"})
         await asyncio.sleep(0.2)
     for subject in subjects if release else ():
         await js.publish(subject, b"", headers={"KV-Operation": "DEL", "Nats-TTL": "1s"})
@@ -38,7 +38,7 @@ async def work(server: NatsServer, name: str, *, release: bool) -> None:
 async def came_back(server: NatsServer) -> bool:
     """Whether there are leases whose second is long over."""
     client = await nats.connect(server.url)
-    await asyncio.sleep(1.5)  # in which the server could still let them expire
+    await asyncio.sleep(1.0)  # in which the server could still let them expire
     found = await read_leases(client.jetstream())
     await client.close()
     return any(view.state == "held" for view in found)
@@ -57,7 +57,7 @@ async def test_the_device_is_given_although_leases_of_the_dead_came_back(
         for number in range(CRASHES):
             await work(server, f"killed-{number}", release=False)
             server.kill()
-            await asyncio.sleep(3.2)
+            await asyncio.sleep(2.2)
             await server.start()
             if number and await came_back(server):
                 break
