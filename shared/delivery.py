@@ -48,13 +48,14 @@ class Delivery:
         jobs: JobStore,
         events: EventPublisher,
         alive_every: float,  # seconds
+        moved: Callable[[], None],  # called for every step, from the engine's thread
     ) -> None:
         self.message, self.order, self.job, self.turn = message, order, job, turn
         self.off_device = asyncio.Event()  # nothing of this song is on the device any more
         self.paused = threading.Event()
         self._stopped = threading.Event()
         self._jobs, self._events = jobs, events
-        self._alive_every = alive_every
+        self._alive_every, self._moved = alive_every, moved
         self._loop = asyncio.get_running_loop()
         self._outbox: asyncio.Queue[AnyEvent] = asyncio.Queue()
         self._last_progress = 0.0
@@ -75,7 +76,8 @@ class Delivery:
             raise Paused("the device goes to somebody else")
 
     def progress(self, make: Callable[[], Progress], *, final: bool = False) -> None:
-        """Report progress; `make` is called only when it is time for another event."""
+        """Report a step; `make` is called only when it is time for another event."""
+        self._moved()
         now = time.monotonic()
         if final or now - self._last_progress >= PROGRESS_INTERVAL:
             self._last_progress = now
@@ -86,6 +88,11 @@ class Delivery:
         self._loop.call_soon_threadsafe(self._outbox.put_nowait, event)
 
     # --- from the event loop
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the song was cancelled, or is no longer ours, as far as is known."""
+        return self._stopped.is_set()
 
     def stop(self) -> None:
         """The song was cancelled: the next `check` raises."""

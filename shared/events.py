@@ -10,6 +10,7 @@ import nats
 from nats.js import JetStreamContext
 from nats.js.errors import APIError
 
+from shared.failed_writes import write_failed
 from shared.messages import (
     ENDED,
     AnyEvent,
@@ -49,6 +50,7 @@ class EventPublisher:
         try:
             await self._js.publish(event_subject(tenant, event.job_id, kind), payload, timeout=2, headers=headers)
         except (nats.errors.Error, APIError, TimeoutError) as error:
+            write_failed("nats")
             log.warning("event %s of %s not published: %r", kind, event.job_id, error)
 
 

@@ -52,10 +52,12 @@ class Inbox:
         closing: threading.Event,  # nothing more is wanted
         wake: asyncio.Event,  # set when something may have come; ends `wait` early
         in_hand: Callable[[str], bool],  # whether this worker works on a song, by its id
+        moved: Callable[[], None],  # called for every step of a song
     ) -> None:
         self.jobs, self.events = JobStore(js), EventPublisher(js)
         self._nc, self._js, self._stage, self._store = nc, js, stage, store
         self._ack_wait, self._closing, self._wake, self._in_hand = ack_wait, closing, wake, in_hand
+        self._moved = moved
         self._told = False  # that a song waits
         self._last_probe = 0.0
         self._highs = 0  # songs of the high lane in a row
@@ -171,7 +173,16 @@ class Inbox:
         except SongError as error:
             await self.fail(message, order.job_id, order.tenant, str(error))
             return None
-        return Delivery(message, order, job, turn, jobs=self.jobs, events=self.events, alive_every=self._ack_wait / 3)
+        return Delivery(
+            message,
+            order,
+            job,
+            turn,
+            jobs=self.jobs,
+            events=self.events,
+            alive_every=self._ack_wait / 3,
+            moved=self._moved,
+        )
 
     async def _leave_to_newer(self, message: Msg, why: str) -> None:
         log.warning("left for a newer worker: %s", why)

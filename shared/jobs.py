@@ -21,6 +21,7 @@ from nats.js.api import RawStreamMsg
 from nats.js.errors import APIError, NotFoundError
 
 from shared.errors import JobConflict, NewerRecord, Unavailable
+from shared.failed_writes import write_failed
 from shared.messages import ENDED, SCHEMA, Job, Status
 from shared.topology import JOBS, TENANT
 
@@ -88,6 +89,7 @@ class JobStore:
         try:
             await self._js.publish(_subject(job.job_id, job.tenant), b"", headers=headers)
         except (nats.errors.Error, APIError, TimeoutError) as error:
+            write_failed("nats")
             raise Unavailable("nats", f"the record of a song could not be removed: {error!r}") from error
 
     async def was_deleted(self, job_id: str, tenant: str = TENANT) -> bool:
@@ -124,8 +126,10 @@ class JobStore:
         except APIError as error:
             if error.err_code == _WRONG_LAST_SEQUENCE:
                 raise JobConflict("the record changed meanwhile") from None
+            write_failed("nats")
             raise Unavailable("nats", f"job records cannot be written: {error!r}") from error
         except (nats.errors.Error, TimeoutError) as error:
+            write_failed("nats")
             raise Unavailable("nats", f"job records cannot be written: {error!r}") from error
 
 

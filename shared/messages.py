@@ -202,6 +202,8 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
     song_frames: float | None = None  # mean length of its latest songs
     memory: list[PhaseMemory] = []
     problem: str | None = None  # why it cannot work, for people
+    movement: int = 0  # grows with every step, model that loads and song that is handed on
+    failed_writes: int = 0  # writes that a server refused or did not confirm, since its start
     since: float  # of the state
     sent: float  # of two workers on a device the later one knows better what lies there
 

@@ -9,7 +9,9 @@ Keys carry the fencing token of the turn that wrote them, so that a worker which
 
 import asyncio
 import io
-from collections.abc import Callable, Iterator, Sequence
+import random
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +24,15 @@ from minio.deleteobjects import DeleteObject
 from minio.error import MinioException, S3Error
 
 from shared.errors import ObjectError, Unavailable
+from shared.failed_writes import write_failed
 from shared.messages import AudioFormat
 from shared.settings import Settings
 
 THREADS = 8
+PROBES = "probe/"  # what lies there proves that the store takes writes, and has no other use
+_PROBED = 64  # keys, each in a folder of its own: SeaweedFS spreads folders over eight databases, which fail one by one
+_PROBE_BYTES = bytes(4096)  # less may fit into the last block of a file on a disk that is full
+_RECENT = 30.0  # seconds for which a failed write counts; a worker that insists on one tries it again before that
 _T = TypeVar("_T")
 _MISSING = {"NoSuchKey", "NoSuchObject", "ResourceNotFound"}
 
@@ -94,6 +101,8 @@ class ObjectStore:
             http_client=pool,
         )
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="s3")
+        self._failed: dict[str, tuple[float, str]] = {}  # writes that failed and did not succeed since: when, and why
+        self.written_at: float | None = None  # when a write succeeded last (monotonic)
 
     def close(self) -> None:
         """Let the threads go; what they still do is finished."""
@@ -117,24 +126,39 @@ class ObjectStore:
         if not await self._run(lambda: self._client.bucket_exists(bucket_name=self.bucket)):
             raise Unavailable("s3", f"bucket {self.bucket} does not exist")
 
+    @property
+    def trouble(self) -> str | None:
+        """Why a write failed a moment ago that has not succeeded since; None where all do."""
+        now = time.monotonic()
+        self._failed = {key: found for key, found in self._failed.items() if now - found[0] < _RECENT}
+        return max(self._failed.values())[1] if self._failed else None
+
+    async def prove_writing(self) -> None:
+        """Write where a probe failed last, else under one of many keys. Raises `Unavailable`."""
+        failed = [key for key in self._failed if key.startswith(PROBES)]
+        for key in failed or [f"{PROBES}{random.randrange(_PROBED)}/write"]:
+            await self.put(key, _PROBE_BYTES)
+
     async def put(self, key: str, data: bytes, content_type: str = "application/octet-stream") -> None:
         """Store bytes."""
-        await self._run(
+        await self._write(
+            key,
             lambda: self._client.put_object(
                 bucket_name=self.bucket,
                 object_name=key,
                 data=io.BytesIO(data),
                 length=len(data),
                 content_type=content_type,
-            )
+            ),
         )
 
     async def put_file(self, key: str, path: Path, content_type: str) -> None:
         """Store a file."""
-        await self._run(
+        await self._write(
+            key,
             lambda: self._client.fput_object(
                 bucket_name=self.bucket, object_name=key, file_path=str(path), content_type=content_type
-            )
+            ),
         )
 
     async def get(self, key: str) -> bytes:
@@ -184,11 +208,20 @@ class ObjectStore:
             for error in self._client.remove_objects(bucket_name=self.bucket, delete_object_list=names):
                 raise ObjectError(f"{error.name} could not be deleted: {error.message}")
 
-        await self._run(delete)
+        await _counted(self._run(delete))
 
     async def delete_one(self, key: str) -> None:
         """Delete one object; one that is gone already is fine."""
-        await self._run(lambda: self._client.remove_object(bucket_name=self.bucket, object_name=key))
+        await _counted(self._run(lambda: self._client.remove_object(bucket_name=self.bucket, object_name=key)))
+
+    async def _write(self, key: str, call: Callable[[], object]) -> None:
+        try:
+            await _counted(self._run(call))
+        except Unavailable as error:
+            self._failed[key] = time.monotonic(), str(error)
+            raise
+        self._failed.pop(key, None)
+        self.written_at = time.monotonic()
 
     async def _run(self, call: Callable[[], _T]) -> _T:
         try:
@@ -201,6 +234,14 @@ class ObjectStore:
             raise Unavailable("s3", f"the object store answers strangely: {error}") from error
         except urllib3.exceptions.HTTPError as error:
             raise Unavailable("s3", f"the object store does not answer: {type(error).__name__}") from error
+
+
+async def _counted(writing: Awaitable[_T]) -> _T:
+    try:
+        return await writing
+    except Unavailable:
+        write_failed("s3")
+        raise
 
 
 class ObjectReader:

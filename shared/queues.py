@@ -14,6 +14,7 @@ from nats.js.api import PubAck
 from nats.js.errors import APIError
 
 from shared.errors import QueueFull, Unavailable
+from shared.failed_writes import write_failed
 from shared.messages import DecodeJob, Job, Role, TokenJob
 from shared.topology import decode_subject, token_subject, work_subject
 from shared.tracing import carried
@@ -81,10 +82,12 @@ async def _publish(nc: Client, role: Role, subject: str, order: TokenJob | Decod
 def _require_waiting(error: APIError) -> None:
     """Raise, unless the message was refused because the song waits already."""
     if error.err_code != _STREAM_FULL:
+        write_failed("nats")
         raise Unavailable("nats", f"NATS did not take the song: {error.description}") from error
     if "per subject" not in (error.description or ""):
         raise QueueFull("as many songs wait as may; try again in a while") from None
 
 
 def _silent(error: Exception) -> Unavailable:
+    write_failed("nats")
     return Unavailable("nats", f"NATS does not answer: {str(error) or type(error).__name__}")

@@ -26,7 +26,7 @@ from nats.js.api import (
     StorageType,
     StreamConfig,
 )
-from nats.js.errors import BadRequestError, NotFoundError
+from nats.js.errors import APIError, BadRequestError, NotFoundError
 
 from shared.errors import Unavailable
 from shared.messages import Priority
@@ -46,7 +46,14 @@ HOOKS_CONSUMER, HOOKS_DELIVERY, HOOKS_GROUP = "hooks", "ctl.hooks", "gateways"
 WORKER_TTL = 15.0
 LOCK_MARKER_TTL = 60
 LOCK_MAX_AGE = 60.0  # cuts TTLs: no shorter than that of a marker, nor than the longest HEARTMULA_LEASE_TTL
+PROBE_SUBJECT = f"$KV.{JOBS}.probe"  # a key like no record's, which a gateway writes to see whether it can
 _FIRST_SECONDS = 5.0  # for the first connection
+# What grows with the number of songs has a part of the account's storage, so that the rest, the lease above all, always
+# finds room. What is asked for is reserved: where there is less, less is asked for.
+_SHARES = {f"KV_{JOBS}": 1 / 2, EVENTS: 1 / 4, FAULTS: 1 / 16}
+_STORAGE = 2 << 30  # bytes, where the account has no limit of its own
+_LEAST_STORAGE = 32 << 20  # bytes
+_TOO_LITTLE_STORAGE = 10047
 
 
 def token_subject(priority: Priority, job_id: str) -> str:
@@ -120,11 +127,13 @@ def _bucket(name: str, **settings: Any) -> StreamConfig:
     )
 
 
-def streams(queue_limit: int, replicas: int = 1) -> list[StreamConfig]:
-    """Every stream and bucket."""
+def streams(queue_limit: int, replicas: int = 1, storage: int = _STORAGE) -> list[StreamConfig]:
+    """Every stream and bucket; `storage`, in bytes, is what all their replicas together may take."""
     found = _streams(queue_limit)
     for stream in found:
         stream.num_replicas = replicas
+        if share := _SHARES.get(stream.name or ""):
+            stream.max_bytes = int(share * storage / replicas)
         if replicas > 1:  # replicated streams have no other way, and need none: an answer awaits a majority, not a disk
             stream.persist_mode = None
     return found
@@ -196,18 +205,37 @@ def consumers(ack_wait: float) -> list[tuple[str, ConsumerConfig]]:
 async def bootstrap(js: JetStreamContext, settings: Settings) -> None:
     """Create or update every stream, bucket and consumer. Raises `Unavailable` when JetStream does not answer."""
     try:
-        for stream in streams(settings.queue_limit, settings.nats_replicas):
-            # Two services that start together may both find the stream missing; the server takes equal settings twice.
+        limit = (await js.account_info()).limits.max_storage
+        storage = limit if limit and limit > 0 else _STORAGE
+        while True:
             try:
-                await js.add_stream(stream)
-            except BadRequestError as error:
-                if error.err_code != 10058:  # exists with other settings
+                await _put_streams(js, streams(settings.queue_limit, settings.nats_replicas, storage))
+                break
+            except APIError as error:
+                if error.err_code != _TOO_LITTLE_STORAGE:
                     raise
-                await js.update_stream(stream)
+                storage //= 2
+                if storage < _LEAST_STORAGE:
+                    raise Unavailable(
+                        "nats",
+                        "JetStream has not even 32 MiB of storage left to reserve: give it a larger max_file_store, or "
+                        "reserve less for other streams",
+                    ) from error
         for name, consumer in consumers(ack_wait(settings)):
             await js.add_consumer(name, consumer)
     except (nats.errors.Error, OSError, TimeoutError) as error:
         raise Unavailable("nats", f"JetStream could not be set up: {str(error) or type(error).__name__}") from error
+
+
+async def _put_streams(js: JetStreamContext, wanted: list[StreamConfig]) -> None:
+    for stream in wanted:
+        # Two services that start together may both find the stream missing; the server takes equal settings twice.
+        try:
+            await js.add_stream(stream)
+        except BadRequestError as error:
+            if error.err_code != 10058:  # exists with other settings
+                raise
+            await js.update_stream(stream)
 
 
 async def require(js: JetStreamContext) -> None:

@@ -28,6 +28,7 @@ from shared.delivery import Delivery, JobStopped, Paused
 from shared.device import DeviceLedger
 from shared.errors import DeviceBroken, DeviceFull, JobConflict, LeaseLost, SongError, TokensLost, Unavailable
 from shared.events import progress_at_start
+from shared.failed_writes import write_failed, writes_failed
 from shared.gpu import Device, figures
 from shared.inbox import Inbox
 from shared.jobs import JobStore
@@ -41,6 +42,7 @@ from shared.policy import Decision, Situation, TurnPolicy
 from shared.process import tell_in_logs
 from shared.settings import Settings, host_name
 from shared.stage import Stage
+from shared.store_gate import StoreGate
 from shared.tasks import end
 from shared.topology import WORKER_TTL, WORKERS, ack_wait, cancel_subject, connect, require
 from shared.tracing import span, waited
@@ -50,10 +52,12 @@ log = logging.getLogger(__name__)
 
 HEARTBEAT = WORKER_TTL / 5
 START_PATIENCE = 60.0  # seconds that the servers may take to come up
-AWAY_PATIENCE = 120.0  # seconds that they may be away before finished work is dropped and its song given back
+AWAY_PATIENCE = 120.0  # seconds that NATS may be away before finished work is dropped and its song given back
 DRAIN_PATIENCE = 5.0  # the same while draining
 _TICK = 0.25  # seconds between two decisions when nothing happens
 _STALE = 15.0  # seconds after which a problem that nobody ran into again is none: its songs were cancelled
+_PAUSES = (0.5, 5.0)  # seconds between two attempts to do something that failed: at first, and at most
+_LOAD_PATIENCE = 600.0  # seconds for which a model that loads or compiles counts as movement
 _BACKLOG = 32  # songs off the device that may be unsettled before no further one is begun
 
 _T = TypeVar("_T")
@@ -69,6 +73,7 @@ class Worker:
         self.ledger = DeviceLedger(folder, f"{stage.role}.{self.instance}", device.capacity)
         self.memory = MemoryAccount(lambda: figures(device, self.ledger).memory_used)
         self.store = ObjectStore(settings)
+        self._gate = StoreGate(self.store)
         self.lease = Lease(
             settings,
             gpu=device.gpu_id,
@@ -97,6 +102,8 @@ class Worker:
         self._said_at = 0.0
         self._broken: DeviceBroken | None = None
         self._resident = False
+        self._movement = 0  # steps, models and songs that were brought further
+        self._loading_since: float | None = None  # monotonic
 
     async def run(self) -> None:
         """Work until SIGTERM or SIGINT.
@@ -141,22 +148,41 @@ class Worker:
         """Run something in the engine's thread."""
         return await asyncio.get_running_loop().run_in_executor(self.executor, call)
 
-    async def insist(self, call: Callable[[], Awaitable[_T]]) -> _T:
-        """Do something that may be done twice, again while NATS or the object store is away.
+    async def insist(self, call: Callable[[], Awaitable[_T]], result_of: Delivery | None = None) -> _T:
+        """Do something that may be done twice, again while NATS or the object store is away, ever more seldom.
 
-        Raises what it raised last once that has lasted for too long.
+        Raises what it raised last once that has lasted for too long. A song's result, however, is kept for as long as
+        the object store does not take it and the song is wanted: no other worker could store it either.
         """
-        began = time.monotonic()
+        began, pause = time.monotonic(), _PAUSES[0]
         while True:
             try:
                 return await call()
             except (Unavailable, nats.errors.Error, APIError, TimeoutError) as error:
-                draining = self._draining.is_set()
-                waited = time.monotonic() - (self._drained_at if draining else began)
-                if waited > (DRAIN_PATIENCE if draining else AWAY_PATIENCE):
+                now, draining = time.monotonic(), self._draining.is_set()
+                if result_of is not None and isinstance(error, Unavailable) and error.service == "s3":
+                    if result_of.stopped:
+                        raise JobStopped("the song was cancelled, or is another worker's") from error
+                    self._say(f"songs in hand wait, because the object store takes no results: {error}")
+                    began = now
+                if now - (self._drained_at if draining else began) > (DRAIN_PATIENCE if draining else AWAY_PATIENCE):
                     raise
-                log.warning("trying again: %s", error or type(error).__name__)
-                await asyncio.sleep(0.5)
+                log.warning("trying again in %g s: %s", pause, error or type(error).__name__)
+                await self._pause(pause)
+                pause = min(2 * pause, _PAUSES[1])
+
+    async def _pause(self, seconds: float) -> None:
+        """Sleep, at most a moment longer than until the worker drains."""
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            await asyncio.sleep(min(left, 0.5))
+            if self._draining.is_set():
+                return
+
+    def moved(self) -> None:
+        """Something got further. From any thread: a lost count does no harm."""
+        self._loading_since = None
+        self._movement += 1
 
     # --- coming and going
 
@@ -186,6 +212,7 @@ class Worker:
             closing=self._draining,
             wake=self._wake,
             in_hand=lambda job_id: any(delivery.job.job_id == job_id for delivery in self._songs),
+            moved=self.moved,
         )
         self.jobs = self.inbox.jobs
         await self.nc.subscribe(cancel_subject("*"), cb=self._on_cancel)
@@ -208,8 +235,10 @@ class Worker:
 
     async def _heartbeat(self) -> None:
         while True:
-            with contextlib.suppress(nats.errors.Error, APIError, TimeoutError):
+            try:
                 await self.js.publish(self._worker_subject(), msgspec.json.encode(self._status()), timeout=2)
+            except (nats.errors.Error, APIError, TimeoutError):
+                write_failed("nats")
             self._news.clear()
             await asyncio.sleep(_TICK)  # under load turns are short, and nobody reads that fast
             with contextlib.suppress(TimeoutError):
@@ -221,6 +250,8 @@ class Worker:
 
     def _status(self) -> WorkerStatus:
         turn, rate = self._turn, self.stage.rate
+        if self._loading_since is not None and time.monotonic() - self._loading_since < _LOAD_PATIENCE:
+            self._movement += 1
         return WorkerStatus(
             role=self.stage.role,
             instance=self.instance,
@@ -238,6 +269,8 @@ class Worker:
             song_frames=rate.song_frames,
             memory=self.memory.phases,
             problem=self._problem if time.monotonic() - self._said_at < _STALE else None,
+            movement=self._movement,
+            failed_writes=writes_failed(),
             since=self._since,
             sent=time.time(),
         )
@@ -251,6 +284,9 @@ class Worker:
                 if obstacle := await self.stage.obstacle(self.js):
                     self._say(obstacle)
                     await asyncio.sleep(1)
+                elif obstacle := await self._gate.obstacle():
+                    self._say(obstacle)
+                    await self._pause(self._gate.pause)
                 elif len(self._songs) >= _BACKLOG:
                     await asyncio.sleep(_TICK)
                 elif not self._draining.is_set():
@@ -357,7 +393,7 @@ class Worker:
             Situation(
                 running=running,
                 slots=self.stage.slots,
-                waiting=more and len(self._songs) - running < _BACKLOG,
+                waiting=more and len(self._songs) - running < _BACKLOG and self.store.trouble is None,
                 held=time.monotonic() - began,
                 wanted=time.time() - min(asked) if asked else None,
             )
@@ -413,12 +449,16 @@ class Worker:
     async def _load(self, turn: Turn) -> None:
         if not self._resident:
             turn.place_weights(self.stage.label, self.stage.weight_bytes)
+            self._loading_since = time.monotonic()
             try:
                 with timed(self.metrics.load):
                     await self.in_engine(self.stage.to_device)
             except BaseException:
                 self.ledger.clear()
                 raise
+            finally:
+                if not self.settings.compile:  # else the first step takes minutes, until it has made a frame
+                    self._loading_since = None
             self._resident = True
 
     async def _leave(self, held: Held) -> None:
@@ -459,6 +499,7 @@ class Worker:
                 await self.stage.work(delivery, self)
             await self.insist(delivery.message.ack_sync)
             outcome = "done"
+            self.moved()
             log.info("%s: %s done in %.2f s", job_id, self.stage.status, time.monotonic() - began)
         except (JobStopped, JobConflict) as reason:
             outcome = "stopped"
@@ -472,6 +513,8 @@ class Worker:
             await self.inbox.give_back(delivery, blameless=False)
         except (Unavailable, nats.errors.Error, APIError, TimeoutError) as error:
             self._trouble = error
+            if isinstance(error, Unavailable) and error.service == "s3":
+                self._gate.doubt()
             await self.inbox.give_back(delivery, delay=2)
         except DeviceFull as error:
             outcome = await self._blame_memory(delivery, error)

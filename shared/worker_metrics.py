@@ -8,6 +8,7 @@ from typing import Literal, get_args
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, start_http_server
 
 from shared.errors import ConfigError
+from shared.failed_writes import FAILED_WRITES
 
 Outcome = Literal["done", "stopped", "handed_back", "tried_again", "failed"]
 
@@ -20,6 +21,7 @@ class WorkerMetrics:
     def __init__(self, role: str) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
+        self.registry.register(FAILED_WRITES)
         attempts = Counter(
             "heartmula_worker_attempts",
             "Songs that were worked on, by how that ended: done, stopped (cancelled, or another worker has it), "

@@ -21,6 +21,7 @@ from deploy.local.credentials import load_credentials
 from deploy.local.ports import keep_ports, port_is_free
 from deploy.local.processes import Process
 from deploy.local.servers import ROLES, NatsServer, PortInUse, Reader, Role, S3Server, Server, StartFailed
+from deploy.local.stuck import Healer
 from deploy.local.supervisor import RUNNING, STARTING, Part, Supervisor
 from deploy.setup import set_up
 from shared.errors import ConfigError
@@ -130,6 +131,8 @@ class Stack:
             self._environ["HEARTMULA_WEBHOOK_SECRET"] = known.webhook_secret
         for server in servers:
             await self._add(server)
+        if servers:
+            self._watch(Healer(servers, settings.s3_bucket, self.restart).run())
         await self._prepare(replace(settings, nats_url=nats_urls.get("bootstrap", settings.nats_url)))
         await self._add(self._service(self._gateway, nats_urls, {}), {_WRONG_SETTING})
         await self._until("/livez", "the gateway", _GATEWAY_SECONDS)

@@ -96,8 +96,10 @@ class DecodeStage:
             )
             key = audio_key(job.job_id, delivery.turn.fence, job.request.format)
             with span("store audio"):
-                await worker.insist(lambda: worker.store.put_file(key, path, CONTENT_TYPES[job.request.format]))
-                await worker.insist(lambda: worker.store.put(peaks_key(key), peaks, PEAKS_TYPE))
+                await worker.insist(
+                    lambda: worker.store.put_file(key, path, CONTENT_TYPES[job.request.format]), delivery
+                )
+                await worker.insist(lambda: worker.store.put(peaks_key(key), peaks, PEAKS_TYPE), delivery)
             if self._output is not None:
                 await asyncio.to_thread(_copy, path, self._output)
             size = path.stat().st_size

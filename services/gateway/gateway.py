@@ -55,7 +55,7 @@ class Gateway:
         self.access = Access(settings.api_keys, self.catalogue)
         self.derived = Derived(store, self.jobs, settings.data_dir / "tmp")
         workers = Workers(self.js, PROBE_SECONDS)
-        self.health = Health(nc, store, workers, settings.lease_ttl)
+        self.health = Health(nc, store, workers, settings)
         self.outlook = Outlook(Line(nc, self.js), workers)
         self.submission = Submission(
             nc, self.access, Fitter(prompter), self.webhooks, self.health, self.outlook, self.metrics, self.spawn
@@ -108,6 +108,7 @@ class Gateway:
             await gateway.hub.start()
             await gateway._intake.start()
             gateway.sweeper.start()
+            gateway.health.start()
             gateway.catalogue.start()
             await gateway.webhooks.start()
         except BaseException:
@@ -137,6 +138,7 @@ class Gateway:
             await asyncio.wait(self._tasks, timeout=_CLOSE_PATIENCE)
         await end(*self._tasks)
         await self.sweeper.close()
+        await self.health.close()
         await self.catalogue.close()
         await self.webhooks.close()
         await self.hub.close()

@@ -1,6 +1,7 @@
 """Whether a song could be taken and made: both servers probed, workers and queues counted."""
 
 import asyncio
+import logging
 import math
 import time
 from datetime import UTC, datetime
@@ -14,18 +15,25 @@ from nats.js.errors import APIError, NotFoundError
 
 from services.gateway.diagnosis import diagnose
 from services.gateway.leases import StaleLeases
+from services.gateway.standstill import TTLS, Standstill
 from services.gateway.workers import Workers
+from services.gateway.writing import Writing
 from shared.errors import HeartMulaError, Unavailable
 from shared.messages import WorkerStatus
 from shared.objects import ObjectStore
+from shared.settings import Settings
+from shared.tasks import end
 from shared.topology import DEC, TOK
 
+log = logging.getLogger(__name__)
+
 PROBE_SECONDS = 2.0
+_LOOK_SECONDS = 5.0  # between two looks at whether anything moves
 _FRESH_SECONDS = 1.0
 
 
 class Server(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Whether a server answers."""
+    """Whether a server answers and takes writes."""
 
     ok: bool
     error: str | None = None
@@ -67,14 +75,18 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     ages: dict[str, float] = {}  # seconds that the oldest song of each queue has been in it
     decode_full: bool  # no more tokens are made until some were decoded
     stale: list[str] = []  # leases that are no longer renewed, a sentence each
+    crowded: str | None = None  # why no further songs are taken, a sentence
+    still: float = 0.0  # seconds for which nothing has moved though songs wait and workers are there
+    stalled: str | None = None  # a sentence when that is too long
 
     @property
     def problems(self) -> list[str]:
         """What keeps songs from being taken or made, in sentences."""
         servers = [server.error for server in (self.nats, self.object_store) if server.error]
         full = ["the queue for audio is full: songs wait for their tokens"] if self.decode_full else []
+        others = [sentence for sentence in (self.crowded, self.stalled) if sentence]
         # Without NATS nobody knows which workers live.
-        return servers + full + (diagnose(self.workers) + self.stale if self.nats.ok else [])
+        return servers + full + others + (diagnose(self.workers) + self.stale if self.nats.ok else [])
 
     @property
     def body(self) -> HealthBody:
@@ -94,13 +106,35 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
 class Health:
     """Probes at most once a second, however many ask."""
 
-    def __init__(self, nc: Client, store: ObjectStore, workers: Workers, lease_ttl: int) -> None:
+    def __init__(self, nc: Client, store: ObjectStore, workers: Workers, settings: Settings) -> None:
         self._store, self._workers = store, workers
-        self._leases = StaleLeases(nc.jetstream(timeout=PROBE_SECONDS), lease_ttl, PROBE_SECONDS)
+        self._leases = StaleLeases(nc.jetstream(timeout=PROBE_SECONDS), settings.lease_ttl, PROBE_SECONDS)
+        self._writing = Writing(nc, store)
+        self._standstill = Standstill(TTLS * settings.lease_ttl)
+        self._task: asyncio.Task[None] | None = None
         self._js = nc.jetstream(timeout=PROBE_SECONDS)
         self._latest: Snapshot | None = None
         self._probing = asyncio.Lock()
         self._ping: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to try writes, and to look whether anything moves, whether somebody asks or not."""
+        self._writing.start()
+        self._task = asyncio.create_task(self._look(), name="health")
+
+    async def close(self) -> None:
+        """Stop that."""
+        await self._writing.close()
+        if self._task is not None:
+            await end(self._task)
+
+    async def _look(self) -> None:
+        while True:
+            try:
+                await self.snapshot()
+            except Exception:
+                log.exception("unexpected")
+            await asyncio.sleep(_LOOK_SECONDS)
 
     async def snapshot(self) -> Snapshot:
         """What is known, at most two seconds old."""
@@ -109,8 +143,13 @@ class Health:
                 self._latest = await self._probe()
             return self._latest
 
-    async def require_store(self) -> None:
-        """Raise `Unavailable` when the store was away at the last probe and still is: a song would only wait."""
+    async def require_servers(self) -> None:
+        """Raise `Unavailable` when a server takes no writes, or has no room for a further record; also when the store
+        was away at the last probe and still is: a song would only wait."""
+        if reason := self._writing.nats or self._writing.crowded:
+            raise Unavailable("nats", reason)
+        if self._writing.store:
+            raise Unavailable("s3", self._writing.store)
         if self._latest is not None and not self._latest.object_store.ok:
             found = (await self.snapshot()).object_store
             if not found.ok:
@@ -120,10 +159,16 @@ class Health:
         (server, queue, full, ages), store, workers, stale = await asyncio.gather(
             self._probe_nats(), self._probe_store(), self._workers.live(), self._leases.sentences()
         )
+        writing, now = self._writing, time.monotonic()
+        if server.ok:
+            self._standstill.look(workers, (queue.tokens or 0) + (queue.decode or 0), now)
         return Snapshot(
-            taken=time.monotonic(),
-            nats=server,
-            object_store=store,
+            taken=now,
+            nats=Server(ok=False, error=writing.nats) if server.ok and writing.nats else server,
+            object_store=Server(ok=False, error=writing.store) if store.ok and writing.store else store,
+            crowded=writing.crowded,
+            still=self._standstill.seconds(now) if server.ok else 0.0,
+            stalled=self._standstill.problem(now) if server.ok else None,
             workers=workers,
             queue=queue,
             decode_full=full,

@@ -12,6 +12,7 @@ from prometheus_client.registry import Collector
 
 from services.gateway.health import Snapshot
 from services.gateway.sweeper import Sweeper
+from shared.failed_writes import FAILED_WRITES
 from shared.messages import WorkerStatus
 
 _METHODS = {"GET", "HEAD", "POST", "DELETE", "OPTIONS"}
@@ -47,6 +48,7 @@ class Metrics:
             registry=self._registry,
         )
         self._sockets = Gauge("heartmula_websockets", "Open websockets", registry=self._registry)
+        self._registry.register(FAILED_WRITES)
         self._seen = _Seen(sweeper)
         self._registry.register(self._seen)
 
@@ -111,7 +113,7 @@ class _Seen(Collector):
 
 
 def _house(snapshot: Snapshot) -> Iterable[Metric]:
-    up = GaugeMetricFamily("heartmula_server_up", "Whether a server answers", labels=["server"])
+    up = GaugeMetricFamily("heartmula_server_up", "Whether a server answers and takes writes", labels=["server"])
     up.add_metric(["nats"], snapshot.nats.ok)
     up.add_metric(["s3"], snapshot.object_store.ok)
     yield up
@@ -126,6 +128,12 @@ def _house(snapshot: Snapshot) -> Iterable[Metric]:
     for name, seconds in snapshot.ages.items():
         oldest.add_metric([name], seconds)
     yield oldest
+    yield GaugeMetricFamily(
+        "heartmula_standstill_seconds",
+        "For how long nothing has moved though songs wait and workers are there",
+        value=snapshot.still,
+    )
+    yield GaugeMetricFamily("heartmula_stalled", "Whether that is too long", value=snapshot.stalled is not None)
     live = GaugeMetricFamily("heartmula_workers", "Live workers", labels=["role"])
     for role in ("tokenizer", "codec"):
         live.add_metric([role], sum(worker.role == role for worker in snapshot.workers))
@@ -145,6 +153,11 @@ def _devices(workers: list[WorkerStatus]) -> Iterable[Metric]:
 def _workers(workers: list[WorkerStatus]) -> Iterable[Metric]:
     songs = GaugeMetricFamily("heartmula_worker_songs", "Songs that a worker works on", labels=_WORKER)
     slots = GaugeMetricFamily("heartmula_worker_slots", "Songs that a worker can work on at once", labels=_WORKER)
+    failed = GaugeMetricFamily(
+        "heartmula_worker_failed_writes",
+        "Writes of a worker that a server refused or did not confirm, since its start",
+        labels=_WORKER,
+    )
     rate = GaugeMetricFamily("heartmula_worker_frames_per_second", "Of all its songs, of late", labels=_WORKER)
     memory = GaugeMetricFamily(
         "heartmula_phase_memory_bytes",
@@ -155,6 +168,7 @@ def _workers(workers: list[WorkerStatus]) -> Iterable[Metric]:
         labels = [worker.role, worker.instance, worker.gpu.id]
         songs.add_metric(labels, len(worker.jobs))
         slots.add_metric(labels, worker.slots)
+        failed.add_metric(labels, worker.failed_writes)
         if worker.rate is not None:
             rate.add_metric(labels, worker.rate)
         for phase in {item.phase: item for item in worker.memory}.values():
@@ -162,4 +176,4 @@ def _workers(workers: list[WorkerStatus]) -> Iterable[Metric]:
             for at, value in ends.items():
                 if value is not None:
                     memory.add_metric([*labels, str(phase.phase), at], value)
-    yield from (songs, slots, rate, memory)
+    yield from (songs, slots, failed, rate, memory)

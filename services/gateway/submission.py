@@ -177,7 +177,7 @@ class Submission:
         self._access.check(caller, asked)
         self._access.expect(caller, known.count(None))
         place, request = found or (0, await self.fitter.fit(asked, caller.limits.max_duration_ms))
-        await self._health.require_store()
+        await self._health.require_servers()
         await self._access.admit(caller, known.count(None))
         jobs = []
         for index, job_id in enumerate(ids):

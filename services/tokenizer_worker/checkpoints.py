@@ -77,6 +77,7 @@ class Checkpoints:
             meta = TokenMeta(job_id=job.job_id, model=self._model, seed=job.request.seed or 0, ended=ended)
             with span("store tokens"):
                 await self._worker.store.put(self.key, pack(codes, meta))
+        self._worker.moved()
         if not ended:
             await self.name()
 

@@ -78,7 +78,7 @@ class TokenStage:
             delivery.off_device.set()
             if codes.shape[1] == 0:
                 raise SongError("the model ended the song before it began: try another seed, other lyrics or tags")
-            await worker.insist(lambda: saved.save(codes, ended=True))
+            await worker.insist(lambda: saved.save(codes, ended=True), delivery)
             await self._hand_on(delivery, worker, saved, codes.shape[1])
         finally:
             await saved.close()
@@ -103,7 +103,7 @@ class TokenStage:
         await saved.close()
         error, codes = making.future.exception(), making.codes
         if isinstance(error, Paused | LeaseLost) and codes.shape[1] > resumed:
-            await worker.insist(lambda: saved.save(codes, ended=False))
+            await worker.insist(lambda: saved.save(codes, ended=False), delivery)
             self._tell(delivery, "paused", codes.shape[1], song.max_frames)
         if error is not None:
             raise error

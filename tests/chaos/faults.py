@@ -11,6 +11,7 @@ import nats
 from nats.js.errors import APIError
 
 from deploy.local.servers import Server
+from deploy.local.stuck import StoreProbe, nats_trouble
 from shared.errors import Unavailable
 from shared.lease import read_leases
 from shared.topology import GPU_LOCK, decode_subject, lock_key, token_subject
@@ -26,6 +27,7 @@ HOUSE_FAULTS = (
     ("lost-lease", "codec"),
     ("junk", ""),
 )
+DISK_FAULTS = (("full-disk", ""), *(("kill9", role) for role in ROLES))  # where the servers have a volume of their own
 _HOLDER_SECONDS = 5.0  # that a fault waits for somebody to hold the lease
 
 
@@ -40,16 +42,22 @@ class Fault:
     seconds: float  # that it lasts
 
 
-def plan_faults(random: Random, seconds: float, gap: float, ttl: int) -> list[Fault]:
+def plan_faults(
+    random: Random, seconds: float, gap: float, ttl: int, kinds: Sequence[tuple[str, str]] = HOUSE_FAULTS
+) -> list[Fault]:
     """Faults for so many seconds, one every `gap` seconds on average; each kind once before any kind twice."""
     found: list[Fault] = []
     deck: list[tuple[str, str]] = []
     at = gap
     while at < seconds:
         if not deck:
-            deck = random.sample(HOUSE_FAULTS, len(HOUSE_FAULTS))
+            deck = random.sample(kinds, len(kinds))
         kind, role = deck.pop()
-        lasts = {"sigstop-short": (0.1, 0.7 * ttl), "sigstop-long": (1.2 * ttl, 2.5 * ttl)}.get(kind, (0.1, 2.5))
+        lasts = {
+            "sigstop-short": (0.1, 0.7 * ttl),
+            "sigstop-long": (1.2 * ttl, 2.5 * ttl),
+            "full-disk": (2.0, 10.0),
+        }.get(kind, (0.1, 2.5))
         found.append(
             Fault(at=at, kind=kind, role=role, which=random.randrange(100), seconds=round(random.uniform(*lasts), 2))
         )
@@ -85,6 +93,8 @@ class Injector:
                 await self._restart(fault, self._stack.nats)
             case "store-kill":
                 await self._restart(fault, self._stack.store)
+            case "full-disk":
+                await self._fill(fault)
             case "lost-lease":
                 await self._take_lease(fault)
             case "junk":
@@ -121,6 +131,20 @@ class Injector:
             await asyncio.sleep(fault.seconds)
             await server.start()
             self._stack.tell(f"{server.name} is back")
+
+    async def _fill(self, fault: Fault) -> None:
+        """Fill the disk of both servers, which are started again by themselves when it has room."""
+        volume, probe = self._stack.volume, StoreProbe(self._stack.store, self._stack.settings.s3_bucket)
+        assert volume is not None
+        async with self._busy["nats-kill"], self._busy["store-kill"]:
+            self._happens(fault, f"for {fault.seconds:g} s")
+            volume.fill()
+            await asyncio.sleep(fault.seconds)
+            volume.free()
+            self._stack.tell("the disk has room")
+            while await nats_trouble(self._stack.nats) or await probe.trouble():
+                await asyncio.sleep(0.5)
+            self._stack.tell("both servers write")
 
     async def _take_lease(self, fault: Fault) -> None:
         """Purge the holder's key, as an operator's mistake would."""

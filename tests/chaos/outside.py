@@ -17,7 +17,7 @@ from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 from nats.js.errors import APIError
 
 from shared.messages import ENDED, AnyEvent, CloudEvent, Job
-from shared.objects import ObjectStore
+from shared.objects import PROBES, ObjectStore
 from shared.settings import Settings
 from shared.topology import EVENTS, FAULTS, JOBS
 
@@ -145,11 +145,12 @@ class Outside:
         return await self.subjects(FAULTS, "dead.>")
 
     async def keys(self, prefix: str = "") -> list[str]:
-        """Keys of the stored objects. Raises `Unavailable`."""
+        """Keys of the stored objects, those apart that prove writing. Raises `Unavailable`."""
         client, bucket = self.store._client, self.store.bucket
-        return await self.store._run(
+        found = await self.store._run(
             lambda: [str(o.object_name) for o in client.list_objects(bucket_name=bucket, prefix=prefix, recursive=True)]
         )
+        return [key for key in found if not key.startswith(PROBES)]
 
     async def _stored(self, stream: str, subject: str) -> list[bytes]:
         count = sum((await self.subjects(stream, subject)).values())

@@ -18,7 +18,7 @@ from shared.errors import Unavailable
 from shared.lease import read_leases
 from shared.settings import Settings
 from tests.chaos.crashes import crash_again_and_again
-from tests.chaos.faults import Injector, plan_faults
+from tests.chaos.faults import DISK_FAULTS, HOUSE_FAULTS, Injector, plan_faults
 from tests.chaos.outside import Outside, connect
 from tests.chaos.songs import Client, Taken, Wish, plan_songs
 from tests.chaos.stack import Stack, open_stack
@@ -51,6 +51,7 @@ class Plan:
     gateways: int = 1
     cards: tuple[str, ...] = ("card-a",)
     crashes: int = 0  # of the whole stack, with orderly restarts between; instead of other faults of the house
+    disk_mb: int = 0  # size of a volume for the servers, which is filled now and then; 0: none
     patience: float = 180.0  # for the queue to drain, in seconds
 
 
@@ -68,8 +69,9 @@ async def run(plan: Plan, seed: int, folder: Path) -> Result:
     """Run a plan below `folder`."""
     random = Random(f"{seed} {plan.name}")
     wishes = plan_songs(random, plan.songs, plan.seconds, plan.length, plan.burst, plan.poison)
-    faults = [] if plan.crashes else plan_faults(random, plan.seconds, plan.gap, plan.settings.lease_ttl)
-    stacked = open_stack(folder, plan.settings, gateways=plan.gateways, cards=plan.cards)
+    kinds = DISK_FAULTS if plan.disk_mb else HOUSE_FAULTS
+    faults = [] if plan.crashes else plan_faults(random, plan.seconds, plan.gap, plan.settings.lease_ttl, kinds)
+    stacked = open_stack(folder, plan.settings, gateways=plan.gateways, cards=plan.cards, disk_mb=plan.disk_mb)
     async with stacked as stack, _watching(stack) as (outside, client):
         injector, trouble = Injector(stack, outside), Trouble(client, outside, stack.tell)
         stack.tell(f"{plan.name}: {len(wishes)} songs, {len(faults)} faults of the house in {plan.seconds:g} s")

@@ -6,17 +6,21 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 import httpx
 
 from deploy.local.processes import Process
 from deploy.local.servers import ROLES, NatsServer, Role, S3Server, Server, free_port
+from deploy.local.stuck import Healer
 from deploy.setup import set_up
 from shared.settings import Settings
+from shared.tasks import end
 from tests.integration.flow import as_role, environment
+from tests.integration.volumes import Volume, mounted
 
 START_SECONDS = 60.0
 RESTART_SECONDS = 0.2  # before a part that ended is started again
@@ -102,6 +106,7 @@ class Stack:
     """Both servers, gateways, and a pair of workers a card."""
 
     nats: NatsServer  # unless it is a cluster
+    volume: Volume | None = None  # on which the servers' data lie, if it is one of their own
 
     def __init__(
         self,
@@ -193,33 +198,56 @@ class Stack:
 
 @asynccontextmanager
 async def open_stack(
-    folder: Path, settings: Settings, *, gateways: int = 1, cards: Sequence[str] = ("card",), figures: bool = False
+    folder: Path,
+    settings: Settings,
+    *,
+    gateways: int = 1,
+    cards: Sequence[str] = ("card",),
+    figures: bool = False,
+    disk_mb: int = 0,
 ) -> AsyncIterator[Stack]:
     """A stack that serves, with its servers below `folder`; with `figures` the servers tell theirs.
+
+    With `disk_mb` the servers have a volume of that size, and are started again when they can no longer write. Raises
+    `CannotMount`.
 
     `settings` says everything but where the servers are.
     """
     ports = (free_port(), free_port()) if figures else (0, 0)
-    nats = NatsServer(folder, free_port(), dict.fromkeys(ROLES, "secret"), monitor_port=ports[0])
-    store = S3Server(folder, free_port(S3Server.ports), "chaos", "secretsecret", metrics_port=ports[1])
-    settings = replace(
-        settings,
-        nats_url=nats.url,
-        s3_endpoint=store.url,
-        s3_access_key=store.access_key,
-        s3_secret_key=store.secret_key,
-        data_dir=folder / "data",
-    )
-    stack = Stack(settings, store, folder / "logs", gateways, cards)
-    stack.nats = nats
-    try:
-        await asyncio.gather(*(server.start() for server in stack.servers))
-        await set_up(as_role(settings, "bootstrap"))
-        await stack.start()
-        yield stack
-    finally:
-        await stack.stop()
-        await asyncio.gather(*(server.stop() for server in stack.servers))
+    with ExitStack() as volumes:
+        volume = volumes.enter_context(mounted(folder / "volume", disk_mb)) if disk_mb else None
+        below = volume.folder if volume else folder
+        nats = NatsServer(below, free_port(), dict.fromkeys(ROLES, "secret"), monitor_port=ports[0])
+        store = S3Server(below, free_port(S3Server.ports), "chaos", "secretsecret", metrics_port=ports[1])
+        settings = replace(
+            settings,
+            nats_url=nats.url,
+            s3_endpoint=store.url,
+            s3_access_key=store.access_key,
+            s3_secret_key=store.secret_key,
+            data_dir=folder / "data",
+        )
+        servers: dict[str, Server] = {"nats": nats, "s3": store}
+
+        async def restart(name: str) -> None:
+            servers[name].kill()
+            await servers[name].start()
+            stack.tell(f"{name} was started again")
+
+        stack = Stack(settings, store, folder / "logs", gateways, cards)
+        stack.nats, stack.volume = nats, volume
+        healing: list[asyncio.Task[NoReturn]] = []
+        try:
+            await asyncio.gather(*(server.start() for server in servers.values()))
+            await set_up(as_role(settings, "bootstrap"))
+            await stack.start()
+            if volume:
+                healing.append(asyncio.create_task(Healer([nats, store], settings.s3_bucket, restart, every=1.0).run()))
+            yield stack
+        finally:
+            await end(*healing)
+            await stack.stop()
+            await asyncio.gather(*(server.stop() for server in servers.values()))
 
 
 async def _until(ask: Callable[[], Awaitable[bool]], patience: float, what: str) -> None:

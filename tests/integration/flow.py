@@ -22,7 +22,7 @@ from deploy.setup import set_up
 from shared.jobs import JobStore
 from shared.messages import ENDED, CloudEvent, GenerateRequest, Job, Priority
 from shared.messages import Role as WorkerRole
-from shared.objects import ObjectStore
+from shared.objects import PROBES, ObjectStore
 from shared.queues import queue_tokens
 from shared.settings import Settings
 from shared.topology import EVENTS, TENANT
@@ -114,12 +114,12 @@ class Flow:
         return found
 
     async def keys(self, prefix: str = "") -> list[str]:
-        """Keys of the stored objects."""
+        """Keys of the stored objects, those apart that prove writing."""
         client, bucket = self.store._client, self.store.bucket
         found = await asyncio.to_thread(
             lambda: [str(o.object_name) for o in client.list_objects(bucket_name=bucket, prefix=prefix, recursive=True)]
         )
-        return sorted(found)
+        return sorted(key for key in found if not key.startswith(PROBES))
 
     def journal(self, gpu: str = "*") -> list[dict[str, object]]:
         """Every move onto and off the device."""

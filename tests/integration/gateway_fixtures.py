@@ -89,6 +89,16 @@ class House:
         assert answer.status_code == 202, answer.text
         return str(answer.json()["job_id"])
 
+    async def taken(self) -> str:
+        """Ask for a song until one is taken; returns its id."""
+
+        async def ask() -> str | None:
+            answer = await self.http.post("/generate", json=SONG)
+            return str(answer.json()["job_id"]) if answer.status_code == 202 else None
+
+        found: str = await eventually(ask, "no song is taken")
+        return found
+
     async def job(self, job_id: str) -> Job:
         """The record of a song."""
         job = await self.jobs.get(job_id)

@@ -18,7 +18,7 @@ from services.gateway import sweeper as sweeping
 from services.gateway.sweeper import Sweeper, Swept
 from shared.jobs import JobStore
 from shared.messages import DecodeJob, GenerateRequest, Job, Status, TokenJob
-from shared.objects import ObjectStore
+from shared.objects import PROBES, ObjectStore
 from shared.settings import Settings
 from shared.topology import DEC, HOOKS_CONSUMER, JOBS, TENANT, TOK, bootstrap, decode_subject, streams, token_subject
 from tests.integration.gateway_fixtures import eventually, open_house
@@ -61,7 +61,7 @@ class Mess:
             await self.store.put(key, b"x")
 
     async def keys(self) -> set[str]:
-        return {item.key for item in await self.store.list("")}
+        return {item.key for item in await self.store.list("") if not item.key.startswith(PROBES)}
 
     async def message(self, stream: str, subject: str) -> bytes | None:
         try:

@@ -83,6 +83,7 @@ FORBIDDEN: dict[Role, tuple[str, ...]] = {
         "events.local.j.completed",
         "jobs.tok.high.j",
         "$KV.JOBS.local.j",
+        "$KV.JOBS.probe",
         "ctl.cancel.j",
         "$JS.API.DIRECT.GET.KV_JOBS.$KV.JOBS.other.j",
         "$JS.API.DIRECT.GET.KV_JOBS",
@@ -166,6 +167,24 @@ async def test_a_worker_deletes_the_stale_lease_of_the_other_role(server: NatsSe
         await lease.close()
 
     await asyncio.gather(outlive("tokenizer", "codec"), outlive("codec", "tokenizer"))
+    await client.close()
+
+
+async def test_the_user_of_the_system_account_asks_for_the_health_of_the_server_alone(server: NatsServer) -> None:
+    told: list[str] = []
+
+    async def note(error: Exception) -> None:
+        told.append(str(error).lower())
+
+    url = f"nats://system:secret-operator@127.0.0.1:{server.port}"
+    client = await nats.connect(url, error_cb=note, inbox_prefix=b"_INBOX_system")
+    answer = await client.request("$SYS.REQ.SERVER.PING.HEALTHZ", b"", timeout=5)
+    assert json.loads(answer.data)["data"]["status"] == "ok"
+    forbidden = ("$SYS.REQ.SERVER.PING", "$SYS.REQ.SERVER.PING.CONNZ", "$SYS.REQ.CLAIMS.UPDATE", "$JS.API.INFO")
+    for subject in forbidden:
+        await client.publish(subject, b"{}")
+    await client.subscribe("$SYS.>")
+    await _told(told, len(forbidden) + 1)
     await client.close()
 
 

@@ -1,0 +1,52 @@
+"""How much the streams may take, and what happens before it is used up."""
+
+from dataclasses import replace
+
+import httpx
+import msgspec
+import nats
+from nats.js.api import StreamConfig
+
+from deploy.setup import set_up
+from shared.jobs import change
+from shared.settings import Settings
+from shared.topology import EVENTS, GPU_LOCK, JOBS, TENANT
+from tests.integration.flow import as_role
+from tests.integration.gateway_fixtures import SONG, eventually, open_house
+
+
+async def test_streams_reserve_less_where_there_is_less(nats_settings: Settings) -> None:
+    client = await nats.connect(nats_settings.nats_url)
+    js = client.jetstream()
+    await js.add_stream(StreamConfig(name="OTHERS", subjects=["others"], max_bytes=5 << 29))
+    for _ in range(2):  # and again
+        await set_up(as_role(nats_settings, "bootstrap"))
+        sizes = {name: (await js.stream_info(name)).config.max_bytes or -1 for name in (f"KV_{JOBS}", EVENTS)}
+        assert sizes == {f"KV_{JOBS}": 512 << 20, EVENTS: 256 << 20}
+    assert (await js.stream_info(f"KV_{GPU_LOCK}")).config.max_bytes in (None, -1)
+    await js.delete_stream("OTHERS")
+    await set_up(as_role(nats_settings, "bootstrap"))
+    assert (await js.stream_info(f"KV_{JOBS}")).config.max_bytes == 1 << 30
+    await client.close()
+
+
+async def test_songs_are_refused_before_a_record_cannot_grow(settings: Settings) -> None:
+    async with open_house(settings, settings.data_dir) as house:
+        job_id = await house.submit()
+        config = (await house.js.stream_info(f"KV_{JOBS}")).config
+        await house.js.update_stream(replace(config, max_bytes=200_000))
+        for number in range(16):
+            long = msgspec.structs.replace(await house.job(job_id), job_id=str(number), error="x" * 10_000)
+            await house.jobs.create(long)
+
+        async def refused() -> httpx.Response | None:
+            answer = await house.http.post("/generate", json=SONG)
+            return answer if answer.status_code == 503 else None
+
+        answer = await eventually(refused, "songs are taken until nothing fits")
+        assert answer.json()["service"] == "nats"
+        assert "the records of songs take" in answer.json()["detail"]
+        body = (await house.http.get("/health")).json()
+        assert body["status"] == "degraded"
+        assert answer.json()["detail"] in body["problems"]
+        await house.jobs.update(job_id, TENANT, lambda job: change(job, status="generating", error="x" * 10_000))

@@ -1,0 +1,50 @@
+"""Embedded servers that take no writes any more after a full disk."""
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from deploy.local.servers import Server
+from deploy.local.stuck import Healer
+from shared.settings import Settings
+from shared.tasks import end
+from tests.integration.gateway_fixtures import SONG, eventually, open_house
+from tests.integration.volumes import Volume, break_store, broker_on, store_on, volume
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Volume]:
+    """A small volume."""
+    with volume(tmp_path / "disk", 200) as found:
+        yield found
+
+
+async def test_what_can_no_longer_write_is_started_again_once_there_is_room(disk: Volume, settings: Settings) -> None:
+    async with broker_on(disk, settings) as (broker, changed), store_on(disk, changed) as (store, changed):
+        servers: list[Server] = [broker, store]
+        restarted: list[str] = []
+
+        async def restart(name: str) -> None:
+            (server,) = (server for server in servers if server.name == name)
+            server.kill()
+            await server.start()
+            restarted.append(name)
+
+        async with open_house(changed, settings.data_dir) as house:
+            healing = asyncio.create_task(Healer(servers, changed.s3_bucket, restart, every=0.3).run())
+            try:
+                await break_store(house.store, disk)
+                assert (await house.http.post("/generate", json=SONG)).status_code == 503
+                assert restarted == []
+                disk.free()
+
+                async def both() -> bool:
+                    return sorted(restarted) == ["nats", "s3"]
+
+                await eventually(both, "nothing was started again")
+                await house.taken()
+                assert sorted(restarted) == ["nats", "s3"]
+            finally:
+                await end(healing)
