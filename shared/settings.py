@@ -7,6 +7,7 @@ it may be. A misspelt ``HEARTMULA_*`` variable is an error too: a setting that i
 import base64
 import math
 import os
+import re
 import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
@@ -15,6 +16,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from shared.errors import ConfigError
+
+_HOST = re.compile(r"[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*")
 
 
 def _text(value: str) -> str:
@@ -99,6 +102,14 @@ def _origins(value: str) -> str:
         if scheme not in ("http", "https") or not host or any(c in "/*?#@ " for c in host):
             raise ValueError("must be origins such as https://songs.example, divided by commas")
     return value
+
+
+def _hosts(value: str) -> str:
+    """Names of hosts, in lower case."""
+    names = [name.strip().lower().removesuffix(".") for name in value.split(",")]
+    if not all(_HOST.fullmatch(name) for name in names):
+        raise ValueError("must be names such as songs.example, without scheme or port, divided by commas")
+    return ",".join(names)
 
 
 def _device(value: str) -> str:
@@ -252,7 +263,17 @@ class Settings:
         "TOML file of tenants, their keys' SHA-256 and their limits; unset: no key is needed",
     )
     cors_origins: str = _setting(
-        "HEARTMULA_CORS_ORIGINS", _origins, "", "origins, divided by commas, whose pages may use the API with a key"
+        "HEARTMULA_CORS_ORIGINS",
+        _origins,
+        "",
+        "origins, divided by commas, whose pages may use the API, with a key where keys are needed",
+    )
+    allowed_hosts: str = _setting(
+        "HEARTMULA_ALLOWED_HOSTS",
+        _hosts,
+        "",
+        "names, divided by commas, under which a gateway without keys answers; localhost, IP addresses and "
+        "HEARTMULA_HOST always are",
     )
     data_dir: Path = _setting(
         "HEARTMULA_DATA_DIR",

@@ -15,14 +15,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import urlsplit
 
 import msgspec
-from litestar.connection import ASGIConnection, Request
-from litestar.handlers import BaseRouteHandler
+from litestar.connection import ASGIConnection
 
 from services.gateway.bucket import Bucket
 from services.gateway.catalogue import Catalogue
+from services.gateway.origins import is_own
 from services.gateway.problems import Refusal
 from shared.checkpoint import FRAME_MS
 from shared.errors import ConfigError, InvalidRequest
@@ -269,7 +268,7 @@ def _from_elsewhere(connection: Connection) -> bool:
     """Whether a browser says that a page of another origin asks."""
     origin = connection.headers.get("origin")
     if origin is not None:
-        return urlsplit(origin).netloc.lower() != connection.headers.get("host", "").lower()
+        return not is_own(origin, connection.headers.get("host", ""))
     return connection.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none")
 
 
@@ -289,18 +288,3 @@ def _too_fast(limits: Limits, wait: float) -> Refusal:
 def too_many(detail: str, seconds: int) -> Refusal:
     """The refusal of what may be asked for again after some seconds."""
     return Refusal(429, "too-many-requests", detail, headers={"Retry-After": str(seconds)})
-
-
-def need_key(connection: Connection, handler: BaseRouteHandler) -> None:
-    """Litestar's guard of every route: songs and the API need a key, also where a handler does not ask who calls."""
-    # A websocket is refused after it was accepted, by its handler: see there.
-    if not isinstance(connection, Request) or connection.method == "OPTIONS":  # which tells methods alone
-        return
-    if any(path.startswith(("/generate", "/api/")) for path in handler.paths):
-        connection.app.state.access.caller(connection)
-
-
-def provide_caller(request: Connection) -> Caller:
-    """The dependency `caller` of HTTP handlers."""
-    caller: Caller = request.app.state.access.caller(request)
-    return caller

@@ -11,7 +11,8 @@ from litestar.params import FromPath
 from swagger_ui_bundle import swagger_ui_path
 
 from services.gateway.asyncapi import document
-from services.gateway.openapi import complete
+from services.gateway.guards import PUBLIC
+from services.gateway.openapi import complete, marks_of
 from services.gateway.pages import POLICY, File, Pages
 
 _POLICY = f"{POLICY}; img-src 'self' data:"  # its style sheet holds its icons
@@ -19,30 +20,31 @@ GET_AND_HEAD = [HttpMethod.GET, HttpMethod.HEAD]
 _FILES = Pages(swagger_ui_path, only=("swagger-ui.css", "swagger-ui-bundle.js"))
 
 
-@route("/docs", http_method=GET_AND_HEAD, include_in_schema=False)
+@route("/docs", http_method=GET_AND_HEAD, opt=PUBLIC, include_in_schema=False)
 async def docs(request: Request[Any, Any, Any], pages: NamedDependency[Pages]) -> Response[bytes]:
     """Swagger UI."""
     return pages.answer(request, "docs.html", policy=_POLICY)
 
 
-@route("/docs/{name:str}", http_method=GET_AND_HEAD, include_in_schema=False)
+@route("/docs/{name:str}", http_method=GET_AND_HEAD, opt=PUBLIC, include_in_schema=False)
 async def docs_file(request: Request[Any, Any, Any], name: FromPath[str]) -> Response[bytes]:
     """What Swagger UI is made of."""
     return _FILES.answer(request, name)
 
 
-@route(["/schema", "/schema/openapi.json"], http_method=GET_AND_HEAD, include_in_schema=False)
+@route(["/schema", "/schema/openapi.json"], http_method=GET_AND_HEAD, opt=PUBLIC, include_in_schema=False)
 async def schema(request: Request[Any, Any, Any]) -> Response[bytes]:
     """The OpenAPI document."""
     state = request.app.state
     if "schema" not in state:
-        whole = complete(msgspec.json.decode(msgspec.json.encode(request.app.openapi_schema.to_schema())))
+        plain = msgspec.json.decode(msgspec.json.encode(request.app.openapi_schema.to_schema()))
+        whole = complete(plain, marks_of(request.app))
         state["schema"] = File(msgspec.json.encode(whole), "application/json")
     file: File = state["schema"]
     return file.answer(request)
 
 
-@route("/asyncapi.json", http_method=GET_AND_HEAD, include_in_schema=False)
+@route("/asyncapi.json", http_method=GET_AND_HEAD, opt=PUBLIC, include_in_schema=False)
 async def asyncapi(request: Request[Any, Any, Any]) -> Response[bytes]:
     """The events, and the subjects of NATS clients."""
     return _asyncapi().answer(request)

@@ -12,9 +12,9 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.routes import HTTPRoute
 
 from services.gateway import api_docs, openapi, session
-from services.gateway.access import need_key, provide_caller
 from services.gateway.event_stream import event_stream
 from services.gateway.gateway import Gateway
+from services.gateway.guards import PUBLIC, PageRules, need_key, provide_caller
 from services.gateway.headers import secure
 from services.gateway.pages import Pages
 from services.gateway.problems import answer_error
@@ -51,6 +51,7 @@ def create_app(gateway: Gateway) -> Litestar:
         if origins
         else None,
         guards=[need_key],
+        middleware=[PageRules(gateway.settings, gateway.access).middleware],
         state=State({"access": gateway.access}),
         before_send=[secure],
         exception_handlers={Exception: answer_error},
@@ -68,6 +69,7 @@ def _options(handlers: Iterable[HTTPRouteHandler]) -> HTTPRouteHandler:
         http_method=HttpMethod.OPTIONS,
         status_code=204,
         include_in_schema=False,
+        opt=PUBLIC,  # it tells methods alone
     )
     async def options(request: Request[Any, Any, Any]) -> Response[None]:
         there = (found for found in request.app.routes if isinstance(found, HTTPRoute))

@@ -96,7 +96,8 @@ def _document() -> dict[str, Any]:
 _SOCKET = (
     "A websocket: a snapshot, the events after `after` if that is given, then everything live. Closes with 1000 when "
     "the song has ended, 1008 for an `after` that is no id, 1012 (connect again, with `after`), 4401 without "
-    "a valid key where keys are needed, 4404 for an unknown song."
+    "a valid key where keys are needed, 4404 for an unknown song. Where no keys are needed, the handshake of a page of "
+    "another origin is refused with 403."
 )
 _STREAM = (
     "Server-sent events: the same. `event:` is the type, `id:` the id, `data:` the JSON. The header Last-Event-ID "

@@ -49,6 +49,14 @@ class Connection(WebSocketsSansIOProtocol):
 
     async def run_asgi(self) -> None:
         """Serve the socket to its end, and see to it that it has one."""
+        app = self.app
+
+        async def answered(scope: Any, receive: Any, send: Any) -> None:
+            await app(scope, receive, send)
+            if self.initial_response is not None:  # refused with an answer of HTTP: uvicorn would log that as a fault
+                self.handshake_complete = True
+
+        self.app = answered
         await super().run_asgi()
         self._abort_soon()
 

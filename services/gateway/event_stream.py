@@ -15,6 +15,7 @@ from litestar.types import ASGIApp, Receive, Scope, Send
 from services.gateway.access import Caller
 from services.gateway.feed import Feed, Lost, event_id
 from services.gateway.gateway import Gateway
+from services.gateway.guards import OWN_PAGES
 from services.gateway.hub import Frame, newest
 from services.gateway.openapi import Answer, operation, parameter, refusals
 from services.gateway.problems import Refusal
@@ -42,6 +43,7 @@ class _Gone(Exception):
 
 @get(
     "/generate/{job_id:str}/events",
+    opt=OWN_PAGES,
     operation_class=operation(
         parameter("after", "query", "id of the latest event that is known: those after it are told first", _SEQUENCE),
         parameter("Last-Event-ID", "header", "the same, as browsers send it when they come again", _SEQUENCE),

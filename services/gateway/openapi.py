@@ -4,12 +4,12 @@ A route names its errors with `refusals` and everything else that Litestar canno
 checked by hand, audio) with `operation`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 import msgspec
-from litestar import Router
+from litestar import Litestar, Router
 from litestar.enums import HttpMethod
 from litestar.handlers import HTTPRouteHandler
 from litestar.openapi import OpenAPIConfig
@@ -28,19 +28,20 @@ from litestar.openapi.spec import (
     Tag,
 )
 from litestar.openapi.spec.enums import OpenAPIFormat
-from litestar.routes import BaseRoute
+from litestar.routes import BaseRoute, HTTPRoute
 from litestar.types import Method
 
+from services.gateway.guards import is_for_own_pages
 from services.gateway.problems import MEDIA_TYPE, STATUSES, TITLES, Problem
 from shared.messages import GenerateRequest
 
 VERSION = "0.1.0"
+Marks = Mapping[tuple[str, str], Mapping[str, Any]]  # of routes, by address and method in lower case
 TEXT = Schema(type=OpenAPIType.STRING)
 NUMBER = Schema(type=OpenAPIType.INTEGER, minimum=0)
 BINARY = Schema(type=OpenAPIType.STRING, format=OpenAPIFormat.BINARY)
 _EVERYWHERE = (500,)
 _RETRIED = (429, 503)
-_KEYED = ("/generate", "/api/")  # where a key is asked for
 _TAGS = {"generate": "songs", "api": "house", "health": "house", "livez": "probes", "readyz": "probes"}
 _TAG_WORDS = {
     "songs": "Asking for songs, following them, getting their audio.",
@@ -172,8 +173,19 @@ class _NoRoutes(Router):
         return []
 
 
-def complete(document: dict[str, Any]) -> dict[str, Any]:
-    """Add what holds for all routes; changes and returns the document."""
+def marks_of(app: Litestar) -> Marks:
+    """The marks of all routes of an application."""
+    routes = [route for route in app.routes if isinstance(route, HTTPRoute)]
+    return {
+        (route.path_format, method.lower()): handler.opt
+        for route in routes
+        for handler in route.route_handlers
+        for method in handler.http_methods
+    }
+
+
+def complete(document: dict[str, Any], marks: Marks) -> dict[str, Any]:
+    """Add what holds for all routes, and what follows from their marks; changes and returns the document."""
     schemas = document["components"]["schemas"]
     document["components"]["securitySchemes"] = {
         "key": {"type": "http", "scheme": "bearer", "description": "an API key, where the gateway asks for one"}
@@ -188,10 +200,13 @@ def complete(document: dict[str, Any]) -> dict[str, Any]:
             for known in found.get("parameters", ()):
                 if known["name"] == "job_id":
                     known["schema"], known["description"] = _JOB_ID, "of the song"
-            keyed = path.startswith(_KEYED)
-            if keyed:
+            marked = marks[path, method]
+            refused = {401: not marked.get("public"), 403: is_for_own_pages(method, marked)}
+            if refused[401]:
                 found["security"] = [{"key": []}, {}]  # {}: where the gateway has no keys
-            _complete_answers(found["responses"], keyed=keyed, head=method == "head")
+            refused[421] = not marked.get("any_host")
+            always = (*_EVERYWHERE, *(code for code, holds in refused.items() if holds))
+            _complete_answers(found["responses"], always, head=method == "head")
             content = found.get("requestBody", {}).get("content", {}).get("application/json")
             if content and (title := content["schema"].get("title")):  # one name for one structure
                 schemas[title] = content["schema"]
@@ -207,10 +222,10 @@ def _describe_problem(schema: dict[str, Any]) -> None:
     properties["status"] |= {"minimum": 400, "maximum": 599}
 
 
-def _complete_answers(answers: dict[str, Any], *, keyed: bool, head: bool) -> None:
+def _complete_answers(answers: dict[str, Any], everywhere: Iterable[int], *, head: bool) -> None:
     if "application/json" in answers.get("400", {}).get("content", {}):  # Litestar's own, which is never sent
         del answers["400"]
-    for always in (*_EVERYWHERE, *((401,) if keyed else ())):
+    for always in everywhere:
         answers[str(always)] = {"content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}}
     for code, answer in answers.items():
         if MEDIA_TYPE in answer.get("content", {}):

@@ -15,6 +15,7 @@ from litestar.types import ASGIApp
 from services.gateway import gpu, songs
 from services.gateway.access import Caller
 from services.gateway.gateway import Gateway
+from services.gateway.guards import PROBE, PUBLIC
 from services.gateway.health import HealthBody
 from services.gateway.openapi import BINARY, NUMBER, TEXT, Answer, json_body, operation, parameter, refusals, song_body
 from services.gateway.pages import Pages
@@ -76,8 +77,8 @@ async def generate(
 
 
 def _require_json(request: AnyRequest) -> None:
-    media_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
-    if media_type != "application/json":  # it also keeps other sites' forms out
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "application/json":  # it also keeps out what other sites' pages may send without asking first
         raise Refusal(415, "unsupported-media-type", "send JSON, with Content-Type: application/json")
 
 
@@ -232,6 +233,7 @@ async def cancel(
 
 @get(
     "/health",
+    opt=PROBE,
     operation_class=operation(answers={503: Answer("a song could not be taken now")}),
     responses={503: ResponseSpec(HealthBody, generate_examples=False)},
 )
@@ -247,25 +249,29 @@ async def gpus(gateway: NamedDependency[Gateway], caller: NamedDependency[Caller
     return Response(await gpu.gpus(gateway, caller.tenant), headers=NO_STORE)
 
 
-@route("/", http_method=GET_AND_HEAD, include_in_schema=False)
+@route("/", http_method=GET_AND_HEAD, opt=PUBLIC, include_in_schema=False)
 async def index(request: AnyRequest, pages: NamedDependency[Pages]) -> Response[bytes]:
     """The web page."""
     return pages.answer(request, "index.html")
 
 
-@route("/static/{name:path}", http_method=GET_AND_HEAD, include_in_schema=False)
+@route("/static/{name:path}", http_method=GET_AND_HEAD, opt=PUBLIC, include_in_schema=False)
 async def static(request: AnyRequest, pages: NamedDependency[Pages], name: FromPath[str]) -> Response[bytes]:
     """What the web page is made of."""
     return pages.answer(request, name.lstrip("/"))
 
 
-@get("/livez")
+@get("/livez", opt=PROBE)
 async def livez() -> dict[str, bool]:
     """This process answers."""
     return {"ok": True}
 
 
-@get("/readyz", responses={503: ResponseSpec(dict[str, bool], generate_examples=False, description="not yet")})
+@get(
+    "/readyz",
+    opt=PROBE,
+    responses={503: ResponseSpec(dict[str, bool], generate_examples=False, description="not yet")},
+)
 async def readyz(gateway: NamedDependency[Gateway]) -> Response[dict[str, bool]]:
     """NATS is connected and set up."""
     return Response({"ok": gateway.ready}, status_code=200 if gateway.ready else 503, headers=NO_STORE)
@@ -273,6 +279,7 @@ async def readyz(gateway: NamedDependency[Gateway]) -> Response[dict[str, bool]]
 
 @get(
     "/metrics",
+    opt=PROBE,
     operation_class=operation(
         answers={
             200: Answer("the figures", content=dict.fromkeys(("text/plain", "application/openmetrics-text"), TEXT))

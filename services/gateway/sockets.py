@@ -12,6 +12,7 @@ from litestar.params import FromPath
 
 from services.gateway.feed import Feed, Lost, event_id
 from services.gateway.gateway import Gateway
+from services.gateway.guards import CHECKS_KEY
 from services.gateway.hub import Frame
 from services.gateway.problems import Refusal
 from shared.errors import HeartMulaError
@@ -36,7 +37,7 @@ class _Gone(Exception):
     """Nobody is there any more."""
 
 
-@websocket("/generate/{job_id:str}/events")
+@websocket("/generate/{job_id:str}/events", opt=CHECKS_KEY)
 async def events(socket: Socket, gateway: NamedDependency[Gateway], job_id: FromPath[str]) -> None:
     """Follow a song until it has ended."""
     await socket.accept()

@@ -158,7 +158,7 @@ async def test_a_session_carries_the_key_and_other_sites_cannot_use_it(house: Ho
             {"Sec-Fetch-Site": "cross-site"},
         ]
         for headers in elsewhere:
-            assert (await house.http.post("/generate", json=SONG, headers=cookie | headers)).status_code == 401
+            assert (await house.http.get("/generate", headers=cookie | headers)).status_code == 401
             assert await close_code(house, job_id, cookie | headers) == 4401
         form = await house.http.post("/generate", data={"lyrics": "la"}, headers=cookie)
         assert form.status_code == 415
@@ -169,6 +169,20 @@ async def test_a_session_carries_the_key_and_other_sites_cannot_use_it(house: Ho
         assert "max-age=0" in over.headers["set-cookie"].lower()
         # A header is never made up for by the cookie.
         assert (await house.http.get("/generate", headers=cookie | {"Authorization": "Bearer x"})).status_code == 401
+
+
+async def test_a_foreign_origin_needs_a_valid_authorization_header_and_any_host_is_answered(house: House) -> None:
+    foreign = {"Origin": "https://evil.example"}
+    job_id = await submit(house, ALICE | foreign | {"Host": "songs.example"})
+    cookie = {"Cookie": "heartmula_key=key-of-alice"}
+    base = f"/generate/{job_id}"
+    for headers in (foreign, foreign | cookie, foreign | {"Authorization": "Bearer guessed"}):
+        for method, path in (("POST", "/generate"), ("DELETE", base), ("GET", f"{base}/events")):
+            answer = await house.http.request(method, path, json=SONG, headers=headers)
+            assert (answer.status_code, answer.json()["type"]) == (403, "/problems/foreign-origin"), (method, path)
+        assert await close_code(house, job_id, headers) == 4401
+    assert (await house.http.delete(base, headers=ALICE | foreign)).status_code == 200
+    assert await close_code(house, job_id, ALICE | foreign) == 1000
 
 
 async def test_pages_of_listed_origins_may_ask_with_a_key(house: House) -> None:

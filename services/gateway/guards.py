@@ -1,0 +1,126 @@
+"""What a request must satisfy before a handler sees it: under which name it came, whose page sent it, and its key.
+
+Routes are closed unless they are marked. Where there are keys, what has no mark needs one; where there are none, it is
+answered under the service's own names alone. Marks are Litestar's `opt` of a route.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from litestar.connection import ASGIConnection
+from litestar.enums import ScopeType
+from litestar.handlers import BaseRouteHandler
+from litestar.types import ASGIApp, Receive, Scope, Send
+
+from services.gateway.access import Access, Caller
+from services.gateway.origins import Address, Origin
+from services.gateway.problems import MEDIA_TYPE, Refusal
+from shared.settings import Settings
+
+PUBLIC = {"public": True}  # needs no key: tells nothing of songs
+PROBE = PUBLIC | {"any_host": True}  # also asked by kubelets and Prometheus, under names of theirs
+CHECKS_KEY = {"checks_key": True}  # the handler asks for the key itself
+OWN_PAGES = {"own_pages": True}  # a GET that pages of other origins may not send
+
+Connection = ASGIConnection[Any, Any, Any, Any]
+_HARMLESS = ("GET", "HEAD", "OPTIONS")
+
+
+def need_key(connection: Connection, handler: BaseRouteHandler) -> None:
+    """Litestar's guard of every route: without a mark it needs a key, also where its handler does not ask who calls."""
+    if not (handler.opt.get("public") or handler.opt.get("checks_key")):
+        connection.app.state.access.caller(connection)
+
+
+def provide_caller(request: Connection) -> Caller:
+    """The dependency `caller` of HTTP handlers."""
+    caller: Caller = request.app.state.access.caller(request)
+    return caller
+
+
+def is_for_own_pages(method: str, marks: Mapping[str, Any]) -> bool:
+    """Whether pages of other origins may not send this: whatever changes state, and what is marked."""
+    return bool(method.upper() not in _HARMLESS or marks.get("own_pages"))
+
+
+class PageRules:
+    """What web pages may do through the browser of somebody who can reach the service.
+
+    While there are no keys, everybody who reaches it may do everything, and a browser lends that to every page.
+    """
+
+    def __init__(self, settings: Settings, access: Access) -> None:
+        self._access = access
+        self._names = {settings.host.lower().removesuffix("."), *settings.allowed_hosts.split(",")} - {""}
+        self._listed = {Origin.parse(origin) for origin in settings.cors_origins.split(",")} - {None}
+
+    def middleware(self, app: ASGIApp) -> ASGIApp:
+        """Litestar's middleware, which sees requests with their route, before guards and handlers."""
+
+        async def checked(scope: Scope, receive: Receive, send: Send) -> None:
+            try:
+                self.check(ASGIConnection(scope), scope["route_handler"].opt)
+            except Refusal as refusal:
+                if scope["type"] == ScopeType.HTTP:
+                    raise
+                await _refuse_handshake(refusal, send)
+            else:
+                await app(scope, receive, send)
+
+        return checked
+
+    def check(self, connection: Connection, marks: Mapping[str, Any]) -> None:
+        """Raise a 421 `Refusal` for a name that is not the service's, a 403 one for pages of other origins."""
+        hosts = connection.headers.getall("host", [])
+        host = ", ".join(hosts)
+        if hosts and not (self._access.closed or marks.get("any_host") or self._is_known(host)):
+            raise _unknown_host()
+        origin = connection.headers.get("origin")
+        if origin is None or (found := Origin.parse(origin)) in self._listed or (found and found.is_at(host)):
+            return
+        if connection.scope["type"] == ScopeType.HTTP:
+            if not is_for_own_pages(str(connection.scope.get("method")), marks):
+                return
+        elif self._access.closed:
+            return  # accepted and closed with 4401, as without a key: browsers cannot see why a handshake failed
+        if not self._has_valid_header(connection):
+            raise _foreign_origin()
+
+    def _is_known(self, host: str) -> bool:
+        address = Address.parse(host)
+        return address is not None and (address.cannot_be_rebound or address.host in self._names)
+
+    def _has_valid_header(self, connection: Connection) -> bool:
+        """Whether there is a key in the Authorization header, which no page can set that does not have the key."""
+        if not self._access.closed or "authorization" not in connection.headers:
+            return False
+        try:
+            self._access.caller(connection)
+        except Refusal:
+            return False
+        return True
+
+
+async def _refuse_handshake(refusal: Refusal, send: Send) -> None:
+    answer = refusal.response()
+    headers = [(b"content-type", MEDIA_TYPE.encode()), (b"cache-control", b"no-store")]
+    await send({"type": "websocket.http.response.start", "status": refusal.status, "headers": headers})
+    await send({"type": "websocket.http.response.body", "body": answer.content, "more_body": False})
+
+
+def _unknown_host() -> Refusal:
+    return Refusal(
+        421,
+        "unknown-host",
+        "this service does not know itself by the name in the address: use localhost or an IP address, or add the name "
+        "to HEARTMULA_ALLOWED_HOSTS",
+    )
+
+
+def _foreign_origin() -> Refusal:
+    return Refusal(
+        403,
+        "foreign-origin",
+        "a web page of another origin sent this: list its origin in HEARTMULA_CORS_ORIGINS, or send an API key in the "
+        "Authorization header; if it is the service's own page, the proxy before it has to pass Host on unchanged",
+    )

@@ -1,0 +1,113 @@
+"""Marks of routes, and names that the gateway knows itself by."""
+
+from pathlib import Path
+from typing import cast
+
+import pytest
+from litestar import Litestar, WebSocket, get, post, websocket
+from litestar.connection import ASGIConnection
+from litestar.datastructures import State
+from litestar.exceptions import WebSocketDisconnect
+from litestar.testing import TestClient
+
+from services.gateway.access import Access, digest_of_key
+from services.gateway.catalogue import Catalogue
+from services.gateway.guards import PUBLIC, PageRules, need_key
+from services.gateway.origins import is_own
+from services.gateway.problems import Refusal, answer_error
+from shared.settings import Settings
+
+KEYS = f'[[tenant]]\nname = "alice"\nkeys = ["{digest_of_key("key")}"]\n'
+
+
+def access(keys: Path | None = None) -> Access:
+    return Access(keys, cast("Catalogue", None))  # which is asked for limits alone
+
+
+def test_a_route_without_a_mark_is_closed(tmp_path: Path) -> None:
+    """Whatever its address, and whatever it is."""
+    (tmp_path / "keys.toml").write_text(KEYS)
+    closed = access(tmp_path / "keys.toml")
+
+    @get("/", sync_to_thread=False)
+    def unmarked() -> str:
+        return "songs"
+
+    @post("/health/more", sync_to_thread=False)
+    def beside() -> str:
+        return "songs"
+
+    @websocket("/socket")
+    async def socket(socket: WebSocket) -> None:  # type: ignore[type-arg]
+        await socket.accept()
+
+    @get("/open", opt=PUBLIC, sync_to_thread=False)
+    def marked() -> str:
+        return "weather"
+
+    app = Litestar(
+        [unmarked, beside, socket, marked],
+        guards=[need_key],
+        middleware=[PageRules(Settings(), closed).middleware],
+        state=State({"access": closed}),
+        exception_handlers={Exception: answer_error},
+        openapi_config=None,
+    )
+    with TestClient(app) as client:
+        assert client.get("/").status_code == 401
+        assert client.post("/health/more").status_code == 401
+        assert client.get("/", headers={"Authorization": "Bearer key"}).text == "songs"
+        assert client.get("/open").text == "weather"
+        with pytest.raises(WebSocketDisconnect), client.websocket_connect("/socket"):
+            pass
+
+
+def refused(rules: PageRules, *headers: tuple[str, str], method: str = "GET", path: str = "/") -> int:
+    """The status that a request is refused with, or 0."""
+    found = [(name.encode(), value.encode()) for name, value in headers]
+    scope = {"type": "http", "method": method, "path": path, "headers": found}
+    try:
+        rules.check(ASGIConnection(scope), {})  # type: ignore[arg-type]
+    except Refusal as refusal:
+        return refusal.status
+    return 0
+
+
+def test_the_name_that_the_gateway_listens_on_is_its_own() -> None:
+    rules = PageRules(Settings(host="Box.lan", allowed_hosts="a.example,b.example"), access())
+    for name in ("box.lan", "BOX.LAN:8000", "a.example", "b.example:80", "127.0.0.1", "localhost"):
+        assert refused(rules, ("host", name)) == 0
+    for name in ("lan", "c.example", "a.example,b.example", "", "x.box.lan"):
+        assert refused(rules, ("host", name)) == 421
+    assert refused(rules, ("host", "localhost"), ("host", "evil.example")) == 421
+    assert refused(rules) == 0
+
+
+def test_an_own_origin_has_the_host_and_port_of_the_host_header() -> None:
+    assert is_own("http://127.0.0.1:8000", "127.0.0.1:8000")
+    assert is_own("https://songs.example", "songs.example")
+    assert is_own("https://songs.example", "songs.example:443")
+    assert is_own("http://[::1]:8000", "[::1]:8000")
+    for origin, host in (
+        ("https://songs.example", "songs.example:80"),
+        ("http://127.0.0.1:8001", "127.0.0.1:8000"),
+        ("http://127.0.0.1", "127.0.0.1:8000"),
+        ("http://[::1]:8000", "[::2]:8000"),
+        ("null", "null"),
+        ("", ""),
+        ("file://", ""),
+        ("chrome-extension://songs", "songs"),
+        ("http://songs.example/", "songs.example"),
+        ("http://a@songs.example", "songs.example"),
+    ):
+        assert not is_own(origin, host), (origin, host)
+
+
+@pytest.mark.parametrize("value", ["https://songs.example", "songs.example:80", "a,,b", "*", "münchen.example", "a b"])
+def test_a_wrong_list_of_names_is_refused_at_the_start(value: str) -> None:
+    with pytest.raises(Exception, match="HEARTMULA_ALLOWED_HOSTS must be names"):
+        Settings.load({"HEARTMULA_ALLOWED_HOSTS": value})
+
+
+def test_names_are_compared_in_lower_case() -> None:
+    assert Settings.load({"HEARTMULA_ALLOWED_HOSTS": " A.example., b"}).allowed_hosts == "a.example,b"
