@@ -63,11 +63,11 @@ class Onlooker:
 
 
 @asynccontextmanager
-async def open_browser() -> AsyncIterator[Browser]:
-    """Chromium, without a window."""
+async def open_browser(*options: str) -> AsyncIterator[Browser]:
+    """Chromium, without a window, with options of its command line."""
     async with async_playwright() as playwright:
-        options = ["--no-sandbox"] if os.geteuid() == 0 else []  # chromium refuses its sandbox to root
-        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=options)
+        sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []  # chromium refuses its sandbox to root
+        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=[*sandbox, *options])
         try:
             yield browser
         finally:

@@ -1,0 +1,94 @@
+"""A page of another origin in a real browser: what it can do to a service that asks for no key."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from playwright.async_api import Browser, expect
+
+from deploy.local.servers import free_port
+from shared.settings import Settings
+from tests.browser.onlooker import onlooker, open_browser
+from tests.integration.gateway_fixtures import open_house
+
+ATTACK = """async ([base, id]) => {
+  const body = JSON.stringify({lyrics: "la", tags: "pop", webhook_url: "https://evil.example/"});
+  const json = {"Content-Type": "application/json"};
+  const done = (promise) => promise.then((answer) => answer.type, () => "failed");
+  const first = (target) => new Promise((resolve) => {
+    for (const name of ["open", "error"]) target.addEventListener(name, () => resolve(name), {once: true});
+  });
+  const post = {method: "POST", mode: "no-cors"};
+  return {
+    untyped: await done(fetch(base + "/generate", {...post, body: new Blob([body])})),
+    text: await done(fetch(base + "/generate", {...post, body})),
+    fit: await done(fetch(base + "/api/fit", {...post, body: new Blob([body])})),
+    json: await done(fetch(base + "/generate", {method: "POST", headers: json, body})),
+    cancel: await done(fetch(base + "/generate/" + id, {method: "DELETE"})),
+    list: await done(fetch(base + "/generate")),
+    socket: await first(new WebSocket(base.replace("http", "ws") + `/generate/${id}/events`)),
+    events: await first(new EventSource(base + `/generate/${id}/events`)),
+  };
+}"""
+OUTCOMES = dict.fromkeys(("untyped", "text", "fit", "json", "cancel", "list"), "failed")  # no answer may be read
+OUTCOMES |= {"socket": "error", "events": "error"}
+FORM = """base => {
+  const form = document.body.appendChild(document.createElement("form"));
+  Object.assign(form, {method: "post", enctype: "text/plain", action: base + "/generate"});
+  const field = form.appendChild(document.createElement("input"));
+  field.name = '{"lyrics": "la", "title": "';
+  field.value = '"}';
+  form.submit();
+}"""
+REBOUND = "--host-resolver-rules=MAP evil.example 127.0.0.1"
+
+
+@asynccontextmanager
+async def site() -> AsyncIterator[int]:
+    """A web server with an empty page; its port."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.0 200 OK\r\nContent-Type: text/html\r\nContent-Length: 4\r\n\r\n<br>")
+        writer.close()
+
+    port = free_port()
+    async with await asyncio.start_server(answer, "127.0.0.1", port):
+        yield port
+
+
+async def test_a_page_of_another_origin_makes_no_song_and_follows_none(
+    browser: Browser, settings: Settings, tmp_path: Path
+) -> None:
+    async with site() as port, open_house(settings, tmp_path) as house, open_browser(REBOUND) as other:
+        job_id = await house.submit()
+        for origin in (f"http://127.0.0.1:{port}", f"http://evil.example:{port}"):
+            page = await other.new_page()
+            await page.goto(origin)
+            assert await page.evaluate(ATTACK, [house.base, job_id]) == OUTCOMES
+            async with page.expect_navigation() as form:
+                await page.evaluate(FORM, house.base)
+            assert (await form.value).status == 403
+            assert (await house.job(job_id)).status == "queued"
+            assert [song["job_id"] for song in (await house.http.get("/generate")).json()["songs"]] == [job_id]
+            await page.goto(origin)
+            await page.evaluate("base => { location.href = base }", house.base)  # as a link does
+            await expect(page.get_by_role("heading", name="A new song")).to_be_visible()
+            await expect(page.locator("#songs > li")).to_have_count(1)
+            await page.close()
+
+
+async def test_a_name_that_leads_to_this_machine_shows_no_page(
+    browser: Browser, settings: Settings, tmp_path: Path
+) -> None:
+    """The page of a rebound name is of the service's origin for the browser: nothing may answer it."""
+    async with open_house(settings, tmp_path) as house, open_browser(REBOUND) as other:
+        page = await other.new_page()
+        for path in ("/", "/generate"):
+            answer = await page.goto(f"http://evil.example:{house.settings.port}{path}")
+            assert answer is not None
+            assert answer.status == 421
+        for name in ("localhost", "songs.localhost"):
+            person = await onlooker(other, f"http://{name}:{house.settings.port}")
+            assert person.complaints == []
