@@ -7,6 +7,7 @@ from litestar import Request, Response, delete, get, post, route
 from litestar.datastructures import State
 from litestar.di import NamedDependency
 from litestar.enums import HttpMethod
+from litestar.exceptions import InternalServerException
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.openapi.spec import OpenAPIType, Schema
 from litestar.params import FromPath
@@ -70,16 +71,20 @@ async def generate(
 
     The same request with the same Idempotency-Key is answered with the same song, whatever became of the first answer.
     """
-    _require_json(request)
+    body = await _json_of(request)
     key = request.headers.get("idempotency-key")
-    accepted = (await gateway.submission.submit(caller, await request.body(), key)).body
+    accepted = (await gateway.submission.submit(caller, body, key)).body
     return Response(accepted, headers=NO_STORE | {"Location": accepted.status_url, "Retry-After": "1"})
 
 
-def _require_json(request: AnyRequest) -> None:
+async def _json_of(request: AnyRequest) -> bytes:
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json":  # it also keeps out what other sites' pages may send without asking first
         raise Refusal(415, "unsupported-media-type", "send JSON, with Content-Type: application/json")
+    try:
+        return await request.body()
+    except InternalServerException:  # what Litestar makes of a client that leaves before it has sent all
+        raise Refusal(408, "refused", "the connection ended before the whole body was there") from None
 
 
 @post(
@@ -92,9 +97,8 @@ async def fit(
     request: AnyRequest, gateway: NamedDependency[Gateway], caller: NamedDependency[Caller]
 ) -> Response[FitBody]:
     """How long a song may be beside these lyrics and tags: prompt and frames share the model's positions."""
-    _require_json(request)
     gateway.access.measure(caller, request.client.host if request.client else "")
-    text = decode_fit(await request.body())
+    text = decode_fit(await _json_of(request))
     return Response(await gateway.submission.fitter.measure(text, caller.limits.max_duration_ms), headers=NO_STORE)
 
 

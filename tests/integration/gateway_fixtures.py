@@ -48,6 +48,7 @@ class House:
         self.base = f"http://{settings.host}:{settings.port}"
         self.http = httpx.AsyncClient(base_url=self.base, timeout=30, trust_env=False)
         self.store = ObjectStore(settings)
+        self.files: tuple[int, int] | None = None  # that the process may have open: at first, and if it asks for more
         self.process: asyncio.subprocess.Process
         self.nc: Client
         self.js: JetStreamContext
@@ -56,9 +57,16 @@ class House:
 
     async def start(self) -> None:
         """Start the gateway process; return when it serves."""
+        limits = "{}:{}".format(*self.files) if self.files else ""
+        before = ("prlimit", f"--nofile={limits}") if limits else ()
         with self.log.open("ab") as out:
             self.process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "services.gateway", env=environment(self.settings, "gateway"), stderr=out
+                *before,
+                sys.executable,
+                "-m",
+                "services.gateway",
+                env=environment(self.settings, "gateway"),
+                stderr=out,
             )
         deadline = time.monotonic() + PATIENCE
         while True:
@@ -244,9 +252,12 @@ async def fresh_settings(nats_server: NatsServer, s3_server: S3Server, folder: P
 
 
 @asynccontextmanager
-async def open_house(settings: Settings, tmp_path: Path, **changes: Any) -> AsyncIterator[House]:
-    """A gateway process on real servers, ended at the end."""
+async def open_house(
+    settings: Settings, tmp_path: Path, *, files: tuple[int, int] | None = None, **changes: Any
+) -> AsyncIterator[House]:
+    """A gateway process on real servers, ended at the end. `files`: soft and hard limit of its open files."""
     house = House(replace(settings, port=free_port(), **changes), tmp_path / "gateway.log")
+    house.files = files
     await set_up(as_role(house.settings, "bootstrap"))
     try:
         await house.start()
