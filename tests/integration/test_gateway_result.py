@@ -136,7 +136,7 @@ async def test_clients_that_vanish_do_not_use_up_the_store(house: House) -> None
 
     async def vanish() -> None:
         reader, writer = await asyncio.open_connection(house.settings.host, house.settings.port)
-        writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         await reader.readexactly(1000)
         writer.transport.abort()
         with contextlib.suppress(OSError):
