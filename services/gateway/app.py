@@ -25,7 +25,7 @@ from services.gateway.validation import MAX_BODY
 
 def create_app(gateway: Gateway) -> Litestar:
     """Routes, and one way to answer every error. The gateway belongs to the caller, who closes it."""
-    pages = Pages()
+    pages, rules = Pages(), PageRules(gateway.settings, gateway.access)
     origins = [origin.strip() for origin in gateway.settings.cors_origins.split(",") if origin.strip()]
     handlers = [*ROUTES, *session.ROUTES, *api_docs.ROUTES, event_stream]
     return Litestar(
@@ -34,6 +34,7 @@ def create_app(gateway: Gateway) -> Litestar:
             "caller": Provide(provide_caller, sync_to_thread=False),
             "gateway": Provide(lambda: gateway, sync_to_thread=False),
             "pages": Provide(lambda: pages, sync_to_thread=False),
+            "rules": Provide(lambda: rules, sync_to_thread=False),
         },
         cors_config=CORSConfig(
             allow_origins=origins,
@@ -50,8 +51,7 @@ def create_app(gateway: Gateway) -> Litestar:
         )
         if origins
         else None,
-        guards=[need_key],
-        middleware=[PageRules(gateway.settings, gateway.access).middleware],
+        guards=[rules.guard, need_key],
         state=State({"access": gateway.access}),
         before_send=[secure],
         exception_handlers={Exception: answer_error},

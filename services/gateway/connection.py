@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+from collections.abc import Coroutine
 from typing import Any, cast
 
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
@@ -42,6 +43,12 @@ class Connection(WebSocketsSansIOProtocol):
             self._stall.cancel()
         super().resume_writing()
 
+    def send(self, message: Any) -> Coroutine[Any, Any, None]:
+        """Send what the application says. An answer of HTTP ends a handshake too: uvicorn would log it as a fault."""
+        if message["type"] == "websocket.http.response.body":
+            self.handshake_complete = True
+        return super().send(message)
+
     def keepalive_timeout(self) -> None:
         """No pong came."""
         super().keepalive_timeout()
@@ -49,14 +56,6 @@ class Connection(WebSocketsSansIOProtocol):
 
     async def run_asgi(self) -> None:
         """Serve the socket to its end, and see to it that it has one."""
-        app = self.app
-
-        async def answered(scope: Any, receive: Any, send: Any) -> None:
-            await app(scope, receive, send)
-            if self.initial_response is not None:  # refused with an answer of HTTP: uvicorn would log that as a fault
-                self.handshake_complete = True
-
-        self.app = answered
         await super().run_asgi()
         self._abort_soon()
 

@@ -10,7 +10,7 @@ from typing import Any
 from litestar.connection import ASGIConnection
 from litestar.enums import ScopeType
 from litestar.handlers import BaseRouteHandler
-from litestar.types import ASGIApp, Receive, Scope, Send
+from litestar.types import Send
 
 from services.gateway.access import Access, Caller
 from services.gateway.origins import Address, Origin
@@ -19,7 +19,7 @@ from shared.settings import Settings
 
 PUBLIC = {"public": True}  # needs no key: tells nothing of songs
 PROBE = PUBLIC | {"any_host": True}  # also asked by kubelets and Prometheus, under names of theirs
-CHECKS_KEY = {"checks_key": True}  # the handler asks for the key itself
+CHECKS_ITSELF = {"checks_itself": True}  # a websocket that says why it is refused
 OWN_PAGES = {"own_pages": True}  # a GET that pages of other origins may not send
 
 Connection = ASGIConnection[Any, Any, Any, Any]
@@ -28,7 +28,7 @@ _HARMLESS = ("GET", "HEAD", "OPTIONS")
 
 def need_key(connection: Connection, handler: BaseRouteHandler) -> None:
     """Litestar's guard of every route: without a mark it needs a key, also where its handler does not ask who calls."""
-    if not (handler.opt.get("public") or handler.opt.get("checks_key")):
+    if not (handler.opt.get("public") or handler.opt.get("checks_itself")):
         connection.app.state.access.caller(connection)
 
 
@@ -54,20 +54,10 @@ class PageRules:
         self._names = {settings.host.lower().removesuffix("."), *settings.allowed_hosts.split(",")} - {""}
         self._listed = {Origin.parse(origin) for origin in settings.cors_origins.split(",")} - {None}
 
-    def middleware(self, app: ASGIApp) -> ASGIApp:
-        """Litestar's middleware, which sees requests with their route, before guards and handlers."""
-
-        async def checked(scope: Scope, receive: Receive, send: Send) -> None:
-            try:
-                self.check(ASGIConnection(scope), scope["route_handler"].opt)
-            except Refusal as refusal:
-                if scope["type"] == ScopeType.HTTP:
-                    raise
-                await _refuse_handshake(refusal, send)
-            else:
-                await app(scope, receive, send)
-
-        return checked
+    def guard(self, connection: Connection, handler: BaseRouteHandler) -> None:
+        """Litestar's guard of every route. A websocket that it refuses gets 403 without a word: uvicorn's, not ours."""
+        if not handler.opt.get("checks_itself"):
+            self.check(connection, handler.opt)
 
     def check(self, connection: Connection, marks: Mapping[str, Any]) -> None:
         """Raise a 421 `Refusal` for a name that is not the service's, a 403 one for pages of other origins."""
@@ -101,11 +91,12 @@ class PageRules:
         return True
 
 
-async def _refuse_handshake(refusal: Refusal, send: Send) -> None:
-    answer = refusal.response()
+async def refuse_handshake(refusal: Refusal, send: Send) -> None:
+    """Answer the handshake of a websocket with a problem detail instead of accepting it."""
     headers = [(b"content-type", MEDIA_TYPE.encode()), (b"cache-control", b"no-store")]
     await send({"type": "websocket.http.response.start", "status": refusal.status, "headers": headers})
-    await send({"type": "websocket.http.response.body", "body": answer.content, "more_body": False})
+    body = refusal.response().content
+    await send({"type": "websocket.http.response.body", "body": body, "more_body": False})
 
 
 def _unknown_host() -> Refusal:

@@ -12,7 +12,7 @@ from litestar.params import FromPath
 
 from services.gateway.feed import Feed, Lost, event_id
 from services.gateway.gateway import Gateway
-from services.gateway.guards import CHECKS_KEY
+from services.gateway.guards import CHECKS_ITSELF, PageRules, refuse_handshake
 from services.gateway.hub import Frame
 from services.gateway.problems import Refusal
 from shared.errors import HeartMulaError
@@ -37,9 +37,16 @@ class _Gone(Exception):
     """Nobody is there any more."""
 
 
-@websocket("/generate/{job_id:str}/events", opt=CHECKS_KEY)
-async def events(socket: Socket, gateway: NamedDependency[Gateway], job_id: FromPath[str]) -> None:
+@websocket("/generate/{job_id:str}/events", opt=CHECKS_ITSELF)
+async def events(
+    socket: Socket, gateway: NamedDependency[Gateway], rules: NamedDependency[PageRules], job_id: FromPath[str]
+) -> None:
     """Follow a song until it has ended."""
+    try:
+        rules.check(socket, CHECKS_ITSELF)
+    except Refusal as refusal:
+        await refuse_handshake(refusal, socket.send)
+        return
     await socket.accept()
     close: _Close | None = None
     try:

@@ -47,8 +47,7 @@ def test_a_route_without_a_mark_is_closed(tmp_path: Path) -> None:
 
     app = Litestar(
         [unmarked, beside, socket, marked],
-        guards=[need_key],
-        middleware=[PageRules(Settings(), closed).middleware],
+        guards=[PageRules(Settings(), closed).guard, need_key],
         state=State({"access": closed}),
         exception_handlers={Exception: answer_error},
         openapi_config=None,
@@ -59,6 +58,26 @@ def test_a_route_without_a_mark_is_closed(tmp_path: Path) -> None:
         assert client.get("/", headers={"Authorization": "Bearer key"}).text == "songs"
         assert client.get("/open").text == "weather"
         with pytest.raises(WebSocketDisconnect), client.websocket_connect("/socket"):
+            pass
+
+
+def test_a_websocket_without_a_mark_is_closed_to_pages_of_other_origins() -> None:
+    opened = access()
+
+    @websocket("/socket")
+    async def socket(socket: WebSocket) -> None:  # type: ignore[type-arg]
+        await socket.accept()
+        await socket.close()
+
+    rules = PageRules(Settings(), opened)
+    app = Litestar([socket], guards=[rules.guard, need_key], state=State({"access": opened}), openapi_config=None)
+    with TestClient(app, base_url="http://songs.localhost") as client:
+        with client.websocket_connect("/socket", headers={"Origin": "http://songs.localhost"}):
+            pass
+        with (
+            pytest.raises(WebSocketDisconnect),
+            client.websocket_connect("/socket", headers={"Origin": "http://evil.example"}),
+        ):
             pass
 
 
