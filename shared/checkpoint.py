@@ -19,9 +19,6 @@ import msgspec
 
 from shared.errors import ConfigError
 
-FRAMES_PER_SECOND = 12.5
-FRAME_MS = 80
-
 
 class Flavor(msgspec.Struct, frozen=True, kw_only=True):
     """Dimensions of one Llama stack."""

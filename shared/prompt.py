@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 from tokenizers import Tokenizer
 
-from shared.checkpoint import FRAME_MS, Checkpoint
+from shared.checkpoint import Checkpoint
 from shared.errors import InvalidRequest
+from shared.frames import milliseconds_of
 
 
 @dataclass(frozen=True)
@@ -51,4 +52,4 @@ class Prompter:
 
     def longest_ms(self, prompt: Prompt) -> int:
         """The longest song in milliseconds that fits the model's positions beside this prompt; may be ≤ 0."""
-        return (self._positions - prompt.length) * FRAME_MS
+        return milliseconds_of(self._positions - prompt.length)

@@ -14,13 +14,14 @@ from rich.progress import track
 from rich.table import Table
 
 from ckpt.training import codes, composer, examples, synthesizer
-from ckpt.training.listen import FRAME, Distance, Listener
+from ckpt.training.listen import Distance, Listener
 from ckpt.training.music import parts
 from ckpt.training.play import Player
 from services.codec_worker.model.flow import GUIDANCE
 from services.codec_worker.model.heartcodec import HeartCodec
 from services.codec_worker.model.weights import load_weights
 from shared.checkpoint import open_checkpoint
+from shared.frames import milliseconds_of
 
 HEARD = 375  # frames of a song that are listened to: a window of the codec (372) and a little of the next
 LONGEST = 1800  # frames
@@ -75,7 +76,8 @@ def codec_table(folder: Path, songs: list[np.ndarray]) -> Table:
     makers |= {f"{steps} Euler steps": Player(folder, steps).sound for steps in (10, 4, 2)}
     makers["white noise"] = hiss
     table = Table("codec from codes", "log-mel dB", "chroma corr.", "SNR dB", "× real time")
-    wanted, seconds = [synthesised(song) for song in songs], sum(song.shape[1] for song in songs) * FRAME
+    wanted = [synthesised(song) for song in songs]
+    seconds = milliseconds_of(sum(song.shape[1] for song in songs)) / 1000
     for name, make in makers.items():
         begun = time.perf_counter()
         sounds = [make(song) for song in songs]

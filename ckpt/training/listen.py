@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from ckpt.training.music import GENRES, MOODS, TEMPI, TIMBRES
+from shared.frames import milliseconds_of
 
 BLOCK, HOP = 1024, 240  # samples of a spectrum, and from one to the next: 10 ms at 24 kHz
 BANDS = 48
-FRAME = 0.08  # seconds
 
 
 def spectra(sound: np.ndarray) -> np.ndarray:
@@ -89,7 +89,7 @@ def tempo(sound: np.ndarray, rate: int) -> str:
     alike = np.fft.irfft(spectrum, axis=0).sum(1)
 
     def strength(frames: int) -> float:
-        beat = frames * FRAME * 100  # in units of 10 ms
+        beat = milliseconds_of(frames) // 10  # in units of 10 ms
         lags = [round(beat * beats) for beats in (0.5, 1, 2, 3, 4)]
         return float(sum(alike[lag - 1 : lag + 2].max() for lag in lags if lag + 2 < len(rise)))
 
@@ -99,7 +99,7 @@ def tempo(sound: np.ndarray, rate: int) -> str:
 def features(sound: np.ndarray, rate: int) -> np.ndarray:
     """Numbers that tell songs apart: what is struck where in a bar, the spectrum and its changes, harmony. Of mono
     sound that begins with the song, ``[features]``."""
-    rise, beat = strokes(sound, rate), TEMPI[tempo(sound, rate)] * FRAME * 100
+    rise, beat = strokes(sound, rate), milliseconds_of(TEMPI[tempo(sound, rate)]) // 10
     place = (np.arange(len(rise)) / (beat / 4)).round().astype(int)  # sixteenths
     bars = [rise[place % steps == at].mean(0) for steps in (16, 12) for at in range(steps)]
 

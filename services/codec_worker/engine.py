@@ -41,5 +41,5 @@ class CodecEngine(Protocol):
     def decode(self, codes: np.ndarray, *, seed: int) -> Iterator[DecodeStep]:
         """Decode int16 codes ``[8, L]``; every ``next()`` runs one Euler step or one stretch of the scalar decoder.
 
-        The audio of all steps together has ``floor(L / 12.5 * sample_rate)`` samples a channel.
+        The audio of all steps together has ``floor(L · 2 / 25 · sample_rate)`` samples a channel.
         """

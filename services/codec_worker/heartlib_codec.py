@@ -19,8 +19,8 @@ class HeartlibCodec:
     """A `CodecEngine` that drives heartlib's ``HeartCodec.detokenize``: a whole song in one step, so that neither
     cancellation nor progress comes before its end.
 
-    What the reference does to songs of some lengths, losing their last seconds, and to codes beyond the codebooks, it
-    does here too. Raises `ConfigError` when heartlib is not installed.
+    What the reference does to songs of some lengths, losing their last sample or their last seconds, and to codes
+    beyond the codebooks, it does here too. Raises `ConfigError` when heartlib is not installed.
     """
 
     def __init__(

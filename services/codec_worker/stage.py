@@ -15,6 +15,7 @@ from shared.audio import CONTENT_TYPES, AudioWriter, SongTags
 from shared.delivery import Delivery, JobStopped, Paused
 from shared.errors import ObjectError, TokensLost, Unavailable
 from shared.events import DECODING_END, GENERATING_SHARE, decoding, end_event
+from shared.frames import seconds_of
 from shared.jobs import JobStore, change
 from shared.messages import DecodeJob, Job, Priority, Role, Stage, Status
 from shared.objects import ObjectStore, audio_key, peaks_key
@@ -174,7 +175,7 @@ class DecodeStage:
                 status="completed",
                 audio_key=key,
                 audio_bytes=size,
-                duration_s=round(samples / rate, 3),
+                duration_s=seconds_of(samples, rate),
                 sample_rate=rate,
                 frames=frames,
                 tokens_key=None,

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from services.codec_worker.engine import DecodeStep
+from shared.frames import samples_of
 
 FRAMES_A_STEP = 25
 
@@ -32,7 +33,7 @@ class TrivialCodec:
     def decode(self, codes: np.ndarray, *, seed: int) -> Iterator[DecodeStep]:
         """Two seconds a step."""
         frames = codes.shape[1]
-        samples = self.sample_rate * 2 // 25  # of a frame
+        samples = samples_of(1, self.sample_rate)
         total = -(-frames // FRAMES_A_STEP)
         time_axis = np.arange(samples, dtype=np.float32) / self.sample_rate
         swell = np.sin(np.pi * np.arange(samples) / samples)  # no clicks between beeps

@@ -23,8 +23,8 @@ from services.gateway.bucket import Bucket
 from services.gateway.catalogue import Catalogue
 from services.gateway.origins import is_own
 from services.gateway.problems import Refusal
-from shared.checkpoint import FRAME_MS
 from shared.errors import ConfigError, InvalidRequest
+from shared.frames import FRAME_MS
 from shared.messages import GenerateRequest
 from shared.topology import TENANT
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from shared.checkpoint import FRAME_MS
+from shared.frames import frames_within
 from shared.messages import GenerateRequest, Progress, WorkerStatus
 
 _MOVED_SECONDS = 5.0
@@ -58,7 +58,7 @@ def pace(workers: Sequence[WorkerStatus]) -> Pace:
 
 def longest_frames(request: GenerateRequest) -> int:
     """The length of a song that has not been made, in frames: nobody knows better than what was asked for."""
-    return (request.max_duration_ms or 0) // FRAME_MS
+    return frames_within(request.max_duration_ms or 0)
 
 
 def moved(before: float | None, after: float | None, now: float) -> bool:

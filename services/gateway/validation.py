@@ -10,8 +10,8 @@ from msgspec import Meta
 
 from services.gateway.access import too_many
 from services.gateway.problems import Refusal
-from shared.checkpoint import FRAME_MS
 from shared.errors import InvalidRequest
+from shared.frames import frames_within
 from shared.messages import DEFAULT_DURATION_MS, MAX_SEED, GenerateRequest
 from shared.prompt import Prompt, Prompter
 
@@ -142,11 +142,11 @@ class Fitter:
         """
         request = msgspec.structs.replace(request, tags=tidy_tags(request.tags))
         longest = self._prompter.longest_ms(await self._encode(request.tags, request.lyrics))
-        if longest < FRAME_MS:
-            tokens = 1 - longest // FRAME_MS
+        if frames_within(longest) < 1:
+            tokens = 1 - frames_within(longest)
             raise InvalidRequest("lyrics", f"{tokens} tokens too long: not even one frame fits beside lyrics and tags")
         wanted = request.max_duration_ms
-        if wanted is not None and wanted // FRAME_MS * FRAME_MS > longest:
+        if wanted is not None and frames_within(wanted) > frames_within(longest):
             raise InvalidRequest(
                 "max_duration_ms",
                 f"at most {longest} ms fit beside these lyrics and tags; ask for less or shorten them",

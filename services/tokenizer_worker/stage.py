@@ -8,10 +8,10 @@ from nats.js import JetStreamContext
 from services.tokenizer_worker.batch import Batch, Making
 from services.tokenizer_worker.checkpoints import Checkpoints
 from services.tokenizer_worker.engine import Song, TokenEngine
-from shared.checkpoint import FRAME_MS
 from shared.delivery import Delivery, JobStopped, Paused
 from shared.errors import LeaseLost, QueueFull, SongError, Unavailable
 from shared.events import GENERATING_SHARE, generating
+from shared.frames import frames_nearest, frames_within
 from shared.jobs import change
 from shared.messages import Job, Priority, Role, Stage, Status, TokenJob
 from shared.prompt import Prompter
@@ -35,7 +35,7 @@ class TokenStage:
         self.model = model
         self._engine, self._prompter = engine, prompter
         self._batch = Batch(engine)
-        self._save_every = max(1, round(settings.checkpoint_seconds * 1000 / FRAME_MS))  # frames
+        self._save_every = max(1, frames_nearest(settings.checkpoint_seconds))
         self.rate = self._batch.rate
         self.load = engine.load
         self.to_device = engine.to_device
@@ -113,7 +113,7 @@ class TokenStage:
         request = job.request
         return Song(
             prompt=self._prompter.encode(request.tags, request.lyrics),
-            max_frames=(request.max_duration_ms or 0) // FRAME_MS,
+            max_frames=frames_within(request.max_duration_ms or 0),
             temperature=request.temperature,
             topk=request.topk,
             cfg_scale=request.cfg_scale,

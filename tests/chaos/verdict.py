@@ -17,7 +17,7 @@ import soundfile
 from services.codec_worker.trivial import TrivialCodec
 from services.tokenizer_worker.engine import Song
 from services.tokenizer_worker.trivial import TrivialEngine
-from shared.checkpoint import FRAME_MS
+from shared.frames import frames_within
 from shared.messages import ENDED, AnyEvent, Job, Progress, Stage, Status
 from shared.objects import peaks_key
 from shared.prompt import Prompt
@@ -197,8 +197,8 @@ def _listen(job: Job, data: bytes, trivial: bool) -> str:
         audio, rate = soundfile.read(io.BytesIO(data), dtype="float32")
     except soundfile.LibsndfileError as error:
         return f"it cannot be decoded: {error}"
-    frames = (job.request.max_duration_ms or 0) // FRAME_MS
-    samples = (job.frames or 0) * FRAME_MS * rate // 1000
+    frames = frames_within(job.request.max_duration_ms or 0)
+    samples = (job.frames or 0) * 2 * rate // 25  # a frame is 2 / 25 of a second
     if not 0 < (job.frames or 0) <= frames or (trivial and job.frames != frames):
         return f"{job.frames} frames of {frames}"
     padding = 0.1 * rate if job.request.format == "mp3" else 0  # MP3 has blocks

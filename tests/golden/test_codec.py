@@ -14,6 +14,7 @@ from torch import Tensor
 from services.codec_worker.model import EulerSolver, HeartCodec, Schedule, Splicer, WindowPlan, load_weights
 from services.codec_worker.model.estimator import time_features
 from shared.checkpoint import Checkpoint
+from shared.frames import frames_nearest
 
 Vectors = dict[str, Tensor]
 
@@ -38,7 +39,7 @@ def codec(golden_checkpoint: Checkpoint) -> Iterator[HeartCodec]:
 
 
 def plan_of(codec: HeartCodec, case: dict[str, Any]) -> WindowPlan:
-    return WindowPlan(case["L"], codec.config.sample_rate, case["duration"])
+    return WindowPlan(case["L"], codec.config.sample_rate, frames_nearest(case["duration"]))
 
 
 def conditioning(codec: HeartCodec, vectors: Vectors, plan: WindowPlan, window: int) -> Tensor:

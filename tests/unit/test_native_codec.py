@@ -36,7 +36,7 @@ def codes(frames: int, checkpoint: Checkpoint) -> np.ndarray:
     return random.integers(0, checkpoint.codec.codebook_size, (8, frames), dtype=np.int16)
 
 
-@pytest.mark.parametrize(("frames", "stretches"), [(1, [1]), (63, [3]), (372, [12]), (424, [12, 4])])
+@pytest.mark.parametrize(("frames", "stretches"), [(1, [1]), (41, [2]), (63, [3]), (372, [12]), (424, [12, 4])])
 def test_a_song_is_decoded_step_by_step(
     engine: NativeCodec, checkpoint: Checkpoint, frames: int, stretches: list[int]
 ) -> None:

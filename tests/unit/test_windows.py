@@ -1,10 +1,13 @@
 """Windows: every sample once and in order, for songs of every length."""
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.codec_worker.model import Splicer, WindowPlan
+
+RATES = (8000, 11025, 16000, 22050, 24000, 32000, 44100, 48000, 96000)
 
 LENGTHS = (
     st.integers(1, 4000)
@@ -33,6 +36,25 @@ def test_each_window_holds_the_codes_of_its_place(frames: int) -> None:
         assert np.array_equal(cut[0], (index * plan.hop + np.arange(plan.window)) % frames)
 
 
+@pytest.mark.parametrize("rate", RATES)
+def test_no_length_loses_a_sample(rate: int) -> None:
+    """All songs of up to an hour, the longest that may be asked for: a frame is 2 / 25 of a second, exactly."""
+    a_frame, rest = divmod(2 * rate, 25)
+    assert rest == 0
+    wrong = [frames for frames in range(1, 45_001) if WindowPlan(frames, rate).samples != frames * a_frame]
+    assert wrong == []
+
+
+@given(LENGTHS, st.sampled_from(RATES), st.sampled_from([93, 372]))
+def test_windows_of_codes_latents_and_samples_agree(frames: int, rate: int, window: int) -> None:
+    plan = WindowPlan(frames, rate, window)
+    a_frame = 2 * rate // 25
+    assert (plan.window_samples, plan.overlap_samples) == (plan.window * a_frame, plan.overlap * a_frame)
+    for index in range(plan.count):
+        left = frames - index * plan.hop  # codes, from the start of the window
+        assert plan.needed(index) == 2 * min(plan.window, left)
+
+
 @settings(deadline=None)
 @given(
     st.integers(1, 500) | st.integers(0, 4).map(lambda n: 26 + 80 * n),
@@ -40,7 +62,7 @@ def test_each_window_holds_the_codes_of_its_place(frames: int) -> None:
     st.integers(50, 9000),
 )
 def test_windows_of_one_signal_join_to_that_signal(frames: int, rate: int, length_of_pieces: int) -> None:
-    plan = WindowPlan(frames, rate, 7.44)
+    plan = WindowPlan(frames, rate, 93)
     length = plan.count * plan.window_samples
     signal = np.stack([np.arange(length), -np.arange(length)]).astype(np.float32)
     hop = plan.window_samples - plan.overlap_samples
@@ -60,7 +82,7 @@ def test_windows_of_one_signal_join_to_that_signal(frames: int, rate: int, lengt
 
 
 def test_neighbours_are_cross_faded_from_one_to_the_other() -> None:
-    plan = WindowPlan(160, 600, 7.44)
+    plan = WindowPlan(160, 600, 93)
     splicer = Splicer(plan)
     one, two = (np.full((2, plan.window_samples), level, np.float32) for level in (1.0, 3.0))
     joined = np.concatenate([splicer.add(one), splicer.add(two)])[:, 0]

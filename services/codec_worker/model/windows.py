@@ -1,13 +1,12 @@
 """How a song is cut into windows and put together again."""
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 
-from shared.checkpoint import FRAMES_PER_SECOND
+from shared.frames import samples_of
 
-WINDOW_SECONDS = 29.76
+WINDOW = 372  # codes, 29.76 s
 
 
 @dataclass(frozen=True)
@@ -16,12 +15,7 @@ class WindowPlan:
 
     frames: int
     sample_rate: int  # Hz
-    seconds: float = WINDOW_SECONDS
-
-    @property
-    def window(self) -> int:
-        """Codes a window."""
-        return int(self.seconds * FRAMES_PER_SECOND)
+    window: int = WINDOW  # codes a window
 
     @property
     def hop(self) -> int:
@@ -44,27 +38,27 @@ class WindowPlan:
 
         The reference needs one less for songs of `2 · overlap + n · hop` codes, and loses their end.
         """
-        return max(1, math.ceil((self.frames - self.overlap) / self.hop))
+        return max(1, -(-(self.frames - self.overlap) // self.hop))
 
     @property
     def samples(self) -> int:
         """Samples a channel of the whole song."""
-        return int(self.frames / FRAMES_PER_SECOND * self.sample_rate)
+        return samples_of(self.frames, self.sample_rate)
 
     @property
     def window_samples(self) -> int:
         """Samples a channel of a window."""
-        return int(self.seconds * self.sample_rate)
+        return samples_of(self.window, self.sample_rate)
 
     @property
     def overlap_samples(self) -> int:
         """Samples over which two neighbours are cross-faded."""
-        return self.window_samples - self.window_samples // 93 * 80
+        return samples_of(self.overlap, self.sample_rate)
 
     def needed(self, index: int) -> int:
         """Latents of a window whose waveform the song needs: all, but for the last window."""
         samples = self.samples - index * (self.window_samples - self.overlap_samples)
-        return min(2 * self.window, math.ceil(samples * 2 * self.window / self.window_samples))
+        return min(2 * self.window, -(-samples * 2 * self.window // self.window_samples))
 
     def cut(self, codes: np.ndarray, index: int) -> np.ndarray:
         """The codes ``[8, window]`` of a window; beyond its end the song begins again."""
