@@ -5,6 +5,7 @@ alone imports torch; only the workers may import it.
 """
 
 import logging
+import traceback
 import weakref
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
@@ -152,10 +153,24 @@ class Weights:
 
 @contextmanager
 def device_memory() -> Iterator[None]:
-    """Raises `DeviceFull` when what is done within does not fit the device, `DeviceBroken` when its driver gives up."""
+    """Raises `DeviceFull` when what is done within does not fit the device, `DeviceBroken` when its driver gives up.
+
+    Whatever is raised, frames that were left on the way lose their variables: an error is kept until somebody has
+    dealt with it, with it all frames of its traceback, and in those would be the tensors of a song that is gone.
+    """
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        raise DeviceFull(f"the device's memory is full: {error}") from None
-    except torch.AcceleratorError as error:  # from then on every call fails; and it may be an earlier one's error
-        raise DeviceBroken(f"the device is broken for this process: {error}") from error
+    except Exception as error:
+        _clear_frames(error)
+        if isinstance(error, torch.OutOfMemoryError):
+            raise DeviceFull(f"the device's memory is full: {error}") from None
+        if isinstance(error, torch.AcceleratorError):  # from then on every call fails; it may be an earlier one's error
+            raise DeviceBroken(f"the device is broken for this process: {error}") from error
+        raise
+
+
+def _clear_frames(error: BaseException | None) -> None:
+    """Its own and those of the errors that it came from."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__

@@ -79,7 +79,7 @@ class NativeCodec:
             raise ValueError(f"codes of shape {list(codes.shape)} are not a song")
         if self._ready is None:
             raise PhaseError("the codec is not on the device")
-        return self._decode(codes, seed, self._ready)
+        return _guarded(self._decode(codes, seed, self._ready))
 
     def _plan(self, frames: int) -> WindowPlan:
         return WindowPlan(frames, self.sample_rate)
@@ -106,20 +106,22 @@ class NativeCodec:
 
     @torch.inference_mode()
     def _begin(self, codes: np.ndarray, noise: Tensor, context: Tensor, schedule: Schedule) -> EulerSolver:
-        with device_memory():
-            mu = self._model.quantizer(torch.from_numpy(codes.astype(np.int64)).to(self._device))
-            return EulerSolver(self._model.estimator, schedule, mu, noise.to(self._device), context, self._guidance)
+        mu = self._model.quantizer(torch.from_numpy(codes.astype(np.int64)).to(self._device))
+        return EulerSolver(self._model.estimator, schedule, mu, noise.to(self._device), context, self._guidance)
 
     @torch.inference_mode()
     def _advance(self, solver: EulerSolver) -> None:
-        with device_memory():
-            solver.step()
+        solver.step()
 
     @torch.inference_mode()
     def _waveform(self, latents: Tensor, start: int, stop: int, carried: Carried) -> np.ndarray:
-        with device_memory():
-            waveform: np.ndarray = self._model.scalar(latents, start, stop, carried).cpu().numpy()
+        waveform: np.ndarray = self._model.scalar(latents, start, stop, carried).cpu().numpy()
         return waveform
+
+
+def _guarded(steps: Iterator[DecodeStep]) -> Iterator[DecodeStep]:
+    with device_memory():
+        yield from steps
 
 
 def noise(seed: int, window: int, plan: WindowPlan, channels: int) -> Tensor:

@@ -1,5 +1,6 @@
 """The native token engine: this project's own HeartMuLa behind the `TokenEngine` interface."""
 
+import functools
 from collections import deque
 from dataclasses import dataclass
 
@@ -49,8 +50,7 @@ class Flight:
     def land(self) -> np.ndarray:
         """int16 ``[songs, codebooks]``. Waits for the device."""
         if self.arrival is not None:
-            with device_memory():
-                self.arrival.synchronize()
+            self.arrival.synchronize()
         return self.codes.numpy().astype(np.int16)
 
 
@@ -69,7 +69,8 @@ class NativeEngine:
     before the first frame in which any code is `audio_eos_id` or above, even if that is its very first (the reference
     does not look at that one). Other codes outside the codec's codebooks pass.
 
-    Methods that allocate on the device raise `DeviceFull`.
+    Methods that allocate on the device raise `DeviceFull`. An error keeps none of a song's tensors, however long it is
+    kept itself.
     """
 
     def __init__(
@@ -130,6 +131,7 @@ class NativeEngine:
         self._disband()
         self._weights.to_host()
 
+    @device_memory()
     @torch.inference_mode()
     def admit(self, song_id: str, song: Song, frames: np.ndarray | None = None) -> None:
         """Allocate the song's caches at their full size and prefill all positions but the last: a step begins there.
@@ -152,29 +154,28 @@ class NativeEngine:
         if frames is None:
             frames = np.zeros((lm.num_codebooks, 0), np.int16)
         check_frames(frames, lm.num_codebooks, min(lm.audio_vocab_size, self._checkpoint.gen.audio_eos_id))
-        with device_memory():
-            made = torch.from_numpy(frames[:, : song.max_frames].T.astype(np.int64)).to(self._device)  # [T, 8]
-            cache = model.backbone_cache(_rows(song), positions)
-            state = SongState(
-                song=song,
-                cache=cache,
-                position=torch.tensor(song.prompt.length + len(made) - 1, device=self._device),
-                counter=torch.tensor(counter(song.seed, len(made)), device=self._device),
-                embedded=_prefill(model, song, made, cache),
-                launched=len(made),
-                landed=len(made),
-            )
-            self._line_up([*self._songs.values(), state])
+        made = torch.from_numpy(frames[:, : song.max_frames].T.astype(np.int64)).to(self._device)  # [T, 8]
+        cache = model.backbone_cache(_rows(song), positions)
+        state = SongState(
+            song=song,
+            cache=cache,
+            position=torch.tensor(song.prompt.length + len(made) - 1, device=self._device),
+            counter=torch.tensor(counter(song.seed, len(made)), device=self._device),
+            embedded=_prefill(model, song, made, cache),
+            launched=len(made),
+            landed=len(made),
+        )
+        self._line_up([*self._songs.values(), state])
         self._songs[song_id] = state
 
+    @device_memory()
     @torch.inference_mode()
     def step(self) -> dict[str, np.ndarray | None]:
         """Frames are int16 ``[8]``. Raises `PhaseError` when the weights are not on the device."""
         self._ready()
         going = [state for state in self._songs.values() if state.launched < state.song.max_frames]
         if going:
-            with device_memory():
-                self._launch(going)
+            self._launch(going)
         names = {state: name for name, state in self._songs.items()}
         frames: dict[str, np.ndarray | None] = {
             name: None for name, state in self._songs.items() if state.landed == state.song.max_frames
@@ -236,7 +237,8 @@ class NativeEngine:
         assert lineup is not None
         furthest = max(state.song.prompt.length + state.launched for state in states)  # positions, the next included
         seen = -(-furthest // _EXTENT) * _EXTENT
-        self._recording.run(lambda: self._next_frame(lineup, seen), shapes=seen)
+        # No closure: the frame of one that raised would keep the lineup for as long as the error is kept.
+        self._recording.run(functools.partial(self._next_frame, lineup, seen), shapes=seen)
         arrival = None
         if self._device.type == "cuda":
             codes = torch.empty(lineup.codes.shape, dtype=torch.int64, pin_memory=True)

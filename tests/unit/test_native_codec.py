@@ -10,9 +10,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from services.codec_worker.model import HeartCodec, load_weights
+from services.codec_worker.model.scalar import ScalarDecoder
 from services.codec_worker.native import NativeCodec
 from shared.checkpoint import Checkpoint, open_checkpoint
-from shared.errors import ConfigError, PhaseError
+from shared.errors import ConfigError, DeviceFull, PhaseError
 from tests.unit.native_engines import live_tensors, resident_bytes
 
 TINY = Path(__file__).parents[1] / "golden" / "data" / "ckpt"
@@ -93,6 +94,30 @@ def test_twenty_songs_leave_nothing_behind(engine: NativeCodec, checkpoint: Chec
             first, resident = live_tensors(), resident_bytes()
     assert live_tensors() == first
     print(f"RSS grew by {(resident_bytes() - resident) / 2**20:.1f} MB over 18 songs")
+
+
+@pytest.mark.parametrize(("raised", "seen"), [(torch.OutOfMemoryError, DeviceFull), (RuntimeError, RuntimeError)])
+def test_a_song_that_fails_is_gone_while_its_error_is_kept(
+    raised: type[Exception],
+    seen: type[Exception],
+    engine: NativeCodec,
+    checkpoint: Checkpoint,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: object) -> torch.Tensor:
+        raise raised("here")
+
+    song, before = codes(400, checkpoint), live_tensors()
+    steps = engine.decode(song, seed=1)
+    for step in steps:
+        if step.done == 11:  # of 10 for the latents
+            break
+    assert live_tensors() > before
+    monkeypatch.setattr(ScalarDecoder, "forward", fail)
+    with pytest.raises(seen, match="here") as kept:
+        list(steps)
+    assert live_tensors() == before
+    assert kept.value.__traceback__ is not None, "the error is there still"
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Songs that go on after an interruption, in an engine that has never seen them."""
 
 import weakref
+from collections.abc import Callable
 
 import msgspec
 import numpy as np
@@ -133,7 +134,8 @@ def test_damaged_frames_are_refused(damage: str) -> None:
         assert engine.step() == {}
 
 
-def test_a_full_device_admits_nothing_and_keeps_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def recorded_caches(monkeypatch: pytest.MonkeyPatch) -> list[weakref.ref[KVCache]]:
+    """Of every song that is begun from now on, its cache."""
     caches: list[weakref.ref[KVCache]] = []
     empty = HeartMuLa.backbone_cache
 
@@ -142,20 +144,53 @@ def test_a_full_device_admits_nothing_and_keeps_nothing(monkeypatch: pytest.Monk
         caches.append(weakref.ref(cache))
         return cache
 
-    def full(*_: object) -> Tensor:
-        raise torch.OutOfMemoryError("tried to allocate 5 GiB")
+    monkeypatch.setattr(HeartMuLa, "backbone_cache", record)
+    return caches
 
+
+def full(*_: object) -> Tensor:
+    raise torch.OutOfMemoryError("tried to allocate 5 GiB")
+
+
+def broken(*_: object) -> Tensor:
+    raise RuntimeError("a fault of ours")
+
+
+def test_a_full_device_admits_nothing_and_keeps_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long the error is kept: its traceback names the frames in which the song's tensors were."""
     engine, song = ready(TINY), Song(prompt=prompt_of(TINY), max_frames=9, topk=5, seed=3)
     whole = generate(engine, song)
-    monkeypatch.setattr(HeartMuLa, "backbone_cache", record)
+    caches = recorded_caches(monkeypatch)
     with monkeypatch.context() as patch:  # the prompt is prefilled by then
         patch.setattr(HeartMuLa, "embed_frames", full)
-        with pytest.raises(DeviceFull, match="5 GiB"):
+        with pytest.raises(DeviceFull, match="5 GiB") as kept:
             engine.admit("song", song, whole[:, :4])
     assert len(caches) == 1
     assert caches[0]() is None
+    assert kept.value.__context__ is not None, "the error is there still"
     assert engine.step() == {}
     assert np.array_equal(generate(engine, song, whole[:, :4]), whole[:, 4:])
+
+
+@pytest.mark.parametrize(("fault", "error"), [(full, DeviceFull), (broken, RuntimeError)])
+def test_songs_that_are_dropped_after_an_error_are_gone_while_the_error_is_kept(
+    fault: Callable[..., Tensor], error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, song = ready(TINY, slots=2), Song(prompt=prompt_of(TINY), max_frames=9, topk=5, seed=3)
+    caches = recorded_caches(monkeypatch)
+    engine.admit("one", song)
+    engine.admit("two", song)
+    engine.step()
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "_next_frame", fault)
+        with pytest.raises(error) as kept:
+            engine.step()
+    engine.drop("two")
+    assert [cache() is None for cache in caches] == [False, True]
+    assert engine.step()["one"] is not None
+    engine.drop("one")
+    assert [cache() is None for cache in caches] == [True, True]
+    assert kept.value.__traceback__ is not None, "the error is there still"
 
 
 def test_the_trivial_engine_goes_on_as_well() -> None:
