@@ -1,6 +1,9 @@
 """The golden data: vectors recorded from the reference, and the small checkpoint they were recorded on."""
 
+import json
 import os
+import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -8,10 +11,30 @@ import pytest
 from shared.checkpoint import Checkpoint, open_checkpoint
 
 
+def golden_folder() -> Path:
+    """`HEARTMULA_GOLDEN`, or the set beside this file. Its README.md says what is in it."""
+    return Path(os.environ.get("HEARTMULA_GOLDEN") or Path(__file__).parent / "data")
+
+
+def guidance_scales(cases: Iterable[str]) -> list[str]:
+    """The scales that a set was recorded with, as they stand in the names of its cases: ``greedy.cfg1.5.fp32``."""
+    named = [re.fullmatch(r"\w+\.cfg(.+)\.\w+", case) for case in cases]
+    return sorted({found[1] for found in named if found}, key=float)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test with the argument `cfg` runs at every guidance scale of the set."""
+    if "cfg" in metafunc.fixturenames:
+        facts = json.loads((golden_folder() / "lm.json").read_text())
+        scales = guidance_scales(facts["cases"])
+        assert scales, "the set's lm.json names no case such as greedy.cfg1.5.fp32"
+        metafunc.parametrize("cfg", scales)
+
+
 @pytest.fixture(scope="session")
 def golden() -> Path:
-    """Folder of the golden data: `HEARTMULA_GOLDEN`, or the set beside this file. Its README.md says what is in it."""
-    return Path(os.environ.get("HEARTMULA_GOLDEN") or Path(__file__).parent / "data")
+    """Folder of the golden data."""
+    return golden_folder()
 
 
 @pytest.fixture(scope="session")

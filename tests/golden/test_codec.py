@@ -62,10 +62,17 @@ def reference_noise(plan: WindowPlan, seed: int, channels: int) -> list[Tensor]:
 
 
 def solve(
-    codec: HeartCodec, vectors: Vectors, plan: WindowPlan, noise: list[Tensor], guidance: float = 1.25
+    codec: HeartCodec,
+    vectors: Vectors,
+    cases: dict[str, Any],
+    plan: WindowPlan,
+    noise: list[Tensor],
+    guidance: float | None = None,
 ) -> list[Tensor]:
-    """Latents of every window."""
-    schedule, latents = Schedule(codec.estimator), []
+    """Latents of every window, with the steps and, unless another is given, the guidance that the set was made with."""
+    recorded, latents = cases["one"], []
+    schedule = Schedule(codec.estimator, recorded["num_steps"])
+    guidance = recorded["guidance_scale"] if guidance is None else guidance
     context = torch.zeros(0, codec.config.out_channels)
     for window in range(plan.count):
         mu = conditioning(codec, vectors, plan, window)
@@ -112,8 +119,8 @@ def test_a_code_beyond_its_codebook_adds_nothing(codec: HeartCodec, vectors: Vec
         torch.testing.assert_close(codec.quantizer.codebook_sum(codes), without, atol=1e-6, rtol=0)
 
 
-def test_time(codec: HeartCodec, vectors: Vectors) -> None:
-    schedule = Schedule(codec.estimator)
+def test_time(codec: HeartCodec, vectors: Vectors, cases: dict[str, Any]) -> None:
+    schedule = Schedule(codec.estimator, cases["one"]["num_steps"])
     assert torch.equal(schedule.times, vectors["one.euler_t"])
     # Angles reach 1,000, where fp32 has steps of 6e-5.
     torch.testing.assert_close(time_features(schedule.times)[5], vectors["one.temb512.step5"], atol=1e-4, rtol=0)
@@ -144,7 +151,7 @@ def test_one_window_step_by_step(codec: HeartCodec, vectors: Vectors, cases: dic
 
 def test_without_guidance_one_row_is_enough(codec: HeartCodec, vectors: Vectors, cases: dict[str, Any]) -> None:
     plan = plan_of(codec, cases["one"])
-    (latents,) = solve(codec, vectors, plan, stored_noise(vectors, cases["one"]), guidance=1.0)
+    (latents,) = solve(codec, vectors, cases, plan, stored_noise(vectors, cases["one"]), guidance=1.0)
     wanted = vectors["one_gs1.latents_sub"]
     torch.testing.assert_close(latents[cases["latent_frame_subset"]], wanted, atol=1e-4, rtol=0)
 
@@ -158,7 +165,7 @@ def test_two_windows(codec: HeartCodec, vectors: Vectors, cases: dict[str, Any])
     case, rows = cases["two"], cases["latent_frame_subset"]
     plan = plan_of(codec, case)
     assert plan.count == case["windows"]
-    latents = solve(codec, vectors, plan, stored_noise(vectors, case))
+    latents = solve(codec, vectors, cases, plan, stored_noise(vectors, case))
     for window in range(plan.count):
         torch.testing.assert_close(latents[window][rows], vectors[f"two.latents_sub.w{window}"], atol=1e-4, rtol=0)
     assert snr(waveform(codec, plan, latents), vectors["two.wav"].numpy()) > 40
@@ -173,7 +180,7 @@ def test_songs_of_every_length(codec: HeartCodec, vectors: Vectors, cases: dict[
     noise = reference_noise(plan, case["seed"], codec.config.out_channels)
     for draw, wanted in zip(noise, (d for d in case["rng"] if d["call"] == "noise"), strict=False):
         np.testing.assert_allclose(draw.flatten()[:4].numpy(), wanted["head"], atol=1e-6)
-    got = waveform(codec, plan, solve(codec, vectors, plan, noise))
+    got = waveform(codec, plan, solve(codec, vectors, cases, plan, noise))
     assert got.shape == (2, case["expected_target_len"])
     assert np.isfinite(got).all()
     lost_tail = case["wav"][1] < case["expected_target_len"]
@@ -202,7 +209,7 @@ def test_half_precision_stays_close(
     half = HeartCodec(golden_checkpoint.codec, dtype).requires_grad_(False)
     load_weights(half, golden_checkpoint.codec_path)
     plan = plan_of(codec, cases["one"])
-    (latents,) = solve(half, vectors, plan, stored_noise(vectors, cases["one"]))
+    (latents,) = solve(half, vectors, cases, plan, stored_noise(vectors, cases["one"]))
     assert latents.dtype == torch.float32
     wanted = vectors["one.latents"]
     assert snr(latents.numpy(), wanted.numpy()) > (25 if dtype is torch.bfloat16 else 40)
@@ -221,7 +228,7 @@ def test_bfloat16_keeps_the_spectrum(
     half = HeartCodec(golden_checkpoint.codec, torch.bfloat16).requires_grad_(False)
     load_weights(half, golden_checkpoint.codec_path)
     plan = plan_of(codec, cases["one"])
-    (latents,) = solve(half, vectors, plan, stored_noise(vectors, cases["one"]))
+    (latents,) = solve(half, vectors, cases, plan, stored_noise(vectors, cases["one"]))
     got, wanted = codec.scalar(latents), vectors["one.wav"]
     assert snr(got.numpy(), wanted.numpy()) > 32
     for size in (512, 1024, 2048):
