@@ -93,6 +93,13 @@ class Flow:
         """Wait for a song's end."""
         return await self.until(job_id, lambda job: job.status in ENDED)
 
+    async def until_empty(self, stream: str) -> None:
+        """Wait until a queue holds no message: a song's record says that it went on, and then its message goes."""
+        deadline = time.monotonic() + PATIENCE
+        while messages := (await self.js.stream_info(stream)).state.messages:
+            assert time.monotonic() < deadline, f"{stream} holds {messages} messages still"
+            await asyncio.sleep(0.05)
+
     async def until_event(self, job_id: str, kind: str) -> None:
         """Wait until an event of a kind was published."""
         deadline = time.monotonic() + PATIENCE

@@ -380,8 +380,7 @@ async def test_a_second_decode_job_for_the_same_song_changes_nothing(settings: S
     async with open_flow(settings, "tokenizer", "codec") as flow:
         job_id = await flow.submit(1)
         done = await flow.ended(job_id)
-        while (await flow.js.stream_info(DEC)).state.messages:  # the record says so first, then the message goes
-            await asyncio.sleep(0.05)
+        await flow.until_empty(DEC)
         codes = np.zeros((8, 13), np.int16)
         await flow.store.put("tokens/again", pack(codes, TokenMeta(job_id=job_id, model="m", seed=1)))
         order = DecodeJob(job_id=job_id, tenant="local", tokens_key="tokens/again", first_frame=0, frames=13, last=True)

@@ -189,6 +189,7 @@ async def test_a_missing_codec_fills_its_queue_and_no_song_is_lost(settings: Set
         for _ in range(4):
             ids.append(await flow.submit(1))
             await flow.until(ids[-1], lambda job: job.status == "decoding")
+            await flow.until_empty(TOK)  # there is room for one
         ids.append(await flow.submit(1))
         told = await until_told(flow, "tokenizer", "is a codec worker running?")
         assert told.resident == [], "the device was taken for nothing"
@@ -220,8 +221,7 @@ async def test_a_song_that_waits_in_both_lanes_is_made_once(settings: Settings) 
         order = msgspec.json.encode(TokenJob(job_id=job_id, tenant="local"))
         await flow.js.publish(token_subject("high", job_id), order)
         await assert_straight(flow, await flow.ended(job_id))
-        while (await flow.js.stream_info(TOK)).state.messages:
-            await asyncio.sleep(0.1)
+        await flow.until_empty(TOK)
         assert len([s for s in await stages(flow, job_id) if s.stage == "generating"]) == 1
         assert await flow.stop(flow.processes[0]) == 0
 
