@@ -231,7 +231,45 @@ def test_both_workers_of_a_pod_share_one_gpu_and_the_lock(objects: list[Object])
     ports = [p["containerPort"] for c in pod["containers"] for p in c["ports"]]
     assert len(set(ports)) == len(ports)
     assert "replicas" not in worker  # applying again would undo what KEDA did
-    assert worker["strategy"]["rollingUpdate"] == {"maxSurge": 0, "maxUnavailable": 1}
+
+
+def test_a_rollout_does_not_wait_for_pods_that_have_no_gpu(objects: list[Object]) -> None:
+    """A pod that is pending counts as unavailable: with a number here, as many pending pods are replaced by pending
+    ones for ever, and those that hold the GPUs never go."""
+    strategy = one(objects, "Deployment", "worker")["spec"]["strategy"]
+    assert strategy["rollingUpdate"] == {"maxSurge": 0, "maxUnavailable": "100%"}
+
+
+def test_the_weights_are_fetched_before_any_pod_mounts_their_volume(
+    objects: list[Object], fill_ckpt: list[Object]
+) -> None:
+    """Pods that mount it first, and read-only, keep the kubelet from giving the volume to the group that writes it."""
+    text = (ROOT / "docs" / "kubernetes.md").read_text()
+    commands = re.findall(
+        r"^kubectl .*(?:apply|wait).*", text[text.index("## Apply") : text.index("## What to set")], re.M
+    )
+    first, fill, fetched, everything = commands[:4]
+    assert fill.startswith("kubectl apply -f fill-ckpt.yaml")
+    assert re.match(r"kubectl --namespace heartmula wait .*complete job/fill-ckpt ", fetched)
+    assert everything == "kubectl apply -k overlays/mine"
+    selector = re.fullmatch(r"kubectl apply -k overlays/mine --selector (\S+)=(\S+) *(#.*)?", first)
+    assert selector
+    label = {selector[1]: selector[2]}
+    chosen = [o for o in objects if label.items() <= o["metadata"].get("labels", {}).items()]
+    assert {(o["kind"], o["metadata"]["name"]) for o in chosen} == {
+        ("Namespace", "heartmula"),
+        ("PersistentVolumeClaim", "ckpt"),
+    }
+    pod = one(fill_ckpt, "Job", "fill-ckpt")["spec"]["template"]
+    claims = [v["persistentVolumeClaim"] for v in pod["spec"]["volumes"] if "persistentVolumeClaim" in v]
+    assert claims == [{"claimName": "ckpt"}], "it writes"
+    for name in ("gateway", "worker"):
+        reader = dict(pods(objects))[name]["spec"]["securityContext"]
+        assert reader["runAsGroup"] == pod["spec"]["securityContext"]["fsGroup"]
+    # No other policy is there yet, so it says all that the pod needs.
+    reached = rules(fill_ckpt, pod["metadata"]["labels"], "Egress")
+    dns = namespace("kube-system") | {"podSelector": {"matchLabels": {"k8s-app": "kube-dns"}}}
+    assert sorted(reached, key=str) == sorted([(None, {443}), (dns, {53})], key=str)
 
 
 def test_with_time_slices_each_worker_asks_for_one(with_components: list[Object]) -> None:
