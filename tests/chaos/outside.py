@@ -4,7 +4,7 @@ import asyncio
 import json
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,16 @@ class Outside:
             with suppress(TimeoutError):
                 async with asyncio.timeout(left):
                     await changed.wait()
+        return True
+
+    async def until_ended(self, job_ids: Sequence[str], patience: float) -> bool:
+        """Wait until songs have ended, as long as one more does every so often; returns whether all have.
+
+        How many a busy machine makes in a given time is not in question here.
+        """
+        while waiting := [job_id for job_id in job_ids if not self.ended(job_id)]:
+            if not await self.until(lambda: any(map(self.ended, waiting)), patience):
+                return False
         return True
 
     def ended(self, job_id: str) -> bool:

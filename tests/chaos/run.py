@@ -52,7 +52,7 @@ class Plan:
     cards: tuple[str, ...] = ("card-a",)
     crashes: int = 0  # of the whole stack, with orderly restarts between; instead of other faults of the house
     disk_mb: int = 0  # size of a volume for the servers, which is filled now and then; 0: none
-    patience: float = 180.0  # for the queue to drain, in seconds
+    patience: float = 180.0  # while the queue drains, for another song to end, in seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +81,7 @@ async def run(plan: Plan, seed: int, folder: Path) -> Result:
             crash_again_and_again(stack, random, plan.crashes),
         )
         stack.tell("all songs are taken, all faults are over")
-        ended = await outside.until(lambda: all(outside.ended(song.job_id) for song in songs), plan.patience)
+        ended = await outside.until_ended([song.job_id for song in songs], plan.patience)
         stack.tell("all songs have ended" if ended else "songs are left")
         verdict = await _judge(stack, outside, client, songs, injector.junk)
         verdict.others += trouble.broken
