@@ -25,7 +25,7 @@ CHECKPOINTS = pytest.mark.parametrize("checkpoint", [TINY, DEMO], ids=["tiny", "
 @pytest.mark.parametrize("temperature", [0, 1.0])
 def test_a_song_goes_on_as_if_never_interrupted(temperature: float, cfg_scale: float, checkpoint: Checkpoint) -> None:
     song = Song(
-        prompt=prompt_of(checkpoint), max_frames=40, temperature=temperature, topk=5, cfg_scale=cfg_scale, seed=3
+        prompt=prompt_of(checkpoint), max_frames=28, temperature=temperature, topk=5, cfg_scale=cfg_scale, seed=3
     )
     whole = generate(ready(checkpoint), song)
     last = whole.shape[1]
