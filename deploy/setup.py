@@ -6,34 +6,46 @@ As the user ``bootstrap``, who alone may. Harmless when everything is as it shou
 import asyncio
 import logging
 import sys
-import time
+from collections.abc import Callable
 
-from shared.errors import ConfigError, HeartMulaError, Unavailable
+from shared.connection import broker, connect
+from shared.errors import ConfigError, HeartMulaError
+from shared.objects import ObjectStore
 from shared.process import configure_logging
 from shared.settings import Settings
-from shared.topology import bootstrap, connect
+from shared.topology import bootstrap
+from shared.waiting import until_there
 
 log = logging.getLogger(__name__)
 
 _PATIENCE = 60.0  # seconds that servers may take to come up
 
 
-async def set_up(settings: Settings, patience: float = _PATIENCE) -> None:
-    """Raises `Unavailable` when NATS does not do as asked."""
-    deadline = time.monotonic() + patience
-    while True:
+async def set_up(settings: Settings, patience: float = _PATIENCE, say: Callable[[str], object] = log.warning) -> None:
+    """Create or update everything, waiting for NATS; `say` gets what it waits for, in sentences.
+
+    Raises `Unavailable` when NATS does not do as asked.
+    """
+
+    async def attempt() -> None:
+        nc = await connect(settings, "setup")
         try:
-            nc = await connect(settings, "setup")
-            try:
-                await bootstrap(nc.jetstream(timeout=10), settings)
-                return
-            finally:
-                await nc.close()
-        except Unavailable as error:
-            if time.monotonic() > deadline:
-                raise
-            log.info("waiting for NATS: %s", error)
-            await asyncio.sleep(1)
+            await bootstrap(nc.jetstream(timeout=10), settings)
+        finally:
+            await nc.close()
+
+    await until_there(broker(settings), attempt, patience, say)
+
+
+async def reach_store(
+    settings: Settings, patience: float = _PATIENCE, say: Callable[[str], object] = log.warning
+) -> None:
+    """Wait for the object store, and create the bucket unless it exists. Raises `Unavailable`."""
+    store = ObjectStore(settings)
+    try:
+        await until_there(store.where, store.ensure_bucket, patience, say)
+    finally:
+        store.close()
 
 
 def main() -> int:

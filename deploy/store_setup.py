@@ -7,9 +7,9 @@ From the environment: S3_ENDPOINT, S3_ROOT_USER, S3_ROOT_PASSWORD, S3_SERVICE_PA
 HEARTMULA_S3_BUCKET (``heartmula``).
 """
 
+import asyncio
 import os
 import sys
-import time
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -21,7 +21,15 @@ from minio.error import MinioAdminException, MinioException
 from minio.lifecycleconfig import Expiration, LifecycleConfig, Rule
 from minio.minioadmin import MinioAdmin
 
+from shared.errors import Unavailable
+from shared.objects import explained
+from shared.process import quiet_libraries
+from shared.waiting import until_there
+
 _PATIENCE = 60.0  # seconds that the server may take to come up
+_REFUSALS = dict.fromkeys(
+    ("InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied"), "S3_ROOT_USER and its password"
+)
 _TOKEN_DAYS = 8  # records are kept for seven, and name tokens as long as a song is not finished
 
 
@@ -78,6 +86,7 @@ def add_users(admin: MinioAdmin, bucket: str, passwords: dict[str, str]) -> None
 
 def main(patience: float = _PATIENCE) -> int:
     """0 when everything is there, 1 when the server does not do as asked, 2 when a variable is missing."""
+    quiet_libraries()
     try:
         endpoint, user, root, service, reader = (
             os.environ[f"S3_{name}"]
@@ -93,17 +102,26 @@ def main(patience: float = _PATIENCE) -> int:
     admin = MinioAdmin(
         endpoint=address, credentials=StaticProvider(user, root), region="us-east-1", secure=secure, http_client=pool
     )
-    deadline = time.monotonic() + patience
-    while True:
+    where = f"the object store at {endpoint} (S3_ENDPOINT)"
+
+    def all_of_it() -> None:
+        prepare(client, bucket)
+        add_users(admin, bucket, {"heartmula": service, "reader": reader})
+
+    async def attempt() -> None:
         try:
-            prepare(client, bucket)
-            add_users(admin, bucket, {"heartmula": service, "reader": reader})
-            return 0
-        except (MinioException, MinioAdminException, urllib3.exceptions.HTTPError) as error:
-            if time.monotonic() > deadline:
-                print(f"error: {endpoint} does not do as asked: {error}", file=sys.stderr)
-                return 1
-            time.sleep(1)
+            await asyncio.to_thread(all_of_it)
+        except MinioAdminException as error:
+            raise Unavailable("s3", f"{where} does not do as asked: {error}") from error
+        except (MinioException, urllib3.exceptions.HTTPError) as error:
+            raise explained(error, where, _REFUSALS) from error
+
+    try:
+        asyncio.run(until_there(where, attempt, patience, lambda sentence: print(sentence, file=sys.stderr)))
+    except Unavailable as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":

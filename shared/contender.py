@@ -16,7 +16,9 @@ from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 from nats.js.errors import APIError, NotFoundError
 
+from shared.causes import why
 from shared.clock import elapsed
+from shared.connection import broker, connect
 from shared.errors import LeaseLost
 from shared.file_lock import FileLock
 from shared.lease_follower import LeaseFollower
@@ -24,11 +26,13 @@ from shared.lease_queue import PREFIX, STREAM, LeaseQueue, LeaseView, is_gone, r
 from shared.messages import LeaseRecord
 from shared.settings import Settings
 from shared.tasks import end
-from shared.topology import LOCK_MARKER_TTL, connect, lock_key
+from shared.topology import LOCK_MARKER_TTL, lock_key
+from shared.waiting import until_there
 
 log = logging.getLogger(__name__)
 
 _WRONG_LAST_SEQUENCE = 10071
+_START_PATIENCE = 60.0  # seconds that NATS may be away when a worker begins
 _PHASE_DELAY = 0.05  # seconds; phases that are over sooner are not written down, each write costs a disk's sync
 
 
@@ -62,8 +66,11 @@ class Contender:
 
     async def start(self) -> None:
         # pending_size 0: a renewal must not be sent later than it was timed.
-        self._nc = await connect(
-            self._settings, f"lease-{self._role}-{self._instance}", on_reconnect=self._follow, pending_size=0
+        name = f"lease-{self._role}-{self._instance}"
+        self._nc = await until_there(
+            broker(self._settings),
+            lambda: connect(self._settings, name, on_reconnect=self._follow, pending_size=0),
+            _START_PATIENCE,
         )
         self._js = self._nc.jetstream(timeout=max(1.0, self._ttl / 4))
         self._watching = asyncio.create_task(self._watch())
@@ -182,7 +189,7 @@ class Contender:
                 return True
             except APIError as error:
                 if error.err_code != _WRONG_LAST_SEQUENCE:
-                    log.warning("lease: renewal refused: %r", error)
+                    log.warning("lease: renewal refused: %s", why(error))
                     return False
             except (nats.errors.Error, TimeoutError, OSError):
                 return False

@@ -7,6 +7,8 @@
     ├── InvalidRequest      a request the user has to change; carries the field
     ├── QueueFull           the queue took its limit of songs; try again later
     ├── Unavailable         NATS or the object store does not answer
+    │   ├── Rejected        … with anything but a refusal, which waiting does not mend
+    │   └── NoRoom          … because it has no room for more
     ├── JobConflict         the job record is no longer in the state that an operation needs
     │   └── NewerRecord     … because a newer version of this software wrote it
     ├── ObjectError         an object is missing or its checksum does not match
@@ -48,6 +50,14 @@ class Unavailable(HeartMulaError):
     def __init__(self, service: str, message: str) -> None:
         super().__init__(message)
         self.service = service
+
+
+class Rejected(Unavailable):
+    """A server is there and does not let this process in. Waiting does not help; a setting has to be changed."""
+
+
+class NoRoom(Unavailable):
+    """A server has no room for more. Waiting for some seconds does not help."""
 
 
 class JobConflict(HeartMulaError):

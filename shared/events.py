@@ -10,6 +10,7 @@ import nats
 from nats.js import JetStreamContext
 from nats.js.errors import APIError
 
+from shared.causes import why
 from shared.failed_writes import write_failed
 from shared.messages import (
     ENDED,
@@ -51,7 +52,7 @@ class EventPublisher:
             await self._js.publish(event_subject(tenant, event.job_id, kind), payload, timeout=2, headers=headers)
         except (nats.errors.Error, APIError, TimeoutError) as error:
             write_failed("nats")
-            log.warning("event %s of %s not published: %r", kind, event.job_id, error)
+            log.warning("event %s of %s not published: %s", kind, event.job_id, why(error))
 
 
 def end_event(job: Job, progress: float = 0.0) -> Completed | Failed | Cancelled:

@@ -247,7 +247,9 @@ class Inbox:
 
     async def retry_or_fail(self, delivery: Delivery, error: Exception) -> bool:
         """Count an error against the song: it is tried again later, or has had its chances. Returns whether it has."""
-        reason = str(error) if isinstance(error, ObjectError | SongError) else f"{type(error).__name__}: {error}"
+        foreseen = isinstance(error, ObjectError | SongError)
+        role = self._stage.role
+        reason = str(error) if foreseen else f"the {role} worker failed: {str(error) or 'its log says how'}"
         failures = delivery.job.failures + 1
         log.exception("%s: failure %d of %d", delivery.job.job_id, failures, MAX_FAILURES)
         if failures >= MAX_FAILURES:

@@ -20,6 +20,7 @@ from nats.js import JetStreamContext
 from nats.js.api import RawStreamMsg
 from nats.js.errors import APIError, NotFoundError
 
+from shared.causes import why
 from shared.errors import JobConflict, NewerRecord, Unavailable
 from shared.failed_writes import write_failed
 from shared.messages import ENDED, SCHEMA, Job, Status
@@ -90,7 +91,7 @@ class JobStore:
             await self._js.publish(_subject(job.job_id, job.tenant), b"", headers=headers)
         except (nats.errors.Error, APIError, TimeoutError) as error:
             write_failed("nats")
-            raise Unavailable("nats", f"the record of a song could not be removed: {error!r}") from error
+            raise Unavailable("nats", f"the record of a song could not be removed: {why(error)}") from error
 
     async def was_deleted(self, job_id: str, tenant: str = TENANT) -> bool:
         """Whether there was a record that somebody deleted; one that expired was not."""
@@ -104,7 +105,7 @@ class JobStore:
         except NotFoundError:
             return None
         except (nats.errors.Error, APIError, TimeoutError) as error:
-            raise Unavailable("nats", f"job records cannot be read: {error!r}") from error
+            raise Unavailable("nats", f"job records cannot be read: {why(error)}") from error
 
     async def _get(self, job_id: str, tenant: str) -> tuple[Job, int] | None:
         message = await self._message(job_id, tenant)
@@ -127,10 +128,10 @@ class JobStore:
             if error.err_code == _WRONG_LAST_SEQUENCE:
                 raise JobConflict("the record changed meanwhile") from None
             write_failed("nats")
-            raise Unavailable("nats", f"job records cannot be written: {error!r}") from error
+            raise Unavailable("nats", f"job records cannot be written: {why(error)}") from error
         except (nats.errors.Error, TimeoutError) as error:
             write_failed("nats")
-            raise Unavailable("nats", f"job records cannot be written: {error!r}") from error
+            raise Unavailable("nats", f"job records cannot be written: {why(error)}") from error
 
 
 def _subject(job_id: str, tenant: str) -> str:

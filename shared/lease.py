@@ -29,6 +29,7 @@ import nats
 from nats.js import JetStreamContext
 from nats.js.errors import APIError, NotFoundError
 
+from shared.causes import why
 from shared.clock import elapsed
 from shared.contender import Contender
 from shared.errors import LeaseLost, Unavailable
@@ -52,7 +53,7 @@ async def read_leases(js: JetStreamContext) -> list[LeaseView]:
                     views.append(read_view(subject, message.data, message.seq or 0, message.headers))
         return sorted(views, key=lambda view: view.ticket)
     except (nats.errors.Error, APIError, TimeoutError) as error:
-        raise Unavailable("nats", f"leases cannot be read: {error!r}") from error
+        raise Unavailable("nats", f"leases cannot be read: {why(error)}") from error
 
 
 class Held:

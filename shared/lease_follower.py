@@ -11,6 +11,7 @@ from nats.js import JetStreamContext
 from nats.js.api import DeliverPolicy
 from nats.js.errors import APIError
 
+from shared.causes import why
 from shared.clock import elapsed
 from shared.lease_queue import PREFIX, STREAM, LeaseQueue
 
@@ -78,7 +79,7 @@ class LeaseFollower:
                 self._queue.finish(elapsed())
             return True
         except (nats.errors.Error, APIError, TimeoutError) as error:
-            log.warning("lease: cannot follow the others yet: %r", error)
+            log.warning("lease: cannot follow the others yet: %s", why(error))
             return False
         finally:
             if old is not None:  # of the connection that was lost, or of an attempt that failed

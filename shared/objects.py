@@ -11,11 +11,11 @@ import asyncio
 import io
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar, get_args
+from typing import Literal, TypeVar, get_args
 from urllib.parse import urlsplit
 
 import urllib3
@@ -23,7 +23,8 @@ from minio import Minio
 from minio.deleteobjects import DeleteObject
 from minio.error import MinioException, S3Error
 
-from shared.errors import ObjectError, Unavailable
+from shared.causes import address, is_final, why
+from shared.errors import ConfigError, ObjectError, Rejected, Unavailable
 from shared.failed_writes import write_failed
 from shared.messages import AudioFormat
 from shared.settings import Settings
@@ -34,7 +35,15 @@ _PROBED = 64  # keys, each in a folder of its own: SeaweedFS spreads folders ove
 _PROBE_BYTES = bytes(4096)  # less may fit into the last block of a file on a disk that is full
 _RECENT = 30.0  # seconds for which a failed write counts; a worker that insists on one tries it again before that
 _T = TypeVar("_T")
+_PROBE_SECONDS = 3.0
 _MISSING = {"NoSuchKey", "NoSuchObject", "ResourceNotFound"}
+_REFUSALS = {  # what waiting does not mend
+    "InvalidAccessKeyId": "the user: HEARTMULA_S3_ACCESS_KEY is not known to it",
+    "SignatureDoesNotMatch": "the password: HEARTMULA_S3_SECRET_KEY is wrong",
+    # All that is said of a request without a body, as the first one is.
+    "AccessDenied": "the user or password: look at HEARTMULA_S3_ACCESS_KEY and HEARTMULA_S3_SECRET_KEY, and whether "
+    "that user may use the bucket in HEARTMULA_S3_BUCKET",
+}
 
 
 def tokens_key(job_id: str, fence: int) -> str:
@@ -84,22 +93,13 @@ class ObjectStore:
     """One bucket. Methods raise `ObjectError` for a missing object and `Unavailable` when the store does not answer."""
 
     def __init__(self, settings: Settings) -> None:
-        url = urlsplit(settings.s3_endpoint)
-        pool = urllib3.PoolManager(
-            maxsize=THREADS,
-            timeout=urllib3.Timeout(connect=3, read=30),
-            retries=urllib3.Retry(total=2, backoff_factor=0.2, status_forcelist=[500, 502, 503, 504]),
-        )
         self.bucket = settings.s3_bucket
+        self.where = f"the object store at {address(settings.s3_endpoint)} (HEARTMULA_S3_ENDPOINT)"  # for people
         self._region = settings.s3_region
-        self._client = Minio(
-            endpoint=url.netloc,
-            access_key=settings.s3_access_key,
-            secret_key=settings.s3_secret_key,
-            secure=url.scheme == "https",
-            region=settings.s3_region,  # without it the client asks the network first
-            http_client=pool,
-        )
+        again = urllib3.Retry(total=2, backoff_factor=0.2, status_forcelist=[500, 502, 503, 504])
+        self._client = _client(settings, urllib3.Timeout(connect=3, read=30), again)
+        # Whoever asks whether the store is there asks again: a question keeps no thread for long.
+        self._probe = _client(settings, urllib3.Timeout(total=_PROBE_SECONDS), False)
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="s3")
         self._failed: dict[str, tuple[float, str]] = {}  # writes that failed and did not succeed since: when, and why
         self.written_at: float | None = None  # when a write succeeded last (monotonic)
@@ -109,22 +109,25 @@ class ObjectStore:
         self._threads.shutdown(wait=False)
 
     async def ensure_bucket(self) -> None:
-        """Create the bucket unless it exists."""
+        """Create the bucket unless it exists. Raises `ConfigError` for a name that no bucket can have."""
 
         def ensure() -> None:
-            if not self._client.bucket_exists(bucket_name=self.bucket):
+            if not self._probe.bucket_exists(bucket_name=self.bucket):
                 try:
-                    self._client.make_bucket(bucket_name=self.bucket, location=self._region)
+                    self._probe.make_bucket(bucket_name=self.bucket, location=self._region)
                 except S3Error as error:
                     if error.code not in ("BucketAlreadyOwnedByYou", "BucketAlreadyExists"):
                         raise
 
-        await self._run(ensure)
+        try:
+            await self._run(ensure)
+        except ValueError as error:
+            raise ConfigError(f"HEARTMULA_S3_BUCKET: {error}") from None
 
     async def ping(self) -> None:
         """Return when the bucket can be reached."""
-        if not await self._run(lambda: self._client.bucket_exists(bucket_name=self.bucket)):
-            raise Unavailable("s3", f"bucket {self.bucket} does not exist")
+        if not await self._run(lambda: self._probe.bucket_exists(bucket_name=self.bucket)):
+            raise Unavailable("s3", f"{self.where} has no bucket {self.bucket}")
 
     @property
     def trouble(self) -> str | None:
@@ -229,11 +232,36 @@ class ObjectStore:
         except S3Error as error:
             if error.code in _MISSING:
                 raise ObjectError(f"the object is gone: {error.code}") from None
-            raise Unavailable("s3", f"the object store refused: {error.code}, {error.message}") from error
-        except MinioException as error:  # an answer that is not S3's, as a proxy gives it
-            raise Unavailable("s3", f"the object store answers strangely: {error}") from error
-        except urllib3.exceptions.HTTPError as error:
-            raise Unavailable("s3", f"the object store does not answer: {type(error).__name__}") from error
+            raise explained(error, self.where, _REFUSALS) from error
+        except (MinioException, urllib3.exceptions.HTTPError) as error:
+            raise explained(error, self.where, _REFUSALS) from error
+
+
+def explained(error: Exception, where: str, refusals: Mapping[str, str]) -> Unavailable:
+    """What an exception of the SDK means, of the store that `where` names for people.
+
+    `refusals` has S3's codes that waiting does not mend, and what the store does not accept then.
+    """
+    if isinstance(error, S3Error):
+        if refusal := refusals.get(error.code or ""):
+            return Rejected("s3", f"{where} does not accept {refusal}")
+        return Unavailable("s3", f"{where} refused: {error.code}, {error.message}")
+    if isinstance(error, urllib3.exceptions.HTTPError):
+        kind = Rejected if is_final(error) else Unavailable
+        return kind("s3", f"no connection to {where}: {why(error)}")
+    return Unavailable("s3", f"{where} answers strangely: {error}")  # as a proxy does
+
+
+def _client(settings: Settings, timeout: urllib3.Timeout, retries: urllib3.Retry | Literal[False]) -> Minio:
+    url = urlsplit(settings.s3_endpoint)
+    return Minio(
+        endpoint=url.netloc,
+        access_key=settings.s3_access_key,
+        secret_key=settings.s3_secret_key,
+        secure=url.scheme == "https",
+        region=settings.s3_region,  # without it the client asks the network first
+        http_client=urllib3.PoolManager(maxsize=THREADS, timeout=timeout, retries=retries),
+    )
 
 
 async def _counted(writing: Awaitable[_T]) -> _T:

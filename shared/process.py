@@ -49,8 +49,16 @@ def tell_in_logs(**facts: Callable[[], object]) -> None:
     logging.setLogRecordFactory(noted)
 
 
+def quiet_libraries() -> None:
+    """Keep lines from the log that libraries write about what this project says in words of its own."""
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # each repetition of a request
+    # nats-py's reader does not know that it reads over TLS; the loop warns of that whenever a server leaves.
+    logging.getLogger("asyncio").addFilter(lambda record: "eof_received()" not in record.getMessage())
+
+
 def configure_logging(settings: Settings) -> None:
     """Log to standard error as the settings say."""
+    quiet_libraries()
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)-7s %(name)s: %(message)s")
     if settings.log_format == "json":
         for handler in logging.getLogger().handlers:

@@ -13,6 +13,7 @@ from nats.aio.client import Client
 from nats.js.api import PubAck
 from nats.js.errors import APIError
 
+from shared.causes import why
 from shared.errors import QueueFull, Unavailable
 from shared.failed_writes import write_failed
 from shared.messages import DecodeJob, Job, Role, TokenJob
@@ -90,4 +91,4 @@ def _require_waiting(error: APIError) -> None:
 
 def _silent(error: Exception) -> Unavailable:
     write_failed("nats")
-    return Unavailable("nats", f"NATS does not answer: {str(error) or type(error).__name__}")
+    return Unavailable("nats", f"NATS does not answer: {why(error)}")

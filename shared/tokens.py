@@ -52,7 +52,7 @@ def unpack(data: bytes, job_id: str) -> tuple[np.ndarray, TokenMeta]:
         )
         digest = metadata.pop("sha256")
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise ObjectError(f"the token file is damaged: {type(error).__name__}") from None
+        raise ObjectError("the token file is damaged: it cannot be read") from error
     if _digest(codes, metadata) != digest:
         raise ObjectError("the token file is damaged: its checksum does not match")
     if meta.job_id != job_id:

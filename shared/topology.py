@@ -6,16 +6,9 @@ Why each setting is what it is: docs/topology.md.
 
 import asyncio
 import contextlib
-import logging
-import os
-import re
-import signal
-from collections.abc import Awaitable, Callable
 from typing import Any
-from urllib.parse import urlsplit
 
 import nats
-from nats.aio.client import Client
 from nats.js import JetStreamContext
 from nats.js.api import (
     AckPolicy,
@@ -28,11 +21,10 @@ from nats.js.api import (
 )
 from nats.js.errors import APIError, BadRequestError, NotFoundError
 
+from shared.causes import why
 from shared.errors import Unavailable
 from shared.messages import Priority
 from shared.settings import Settings
-
-log = logging.getLogger(__name__)
 
 TENANT = "local"  # the tenant while no API keys are configured
 DAY = 86400.0
@@ -47,7 +39,6 @@ WORKER_TTL = 15.0
 LOCK_MARKER_TTL = 60
 LOCK_MAX_AGE = 60.0  # cuts TTLs: no shorter than that of a marker, nor than the longest HEARTMULA_LEASE_TTL
 PROBE_SUBJECT = f"$KV.{JOBS}.probe"  # a key like no record's, which a gateway writes to see whether it can
-_FIRST_SECONDS = 5.0  # for the first connection
 # What grows with the number of songs has a part of the account's storage, so that the rest, the lease above all, always
 # finds room. What is asked for is reserved: where there is less, less is asked for.
 _SHARES = {f"KV_{JOBS}": 1 / 2, EVENTS: 1 / 4, FAULTS: 1 / 16}
@@ -224,7 +215,7 @@ async def bootstrap(js: JetStreamContext, settings: Settings) -> None:
         for name, consumer in consumers(ack_wait(settings)):
             await js.add_consumer(name, consumer)
     except (nats.errors.Error, OSError, TimeoutError) as error:
-        raise Unavailable("nats", f"JetStream could not be set up: {str(error) or type(error).__name__}") from error
+        raise Unavailable("nats", f"JetStream could not be set up: {why(error)}") from error
 
 
 async def _put_streams(js: JetStreamContext, wanted: list[StreamConfig]) -> None:
@@ -252,94 +243,12 @@ async def require(js: JetStreamContext) -> None:
     except NotFoundError as error:
         raise Unavailable("nats", f"NATS is not set up ({error.description}): run `python -m deploy.setup`") from error
     except (nats.errors.Error, OSError, TimeoutError) as error:
-        raise Unavailable("nats", f"JetStream does not answer: {str(error) or type(error).__name__}") from error
+        raise Unavailable("nats", f"JetStream does not answer: {why(error)}") from error
 
 
 def ack_wait(settings: Settings) -> float:
     """Seconds without a sign of life after which a message goes to another worker; in step with the lease."""
     return 2.0 * settings.lease_ttl
-
-
-def _credentials(url: str) -> dict[str, Any]:
-    """For nodes of a cluster that the server tells of: they come without."""
-    first = urlsplit(url.partition(",")[0])
-    return {"user": first.username, "password": first.password} if first.password else {}
-
-
-def inbox_prefix(url: str) -> bytes:
-    """Where a user's answers come: a role may not read another's."""
-    user = urlsplit(url.partition(",")[0]).username or ""
-    return f"_INBOX_{user}".encode() if re.fullmatch(r"[A-Za-z0-9_-]+", user) else b"_INBOX"
-
-
-class _Client(Client):
-    """Knows whether it was us who closed the connection."""
-
-    ours = False
-
-    async def close(self) -> None:
-        self.ours = True
-        await super().close()
-
-
-async def connect(
-    settings: Settings, name: str, on_reconnect: Callable[[], Awaitable[None]] | None = None, **options: Any
-) -> Client:
-    """A connection that never gives up once it was up. Raises `Unavailable` when the first attempt fails.
-
-    The defaults of nats-py notice a hung server after more than twenty seconds and stop trying after sixty attempts.
-    """
-
-    refused: list[Exception] = []  # why there is no first connection yet
-
-    async def on_error(error: Exception) -> None:  # permission denials arrive nowhere else
-        if first:
-            refused.append(error)
-        else:
-            log.warning("nats: %s", error or type(error).__name__)
-
-    async def on_disconnect() -> None:
-        if not client.is_closed:
-            log.warning("nats: connection lost")
-
-    async def reconnected() -> None:
-        log.info("nats: connected again")
-        if on_reconnect is not None:
-            await on_reconnect()
-
-    async def on_closed() -> None:
-        # By the server's will, as when credentials are revoked: nats-py does not come back from that.
-        if not (client.ours or first):
-            log.error("nats: the server closed the connection for good, ending")
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    client, first = _Client(), True
-    try:
-        # Unlimited attempts mean the first connection too: nats-py would try for ever, without a word.
-        async with asyncio.timeout(_FIRST_SECONDS):
-            await client.connect(
-                settings.nats_url.split(","),
-                **_credentials(settings.nats_url),
-                name=name,
-                error_cb=on_error,
-                disconnected_cb=on_disconnect,
-                reconnected_cb=reconnected,
-                closed_cb=on_closed,
-                allow_reconnect=True,
-                max_reconnect_attempts=-1,
-                reconnect_time_wait=0.25,  # type: ignore[arg-type]  # seconds; a fraction works
-                connect_timeout=5,
-                inbox_prefix=inbox_prefix(settings.nats_url),
-                ping_interval=5,
-                max_outstanding_pings=2,
-                **options,
-            )
-        first = False
-        return client
-    except (nats.errors.Error, OSError, TimeoutError) as error:
-        # Refused credentials say more than the closed connections around them.
-        why = next((e for e in refused if "authorization" in str(e).lower()), refused[-1] if refused else error)
-        raise Unavailable("nats", f"no connection to NATS: {str(why) or type(why).__name__}") from error
 
 
 async def purge_job(js: JetStreamContext, job_id: str) -> None:

@@ -24,6 +24,8 @@ from nats.js import JetStreamContext
 from nats.js.errors import APIError
 
 from shared import tracing
+from shared.causes import why
+from shared.connection import broker, connect
 from shared.delivery import Delivery, JobStopped, Paused
 from shared.device import DeviceLedger
 from shared.errors import DeviceBroken, DeviceFull, JobConflict, LeaseLost, SongError, TokensLost, Unavailable
@@ -44,8 +46,9 @@ from shared.settings import Settings, host_name
 from shared.stage import Stage
 from shared.store_gate import StoreGate
 from shared.tasks import end
-from shared.topology import WORKER_TTL, WORKERS, ack_wait, cancel_subject, connect, require
+from shared.topology import WORKER_TTL, WORKERS, ack_wait, cancel_subject, require
 from shared.tracing import span, waited
+from shared.waiting import until_there
 from shared.worker_metrics import Outcome, WorkerMetrics, timed
 
 log = logging.getLogger(__name__)
@@ -110,14 +113,14 @@ class Worker:
 
         Raises `ConfigError` or `Unavailable` when it cannot begin, `DeviceBroken` when it cannot go on.
         """
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.drain)
         tell_in_logs(role=lambda: self.stage.role, phase=lambda: self._turn.phase if self._turn else None)
         tracing.start(f"heartmula-{self.stage.role}")
         if self.settings.metrics_port:
             self.metrics.serve(self.settings.metrics_host, self.settings.metrics_port)
-        await self._connect()
+        await self._connect()  # a signal ends the process until now: there is nothing to give back
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.drain)
         try:
             began = time.monotonic()
             await self.in_engine(self.stage.load)
@@ -167,7 +170,7 @@ class Worker:
                     began = now
                 if now - (self._drained_at if draining else began) > (DRAIN_PATIENCE if draining else AWAY_PATIENCE):
                     raise
-                log.warning("trying again in %g s: %s", pause, error or type(error).__name__)
+                log.warning("trying again in %g s: %s", pause, why(error))
                 await self._pause(pause)
                 pause = min(2 * pause, _PAUSES[1])
 
@@ -187,22 +190,15 @@ class Worker:
     # --- coming and going
 
     async def _connect(self) -> None:
-        deadline = time.monotonic() + START_PATIENCE
-        while True:
-            connection: Client | None = None
-            try:
-                connection = self.nc = await connect(self.settings, f"{self.stage.role}-{self.instance}")
-                self.js = self.nc.jetstream()
-                await require(self.js)
-                await self.store.ensure_bucket()
-                break
-            except Unavailable as error:
-                if connection is not None:
-                    await connection.close()
-                if time.monotonic() > deadline or self._draining.is_set():
-                    raise
-                log.info("waiting for the servers: %s", error)
-                await asyncio.sleep(1)
+        server, name = broker(self.settings), f"{self.stage.role}-{self.instance}"
+        self.nc = await until_there(server, lambda: connect(self.settings, name), START_PATIENCE)
+        self.js = self.nc.jetstream()
+        try:
+            await until_there(server, lambda: require(self.js), START_PATIENCE)
+            await until_there(self.store.where, self.store.ensure_bucket, START_PATIENCE)
+        except BaseException:
+            await self.nc.close()
+            raise
         self.inbox = Inbox(
             self.nc,
             self.js,
@@ -294,7 +290,7 @@ class Worker:
             except LeaseLost as error:
                 log.warning("turn ended early: %s", error)
             except (Unavailable, nats.errors.Error, APIError, TimeoutError) as error:
-                log.warning("NATS or the object store is away: %s", error or type(error).__name__)
+                log.warning("NATS or the object store is away: %s", why(error))
                 await asyncio.sleep(1)
             except DeviceFull as error:
                 self._say(f"waiting for memory on the device: {error}")

@@ -6,6 +6,7 @@ import sys
 
 from deploy.local.stack import Stack
 from shared.errors import ConfigError, HeartMulaError
+from shared.process import quiet_libraries
 from shared.settings import Settings
 
 
@@ -16,6 +17,7 @@ async def _run() -> None:
 def main() -> int:
     """Run the stack; 0 after a signal, 1 when a part failed, 2 when a setting is wrong."""
     try:
+        quiet_libraries()
         asyncio.run(_run())
     except HeartMulaError as error:
         print(f"error: {error}", file=sys.stderr)

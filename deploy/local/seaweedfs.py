@@ -5,6 +5,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import urllib3
 from minio import Minio
@@ -121,7 +122,7 @@ class S3Server(Server):
 
     def _serves(self) -> bool:
         pool = urllib3.PoolManager(timeout=2.0, retries=False)
-        ports = self._port_options()
+        ports, url = self._port_options(), urlsplit(self.url)
         try:
             # Its volumes may meet a master that leads not yet, and come again after five seconds: until then objects
             # are neither read nor written, while everything else answers. The master's page names them once they came.
@@ -129,10 +130,10 @@ class S3Server(Server):
             if page.status == 200 and f"127.0.0.1:{ports['volume.port']}".encode() not in page.data:
                 return False
             Minio(
-                self.url.removeprefix("http://"),
+                url.netloc,
                 self.access_key,
                 self.secret_key,
-                secure=False,
+                secure=url.scheme == "https",
                 region="us-east-1",
                 http_client=pool,
             ).list_buckets()

@@ -23,9 +23,10 @@ from deploy.local.processes import Process
 from deploy.local.servers import ROLES, NatsServer, PortInUse, Reader, Role, S3Server, Server, StartFailed
 from deploy.local.stuck import Healer
 from deploy.local.supervisor import RUNNING, STARTING, Part, Supervisor
-from deploy.setup import set_up
+from deploy.setup import reach_store, set_up
 from shared.errors import ConfigError
 from shared.settings import Settings
+from shared.tasks import end
 
 _GATEWAY_SECONDS = 60.0
 _WORKERS_SECONDS = 120.0  # torch alone takes half a minute to import from a cold disk
@@ -55,6 +56,21 @@ WORKERS = (
 )
 
 
+def _say(sentence: str) -> None:
+    print(sentence, flush=True)
+
+
+async def _prepare(settings: Settings) -> None:
+    """Wait for the servers that these settings name, and make in them what is missing."""
+    waiting = [asyncio.ensure_future(set_up(settings, say=_say))] if settings.nats_url else []
+    if settings.s3_endpoint:
+        waiting.append(asyncio.ensure_future(reach_store(settings, say=_say)))
+    try:
+        await asyncio.gather(*waiting)
+    finally:
+        await end(*waiting)
+
+
 class Stack:
     """Everything that `make run` runs. `run` is called once, in the main thread."""
 
@@ -64,7 +80,7 @@ class Stack:
         environ: Mapping[str, str],
         gateway: Service = GATEWAY,
         workers: Sequence[Service] = WORKERS,
-        prepare: Callable[[Settings], Awaitable[None]] = set_up,
+        prepare: Callable[[Settings], Awaitable[None]] = _prepare,
     ) -> None:
         self._settings = settings
         self._environ = dict(environ)
@@ -111,6 +127,7 @@ class Stack:
         if not port_is_free(settings.port, settings.host):
             raise PortInUse(f"port {settings.port} for the gateway is in use: set HEARTMULA_PORT to another port")
         keep_ports([settings.port])
+        await self._prepare(settings)  # the user's own servers, before any other is started
         servers: list[Server] = []
         nats_urls: dict[Role, str] = {}
         known = load_credentials(settings.data_dir)
@@ -133,7 +150,8 @@ class Stack:
             await self._add(server)
         if servers:
             self._watch(Healer(servers, settings.s3_bucket, self.restart).run())
-        await self._prepare(replace(settings, nats_url=nats_urls.get("bootstrap", settings.nats_url)))
+        if nats_urls:
+            await self._prepare(replace(settings, nats_url=nats_urls["bootstrap"], s3_endpoint=""))
         await self._add(self._service(self._gateway, nats_urls, {}), {_WRONG_SETTING})
         await self._until("/livez", "the gateway", _GATEWAY_SECONDS)
         threads = {"OMP_NUM_THREADS": str(len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count())}

@@ -16,7 +16,7 @@ import websockets
 
 from services.client.answers import Accepted, Devices, Event, Health, Song, Songs, read_frame, snapshot_of
 from services.client.download import fetch
-from services.client.errors import ServiceFault, UnexpectedAnswer, Unreachable, problem
+from services.client.errors import ServiceFault, UnexpectedAnswer, Unreachable, cause, problem
 from shared.messages import AudioFormat, Priority, Status
 
 log = logging.getLogger(__name__)
@@ -206,7 +206,7 @@ class Client:
                 if pause is None or answer.status_code not in _AWAY:
                     raise failure
             except httpx.TransportError as error:
-                failure = Unreachable(f"no answer from {self.url}: {str(error) or type(error).__name__}")
+                failure = Unreachable(f"no answer from {self.url}: {cause(error)}")
                 if pause is None:
                     raise failure from error
             pause = min(max(pause, failure.retry_after or 0), _LONGEST_PAUSE)

@@ -11,7 +11,7 @@ from urllib.parse import unquote
 
 import httpx
 
-from services.client.errors import UnexpectedAnswer, Unreachable, problem
+from services.client.errors import UnexpectedAnswer, Unreachable, cause, problem
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ async def fetch(
         except httpx.TransportError as error:
             fruitless = 0 if target and target.have > have else fruitless + 1
             if fruitless > len(pauses):
-                raise Unreachable(f"the connection was lost: {str(error) or type(error).__name__}") from error
+                raise Unreachable(f"the connection was lost: {cause(error)}") from error
             pause = pauses[max(0, fruitless - 1)]
             log.warning("the connection was lost; going on in %g s", pause)
             await asyncio.sleep(pause)

@@ -20,8 +20,11 @@ import msgspec
 class ClientError(Exception):
     """Base of everything raised here. Its message is fit to be shown to a user.
 
-    The fields are those of the answer's problem detail (RFC 9457), where there is one.
+    The fields are those of the answer's problem detail (RFC 9457), where there is one; `kind` stands for its title
+    where there is none.
     """
+
+    kind = "Something went wrong"
 
     def __init__(
         self,
@@ -42,9 +45,13 @@ class ClientError(Exception):
 class Unreachable(ClientError):
     """Nobody answers."""
 
+    kind = "The service cannot be reached"
+
 
 class UnexpectedAnswer(ClientError):
     """An answer that this service does not give."""
+
+    kind = "The answer is not this service's"
 
 
 class Refused(ClientError):
@@ -88,6 +95,11 @@ def problem(answer: httpx.Response) -> ClientError:
     )
 
 
+def cause(error: httpx.TransportError) -> str:
+    """What a connection's failure means."""
+    return "it takes too long" if isinstance(error, httpx.TimeoutException) else str(error) or "it ends without a word"
+
+
 def _seconds(header: str | None) -> float | None:
     """Retry-After in seconds. Its other form, a date, is not used by the service."""
     try:
@@ -101,7 +113,7 @@ def as_json(error: ClientError) -> dict[str, Any]:
     """The error for a program to read."""
     told = {
         "type": error.type,
-        "title": error.title or type(error).__name__,
+        "title": error.title or error.kind,
         "status": error.status,
         "detail": error.detail,
         "field": error.field,

@@ -52,7 +52,7 @@ def create_app(gateway: Gateway) -> Litestar:
         if origins
         else None,
         guards=[rules.guard, need_key],
-        state=State({"access": gateway.access}),
+        state=State({"access": gateway.access, "outage": gateway.outage}),
         before_send=[secure],
         exception_handlers={Exception: answer_error},
         request_max_body_size=MAX_BODY,

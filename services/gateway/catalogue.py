@@ -18,6 +18,7 @@ from nats.js.errors import APIError
 
 from services.gateway.ordered import ordered
 from services.gateway.problems import Refusal
+from shared.causes import why
 from shared.errors import Unavailable
 from shared.messages import ENDED, SCHEMA, Job, Status
 from shared.tasks import end
@@ -93,7 +94,7 @@ class Catalogue:
                 async with self._moved:
                     await self._moved.wait_for(lambda: self._seen >= last)
         except (nats.errors.Error, APIError, TimeoutError, OSError) as error:
-            raise Unavailable("nats", f"the songs cannot be listed: {error!r}") from error
+            raise Unavailable("nats", f"the songs cannot be listed: {why(error)}") from error
 
     async def _run(self) -> None:
         while True:

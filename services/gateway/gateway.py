@@ -3,12 +3,10 @@
 import asyncio
 import contextlib
 import logging
-import time
 from collections.abc import Coroutine
 from typing import Any
 
 import nats
-from nats.aio.client import Client
 
 from services.gateway.access import Access, read_keys
 from services.gateway.catalogue import Catalogue
@@ -18,6 +16,7 @@ from services.gateway.hub import Hub
 from services.gateway.intake import Intake
 from services.gateway.line import Line
 from services.gateway.metrics import Metrics
+from services.gateway.outage import Outage
 from services.gateway.outlook import Outlook
 from services.gateway.submission import Submission
 from services.gateway.sweeper import Sweeper
@@ -25,14 +24,16 @@ from services.gateway.validation import Fitter
 from services.gateway.webhooks import Webhooks
 from services.gateway.workers import Workers
 from shared.checkpoint import open_checkpoint
-from shared.errors import ConfigError, Unavailable
+from shared.connection import Connection, broker, connect
+from shared.errors import ConfigError
 from shared.events import EventPublisher
 from shared.jobs import JobStore
 from shared.objects import ObjectStore
 from shared.prompt import Prompter
 from shared.settings import Settings, host_name
 from shared.tasks import end
-from shared.topology import connect, require
+from shared.topology import require
+from shared.waiting import until_there
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ _CLOSE_PATIENCE = 5.0
 class Gateway:
     """One gateway. Several may run side by side; none keeps anything that another one lacks."""
 
-    def __init__(self, settings: Settings, nc: Client, store: ObjectStore, prompter: Prompter) -> None:
+    def __init__(self, settings: Settings, nc: Connection, store: ObjectStore, prompter: Prompter) -> None:
         self.settings, self.nc, self.store = settings, nc, store
         self.js = nc.jetstream(timeout=5)
         self.jobs, self.events = JobStore(self.js), EventPublisher(self.js)
@@ -56,9 +57,18 @@ class Gateway:
         self.derived = Derived(store, self.jobs, settings.data_dir / "tmp")
         workers = Workers(self.js, PROBE_SECONDS)
         self.health = Health(nc, store, workers, settings)
+        self.outage = Outage(nc, self.health)
         self.outlook = Outlook(Line(nc, self.js), workers)
         self.submission = Submission(
-            nc, self.access, Fitter(prompter), self.webhooks, self.health, self.outlook, self.metrics, self.spawn
+            nc,
+            self.access,
+            Fitter(prompter),
+            self.webhooks,
+            self.health,
+            self.outage,
+            self.outlook,
+            self.metrics,
+            self.spawn,
         )
         self._intake = Intake(nc, self.access, self.submission, self.spawn)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -70,28 +80,14 @@ class Gateway:
 
     @classmethod
     async def open(cls, settings: Settings, patience: float = START_PATIENCE) -> "Gateway":
-        """Connect and set up what is missing, trying again for `patience` seconds.
+        """Connect, waiting for each server for `patience` seconds.
 
         Raises `ConfigError` for a checkpoint that cannot be read, `Unavailable` when a server does not come up.
         """
         if settings.api_keys:  # a wrong file is told of before anything is waited for
             read_keys(settings.api_keys)
         prompter = await asyncio.to_thread(_prompter, settings)
-        deadline = time.monotonic() + patience
-        told = False
-        while True:
-            try:
-                return await cls._open(settings, prompter)
-            except Unavailable as error:
-                if time.monotonic() > deadline:
-                    raise
-                if not told:
-                    log.info("waiting for the servers: %s", error)
-                    told = True
-                await asyncio.sleep(0.5)
-
-    @classmethod
-    async def _open(cls, settings: Settings, prompter: Prompter) -> "Gateway":
+        server, name = broker(settings), f"gateway-{host_name()[:24]}"
         opened: list[Gateway] = []
 
         async def on_reconnect() -> None:
@@ -99,13 +95,13 @@ class Gateway:
                 gateway.hub.renew()
 
         # pending_size 0: what is published while the connection is lost fails at once, instead of arriving later.
-        nc = await connect(settings, f"gateway-{host_name()[:24]}", on_reconnect, pending_size=0)
+        nc = await until_there(server, lambda: connect(settings, name, on_reconnect, pending_size=0), patience)
         store = ObjectStore(settings)
         try:
-            await require(nc.jetstream(timeout=5))
-            await store.ensure_bucket()
+            await until_there(server, lambda: require(nc.jetstream(timeout=5)), patience)
+            await until_there(store.where, store.ensure_bucket, patience)
             gateway = cls(settings, nc, store, prompter)
-            await gateway.hub.start()
+            await until_there(server, gateway.hub.start, patience)
             await gateway._intake.start()
             gateway.sweeper.start()
             gateway.health.start()

@@ -9,7 +9,6 @@ from typing import Literal
 
 import msgspec
 import nats
-from nats.aio.client import Client
 from nats.js.api import StreamState
 from nats.js.errors import APIError, NotFoundError
 
@@ -18,7 +17,9 @@ from services.gateway.leases import StaleLeases
 from services.gateway.standstill import TTLS, Standstill
 from services.gateway.workers import Workers
 from services.gateway.writing import Writing
-from shared.errors import HeartMulaError, Unavailable
+from shared.causes import NO_ANSWER, why
+from shared.connection import Connection
+from shared.errors import HeartMulaError, NoRoom, Unavailable
 from shared.messages import WorkerStatus
 from shared.objects import ObjectStore
 from shared.settings import Settings
@@ -106,13 +107,14 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
 class Health:
     """Probes at most once a second, however many ask."""
 
-    def __init__(self, nc: Client, store: ObjectStore, workers: Workers, settings: Settings) -> None:
-        self._store, self._workers = store, workers
+    def __init__(self, nc: Connection, store: ObjectStore, workers: Workers, settings: Settings) -> None:
+        self._nc, self._store, self._workers = nc, store, workers
         self._leases = StaleLeases(nc.jetstream(timeout=PROBE_SECONDS), settings.lease_ttl, PROBE_SECONDS)
         self._writing = Writing(nc, store)
         self._standstill = Standstill(TTLS * settings.lease_ttl)
         self._task: asyncio.Task[None] | None = None
         self._js = nc.jetstream(timeout=PROBE_SECONDS)
+        self.store_lost_at: float | None = None  # monotonic; None while it answers
         self._latest: Snapshot | None = None
         self._probing = asyncio.Lock()
         self._ping: asyncio.Task[None] | None = None
@@ -141,19 +143,30 @@ class Health:
         async with self._probing:
             if self._latest is None or time.monotonic() - self._latest.taken > _FRESH_SECONDS:
                 self._latest = await self._probe()
+                if self._latest.object_store.ok:
+                    self.store_lost_at = None
+                elif self.store_lost_at is None:
+                    self.store_lost_at = self._latest.taken
             return self._latest
+
+    @property
+    def workers(self) -> list[WorkerStatus]:
+        """Live workers as of the last probe."""
+        return self._latest.workers if self._latest else []
 
     async def require_servers(self) -> None:
         """Raise `Unavailable` when a server takes no writes, or has no room for a further record; also when the store
         was away at the last probe and still is: a song would only wait."""
-        if reason := self._writing.nats or self._writing.crowded:
-            raise Unavailable("nats", reason)
-        if self._writing.store:
-            raise Unavailable("s3", self._writing.store)
+        if self._writing.crowded:
+            raise NoRoom("nats", self._writing.crowded)
+        if self._writing.nats:
+            raise Unavailable("nats", self._writing.nats)
         if self._latest is not None and not self._latest.object_store.ok:
             found = (await self.snapshot()).object_store
             if not found.ok:
                 raise Unavailable("s3", found.error or "the object store does not answer")
+        if self._writing.store:
+            raise Unavailable("s3", self._writing.store)
 
     async def _probe(self) -> Snapshot:
         (server, queue, full, ages), store, workers, stale = await asyncio.gather(
@@ -189,7 +202,12 @@ class Health:
                 {},
             )
         except (nats.errors.Error, APIError, TimeoutError, OSError) as error:
-            return Server(ok=False, error=f"NATS does not answer: {_why(error)}"), QueueDepth(), False, {}
+            return (
+                Server(ok=False, error=self._nc.trouble or f"NATS does not answer: {why(error)}"),
+                QueueDepth(),
+                False,
+                {},
+            )
         depth = QueueDepth(tokens=tok.state.messages, decode=dec.state.messages)
         return Server(ok=True), depth, dec.state.messages >= (dec.config.max_msgs or math.inf), ages
 
@@ -214,11 +232,5 @@ class Health:
         except HeartMulaError as error:
             return Server(ok=False, error=str(error))
         except TimeoutError:
-            return Server(ok=False, error="the object store does not answer in time")
+            return Server(ok=False, error=f"no connection to {self._store.where}: {NO_ANSWER}")
         return Server(ok=True)
-
-
-def _why(error: Exception) -> str:
-    if isinstance(error, nats.errors.OutboundBufferLimitError | nats.errors.ConnectionClosedError):
-        return "no connection"
-    return str(error).removeprefix("nats: ") or "no answer in time"

@@ -17,6 +17,7 @@ from nats.js.errors import APIError, NotFoundError
 
 from services.gateway.metrics import Metrics
 from services.gateway.ordered import ordered
+from shared.causes import why
 from shared.errors import Unavailable
 from shared.messages import Cancelled, CloudEvent, Completed, Failed, Progress
 from shared.tasks import end
@@ -127,7 +128,7 @@ class Hub:
         try:
             self._last = (await self._js.stream_info(EVENTS)).state.last_seq
         except (nats.errors.Error, TimeoutError, OSError) as error:
-            raise Unavailable("nats", f"events cannot be followed: {error!r}") from error
+            raise Unavailable("nats", f"events cannot be followed: {why(error)}") from error
         self._task = asyncio.create_task(self._run(), name="hub")
         self._clock = asyncio.create_task(self._tick(), name="hub-clock")
 
@@ -244,4 +245,4 @@ async def _message(js: JetStreamContext, subject: str, sequence: int | None = No
     except NotFoundError:
         return None
     except (nats.errors.Error, APIError, TimeoutError, OSError) as error:
-        raise Unavailable("nats", f"events cannot be read: {error!r}") from error
+        raise Unavailable("nats", f"events cannot be read: {why(error)}") from error

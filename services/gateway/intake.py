@@ -6,20 +6,23 @@ in the body, in JetStream's own form. Who may publish for which tenant is the NA
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 import msgspec
 import nats
-from nats.aio.client import Client
 from nats.micro import add_service
 from nats.micro.request import Request
 from nats.micro.service import Service, ServiceConfig
 
 from services.gateway.access import Access
+from services.gateway.outage import PATIENCE
 from services.gateway.problems import Refusal, refusal
 from services.gateway.submission import Submission
+from shared.causes import why
+from shared.connection import Connection
 from shared.topology import TOK, submit_subject
 
 log = logging.getLogger(__name__)
@@ -44,7 +47,11 @@ class Intake:
     """The micro-service. Gateways share the work by its queue group."""
 
     def __init__(
-        self, nc: Client, access: Access, submission: Submission, spawn: Callable[[Coroutine[Any, Any, None]], object]
+        self,
+        nc: Connection,
+        access: Access,
+        submission: Submission,
+        spawn: Callable[[Coroutine[Any, Any, None]], object],
     ) -> None:
         self._nc, self._access, self._submission, self._spawn = nc, access, submission, spawn
         self._free = asyncio.Semaphore(AT_ONCE)
@@ -71,9 +78,12 @@ class Intake:
                 request.subject.rpartition(".")[2], request.data, (request.headers or {}).get("Nats-Msg-Id")
             )
             if request._msg.reply:  # a plain publish has nobody to answer
+                with contextlib.suppress(TimeoutError):  # a connection that was lost meanwhile
+                    async with asyncio.timeout(PATIENCE):
+                        await self._nc.up.wait()
                 await request.respond(msgspec.json.encode(body))
         except nats.errors.Error as error:
-            log.warning("a NATS client could not be answered: %s", error or type(error).__name__)
+            log.warning("a NATS client could not be answered: %s", why(error))
         finally:
             self._free.release()
 

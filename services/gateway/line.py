@@ -16,6 +16,7 @@ from nats.aio.client import Client
 from nats.js import JetStreamContext
 from nats.js.errors import APIError, NotFoundError
 
+from shared.causes import why
 from shared.errors import Unavailable
 from shared.messages import Job, Priority
 from shared.topology import TOK, token_subject
@@ -58,7 +59,7 @@ class Line:
                 async with self._free:
                     place = await self._find(job, place.sequence if place else sequence, removed)
         except (nats.errors.Error, APIError, TimeoutError, OSError) as error:
-            raise Unavailable("nats", f"the queue cannot be read: {error!r}") from error
+            raise Unavailable("nats", f"the queue cannot be read: {why(error)}") from error
         if place is None:
             self._places.pop(job.job_id, None)
             return None

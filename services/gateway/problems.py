@@ -12,8 +12,8 @@ from shared.errors import HeartMulaError, InvalidRequest, JobConflict, QueueFull
 
 log = logging.getLogger(__name__)
 
+UNKNOWN_SECONDS = 15  # what a client is told to wait where nothing is known
 MEDIA_TYPE = "application/problem+json"
-RETRY_SECONDS = 15  # what a client is told to wait when the queue is full or a server is away
 
 # The last part of `type`, which never changes, and its title.
 TITLES = {
@@ -122,9 +122,12 @@ def unknown_job() -> Refusal:
     return Refusal(404, "unknown-job", "no song has this id; records are kept for a week")
 
 
-def refusal(error: Exception) -> Refusal:
-    """What is answered to an exception, whatever it is. What nobody foresaw is logged, and not told."""
-    retry = {"Retry-After": str(RETRY_SECONDS)}
+def refusal(error: Exception, retry_seconds: int = UNKNOWN_SECONDS) -> Refusal:
+    """What is answered to an exception, whatever it is. What nobody foresaw is logged, and not told.
+
+    `retry_seconds` is what a client is told to wait when the queue is full or a server is away.
+    """
+    retry = {"Retry-After": str(retry_seconds)}
     match error:
         case Refusal():
             return error
@@ -154,4 +157,4 @@ def _http(error: HTTPException) -> Refusal:
 
 def answer_error(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
     """Litestar's exception handler for everything."""
-    return refusal(error).response()
+    return refusal(error, request.app.state.outage.retry_after(error)).response()

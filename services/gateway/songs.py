@@ -14,6 +14,7 @@ from services.gateway.catalogue import cursor_of, place_of
 from services.gateway.gateway import Gateway
 from services.gateway.hub import newest
 from services.gateway.problems import Refusal, unknown_job
+from shared.causes import why
 from shared.errors import HeartMulaError
 from shared.events import progress_at_start
 from shared.jobs import change
@@ -181,7 +182,7 @@ async def cancel(gateway: Gateway, tenant: str, job_id: str) -> CancelledBody:
         await gateway.nc.publish(cancel_subject(job_id))
         await purge_job(gateway.js, job_id)
     except (nats.errors.Error, APIError, TimeoutError, OSError) as error:
-        log.warning("%s: cancelled, but its messages were not removed: %r", job_id, error)
+        log.warning("%s: cancelled, but its messages were not removed: %s", job_id, why(error))
     if before.status != "cancelled":
         log.info("%s: cancelled", job_id)
         progress = await _last_progress(gateway, job)

@@ -5,7 +5,7 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
 import msgspec
@@ -18,11 +18,13 @@ from services.gateway.access import Access, Caller
 from services.gateway.health import Health
 from services.gateway.idempotency import digest_of, removed, require_same, songs_of
 from services.gateway.metrics import Metrics
+from services.gateway.outage import Outage, Patience
 from services.gateway.outlook import Expectation, Outlook
 from services.gateway.problems import refusal
 from services.gateway.retraction import retract, retract_in_time
 from services.gateway.validation import Fitter, decode_request
 from services.gateway.webhooks import Webhooks
+from shared.causes import NO_ANSWER, why
 from shared.errors import JobConflict, QueueFull, Unavailable
 from shared.events import EventPublisher
 from shared.jobs import JobStore
@@ -75,6 +77,19 @@ class Accepted:
         )
 
 
+@dataclass
+class _Order:
+    """A request for songs, and what was done about it so far."""
+
+    caller: Caller
+    asked: GenerateRequest
+    ids: list[str]
+    digest: str | None = None
+    fitted: GenerateRequest | None = None  # with what was left to us filled in
+    admitted: int = 0  # songs that were counted against the caller's limits
+    mine: dict[str, Job] = field(default_factory=dict)  # songs whose records this request made, or may have made
+
+
 class Submission:
     """Takes songs."""
 
@@ -85,6 +100,7 @@ class Submission:
         fitter: Fitter,
         webhooks: Webhooks,
         health: Health,
+        outage: Outage,
         outlook: Outlook,
         metrics: Metrics,
         spawn: Callable[[Coroutine[Any, Any, None]], object],  # runs what an answer need not wait for
@@ -92,63 +108,75 @@ class Submission:
         self._nc, self._js = nc, nc.jetstream(timeout=5)
         self._access, self._webhooks = access, webhooks
         self.fitter, self._health, self._spawn = fitter, health, spawn
-        self._outlook, self._metrics = outlook, metrics
+        self._outage, self._outlook, self._metrics = outage, outlook, metrics
         self._jobs, self._events = JobStore(self._js), EventPublisher(self._js)
 
     async def submit(self, caller: Caller, data: bytes, key: str | None = None) -> Accepted:
         """Take a song, a JSON object, or several variants of it. Returns once JetStream has all of them on disk.
 
-        A request that comes again under the same key is answered with the song that it made the first time.
-        Raises `Refusal`; then nothing stays behind.
+        A request that comes again under the same key is answered with the song that it made the first time. While a
+        server is away for a short time the request waits. Raises `Refusal`; then nothing stays behind.
         """
+        patience = self._outage.patience()
         try:
             async with self._access.turn(caller):
                 with span("submit"):
-                    return await self._submit(caller, data, key)
+                    return await self._submit(caller, data, key, patience)
         except Exception as error:
-            found = refusal(error)
+            found = refusal(error, self._outage.retry_after(error))
             self._metrics.refused.labels(found.kind).inc()
             if found is error:
                 raise
             raise found from error
 
-    async def _submit(self, caller: Caller, data: bytes, key: str | None) -> Accepted:
+    async def _submit(self, caller: Caller, data: bytes, key: str | None, patience: Patience) -> Accepted:
         asked = decode_request(data)
         self._webhooks.check(asked.webhook_url)
         if key is None:
-            ids, digest = [str(uuid.uuid4()) for _ in range(asked.variants)], None
+            order = _Order(caller, asked, [str(uuid.uuid4()) for _ in range(asked.variants)])
         else:
-            ids, digest = songs_of(key, asked.variants, caller.tenant), digest_of(asked)
-        mine: dict[str, Job] = {}  # songs whose records this request made, or may have made
+            order = _Order(caller, asked, songs_of(key, asked.variants, caller.tenant), digest_of(asked))
         try:
-            for _ in range(_TRIES):
-                try:
-                    return await self._take(caller, asked, ids, digest, mine)
-                except JobConflict:  # the same request, being taken or taken back at this moment
-                    if any([await self._jobs.was_deleted(job_id, caller.tenant) for job_id in ids]):
-                        raise removed() from None
-            raise Unavailable("nats", "the song's record keeps changing; try again")
+            accepted = await self._insist(order, patience)
+            self._access.give_back(caller, order.admitted - len(order.mine))
+            return accepted
         except QueueFull:
-            self._access.give_back(caller, len(mine))
-            for job in mine.values():
+            self._access.give_back(caller, order.admitted)
+            for job in order.mine.values():
                 with contextlib.suppress(Unavailable, nats.errors.Error, APIError, TimeoutError, OSError):
                     await retract(self._js, job)
             raise
         except BaseException:
-            self._access.give_back(caller, len(mine))
-            for job in mine.values():
+            self._access.give_back(caller, order.admitted)
+            for job in order.mine.values():
                 self._spawn(retract_in_time(self._js, job))
             raise
 
-    async def _take(
-        self, caller: Caller, asked: GenerateRequest, ids: list[str], digest: str | None, mine: dict[str, Job]
-    ) -> Accepted:
+    async def _insist(self, order: "_Order", patience: Patience) -> Accepted:
+        """Take the songs, again after a conflict or while a server is away: what was done before is found again."""
+        conflicts = 0
+        while True:
+            try:
+                try:
+                    async with patience.attempt():
+                        return await self._take(order)
+                except TimeoutError:
+                    raise Unavailable("nats", f"NATS does not answer: {NO_ANSWER}") from None
+            except JobConflict:  # the same request, being taken or taken back at this moment
+                conflicts += 1
+                if conflicts == _TRIES:
+                    raise Unavailable("nats", "the song's record keeps changing; try again") from None
+            except Unavailable as error:
+                await patience.wait(error)
+
+    async def _take(self, order: "_Order") -> Accepted:
         """Take the songs of a request, all of them: those that have no record are made.
 
         Raises `JobConflict` when a record came or went meanwhile.
         """
-        known = [await self._jobs.get(job_id, caller.tenant) if digest else None for job_id in ids]
-        jobs = await self._record(caller, known, asked, ids, digest, mine)
+        mine = order.mine
+        known = [await self._known(order, job_id) for job_id in order.ids]
+        jobs = await self._record(order, known)
         # The message of a record that was found may be missing: whoever made it may have died before, or is at it.
         sequences = [await self._find(job) if found else 0 for job, found in zip(jobs, known, strict=True)]
         await self._enqueue(jobs, sequences)
@@ -158,47 +186,58 @@ class Submission:
         taken = [await self._accepted(job, seq, mine) for job, seq in zip(jobs, sequences, strict=True)]
         return replace(taken[0], duplicate=not mine, variants=tuple(taken) if len(taken) > 1 else ())
 
-    async def _record(
-        self,
-        caller: Caller,
-        known: list[Job | None],
-        asked: GenerateRequest,
-        ids: list[str],
-        digest: str | None,
-        mine: dict[str, Job],
-    ) -> list[Job]:
+    async def _known(self, order: "_Order", job_id: str) -> Job | None:
+        """The record of a song that is there already: another request's, or our own, whose writing was not answered."""
+        written = order.mine.get(job_id)
+        if written is None and order.digest is None:
+            return None  # nobody else knows the id
+        job = await self._jobs.get(job_id, order.caller.tenant)
+        if job is not None and written is not None and not _same(job, written):
+            del order.mine[job_id]  # another request was quicker
+        return job
+
+    async def _record(self, order: "_Order", known: list[Job | None]) -> list[Job]:
         """The records of all variants; those that are not known are made, with seeds that go with the others'."""
+        caller, digest, mine = order.caller, order.digest, order.mine
         for job in known:
             if job is not None and digest is not None:
                 require_same(job, digest)
         if None not in known:
             return [job for job in known if job is not None]
         found = next(((index, job.request) for index, job in enumerate(known) if job is not None), None)
-        self._access.check(caller, asked)
-        self._access.expect(caller, known.count(None))
-        place, request = found or (0, await self.fitter.fit(asked, caller.limits.max_duration_ms))
+        self._access.check(caller, order.asked)
+        if (more := known.count(None) - order.admitted) > 0:
+            self._access.expect(caller, more)
+        if found is None and order.fitted is None:
+            order.fitted = await self.fitter.fit(order.asked, caller.limits.max_duration_ms)
+        place, request = found or (0, order.fitted)
+        assert request is not None
         await self._health.require_servers()
-        await self._access.admit(caller, known.count(None))
+        if more > 0:
+            await self._access.admit(caller, more)
+            order.admitted += more
         jobs = []
-        for index, job_id in enumerate(ids):
+        for index, job_id in enumerate(order.ids):
             job = known[index]
             if job is None:
                 seed = ((request.seed or 0) + index - place) % (MAX_SEED + 1)
-                job = Job(
+                job = mine.get(job_id) or Job(
                     job_id=job_id,
                     tenant=caller.tenant,
                     request=msgspec.structs.replace(request, seed=seed, variants=1),
-                    tags_sent=asked.tags if asked.tags != request.tags else None,
+                    tags_sent=order.asked.tags if order.asked.tags != request.tags else None,
                     created_at=time.time(),
-                    group=ids[0] if len(ids) > 1 else None,
-                    variant=index + 1 if len(ids) > 1 else None,
+                    group=order.ids[0] if len(order.ids) > 1 else None,
+                    variant=index + 1 if len(order.ids) > 1 else None,
                     digest=digest,
                 )
                 mine[job_id] = job
                 try:
                     await self._jobs.create(job)
-                except JobConflict:
-                    del mine[job_id]
+                except JobConflict:  # another request's, or our own after all: the next look tells
+                    if await self._jobs.was_deleted(job_id, caller.tenant):
+                        del mine[job_id]
+                        raise removed() from None
                     raise
             jobs.append(job)
         return jobs
@@ -219,12 +258,13 @@ class Submission:
     async def _accepted(self, job: Job, sequence: int, mine: dict[str, Job]) -> Accepted:
         expected = await self._outlook.of_accepted(job, sequence)
         if job.job_id in mine:
+            self._metrics.accepted.inc()
             log.info("%s: taken, %d ms", job.job_id, job.request.max_duration_ms or 0)
             event = Queued(
                 job_id=job.job_id, status="queued", progress=0, queue_position=expected.position, eta=expected.eta
             )
-            self._spawn(self._events.publish(job.tenant, event))
-            self._metrics.accepted.inc()
+            if job.status == "queued":  # an event that comes after others would be misunderstood
+                self._spawn(self._events.publish(job.tenant, event))
         return Accepted(job, sequence, expected)
 
     async def _find(self, job: Job) -> int:
@@ -234,7 +274,12 @@ class Submission:
         except NotFoundError:
             return 0
         except (nats.errors.Error, APIError, TimeoutError, OSError) as error:
-            raise Unavailable("nats", f"NATS does not answer: {str(error) or type(error).__name__}") from error
+            raise Unavailable("nats", f"NATS does not answer: {why(error)}") from error
+
+
+def _same(one: Job, other: Job) -> bool:
+    """Whether two records are of the same making, whatever happened to the song since."""
+    return (one.created_at, one.request) == (other.created_at, other.request)
 
 
 def _once_more(job: Job) -> Job:

@@ -20,6 +20,7 @@ from nats.js.api import PubAck
 from nats.js.errors import APIError, NotFoundError
 
 from services.gateway.records import Record, scan
+from shared.causes import why
 from shared.errors import HeartMulaError, JobConflict, QueueFull
 from shared.jobs import JobStore, change
 from shared.messages import ENDED, DecodeJob, Job
@@ -77,7 +78,7 @@ class Sweeper:
                 await self.sweep()
             except _SERVER_ERRORS as error:
                 self.failures += 1
-                log.warning("sweeping again later: %s", error or type(error).__name__)
+                log.warning("sweeping again later: %s", why(error))
             except Exception:
                 self.failures += 1
                 log.exception("unexpected")

@@ -186,10 +186,10 @@ class Webhooks:
         except Crowded:
             failure = _Failure("it is slow, and so are too many others at the moment")
         except (httpx.HTTPError, OSError, TimeoutError) as error:
-            failure = _Failure(str(error) or type(error).__name__)
+            failure = _Failure(str(error) or "no answer in time")
         except Exception as error:
             log.error("%s: unexpected %s while %s was called", job.job_id, type(error).__name__, host, exc_info=error)
-            failure = _Failure(f"an unexpected {type(error).__name__}")
+            failure = _Failure("an unexpected error, of which the gateway's log tells more")
         try:
             if failure is not None:
                 await self._failed(message, job, host, failure)

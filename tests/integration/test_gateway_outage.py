@@ -1,0 +1,267 @@
+"""Short outages: a server that is restarted in order costs no song that is asked for meanwhile."""
+
+import asyncio
+import itertools
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+import httpx
+import nats.errors
+import pytest
+from nats.aio.client import Client
+
+from deploy.local.servers import NatsServer, S3Server
+from services.gateway import outage, submission
+from services.gateway.gateway import Gateway
+from services.gateway.idempotency import songs_of
+from shared.connection import connect
+from shared.errors import Unavailable
+from shared.jobs import JobStore
+from shared.messages import Job
+from shared.settings import Settings
+from shared.topology import JOBS, TOK, submit_subject
+from tests.integration.flow import PATIENCE, as_role
+from tests.integration.gateway_fixtures import SONG, eventually, fresh_settings, in_process
+
+DOWN_SECONDS = 1.0  # how long a server is away, beside what it takes to stop and start
+
+
+class Crowd:
+    """Asks for songs in every way at the same time, and notes what was answered."""
+
+    def __init__(self, http: httpx.AsyncClient, nc: Client) -> None:
+        self._http, self._nc = http, nc
+        self.told: list[str] = []  # ids of songs that were answered with 202
+        self.others: list[str] = []  # other answers
+        self.asked = 0
+        self._keys = (f"key-{number}" for number in itertools.count())
+        self._over = asyncio.Event()
+
+    async def run(self, *ways: Callable[[], Awaitable[None]], event: Callable[[], Awaitable[None]]) -> None:
+        """Ask in all these ways, each four times over, until an event is over and all have asked once more."""
+        loops = [asyncio.create_task(self._loop(way)) for way in ways for _ in range(4)]
+        await event()
+        await self.until(self.asked + len(loops))
+        self._over.set()
+        await asyncio.gather(*loops)
+
+    async def until(self, asked: int) -> None:
+        """Return when so many requests were answered."""
+        while self.asked < asked:
+            await asyncio.sleep(0.01)
+
+    async def _loop(self, way: Callable[[], Awaitable[None]]) -> None:
+        while not self._over.is_set():
+            await way()
+            self.asked += 1
+            await asyncio.sleep(0.05)
+
+    async def plain(self) -> None:
+        await self._post({})
+
+    async def variants(self) -> None:
+        await self._post({}, variants=3)
+
+    async def keyed(self) -> None:
+        key = next(self._keys)
+        await self._post({"Idempotency-Key": key}, ids=songs_of(key, 1))
+
+    async def keyed_variants(self) -> None:
+        key = next(self._keys)
+        await self._post({"Idempotency-Key": key}, ids=songs_of(key, 2), variants=2)
+
+    async def post(self, headers: dict[str, str] | None = None, **values: Any) -> httpx.Response:
+        """Ask once."""
+        return await self._http.post("/generate", json=SONG | values, headers=headers)
+
+    async def health_says(self, part: str, words: str) -> bool:
+        """Whether ``/health`` says this of a server."""
+        return bool((await self._http.get("/health")).json()[part].get("error") == words)
+
+    async def _post(self, headers: dict[str, str], ids: list[str] | None = None, **values: Any) -> None:
+        answer = await self.post(headers, **values)
+        if answer.status_code == 202:
+            self._note(answer.json(), ids)
+        else:
+            self.others.append(f"{answer.status_code} {answer.text} {answer.headers.get('retry-after')}")
+
+    async def over_nats(self) -> None:
+        """As a NATS client does it, whose own connection is lost too: again under the same id until it is answered."""
+        key = next(self._keys)
+        while True:
+            try:
+                answer = await self._nc.request(
+                    submit_subject("local"), json.dumps(SONG).encode(), timeout=2, headers={"Nats-Msg-Id": key}
+                )
+                break
+            except nats.errors.Error:
+                await asyncio.sleep(0.1)
+        body = json.loads(answer.data)
+        if "error" in body:
+            self.others.append(str(body))
+        else:
+            self._note(body, songs_of(key, 1))
+
+    def _note(self, body: dict[str, Any], ids: list[str] | None) -> None:
+        told = [song["job_id"] for song in body.get("variants") or [body]]
+        assert ids is None or told == ids
+        self.told += told
+
+
+async def require_each_once(crowd: Crowd, gateway: Gateway) -> None:
+    """Nobody was refused, and every song has one record and one message: none was lost, none is there twice."""
+    assert crowd.others == []
+    for stream, wanted in ((f"KV_{JOBS}", f"$KV.{JOBS}.*.*"), (TOK, ">")):
+        found = (await gateway.js.stream_info(stream, subjects_filter=wanted)).state.subjects or {}
+        ids = [subject.rpartition(".")[2] for subject, count in found.items() for _ in range(count)]
+        assert sorted(ids) == sorted(crowd.told)
+
+
+@pytest.fixture
+def roomy(settings: Settings) -> Settings:
+    """Settings with room for every song of a crowd."""
+    return replace(settings, queue_limit=50_000)
+
+
+@asynccontextmanager
+async def gateway_and_crowd(settings: Settings) -> AsyncIterator[tuple[Gateway, Crowd]]:
+    """A gateway, and a crowd with an HTTP client and a NATS connection of its own."""
+    async with (
+        in_process(settings) as (gateway, _, base),
+        httpx.AsyncClient(base_url=base, trust_env=False, timeout=PATIENCE) as http,
+    ):
+        nc = await connect(as_role(settings, "client"), "crowd", pending_size=0)
+        yield gateway, Crowd(http, nc)
+        await nc.close()
+
+
+async def test_no_song_is_refused_lost_or_doubled_while_the_broker_restarts(
+    roomy: Settings, nats_server: NatsServer
+) -> None:
+    async with gateway_and_crowd(roomy) as (gateway, crowd):
+
+        async def restart() -> None:
+            await crowd.until(20)
+            await nats_server.stop()
+            await asyncio.sleep(DOWN_SECONDS)
+            await nats_server.start()
+
+        await crowd.run(
+            *(crowd.plain, crowd.variants, crowd.keyed, crowd.keyed_variants, crowd.over_nats), event=restart
+        )
+        await require_each_once(crowd, gateway)
+
+
+async def test_no_song_is_refused_while_the_store_restarts(
+    roomy: Settings, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where = f"the object store at {s3_server.url} (HEARTMULA_S3_ENDPOINT)"
+    words = f"no connection to {where}: connection refused, nothing listens there"
+    async with gateway_and_crowd(roomy) as (gateway, crowd):
+        await s3_server.stop()
+        try:
+            await eventually(lambda: crowd.health_says("object_store", words), "health does not say why")
+            monkeypatch.setattr(outage, "PATIENCE", 0.0)
+            answer = await crowd.post()
+            assert (answer.status_code, answer.json()["service"], answer.json()["detail"]) == (503, "s3", words)
+            assert 1 <= int(answer.headers["retry-after"]) <= 60
+        except BaseException:
+            await s3_server.start()
+            raise
+        monkeypatch.setattr(outage, "PATIENCE", PATIENCE)  # this server takes its time, not always the same
+        await crowd.run(crowd.plain, crowd.keyed_variants, event=s3_server.start)
+        await require_each_once(crowd, gateway)
+
+
+async def test_requests_that_wait_too_long_or_are_too_many_are_told_when_to_come_again(
+    settings: Settings, nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outage, "AT_ONCE", 2)
+    at = f"NATS at nats://127.0.0.1:{nats_server.port} (HEARTMULA_NATS_URL)"
+    words = f"no connection to {at}: connection refused, nothing listens there"
+    async with gateway_and_crowd(settings) as (_, crowd):
+        await nats_server.stop()
+        try:
+            await eventually(lambda: crowd.health_says("nats", words), "health does not say why")
+            monkeypatch.setattr(outage, "PATIENCE", 0.5)
+            refused = [await crowd.post()]
+            monkeypatch.setattr(outage, "PATIENCE", PATIENCE)
+            asked = [asyncio.create_task(crowd.post()) for _ in range(5)]
+
+            async def too_many() -> bool:
+                return sum(one.done() for one in asked) == 3
+
+            await eventually(too_many, "not three of five were refused")
+            refused += [one.result() for one in asked if one.done()]
+        finally:
+            await nats_server.start()
+        for answer in refused:
+            assert answer.status_code == 503
+            assert 1 <= int(answer.headers["retry-after"]) <= 60
+            assert answer.json()["service"] == "nats"
+            assert answer.json()["detail"] == "job records cannot be written: no connection"
+        assert sorted(answer.status_code for answer in await asyncio.gather(*asked)) == [202, 202, 503, 503, 503]
+
+
+class Unheard:
+    """Does what it should, once without hearing of it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._patch = monkeypatch
+        self.times = 0
+
+    def _once(self) -> None:
+        self.times += 1
+        if self.times == 1:
+            raise Unavailable("nats", "the answer got lost")
+
+    def record(self) -> None:
+        """The first record that is written."""
+        put = JobStore._put
+
+        async def unheard(store: JobStore, job: Job, revision: int) -> None:
+            await put(store, job, revision)
+            self._once()
+
+        self._patch.setattr(JobStore, "_put", unheard)
+
+    def queue(self) -> None:
+        """The first message, or batch of messages, that is queued."""
+        for name in ("queue_tokens", "queue_group"):
+            self._patch.setattr(submission, name, self._unheard(getattr(submission, name)))
+
+    def _unheard(self, put: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+        async def unheard(*args: Any) -> Any:
+            found = await put(*args)
+            self._once()
+            return found
+
+        return unheard
+
+
+@pytest.fixture(scope="module")
+async def calm(
+    nats_server: NatsServer, s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[tuple[Gateway, Crowd]]:
+    """A gateway whose servers stay where they are."""
+    folder = tmp_path_factory.mktemp("gateway-outage")
+    async with gateway_and_crowd(await fresh_settings(nats_server, s3_server, folder)) as both:
+        yield both
+
+
+@pytest.mark.parametrize("what", ["record", "queue"])
+@pytest.mark.parametrize("way", ["plain", "keyed", "variants", "keyed_variants", "over_nats"])
+async def test_what_was_written_unheard_is_found_again(
+    calm: tuple[Gateway, Crowd], monkeypatch: pytest.MonkeyPatch, what: str, way: str
+) -> None:
+    gateway, crowd = calm
+    before, accepted = len(crowd.told), gateway.metrics.accepted._value.get()
+    unheard = Unheard(monkeypatch)
+    getattr(unheard, what)()
+    await getattr(crowd, way)()
+    assert unheard.times
+    await require_each_once(crowd, gateway)
+    assert gateway.metrics.accepted._value.get() - accepted == len(crowd.told) - before > 0
