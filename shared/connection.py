@@ -15,6 +15,7 @@ from nats.aio.client import Client
 
 from shared.causes import address, is_final, why
 from shared.errors import ConfigError, Rejected, Unavailable
+from shared.reading import UNREADABLE
 from shared.settings import Settings
 from shared.tasks import end
 from shared.waiting import Teller
@@ -44,7 +45,10 @@ def inbox_prefix(url: str) -> bytes:
 
 
 class Connection(Client):
-    """A client that comes back by itself, and knows since when and why it is away."""
+    """A client that comes back by itself, knows since when and why it is away, and survives what it cannot read.
+
+    The server passes on any bytes as headers and names. nats-py stops reading then, and notices seconds later.
+    """
 
     def __init__(self, settings: Settings, on_reconnect: Callable[[], Awaitable[None]] | None) -> None:
         super().__init__()
@@ -107,6 +111,21 @@ class Connection(Client):
             max_outstanding_pings=2,
             **options,
         )
+
+    async def _process_headers(self, headers: bytes) -> dict[str, str] | None:
+        try:
+            return await super()._process_headers(headers)
+        except (IndexError, ValueError):
+            return None
+
+    async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
+        try:
+            subject.decode(), reply.decode()
+        except UnicodeDecodeError:
+            UNREADABLE.labels("message").inc()
+            log.debug("nats: dropped a message whose subject or reply subject is no text")
+        else:
+            await super()._process_msg(sid, subject, reply, data, headers)
 
     async def close(self) -> None:
         self._ours = True

@@ -11,7 +11,7 @@ import nats
 from nats.aio.msg import Msg
 from nats.js.errors import APIError
 
-from shared.errors import HeartMulaError, Unavailable
+from shared.errors import HeartMulaError, NewerRecord, Unavailable
 from shared.events import EventPublisher
 from shared.jobs import JobStore
 from shared.messages import ENDED, AnyEvent, DecodeJob, Job, Progress, TokenJob
@@ -125,6 +125,9 @@ class Delivery:
             with contextlib.suppress(nats.errors.Error, APIError, TimeoutError):
                 await self.message.in_progress()
             with contextlib.suppress(Unavailable):
-                now = await self._jobs.get(self.job.job_id, self.job.tenant)
+                try:
+                    now = await self._jobs.get(self.job.job_id, self.job.tenant)
+                except NewerRecord:  # not as we wrote it
+                    now = None
                 if now is None or now.status in ENDED or now.fence != self.job.fence:
                     self._stopped.set()

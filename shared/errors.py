@@ -10,7 +10,8 @@
     │   ├── Rejected        … with anything but a refusal, which waiting does not mend
     │   └── NoRoom          … because it has no room for more
     ├── JobConflict         the job record is no longer in the state that an operation needs
-    │   └── NewerRecord     … because a newer version of this software wrote it
+    │   └── NewerRecord     … or cannot be read, mostly because a newer version wrote it
+    ├── Unreadable          what lies in NATS is not what it should be, or a newer version wrote it
     ├── ObjectError         an object is missing or its checksum does not match
     │   └── TokensLost      … and it holds the tokens of a song, which can be made again
     ├── DeviceFull          weights or a cache do not fit the device
@@ -65,7 +66,15 @@ class JobConflict(HeartMulaError):
 
 
 class NewerRecord(JobConflict):
-    """A job record was written by a newer version and cannot be understood by this one."""
+    """A job record cannot be understood by this version: a newer one wrote it, or it is no record."""
+
+
+class Unreadable(HeartMulaError):
+    """Something in NATS cannot be read. `newer`: a newer version wrote it, which can."""
+
+    def __init__(self, message: str, *, newer: bool = False) -> None:
+        super().__init__(message)
+        self.newer = newer
 
 
 class ObjectError(HeartMulaError):

@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Callable
 
-import msgspec
 import nats
 from nats.aio.client import Client
 from nats.aio.msg import Msg
@@ -18,14 +17,15 @@ from nats.js import JetStreamContext
 from nats.js.errors import APIError
 
 from shared.delivery import Delivery, JobStopped
-from shared.errors import JobConflict, NewerRecord, ObjectError, QueueFull, SongError, Unavailable
+from shared.errors import JobConflict, NewerRecord, ObjectError, QueueFull, SongError, Unavailable, Unreadable
 from shared.events import EventPublisher, end_event
 from shared.jobs import JobStore, change
-from shared.messages import ENDED, SCHEMA, Job, schema_of
+from shared.messages import ENDED, Job
 from shared.objects import ObjectStore
 from shared.phases import Turn
 from shared.policy import lanes
 from shared.queues import queue_tokens
+from shared.reading import read_order
 from shared.stage import Stage
 from shared.topology import dead_subject, work_subject
 
@@ -126,15 +126,12 @@ class Inbox:
 
     async def _claim(self, turn: Turn, message: Msg) -> Delivery | None:
         try:
-            order = msgspec.json.decode(message.data, type=self._stage.order)
-        except msgspec.DecodeError as error:
-            if schema_of(message.data) > SCHEMA:
+            order = read_order(message.subject, message.data, self._stage.order)
+        except Unreadable as error:
+            if error.newer:
                 await self._leave_to_newer(message, message.subject)
             else:
                 await self._bury(message, message.subject.rpartition(".")[2], f"not a job message: {error}")
-            return None
-        if order.schema > SCHEMA:
-            await self._leave_to_newer(message, message.subject)
             return None
         if self._in_hand(order.job_id):  # delivered twice; by then it will be clear what is left to do
             await message.nak(delay=1)
@@ -283,6 +280,6 @@ class Inbox:
         """Keep a message that nobody can use where an operator finds it, and take it out of the queue."""
         name = "".join(c if c.isalnum() or c in "-_" else "-" for c in job_id) or "unknown"
         await self._js.publish(
-            dead_subject(self._stage.role, name), message.data, headers={"Reason": reason.replace("\n", " ")[:500]}
+            dead_subject(self._stage.role, name), message.data, headers={"Reason": " ".join(reason.split())[:500]}
         )
         await message.term()

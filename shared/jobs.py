@@ -21,10 +21,11 @@ from nats.js.api import RawStreamMsg
 from nats.js.errors import APIError, NotFoundError
 
 from shared.causes import why
-from shared.errors import JobConflict, NewerRecord, Unavailable
+from shared.errors import JobConflict, NewerRecord, Unavailable, Unreadable
 from shared.failed_writes import write_failed
-from shared.messages import ENDED, SCHEMA, Job, Status
-from shared.topology import JOBS, TENANT
+from shared.messages import ENDED, Job, Status
+from shared.reading import read_record
+from shared.topology import JOBS, TENANT, job_subject
 
 ALLOWED: dict[Status, frozenset[Status]] = {
     "queued": frozenset({"queued", "generating", "failed", "cancelled"}),
@@ -49,11 +50,10 @@ def change(job: Job, **changes: Any) -> Job:
 
 
 class JobStore:
-    """Job records. Every method raises `Unavailable` when NATS does not answer."""
+    """Job records. Every method raises `Unavailable` when NATS does not answer, those that read `NewerRecord` too."""
 
     def __init__(self, js: JetStreamContext) -> None:
         self._js = js
-        self._decoder = msgspec.json.Decoder(Job)
 
     async def create(self, job: Job) -> None:
         """Store a new record. Raises `JobConflict` when the id is taken."""
@@ -88,7 +88,7 @@ class JobStore:
         """Remove a record. A delete marker stays for as long as a record would, so that the id is not used again."""
         headers = {"KV-Operation": "PURGE", "Nats-Rollup": "sub"}
         try:
-            await self._js.publish(_subject(job.job_id, job.tenant), b"", headers=headers)
+            await self._js.publish(job_subject(job.tenant, job.job_id), b"", headers=headers)
         except (nats.errors.Error, APIError, TimeoutError) as error:
             write_failed("nats")
             raise Unavailable("nats", f"the record of a song could not be removed: {why(error)}") from error
@@ -101,7 +101,7 @@ class JobStore:
     async def _message(self, job_id: str, tenant: str) -> RawStreamMsg | None:
         try:
             # From the leader: a stale read is caught by compare-and-set, but costs a round.
-            return await self._js.get_msg(f"KV_{JOBS}", subject=_subject(job_id, tenant))
+            return await self._js.get_msg(f"KV_{JOBS}", subject=job_subject(tenant, job_id))
         except NotFoundError:
             return None
         except (nats.errors.Error, APIError, TimeoutError) as error:
@@ -112,18 +112,16 @@ class JobStore:
         if message is None or not message.data:  # a delete marker
             return None
         try:
-            job = self._decoder.decode(message.data)
-        except msgspec.DecodeError as error:  # a newer version may know states and fields that this one does not
+            job = read_record(message.subject or "", message.data)
+        except Unreadable as error:  # a newer version may know states and fields that this one does not
             raise NewerRecord(f"the song's record cannot be read by this version: {error}") from None
-        if job.schema > SCHEMA:
-            raise NewerRecord(f"the song was submitted by a newer version (schema {job.schema})")
         assert message.seq is not None
         return job, message.seq
 
     async def _put(self, job: Job, revision: int) -> None:
         headers = {"Nats-Expected-Last-Subject-Sequence": str(revision)}
         try:
-            await self._js.publish(_subject(job.job_id, job.tenant), msgspec.json.encode(job), headers=headers)
+            await self._js.publish(job_subject(job.tenant, job.job_id), msgspec.json.encode(job), headers=headers)
         except APIError as error:
             if error.err_code == _WRONG_LAST_SEQUENCE:
                 raise JobConflict("the record changed meanwhile") from None
@@ -132,7 +130,3 @@ class JobStore:
         except (nats.errors.Error, TimeoutError) as error:
             write_failed("nats")
             raise Unavailable("nats", f"job records cannot be written: {why(error)}") from error
-
-
-def _subject(job_id: str, tenant: str) -> str:
-    return f"$KV.{JOBS}.{tenant}.{job_id}"

@@ -4,6 +4,7 @@ Requests come from users and are strict; messages, records and events come from 
 newer version may have added.
 """
 
+import re
 import time
 from datetime import UTC, datetime
 from typing import Annotated, Literal
@@ -21,6 +22,11 @@ Role = Literal["tokenizer", "codec"]
 ENDED: frozenset[Status] = frozenset({"completed", "failed", "cancelled"})
 DEFAULT_DURATION_MS = 120_000
 MAX_SEED = 2**53 - 1  # what JSON carries exactly everywhere
+# Both become parts of subjects and keys: nothing in them may be a wildcard, a separator or a path.
+JOB_ID = re.compile(r"[0-9A-Za-z-]{1,64}")
+TENANT_NAME = re.compile(r"[0-9A-Za-z_-]{1,64}")
+
+Seconds = Annotated[float, Meta(ge=0, lt=253_402_300_000)]  # since the epoch, in years of four digits
 
 
 class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -71,9 +77,9 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     request: GenerateRequest  # of this song alone: max_duration_ms and seed filled in, tags tidied, one variant
     tags_sent: str | None = None  # tags as they came, where tidying changed them
     status: Status = "queued"
-    created_at: float  # seconds since the epoch, as all times here
-    started_at: float | None = None
-    completed_at: float | None = None  # when it ended, however it ended
+    created_at: Seconds
+    started_at: Seconds | None = None
+    completed_at: Seconds | None = None  # when it ended, however it ended
     group: str | None = None  # id of the first of its variants, where several were asked for at once
     variant: int | None = None  # which of them it is, from 1
     digest: str | None = None  # of what was submitted, where a key makes submitting it again harmless
@@ -204,8 +210,8 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
     problem: str | None = None  # why it cannot work, for people
     movement: int = 0  # grows with every step, model that loads and song that is handed on
     failed_writes: int = 0  # writes that a server refused or did not confirm, since its start
-    since: float  # of the state
-    sent: float  # of two workers on a device the later one knows better what lies there
+    since: Seconds  # of the state
+    sent: Seconds  # of two workers on a device the later one knows better what lies there
 
 
 class LeaseRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -217,19 +223,7 @@ class LeaseRecord(msgspec.Struct, frozen=True, kw_only=True):
     role: str
     owner: str  # instance
     phase: int | None = None
-    since: float
-
-
-class _Versioned(msgspec.Struct):
-    schema: int = 0
-
-
-def schema_of(data: bytes) -> int:
-    """The schema version of a message that this version cannot read; 0 when there is none."""
-    try:
-        return msgspec.json.decode(data, type=_Versioned).schema
-    except msgspec.DecodeError:
-        return 0
+    since: Seconds
 
 
 def timestamp(seconds: float) -> str:

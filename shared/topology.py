@@ -27,6 +27,7 @@ from shared.messages import Priority
 from shared.settings import Settings
 
 TENANT = "local"  # the tenant while no API keys are configured
+SERVICES = ("operator", "bootstrap", "gateway", "tokenizer", "codec")  # NATS users that are no clients
 DAY = 86400.0
 
 JOB_TTL = 7 * DAY  # records
@@ -47,29 +48,36 @@ _LEAST_STORAGE = 32 << 20  # bytes
 _TOO_LITTLE_STORAGE = 10047
 
 
+def plain(name: str) -> str:
+    """A name on its way into a subject, where a wildcard would mean everybody's. Raises `ValueError`."""
+    if not name or any(c in ".*>" or c.isspace() for c in name):
+        raise ValueError(f"{name[:80]!r} cannot be a part of a NATS subject")
+    return name
+
+
 def token_subject(priority: Priority, job_id: str) -> str:
     """Where a `TokenJob` is published."""
-    return f"jobs.tok.{priority}.{job_id}"
+    return f"jobs.tok.{priority}.{plain(job_id)}"
 
 
 def decode_subject(job_id: str) -> str:
     """Where a `DecodeJob` is published."""
-    return f"jobs.dec.{job_id}"
+    return f"jobs.dec.{plain(job_id)}"
 
 
 def dead_subject(stage: str, job_id: str) -> str:
     """Where a message goes that failed for good."""
-    return f"dead.{stage}.{job_id}"
+    return f"dead.{stage}.{plain(job_id)}"
 
 
 def event_subject(tenant: str, job_id: str, kind: str) -> str:
-    """Where an event is published."""
-    return f"events.{tenant}.{job_id}.{kind}"
+    """Where an event is published; where all kinds are, with `*`."""
+    return f"events.{plain(tenant)}.{plain(job_id)}.{kind}"
 
 
 def cancel_subject(job_id: str) -> str:
     """Tells the worker that runs a job to stop; not kept."""
-    return f"ctl.cancel.{job_id}"
+    return f"ctl.cancel.{plain(job_id)}"
 
 
 def work_subject(stage: str) -> str:
@@ -79,7 +87,17 @@ def work_subject(stage: str) -> str:
 
 def submit_subject(tenant: str) -> str:
     """Where NATS clients ask for a song."""
-    return f"submit.{tenant}"
+    return f"submit.{plain(tenant)}"
+
+
+def record_subject(tenant: str, job_id: str) -> str:
+    """Where NATS clients ask for a song's record."""
+    return f"record.{plain(tenant)}.{plain(job_id)}"
+
+
+def job_subject(tenant: str, job_id: str) -> str:
+    """A song's key in JOBS, as a subject; with the tenant `*` that of whichever has it."""
+    return f"$KV.{JOBS}.{tenant if tenant == '*' else plain(tenant)}.{plain(job_id)}"
 
 
 def lock_key(gpu: str, role: str, instance: str) -> str:

@@ -46,7 +46,7 @@ from shared.settings import Settings, host_name
 from shared.stage import Stage
 from shared.store_gate import StoreGate
 from shared.tasks import end
-from shared.topology import WORKER_TTL, WORKERS, ack_wait, cancel_subject, require
+from shared.topology import WORKER_TTL, WORKERS, ack_wait, require
 from shared.tracing import span, waited
 from shared.waiting import until_there
 from shared.worker_metrics import Outcome, WorkerMetrics, timed
@@ -211,7 +211,7 @@ class Worker:
             moved=self.moved,
         )
         self.jobs = self.inbox.jobs
-        await self.nc.subscribe(cancel_subject("*"), cb=self._on_cancel)
+        await self.nc.subscribe("ctl.cancel.*", cb=self._on_cancel)
         await self.inbox.open()
 
     async def _close(self) -> None:

@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 
 from shared.errors import ConfigError
 from shared.failed_writes import FAILED_WRITES
+from shared.reading import UNREADABLE
 
 Outcome = Literal["done", "stopped", "handed_back", "tried_again", "failed"]
 
@@ -22,6 +23,7 @@ class WorkerMetrics:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self.registry.register(FAILED_WRITES)
+        self.registry.register(UNREADABLE)
         attempts = Counter(
             "heartmula_worker_attempts",
             "Songs that were worked on, by how that ended: done, stopped (cancelled, or another worker has it), "

@@ -25,7 +25,7 @@ from services.gateway.origins import is_own
 from services.gateway.problems import Refusal
 from shared.errors import ConfigError, InvalidRequest
 from shared.frames import FRAME_MS
-from shared.messages import GenerateRequest
+from shared.messages import TENANT_NAME, GenerateRequest
 from shared.topology import TENANT
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,6 @@ _RETRY_SECONDS = 15  # what is told whose songs are all under way
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _MEASURES, _MEASURES_A_SECOND = 20, 4  # texts at a stroke and in the long run; the page asks for two a second
 _CLIENTS = 1_000  # whose buckets are kept
-TENANT_NAME = re.compile(r"[0-9A-Za-z_-]{1,64}")
 
 Connection = ASGIConnection[Any, Any, Any, Any]
 

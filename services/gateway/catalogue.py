@@ -19,8 +19,9 @@ from nats.js.errors import APIError
 from services.gateway.ordered import ordered
 from services.gateway.problems import Refusal
 from shared.causes import why
-from shared.errors import Unavailable
-from shared.messages import ENDED, SCHEMA, Job, Status
+from shared.errors import Unavailable, Unreadable
+from shared.messages import ENDED, Status
+from shared.reading import read_record
 from shared.tasks import end
 from shared.topology import JOBS
 
@@ -124,11 +125,12 @@ class Catalogue:
     def _take(self, message: Msg) -> None:
         tenant, _, job_id = message.subject.removeprefix(_PREFIX).partition(".")
         try:
-            job = msgspec.json.decode(message.data, type=Job) if message.data else None
-        except msgspec.DecodeError:  # of a newer version
+            job = read_record(message.subject, message.data) if message.data else None
+        except Unreadable:  # of a newer version, or none
             job = None
-        if job is None or job.schema > SCHEMA:
-            self.forget(job_id)
+        if job is None:
+            if self.belongs(job_id, tenant):
+                self.forget(job_id)
             return
         place = (job.created_at, job_id)
         known = self._songs.get(job_id)

@@ -16,7 +16,7 @@ from services.gateway.access import Caller
 from services.gateway.feed import Feed, Lost, event_id
 from services.gateway.gateway import Gateway
 from services.gateway.guards import OWN_PAGES
-from services.gateway.hub import Frame, newest
+from services.gateway.hub import Frame, last_sequence
 from services.gateway.openapi import Answer, operation, parameter, refusals
 from services.gateway.problems import Refusal
 from services.gateway.songs import find_job
@@ -68,8 +68,8 @@ async def event_stream(
     after = _sequence("after", request.query_params.get("after"))
     job = await find_job(gateway, caller.tenant, job_id)
     if again is not None and job.status in ENDED:
-        stored = await newest(gateway.js, event_subject(job.tenant, job.job_id, "*"))
-        if stored is None or stored.sequence <= again:  # else a browser would come again for ever
+        last = await last_sequence(gateway.js, event_subject(job.tenant, job.job_id, "*"))
+        if last <= again:  # else a browser would come again for ever
             return cast("ASGIApp", _Nothing())
     return cast("ASGIApp", _EventStream(gateway, caller.tenant, job_id, again if again is not None else after))
 

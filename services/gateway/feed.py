@@ -7,7 +7,7 @@ import msgspec
 
 from services.gateway.forecast import moved
 from services.gateway.gateway import Gateway
-from services.gateway.hub import Frame, Mailbox, StoredEvent, following, newest
+from services.gateway.hub import Frame, Mailbox, StoredEvent, following, last_sequence
 from services.gateway.outlook import Expectation
 from services.gateway.songs import StatusBody, describe, find_job
 from shared.events import end_event
@@ -53,8 +53,7 @@ class Feed:
             # Events before the record: workers write the record first, so the snapshot is never behind its id.
             job = await find_job(self._gateway, self._tenant, self._job_id)
             subject = event_subject(job.tenant, job.job_id, "*")
-            stored = await newest(self._gateway.js, subject)
-            last = stored.sequence if stored else 0
+            last = await last_sequence(self._gateway.js, subject)
             await self._snapshot(last)
             self._sent = last
             if after is not None and after < last:

@@ -7,7 +7,6 @@ from collections import OrderedDict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-import msgspec
 import nats
 from nats.aio.client import Client
 from nats.aio.msg import Msg
@@ -18,8 +17,9 @@ from nats.js.errors import APIError, NotFoundError
 from services.gateway.metrics import Metrics
 from services.gateway.ordered import ordered
 from shared.causes import why
-from shared.errors import Unavailable
+from shared.errors import Unavailable, Unreadable
 from shared.messages import Cancelled, CloudEvent, Completed, Failed, Progress
+from shared.reading import read_event
 from shared.tasks import end
 from shared.topology import EVENTS
 
@@ -48,11 +48,11 @@ class StoredEvent:
     frames: dict[tuple[float, bool], Frame] = field(default_factory=dict)  # as sent, by progress and whether live
 
 
-def read_event(sequence: int, data: bytes) -> StoredEvent | None:
-    """An event as stored; None for one that this version does not know."""
+def stored_event(sequence: int, subject: str, data: bytes | None) -> StoredEvent | None:
+    """An event as stored; None for one that cannot be read, by this version or at all."""
     try:
-        return StoredEvent(sequence, msgspec.json.decode(data, type=CloudEvent))
-    except msgspec.DecodeError as error:
+        return StoredEvent(sequence, read_event(subject, data))
+    except Unreadable as error:
         log.warning("event %d cannot be read: %s", sequence, error)
         return None
 
@@ -208,7 +208,7 @@ class Hub:
 
     def _dispatch(self, message: Msg) -> None:
         self._last = message.metadata.sequence.stream
-        stored = read_event(self._last, message.data)
+        stored = stored_event(self._last, message.subject, message.data)
         if stored is None:
             return
         song = stored.event.data
@@ -226,14 +226,20 @@ class Hub:
 async def newest(js: JetStreamContext, subject: str) -> StoredEvent | None:
     """The latest event on a subject, which may hold wildcards; from the leader. Raises `Unavailable`."""
     message = await _message(js, subject)
-    return read_event(message.seq or 0, message.data or b"") if message else None
+    return stored_event(message.seq or 0, message.subject or "", message.data) if message else None
+
+
+async def last_sequence(js: JetStreamContext, subject: str) -> int:
+    """The sequence of the latest event on a subject, readable or not; 0 when there is none. Otherwise as `newest`."""
+    message = await _message(js, subject)
+    return (message.seq or 0) if message else 0
 
 
 async def following(js: JetStreamContext, subject: str, sequence: int) -> StoredEvent | None:
     """The first event on a subject from `sequence` on; from the leader. Raises `Unavailable`."""
     while (message := await _message(js, subject, sequence)) is not None:
         sequence = message.seq or 0
-        if stored := read_event(sequence, message.data or b""):
+        if stored := stored_event(sequence, message.subject or "", message.data):
             return stored
         sequence += 1
     return None

@@ -3,7 +3,8 @@
 import secrets
 import sys
 
-from services.gateway.access import TENANT_NAME, digest_of_key
+from services.gateway.access import digest_of_key
+from shared.messages import TENANT_NAME
 
 _USAGE = "usage: python -m services.gateway.keys new NAME (of letters, digits, - and _)"
 

@@ -99,7 +99,7 @@ class Line:
 
     async def _from(self, lane: Priority, sequence: int) -> tuple[int, int]:
         """The sequence of the first message of a lane at or after `sequence`, and how many there are from it on."""
-        wanted = {"seq": sequence, "next_by_subj": token_subject(lane, "*"), "batch": 1}
+        wanted = {"seq": sequence, "next_by_subj": f"jobs.tok.{lane}.*", "batch": 1}
         answer = await self._nc.request(f"$JS.API.DIRECT.GET.{TOK}", json.dumps(wanted).encode(), timeout=5)
         headers = answer.headers or {}
         if "Nats-Sequence" in headers:

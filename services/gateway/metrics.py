@@ -14,6 +14,7 @@ from services.gateway.health import Snapshot
 from services.gateway.sweeper import Sweeper
 from shared.failed_writes import FAILED_WRITES
 from shared.messages import WorkerStatus
+from shared.reading import UNREADABLE
 
 _METHODS = {"GET", "HEAD", "POST", "DELETE", "OPTIONS"}
 _WORKER = ["role", "instance", "device"]
@@ -41,6 +42,12 @@ class Metrics:
             ["outcome"],
             registry=self._registry,
         )
+        self.unanswered = Counter(
+            "heartmula_nats_replies_refused",
+            "Requests of NATS clients that were dropped, because they named no inbox to be answered in",
+            registry=self._registry,
+        )
+        self._registry.register(UNREADABLE)
         self._requests = Histogram(
             "heartmula_http_request_seconds",
             "Until an answer began, by route, method and status",

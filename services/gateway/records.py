@@ -5,14 +5,15 @@ import logging
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
-import msgspec
 import nats
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 from nats.js.errors import APIError
 
+from shared.errors import Unreadable
 from shared.messages import Job
+from shared.reading import read_record
 from shared.topology import JOBS
 
 log = logging.getLogger(__name__)
@@ -66,7 +67,7 @@ async def scan(js: JetStreamContext) -> AsyncGenerator[Record, None]:
 def _read(message: Msg) -> Record:
     job_id, written = message.subject.rpartition(".")[2], message.metadata.timestamp.timestamp()
     try:
-        return Record(job_id, msgspec.json.decode(message.data, type=Job), written)
-    except msgspec.DecodeError as error:
+        return Record(job_id, read_record(message.subject, message.data), written)
+    except Unreadable as error:
         log.warning("the record of %s cannot be read: %s", job_id, error)
         return Record(job_id, None, written)

@@ -4,15 +4,15 @@ import asyncio
 import logging
 import time
 
-import msgspec
 import nats
 from nats.js import JetStreamContext
 from nats.js.errors import APIError, NotFoundError
 
-from shared.errors import Unavailable
+from shared.errors import Unavailable, Unreadable
 from shared.jobs import JobStore
 from shared.messages import Job
-from shared.topology import JOBS, TOK, purge_job, token_subject
+from shared.reading import read_record
+from shared.topology import JOBS, TOK, job_subject, purge_job, token_subject
 
 log = logging.getLogger(__name__)
 
@@ -47,13 +47,15 @@ async def _retract_shared(js: JetStreamContext, job: Job) -> None:
     is there, or a worker had it and changed the record, or the record is newer than the one that is removed here.
     No delete marker is left: the song may be asked for again.
     """
-    subject = f"$KV.{JOBS}.{job.tenant}.{job.job_id}"
+    subject = job_subject(job.tenant, job.job_id)
     try:
         record = await js.get_msg(f"KV_{JOBS}", subject=subject)
     except NotFoundError:
         return
-    # Else it is another request's, or a delete marker.
-    if record.seq is None or not record.data or msgspec.json.decode(record.data, type=Job) != job:
+    try:
+        if record.seq is None or not record.data or read_record(subject, record.data) != job:
+            return  # another request's, or a delete marker
+    except Unreadable:
         return
     try:
         await js.get_msg(TOK, subject=token_subject(job.request.priority, job.job_id))

@@ -15,16 +15,15 @@ from services.gateway.gateway import Gateway
 from services.gateway.hub import newest
 from services.gateway.problems import Refusal, unknown_job
 from shared.causes import why
-from shared.errors import HeartMulaError
+from shared.errors import HeartMulaError, NewerRecord
 from shared.events import progress_at_start
 from shared.jobs import change
-from shared.messages import ENDED, AudioFormat, Cancelled, Job, Priority, Progress, Stage, Status, timestamp
+from shared.messages import ENDED, JOB_ID, AudioFormat, Cancelled, Job, Priority, Progress, Stage, Status, timestamp
 from shared.topology import cancel_subject, event_subject, purge_job
 
 log = logging.getLogger(__name__)
 
 MAX_PAGE = 100  # songs
-_ID = re.compile(r"[0-9A-Za-z-]{1,64}")
 
 
 class StatusBody(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -85,7 +84,7 @@ class CancelledBody(msgspec.Struct, frozen=True, kw_only=True):
 
 async def find_job(gateway: Gateway, tenant: str, job_id: str) -> Job:
     """The record of a tenant's song. Raises a 404 `Refusal`; an id that is none must not get into a subject."""
-    job = await gateway.jobs.get(job_id, tenant) if _ID.fullmatch(job_id) else None
+    job = await gateway.jobs.get(job_id, tenant) if JOB_ID.fullmatch(job_id) else None
     if job is None:
         raise unknown_job()
     return job
@@ -100,13 +99,20 @@ async def listing(gateway: Gateway, tenant: str, limit: str, cursor: str | None,
         raise Refusal(422, "invalid-request", f"status has to be one of {known}", field="status")
     after = None if cursor is None else place_of(cursor)
     ids, rest = await gateway.catalogue.page(tenant, int(limit), after, cast("Status | None", status))
-    jobs = await asyncio.gather(*(gateway.jobs.get(job_id, tenant) for job_id in ids))
+    jobs = await asyncio.gather(*(_readable(gateway, tenant, job_id) for job_id in ids))
     for job_id, job in zip(ids, jobs, strict=True):
         if job is None:
             gateway.catalogue.forget(job_id)
     shown = [job for job in jobs if job is not None and status in (None, job.status)]
     bodies = await asyncio.gather(*(describe_whole(gateway, job) for job in shown))
     return SongsBody(songs=bodies, next=None if rest is None else cursor_of(rest))
+
+
+async def _readable(gateway: Gateway, tenant: str, job_id: str) -> Job | None:
+    try:
+        return await gateway.jobs.get(job_id, tenant)
+    except NewerRecord:
+        return None
 
 
 async def describe(gateway: Gateway, job: Job) -> StatusBody:

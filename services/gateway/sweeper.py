@@ -21,11 +21,12 @@ from nats.js.errors import APIError, NotFoundError
 
 from services.gateway.records import Record, scan
 from shared.causes import why
-from shared.errors import HeartMulaError, JobConflict, QueueFull
+from shared.errors import HeartMulaError, JobConflict, QueueFull, Unreadable
 from shared.jobs import JobStore, change
-from shared.messages import ENDED, DecodeJob, Job
+from shared.messages import ENDED, JOB_ID, DecodeJob, Job
 from shared.objects import ObjectStore, StoredObject, belonging
 from shared.queues import queue_decode, queue_tokens
+from shared.reading import read_order
 from shared.settings import Settings
 from shared.tasks import end
 from shared.topology import DAY, DEC, JOB_TTL, TOK, decode_subject
@@ -125,8 +126,9 @@ class Sweeper:
         found: dict[str, list[StoredObject]] = {}
         for prefix in ("tokens/", "audio/"):
             for item in await self._store.list(prefix):
-                if item.modified < before and item.key.count("/") == 2:
-                    found.setdefault(item.key.split("/")[1], []).append(item)
+                _, job_id, *name = item.key.split("/")
+                if item.modified < before and len(name) == 1 and JOB_ID.fullmatch(job_id):  # others are not ours
+                    found.setdefault(job_id, []).append(item)
         return found
 
     async def _clear(self, job_id: str, tenant: str, objects: list[StoredObject]) -> int:
@@ -146,8 +148,8 @@ class Sweeper:
         """The tokens that a waiting decode job names: its record may have gone on to other ones."""
         try:
             message = await self._js.get_msg(DEC, subject=decode_subject(job_id))
-            return msgspec.json.decode(message.data or b"", type=DecodeJob).tokens_key
-        except (NotFoundError, msgspec.DecodeError):
+            return read_order(message.subject or "", message.data or b"", DecodeJob).tokens_key
+        except (NotFoundError, Unreadable):
             return None
 
     def _needed(self, job: Job | None, item: StoredObject) -> bool:

@@ -25,8 +25,9 @@ from prometheus_client import Counter
 
 from services.gateway.addresses import Address, LookUps, check_host, is_public
 from services.gateway.places import Crowded, Places
-from shared.errors import InvalidRequest
+from shared.errors import InvalidRequest, Unreadable
 from shared.messages import ENDED, AudioFormat, Job, Status, timestamp
+from shared.reading import read_record
 from shared.settings import Settings
 from shared.topology import HOOKS_DELIVERY, HOOKS_GROUP, dead_subject
 
@@ -160,8 +161,8 @@ class Webhooks:
 
     async def _on_record(self, message: Msg) -> None:
         try:
-            job = msgspec.json.decode(message.data, type=Job) if message.data else None
-        except msgspec.DecodeError:  # of a newer version, or none
+            job = read_record(message.subject, message.data) if message.data else None
+        except Unreadable:  # of a newer version, or none
             job = None
         if job is None or job.status not in ENDED or job.request.webhook_url is None:
             with contextlib.suppress(nats.errors.Error):

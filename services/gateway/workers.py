@@ -5,12 +5,13 @@ import logging
 import time
 from datetime import UTC, datetime, timedelta
 
-import msgspec
 import nats
 from nats.js import JetStreamContext
 from nats.js.errors import APIError, NotFoundError
 
+from shared.errors import Unreadable
 from shared.messages import WorkerStatus
+from shared.reading import read_heartbeat
 from shared.topology import WORKER_TTL, WORKERS
 
 log = logging.getLogger(__name__)
@@ -62,7 +63,9 @@ async def _read_worker(js: JetStreamContext, subject: str) -> WorkerStatus | Non
     if not message.data or old:
         return None
     try:
-        return msgspec.json.decode(message.data, type=WorkerStatus)
-    except msgspec.DecodeError as error:
+        if message.subject != subject:  # a wildcard was written as a name, and stands for another worker's
+            return None
+        return read_heartbeat(subject, message.data)
+    except Unreadable as error:
         log.warning("the heartbeat %s cannot be read: %s", subject, error)
         return None

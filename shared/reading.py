@@ -1,0 +1,141 @@
+"""Reading what comes from NATS. Nothing there is taken for what it should be: anybody with the right may write it.
+
+Every message, record, event, heartbeat and lease is read by `decode` or by a function here that also compares it with
+its subject. What cannot be read raises `Unreadable` and is counted; readers skip it and go on.
+"""
+
+import re
+from typing import Any, TypeVar
+
+import msgspec
+from prometheus_client import Counter
+
+from shared.errors import Unreadable
+from shared.messages import (
+    JOB_ID,
+    SCHEMA,
+    TENANT_NAME,
+    CloudEvent,
+    DecodeJob,
+    Job,
+    LeaseRecord,
+    TokenJob,
+    WorkerStatus,
+)
+
+_T = TypeVar("_T")
+_Order = TypeVar("_Order", bound=TokenJob | DecodeJob)
+
+# One for the whole process, registered by what serves figures.
+UNREADABLE = Counter(
+    "heartmula_unreadable",
+    "Times that something in NATS could not be read and was skipped: a record, message, event, heartbeat or lease",
+    ["what"],
+    registry=None,
+)
+_KNOWN: dict[type, tuple[str, msgspec.json.Decoder[Any]]] = {
+    kind: (what, msgspec.json.Decoder(kind))
+    for kind, what in (
+        (Job, "record"),
+        (TokenJob, "message"),
+        (DecodeJob, "message"),
+        (CloudEvent, "event"),
+        (WorkerStatus, "heartbeat"),
+        (LeaseRecord, "lease"),
+    )
+}
+for _what, _ in _KNOWN.values():
+    UNREADABLE.labels(_what)  # shown as 0 from the start
+_NAME = re.compile(r"[0-9A-Za-z_-]+(\.[0-9A-Za-z_-]+)*")  # of an object in its song's folder: no path
+
+
+class _Versioned(msgspec.Struct):
+    schema: int = 0
+
+
+_versioned = msgspec.json.Decoder(_Versioned)
+
+
+def decode(data: bytes | None, kind: type[_T]) -> _T:
+    """Read one structure. Raises `Unreadable`, whatever the bytes are."""
+    what, decoder = _KNOWN[kind]
+    try:
+        found: _T = decoder.decode(data or b"")
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise _unreadable(what, str(error)[:200], newer=_schema_of(data or b"") > SCHEMA) from None
+    except RecursionError:
+        raise _unreadable(what, "it is nested too deeply") from None
+    return found
+
+
+def read_record(subject: str, data: bytes | None) -> Job:
+    """A song's record, which has to be that of its subject and to name no other song's objects. Raises `Unreadable`."""
+    job = decode(data, Job)
+    _require_known("record", job.schema)
+    if subject.split(".")[2:] != [job.tenant, job.job_id] or not TENANT_NAME.fullmatch(job.tenant):
+        raise _unreadable("record", "it names another song than its subject")
+    _require_id("record", job.job_id)
+    for folder, key in (("tokens", job.tokens_key), ("audio", job.audio_key)):
+        if key is not None and not _is_own(folder, job.job_id, key):
+            raise _unreadable("record", f"its {folder} are not under {folder}/{job.job_id}/")
+    return job
+
+
+def read_order(subject: str, data: bytes, kind: type[_Order]) -> _Order:
+    """A queue's message, which has to be about the song of its subject and its objects. Raises `Unreadable`."""
+    order = decode(data, kind)
+    _require_known("message", order.schema)
+    if subject.rpartition(".")[2] != order.job_id:
+        raise _unreadable("message", "it names another song than its subject")
+    _require_id("message", order.job_id)
+    if not TENANT_NAME.fullmatch(order.tenant):
+        raise _unreadable("message", "its tenant is no name")
+    if isinstance(order, DecodeJob) and not _is_own("tokens", order.job_id, order.tokens_key):
+        raise _unreadable("message", f"its tokens are not under tokens/{order.job_id}/")
+    return order
+
+
+def read_event(subject: str, data: bytes | None) -> CloudEvent:
+    """An event, which has to be about the song of its subject. Raises `Unreadable`."""
+    event = decode(data, CloudEvent)
+    if subject.split(".")[2:3] != [event.data.job_id]:
+        raise _unreadable("event", "it is about another song than its subject")
+    _require_id("event", event.data.job_id)
+    return event
+
+
+def read_heartbeat(subject: str, data: bytes | None) -> WorkerStatus:
+    """A heartbeat, which has to be that of the worker in its subject. Raises `Unreadable`."""
+    worker = decode(data, WorkerStatus)
+    if subject.split(".")[2:] != [worker.role, worker.instance]:
+        raise _unreadable("heartbeat", "it is another worker's")
+    return worker
+
+
+def _require_known(what: str, schema: int) -> None:
+    if schema > SCHEMA:
+        raise _unreadable(what, f"it was written by a newer version (schema {schema})", newer=True)
+
+
+def _require_id(what: str, job_id: str) -> None:
+    if not JOB_ID.fullmatch(job_id):
+        raise _unreadable(what, "its job_id is none")
+
+
+def _is_own(folder: str, job_id: str, key: str) -> bool:
+    place = f"{folder}/{job_id}/"
+    return key.startswith(place) and _NAME.fullmatch(key, len(place)) is not None
+
+
+def _schema_of(data: bytes) -> int:
+    """The schema version of what this version cannot read; 0 when there is none."""
+    try:
+        return _versioned.decode(data).schema
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return 0
+
+
+def _unreadable(what: str, why: str, *, newer: bool = False) -> Unreadable:
+    if not newer:
+        UNREADABLE.labels(what).inc()
+    return Unreadable(why, newer=newer)

@@ -1,0 +1,147 @@
+"""What is read from NATS is what its subject says, or nothing."""
+
+import msgspec
+import pytest
+
+from shared.errors import Unreadable
+from shared.messages import (
+    SCHEMA,
+    CloudEvent,
+    DecodeJob,
+    GenerateRequest,
+    GpuFigures,
+    Job,
+    LeaseRecord,
+    Progress,
+    TokenJob,
+    WorkerStatus,
+    cloud_event,
+)
+from shared.reading import UNREADABLE, decode, read_event, read_heartbeat, read_order, read_record
+from shared.topology import decode_subject, event_subject, job_subject, token_subject
+
+JOB = Job(job_id="a", tenant="local", request=GenerateRequest(lyrics="la"), created_at=1.0)
+NESTED = (b"[" * 30_000, b'{"x":' * 30_000, b'{"x":' + b"[" * 3000 + b"]" * 3000 + b"}")
+KINDS: dict[type, str] = {
+    Job: "record",
+    TokenJob: "message",
+    DecodeJob: "message",
+    CloudEvent: "event",
+    WorkerStatus: "heartbeat",
+    LeaseRecord: "lease",
+}
+
+
+def counted(what: str) -> float:
+    return float(UNREADABLE.labels(what)._value.get())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "data", [None, b"", b"{", b"{}", b"\xff", b'{"job_id":"\xff"}', b'{"role":"\\ud800"}', *NESTED]
+)
+def test_whatever_the_bytes_are_there_is_one_error_and_it_is_counted(kind: type, data: bytes | None) -> None:
+    before = counted(KINDS[kind])
+    with pytest.raises(Unreadable) as caught:
+        decode(data, kind)
+    assert not caught.value.newer
+    assert counted(KINDS[kind]) == before + 1
+
+
+def test_a_newer_version_is_no_junk() -> None:
+    before = counted("record"), counted("message")
+    newer = SCHEMA + 1
+    for data in (
+        msgspec.json.encode(msgspec.structs.replace(JOB, schema=newer)),
+        f'{{"schema":{newer},"status":"resting"}}',
+    ):
+        with pytest.raises(Unreadable) as caught:
+            read_record("$KV.JOBS.local.a", data if isinstance(data, bytes) else data.encode())
+        assert caught.value.newer
+    order = TokenJob(schema=newer, job_id="elsewhere", tenant="a new kind")
+    with pytest.raises(Unreadable) as caught:
+        read_order("jobs.tok.high.a", msgspec.json.encode(order), TokenJob)
+    assert caught.value.newer
+    assert (counted("record"), counted("message")) == before
+
+
+@pytest.mark.parametrize("subject", ["$KV.JOBS.local.b", "$KV.JOBS.bob.a", "$KV.JOBS.local.a.b", "$KV.JOBS.a", ""])
+def test_a_record_is_that_of_its_subject(subject: str) -> None:
+    data = msgspec.json.encode(JOB)
+    assert read_record("$KV.JOBS.local.a", data) == JOB
+    with pytest.raises(Unreadable, match="another song"):
+        read_record(subject, data)
+
+
+@pytest.mark.parametrize("name", ["*", ">", "", "a b", "a_b", "a\n", "ä", "x" * 65, "..", "a/b"])
+def test_no_job_id_is_a_wildcard_or_a_path(name: str) -> None:
+    with pytest.raises(Unreadable):
+        read_record(f"$KV.JOBS.local.{name}", msgspec.json.encode(msgspec.structs.replace(JOB, job_id=name)))
+    with pytest.raises(Unreadable):
+        read_order(f"jobs.tok.high.{name}", msgspec.json.encode(TokenJob(job_id=name, tenant="local")), TokenJob)
+    event = cloud_event(Progress(job_id=name, status="generating", progress=1, done=1, total=2), "1")
+    with pytest.raises(Unreadable):
+        read_event(f"events.local.{name}.progress", msgspec.json.encode(event))
+
+
+@pytest.mark.parametrize("tenant", ["*", ">", "", "a b", "a.b"])
+def test_no_tenant_is_a_wildcard(tenant: str) -> None:
+    with pytest.raises(Unreadable):
+        read_order("jobs.tok.high.a", msgspec.json.encode(TokenJob(job_id="a", tenant=tenant)), TokenJob)
+    with pytest.raises(Unreadable):
+        read_record(f"$KV.JOBS.{tenant}.a", msgspec.json.encode(msgspec.structs.replace(JOB, tenant=tenant)))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["b/1.safetensors", "a", "a/", "a/..", "a/../b/1", "a/.1", "a//1", "a/b/1", "a/1\n", "a/%2e%2e", "", "/a/1"],
+)
+def test_objects_lie_in_the_folder_of_their_song(name: str) -> None:
+    good = "tokens/a/7.safetensors"
+    order = DecodeJob(job_id="a", tenant="local", tokens_key=good, first_frame=0, frames=1, last=True)
+    assert read_order("jobs.dec.a", msgspec.json.encode(order), DecodeJob) == order
+    order = msgspec.structs.replace(order, tokens_key=f"tokens/{name}")
+    with pytest.raises(Unreadable, match="not under tokens/a/"):
+        read_order("jobs.dec.a", msgspec.json.encode(order), DecodeJob)
+    for folder in ("tokens", "audio"):
+        other = {"tokens": "audio", "audio": "tokens"}[folder]
+        for key in (f"{folder}/{name}", f"{other}/a/1", ""):
+            job = msgspec.structs.replace(JOB, **{f"{folder}_key": key})
+            with pytest.raises(Unreadable, match=f"not under {folder}/a/"):
+                read_record("$KV.JOBS.local.a", msgspec.json.encode(job))
+
+
+def test_a_heartbeat_is_that_of_its_subject() -> None:
+    gpu = GpuFigures(id="g", name="g", kind="cpu", memory_total=1, memory_used=0)
+    worker = WorkerStatus(
+        role="codec",
+        instance="i",
+        host="h",
+        pid=1,
+        engine="e",
+        model="m",
+        gpu=gpu,
+        state="idle",
+        since=1.0,
+        sent=1.0,
+    )
+    data = msgspec.json.encode(worker)
+    assert read_heartbeat("$KV.WORKERS.codec.i", data) == worker
+    for subject in ("$KV.WORKERS.codec.j", "$KV.WORKERS.tokenizer.i", "$KV.WORKERS.codec.i.j"):
+        with pytest.raises(Unreadable):
+            read_heartbeat(subject, data)
+
+
+def test_times_that_no_calendar_has_are_not_read() -> None:
+    for created in (-1.0, 1e300, 1e12):
+        with pytest.raises(Unreadable):
+            read_record("$KV.JOBS.local.a", msgspec.json.encode(msgspec.structs.replace(JOB, created_at=created)))
+
+
+@pytest.mark.parametrize("name", ["*", ">", "a.b", "a b", "", "\t"])
+def test_no_subject_is_built_of_a_wildcard(name: str) -> None:
+    for build in (decode_subject, lambda n: token_subject("high", n), lambda n: event_subject("local", n, "stage")):
+        with pytest.raises(ValueError, match="NATS subject"):
+            build(name)
+    with pytest.raises(ValueError, match="NATS subject"):
+        job_subject("local", name)
