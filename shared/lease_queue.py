@@ -8,9 +8,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-import msgspec
-
+from shared.errors import Unreadable
 from shared.messages import LeaseRecord
+from shared.reading import decode
 from shared.topology import GPU_LOCK
 
 PREFIX = f"$KV.{GPU_LOCK}."
@@ -36,8 +36,8 @@ class LeaseView:
 def read_record(data: bytes) -> LeaseRecord | None:
     """A contender's record, or None if it cannot be read."""
     try:
-        return msgspec.json.decode(data, type=LeaseRecord)
-    except (msgspec.DecodeError, RecursionError):
+        return decode(data, LeaseRecord)
+    except Unreadable:
         return None
 
 

@@ -1,0 +1,152 @@
+"""What cannot be read in NATS is skipped and counted, wherever it lies, and everything goes on."""
+
+import re
+from collections.abc import AsyncIterator
+
+import msgspec
+import pytest
+
+from deploy.local.servers import NatsServer, S3Server
+from shared.messages import Progress as ProgressEvent
+from shared.messages import cloud_event
+from shared.topology import (
+    GPU_LOCK,
+    JOBS,
+    TENANT,
+    WORKERS,
+    event_subject,
+    job_subject,
+)
+from tests.integration.gateway_fixtures import House, eventually, fresh_settings, open_house
+
+DEEP = b'{"deep":' + b"[" * 30_000
+JUNK = (
+    b"junk",
+    b"[]",
+    b"{}",
+    b"\xff\xfe",
+    b'{"job_id":"\xff"}',
+    DEEP,
+    b'{"schema": 1, "job_id": "' + b"x" * 1000 + b'"}',
+)
+
+
+@pytest.fixture(scope="module")
+async def house(
+    nats_server: NatsServer, s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[House]:
+    folder = tmp_path_factory.mktemp("nats-junk")
+    settings = await fresh_settings(nats_server, s3_server, folder)
+    async with open_house(settings, folder, sweep_seconds=1) as house:
+        await house.beat("tokenizer")
+        yield house
+
+
+async def figure(house: House, name: str) -> float:
+    """One of the gateway's figures."""
+    found = re.findall(rf"^heartmula_{re.escape(name)} (\S+)$", (await house.http.get("/metrics")).text, re.MULTILINE)
+    return float(found[0])
+
+
+async def unreadable(house: House) -> dict[str, float]:
+    """How often the gateway met what it could not read, by what it should have been."""
+    kinds = ("record", "event", "heartbeat", "lease")
+    return {what: await figure(house, f'unreadable_total{{what="{what}"}}') for what in kinds}
+
+
+async def goes_on(house: House) -> None:
+    """A song is made, listed and followed; devices and health are shown."""
+    job_id = await house.submit()
+    async with house.watch(job_id) as watcher:
+        assert (await watcher.frame())["type"] == "snapshot"
+        await house.complete(job_id)
+        frames, code = await watcher.rest()
+        assert (frames[-1]["type"], code) == ("heartmula.song.completed", 1000)
+    answer = await house.http.get("/generate")
+    assert answer.status_code == 200, answer.text
+    assert job_id in [song["job_id"] for song in answer.json()["songs"]]
+    for path in ("/api/gpu", "/health", "/metrics", f"/generate/{job_id}/status"):
+        answer = await house.http.get(path)
+        assert answer.status_code == 200, answer.text
+
+
+@pytest.mark.parametrize("junk", JUNK)
+async def test_junk_in_a_bucket_or_the_events_stops_nothing(house: House, junk: bytes) -> None:
+    await house.beat("tokenizer")
+    before = await unreadable(house)
+    job_id = await house.submit()
+    async with house.watch(job_id, after=0) as watcher:
+        assert (await watcher.frame())["type"] == "snapshot"
+        for subject in (
+            *(job_subject(TENANT, "junk"), f"$KV.{JOBS}.{TENANT}.*", f"$KV.{JOBS}.>", f"$KV.{JOBS}.{TENANT}.a.b"),
+            *(f"$KV.{WORKERS}.codec.junk", f"$KV.{WORKERS}.*.junk", f"$KV.{WORKERS}.>"),
+            f"$KV.{GPU_LOCK}.gpu-1.codec.junk",
+            *(event_subject(TENANT, job_id, kind) for kind in ("stage", "progress", "completed")),
+        ):
+            await house.js.publish(subject, junk)
+        await house.become(job_id, "generating")
+        await house.progress(job_id, 30)
+        kinds = []
+        while "heartmula.song.progress" not in kinds:
+            kinds.append((await watcher.frame())["type"])
+    await goes_on(house)
+    rounds = await figure(house, "sweeper_rounds_total")
+
+    async def swept() -> bool:
+        return await figure(house, "sweeper_rounds_total") > rounds
+
+    await eventually(swept, "no sweeper round ended")
+    assert await figure(house, "sweeper_failures_total") == 0
+
+    async def counted() -> bool:  # heartbeats are read beside answers, which show those that were read before
+        after = await unreadable(house)
+        return all(after[what] > before[what] for what in before)
+
+    await eventually(counted, f"not everything was counted: {before}, {await unreadable(house)}")
+    assert (await house.http.get(f"/generate/{job_id}/status")).json()["status"] == "generating"
+    assert "Traceback" not in house.log.read_text()
+
+
+async def test_an_event_after_one_that_cannot_be_read_is_not_missed_by_a_client_that_comes_again(house: House) -> None:
+    job_id = await house.submit()
+    await house.become(job_id, "generating")
+    await house.progress(job_id, 10)
+    seen = (await house.event(job_id, "progress")).seq
+    await house.progress(job_id, 20)
+    await house.js.publish(event_subject(TENANT, job_id, "progress"), DEEP)
+    async with house.watch(job_id, after=seen) as watcher:
+        assert (await watcher.frame())["type"] == "snapshot"
+        assert (await watcher.frame())["data"]["progress"] == 20
+
+
+async def test_events_and_records_count_for_the_song_of_their_subject_alone(house: House) -> None:
+    """Who may write under a name of its own makes nothing of another's song."""
+    victim, own = await house.submit(), await house.submit()
+    record = await house.job(victim)
+    event = cloud_event(ProgressEvent(job_id=victim, status="generating", progress=99, done=99, total=100), "1")
+    async with house.watch(victim) as watcher:
+        await watcher.frame()
+        await house.js.publish(event_subject(TENANT, own, "progress"), msgspec.json.encode(event))
+        foreign = msgspec.structs.replace(record, status="failed", completed_at=1.0, error="no")
+        await house.js.publish(job_subject("bob", victim), msgspec.json.encode(foreign))
+        await house.js.publish(job_subject(TENANT, "another"), msgspec.json.encode(foreign))
+        await house.progress(victim, 5)
+        frame = await watcher.frame()
+        while frame["type"] != "heartmula.song.progress":
+            frame = await watcher.frame()
+        assert frame["data"]["progress"] == 5
+    listed = {song["job_id"]: song["status"] for song in (await house.http.get("/generate?limit=100")).json()["songs"]}
+    assert listed[victim] == "queued"
+    assert "another" not in listed
+
+
+@pytest.mark.parametrize("key", ["tokens/other/1.safetensors", "audio/other/1.flac", "tokens/{}/../other/1.flac"])
+async def test_a_record_that_names_another_songs_audio_serves_none(house: House, key: str) -> None:
+    await house.store.put("audio/other/1.flac", b"another song")
+    job_id = await house.submit()
+    await house.complete(job_id)
+    record = msgspec.structs.replace(await house.job(job_id), audio_key=key.format(job_id))
+    await house.js.publish(job_subject(TENANT, job_id), msgspec.json.encode(record))
+    answer = await house.http.get(f"/generate/{job_id}/result")
+    assert answer.status_code == 409
+    assert "cannot be read by this version" in answer.json()["detail"]
