@@ -112,6 +112,12 @@ def _hosts(value: str) -> str:
     return ",".join(names)
 
 
+def _prefixes(value: str) -> str:
+    if not all(re.fullmatch(r"_[A-Za-z0-9_-]+", part.strip()) for part in value.split(",")):
+        raise ValueError("must be first parts of subjects such as _INBOX_alice, divided by commas")
+    return value
+
+
 def _device(value: str) -> str:
     kind, _, index = value.partition(":")
     if value not in ("auto", "cpu", "cuda") and not (kind == "cuda" and index.isdigit()):
@@ -287,6 +293,12 @@ class Settings:
         "",
         "your own NATS, credentials included; several nodes divided by commas; unset: the embedded server",
         secret=True,
+    )
+    reply_prefixes: str = _setting(
+        "HEARTMULA_REPLY_PREFIXES",
+        _prefixes,
+        "",
+        "first parts of further subjects, divided by commas, on which the gateway may answer NATS clients",
     )
     nats_replicas: int = _setting(
         "HEARTMULA_NATS_REPLICAS",

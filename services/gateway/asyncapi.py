@@ -9,8 +9,8 @@ from services.gateway.feed import SnapshotBody
 from services.gateway.intake import ERROR_CODES
 from services.gateway.openapi import VERSION
 from services.gateway.submission import AcceptedBody
-from shared.messages import AnyEvent, CloudEvent, GenerateRequest
-from shared.topology import event_subject, submit_subject
+from shared.messages import AnyEvent, CloudEvent, GenerateRequest, Job
+from shared.topology import event_subject, record_subject, submit_subject
 
 _EVENTS: tuple[type[msgspec.Struct], ...] = get_args(AnyEvent)
 _SCHEMAS = "#/components/schemas/"
@@ -71,23 +71,18 @@ def _document() -> dict[str, Any]:
                 "nats", event_subject("{tenant}", "{job_id}", "{kind}"), kinds, _SUBJECTS, ["tenant", "job_id", "kind"]
             ),
             "submit": _channel("nats", submit_subject("{tenant}"), ["request"], _SUBMIT, ["tenant"]),
-            "replies": _channel("nats", None, ["taken", "refused"], "The reply subject of a request.", []),
+            "lookup": _channel(
+                "nats", record_subject("{tenant}", "{job_id}"), ["lookup"], _LOOKUP, ["tenant", "job_id"]
+            ),
+            "replies": _channel("nats", None, ["taken", "record", "refused"], _REPLIES, []),
         },
         "operations": {
             "tellSocket": _operation("send", "socket", "A client is told over a websocket."),
             "tellStream": _operation("send", "stream", "A client is told with server-sent events.")
             | {"bindings": {"http": {"method": "GET", "query": {"type": "object", "properties": {"after": after}}}}},
             "tellSubjects": _operation("send", "events", "The gateway and the workers tell what happens."),
-            "takeSong": _operation("receive", "submit", "A NATS client asks for a song.")
-            | {
-                "reply": {
-                    "address": {
-                        "location": "$message.header#/reply",
-                        "description": "the reply subject of the NATS message, which is no header of it",
-                    },
-                    "channel": {"$ref": "#/channels/replies"},
-                }
-            },
+            "takeSong": _operation("receive", "submit", "A NATS client asks for a song.") | _REPLY,
+            "lookUpSong": _operation("receive", "lookup", "A NATS client asks for a song's record.") | _REPLY,
         },
         "components": {"messages": _messages(), "schemas": _schemas()},
     }
@@ -105,6 +100,20 @@ _STREAM = (
 )
 _SUBJECTS = "The stream EVENTS, as it is stored: `id` is the sender's there, the sequence of the message orders them."
 _SUBMIT = "A request, or a JetStream publish. The header Nats-Msg-Id makes asking again harmless."
+_LOOKUP = "A request without a body, answered with the record of the song as it is now."
+_REPLIES = (
+    "The reply subject of a request. It has to be an inbox: its first part is _INBOX, _INBOX_client, _INBOX_ and the "
+    "tenant, or one that the gateway was set to allow. Other requests are dropped."
+)
+_REPLY: dict[str, Any] = {
+    "reply": {
+        "address": {
+            "location": "$message.header#/reply",
+            "description": "the reply subject of the NATS message, which is no header of it",
+        },
+        "channel": {"$ref": "#/channels/replies"},
+    }
+}
 _PARAMETERS: dict[str, Any] = {
     "job_id": {"description": "of the song"},
     "tenant": {"description": "whose song it is; `local` where there are no API keys", "default": "local"},
@@ -144,6 +153,8 @@ def _messages() -> dict[str, Any]:
         "request": _message(GenerateRequest)
         | {"headers": {"type": "object", "properties": {"Nats-Msg-Id": key | {"description": "a key of your own"}}}},
         "taken": _message(TakenBody),
+        "record": _message(Job),
+        "lookup": {"name": "Lookup", "summary": "Nothing.", "payload": {"type": "string", "maxLength": 0}},
         "refused": _message(RefusedBody),
     }
     codes = ", ".join(f"{code} {kind}" for kind, code in ERROR_CODES.items())
@@ -170,7 +181,7 @@ def _message(kind: type[msgspec.Struct]) -> dict[str, Any]:
 
 
 def _schemas() -> dict[str, Any]:
-    kinds = [SnapshotBody, CloudEvent, GenerateRequest, TakenBody, RefusedBody, *_EVENTS]
+    kinds = [SnapshotBody, CloudEvent, GenerateRequest, TakenBody, Job, RefusedBody, *_EVENTS]
     _, components = msgspec.json.schema_components(kinds, ref_template=_SCHEMAS + "{name}")
     return {name: _plain(schema) for name, schema in components.items()}
 

@@ -18,6 +18,7 @@ from services.gateway.line import Line
 from services.gateway.metrics import Metrics
 from services.gateway.outage import Outage
 from services.gateway.outlook import Outlook
+from services.gateway.replies import Replies
 from services.gateway.submission import Submission
 from services.gateway.sweeper import Sweeper
 from services.gateway.validation import Fitter
@@ -70,7 +71,8 @@ class Gateway:
             self.metrics,
             self.spawn,
         )
-        self._intake = Intake(nc, self.access, self.submission, self.spawn)
+        replies = Replies(settings, self.metrics.unanswered)
+        self._intake = Intake(nc, self.access, self.submission, self.jobs, replies, self.spawn)
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property

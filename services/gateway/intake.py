@@ -1,33 +1,40 @@
-"""Songs asked for by NATS clients: a request on ``submit.<tenant>``, answered like a JetStream publish.
+"""What NATS clients ask for: songs to be made, on ``submit.<tenant>``, and records, on ``record.<tenant>.<job>``.
 
-The answer is a superset of a PubAck, so that ``nats req``, ``nats pub --jetstream`` and every client library's
-JetStream publish understand it. The header ``Nats-Msg-Id`` makes asking again harmless, as it does there. Errors stand
-in the body, in JetStream's own form. Who may publish for which tenant is the NATS server's matter.
+Clients are given no right to JetStream's own API, which sends its answers wherever a request says. `replies` keeps this
+service from doing so.
+
+The answer to a song is a superset of a PubAck, so that ``nats req``, ``nats pub --jetstream`` and every client
+library's JetStream publish understand it. The header ``Nats-Msg-Id`` makes asking again harmless, as it does there.
+Errors stand in the body, in JetStream's own form. Who may publish for which tenant is the NATS server's matter.
 """
 
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Coroutine
-from typing import Any
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, cast
 
 import msgspec
 import nats
+from nats.aio.client import Client
 from nats.micro import add_service
 from nats.micro.request import Request
 from nats.micro.service import Service, ServiceConfig
 
 from services.gateway.access import Access
 from services.gateway.outage import PATIENCE
-from services.gateway.problems import Refusal, refusal
+from services.gateway.problems import Refusal, refusal, unknown_job
+from services.gateway.replies import Guarded, Replies
 from services.gateway.submission import Submission
 from shared.causes import why
 from shared.connection import Connection
-from shared.topology import TOK, submit_subject
+from shared.jobs import JobStore
+from shared.messages import JOB_ID, Job
+from shared.topology import TOK
 
 log = logging.getLogger(__name__)
 
-AT_ONCE = 32  # songs being taken at a time; more wait on the subscription
+AT_ONCE = 32  # requests of a kind being answered at a time; more wait on the subscription
 _QUEUE_FULL = 10077  # what JetStream says when a stream is full: clients know it
 ERROR_CODES = {  # `err_code`; stable, in a range that the server does not use
     "invalid-request": 20001,
@@ -39,6 +46,7 @@ ERROR_CODES = {  # `err_code`; stable, in a range that the server does not use
     "conflict": 20007,
     "unauthorized": 20008,
     "too-many-requests": 20009,
+    "unknown-job": 20010,
     "queue-full": _QUEUE_FULL,
 }
 
@@ -51,49 +59,64 @@ class Intake:
         nc: Connection,
         access: Access,
         submission: Submission,
+        jobs: JobStore,
+        replies: Replies,
         spawn: Callable[[Coroutine[Any, Any, None]], object],
     ) -> None:
-        self._nc, self._access, self._submission, self._spawn = nc, access, submission, spawn
-        self._free = asyncio.Semaphore(AT_ONCE)
+        self._nc, self._up = cast("Client", Guarded(nc, replies)), nc.up
+        self._access, self._submission, self._jobs, self._spawn = access, submission, jobs, spawn
         self._service: Service | None = None
 
     async def start(self) -> None:
-        """Begin to take songs."""
+        """Begin to take requests."""
         config = ServiceConfig(name="heartmula", version="0.1.0", description="Takes songs to be made")
         self._service = await add_service(self._nc, config)
-        await self._service.add_endpoint(name="submit", subject=submit_subject("*"), handler=self._handle)
+        await self._service.add_endpoint(name="submit", subject="submit.*", handler=self._handler(self._take))
+        await self._service.add_endpoint(name="record", subject="record.*.*", handler=self._handler(self._look_up))
 
     async def stop(self) -> None:
         """Take no more."""
         if self._service is not None:
             await self._service.stop()
 
-    async def _handle(self, request: Request) -> None:
-        await self._free.acquire()  # handlers run one after the other: waiting here holds back the next
-        self._spawn(self._answer(request))
+    def _handler(self, answer: Callable[[Request], Awaitable[Any]]) -> Callable[[Request], Awaitable[None]]:
+        free = asyncio.Semaphore(AT_ONCE)
 
-    async def _answer(self, request: Request) -> None:
-        try:
-            body = await self._take(
-                request.subject.rpartition(".")[2], request.data, (request.headers or {}).get("Nats-Msg-Id")
-            )
-            if request._msg.reply:  # a plain publish has nobody to answer
-                with contextlib.suppress(TimeoutError):  # a connection that was lost meanwhile
-                    async with asyncio.timeout(PATIENCE):
-                        await self._nc.up.wait()
-                await request.respond(msgspec.json.encode(body))
-        except nats.errors.Error as error:
-            log.warning("a NATS client could not be answered: %s", why(error))
-        finally:
-            self._free.release()
+        async def respond(request: Request) -> None:
+            try:
+                body = await answer(request)
+            except Exception as error:
+                body = {"error": error_body(refusal(error))}
+            try:
+                if request._msg.reply:  # a plain publish has nobody to answer
+                    with contextlib.suppress(TimeoutError):  # a connection that was lost meanwhile
+                        async with asyncio.timeout(PATIENCE):
+                            await self._up.wait()
+                    await request.respond(msgspec.json.encode(body))
+            except nats.errors.Error as error:
+                log.warning("a NATS client could not be answered: %s", why(error))
+            finally:
+                free.release()
 
-    async def _take(self, tenant: str, data: bytes, key: str | None) -> dict[str, Any]:
-        try:
-            accepted = await self._submission.submit(self._access.tenant(tenant), data, key)
-        except Exception as error:
-            return {"error": error_body(refusal(error))}
+        async def handle(request: Request) -> None:
+            await free.acquire()  # handlers run one after the other: waiting here holds back the next
+            self._spawn(respond(request))
+
+        return handle
+
+    async def _take(self, request: Request) -> dict[str, Any]:
+        tenant, key = request.subject.split(".")[1], (request.headers or {}).get("Nats-Msg-Id")
+        accepted = await self._submission.submit(self._access.tenant(tenant), request.data, key)
         ack = {"stream": TOK, "seq": accepted.sequence, "duplicate": accepted.duplicate}
         return ack | {name: value for name, value in msgspec.structs.asdict(accepted.body).items() if value is not None}
+
+    async def _look_up(self, request: Request) -> Job:
+        _, name, job_id = request.subject.split(".")
+        tenant = self._access.tenant(name).tenant
+        job = await self._jobs.get(job_id, tenant) if JOB_ID.fullmatch(job_id) else None
+        if job is None:
+            raise unknown_job()
+        return job
 
 
 def error_body(found: Refusal) -> dict[str, Any]:

@@ -136,7 +136,7 @@ async def test_a_refused_song_leaves_its_key_free(settings: Settings) -> None:
 async def test_the_service_shows_itself(settings: Settings) -> None:
     async with open_house(settings, settings.data_dir) as house:
         info = json.loads((await house.nc.request("$SRV.INFO.heartmula", timeout=10)).data)
-        assert [endpoint["subject"] for endpoint in info["endpoints"]] == ["submit.*"]
+        assert [endpoint["subject"] for endpoint in info["endpoints"]] == ["submit.*", "record.*.*"]
         await house.stop()
         with pytest.raises(nats.errors.NoRespondersError):
             await house.nc.request(SUBJECT, b"{}", timeout=10)

@@ -256,6 +256,8 @@ async def test_what_is_sent_is_what_the_asyncapi_document_says(house: House) -> 
     check(whole, "taken", json.loads(taken.data))
     refused = await house.nc.request(subject, b'{"lyrics": 1}', timeout=10)
     check(whole, "refused", json.loads(refused.data))
+    subject = whole["channels"]["lookup"]["address"].format(tenant="local", job_id=job_id)
+    check(whole, "record", json.loads((await house.nc.request(subject, b"", timeout=10)).data))
     subject = whole["channels"]["events"]["address"].format(tenant="local", job_id=job_id, kind="stage")
     stored = await house.js.get_msg("EVENTS", subject=subject)
     check(whole, "stage", json.loads(stored.data or b""))

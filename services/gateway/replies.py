@@ -1,0 +1,85 @@
+"""Where NATS clients may be answered.
+
+A request names the subject of its answer, and the gateway publishes there with rights of its own. A client could so
+have it overwrite records, publish events, or answer what a service asked. So the gateway answers in inboxes alone, and
+never in that of a service.
+"""
+
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+from prometheus_client import Counter
+
+from shared.connection import inbox_prefix
+from shared.settings import Settings
+from shared.topology import SERVICES
+
+log = logging.getLogger(__name__)
+
+_COMMON = frozenset({"_INBOX", "_R_"})  # client libraries' own, and the server's for requests of other accounts
+_CLIENT = "_INBOX_client"  # of deploy/nats/roles.conf
+_LOG_SECONDS = 60.0
+
+
+class Replies:
+    """Decides by the first token of a reply subject. A message tells no user's name; its subject tells a tenant's."""
+
+    def __init__(self, settings: Settings, refused: Counter) -> None:
+        """`refused` counts requests that were dropped."""
+        more = {prefix.strip() for prefix in settings.reply_prefixes.split(",") if prefix.strip()}
+        self._allowed = _COMMON | {_CLIENT} | more
+        # With users of other names, or none, at least our own inbox is known.
+        own = {inbox_prefix(settings.nats_url).decode()} - _COMMON
+        self._never = {f"_INBOX_{name}" for name in SERVICES} | own
+        self._refused = refused
+        self._logged = -_LOG_SECONDS  # monotonic
+
+    def allowed(self, reply: str, tenant: str | None = None) -> bool:
+        """Whether a request, about a tenant's songs where that is given, may be answered there."""
+        first, _, rest = reply.partition(".")
+        allowed = self._allowed | {f"_INBOX_{tenant}"} if tenant else self._allowed
+        return bool(rest) and first in allowed and first not in self._never
+
+    def accept(self, message: Msg) -> bool:
+        """Whether to look at a request at all: one that must not be answered is dropped, counted and logged."""
+        subject = message.subject.split(".")
+        tenant = None if subject[0] == "$SRV" else subject[1]
+        if not message.reply or self.allowed(message.reply, tenant):
+            return True
+        self._refused.inc()
+        if time.monotonic() - self._logged > _LOG_SECONDS:
+            self._logged = time.monotonic()
+            log.warning(
+                "dropped a request on %r that is to be answered on %r, which is no inbox of a client: "
+                "see HEARTMULA_REPLY_PREFIXES (logged once a minute at most)",
+                message.subject[:200],
+                message.reply[:200],
+            )
+        return False
+
+
+class Guarded:
+    """A connection whose subscriptions see only the requests that may be answered.
+
+    For nats-py's micro-service, which answers some requests by itself.
+    """
+
+    def __init__(self, nc: Client, replies: Replies) -> None:
+        self._nc, self._replies = nc, replies
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._nc, name)
+
+    async def subscribe(self, subject: str, queue: str = "", *, cb: Callable[[Msg], Awaitable[None]]) -> Subscription:
+        """Subscribe; `cb` is called for acceptable requests."""
+
+        async def guarded(message: Msg) -> None:
+            if self._replies.accept(message):
+                await cb(message)
+
+        return await self._nc.subscribe(subject, queue=queue, cb=guarded)
