@@ -78,6 +78,11 @@ async def test_what_a_song_is_told_when_it_is_taken(settings: Settings) -> None:
     async with open_house(settings, settings.data_dir) as house:
         await house.beat("tokenizer", rate=10.0, song_frames=20.0)
         await house.beat("codec", rate=100.0)
+
+        async def noticed() -> bool:  # the gateway may have read the heartbeats just before these came
+            return bool((await house.http.get("/health")).json()["workers"] == {"tokenizer": 1, "codec": 1})
+
+        await eventually(noticed, "the workers' heartbeats are not noticed")
         await house.submit()
         await house.submit()
         answer = await house.http.post("/generate", json=SONG)  # 50 frames
