@@ -99,7 +99,7 @@ async def test_a_song_that_fails_is_counted_once_and_its_other_attempts_as_tried
 async def test_requests_sockets_and_waiting_songs_are_counted(settings: Settings) -> None:
     async with open_house(settings, settings.data_dir) as house:
         job_id = await house.submit()
-        assert (await house.http.get("/nothing/here")).status_code == 404
+        assert (await house.http.get("/unheard/of")).status_code == 404
         assert (await house.http.request("BREW", "/generate")).status_code >= 400
         url = f"{house.base.replace('http', 'ws', 1)}/generate/{job_id}/events"
         text, found = "", dict[tuple[object, ...], float]()
@@ -118,7 +118,7 @@ async def test_requests_sockets_and_waiting_songs_are_counted(settings: Settings
         assert found[("heartmula_websockets",)] == 1
         assert 0 < found[("heartmula_queue_oldest_seconds", ("queue", "tokens"))] < PATIENCE
         assert found[("heartmula_queue_oldest_seconds", ("queue", "decode"))] == 0
-        assert "here" not in text
+        assert "unheard" not in text
         assert "BREW" not in text
 
 
