@@ -13,8 +13,11 @@ from litestar.testing import TestClient
 from services.gateway.access import Access, digest_of_key
 from services.gateway.catalogue import Catalogue
 from services.gateway.guards import PUBLIC, PageRules, need_key
+from services.gateway.health import Health
 from services.gateway.origins import is_own
+from services.gateway.outage import Outage
 from services.gateway.problems import Refusal, answer_error
+from shared.connection import Connection
 from shared.settings import Settings
 
 KEYS = f'[[tenant]]\nname = "alice"\nkeys = ["{digest_of_key("key")}"]\n'
@@ -48,7 +51,7 @@ def test_a_route_without_a_mark_is_closed(tmp_path: Path) -> None:
     app = Litestar(
         [unmarked, beside, socket, marked],
         guards=[PageRules(Settings(), closed).guard, need_key],
-        state=State({"access": closed}),
+        state=State({"access": closed, "outage": Outage(cast("Connection", None), cast("Health", None))}),
         exception_handlers={Exception: answer_error},
         openapi_config=None,
     )
