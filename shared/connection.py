@@ -156,11 +156,11 @@ class Connection(Client):
         self.lost_at = time.monotonic()
         self._cause = ""
         log.warning("nats: connection lost")
-        # Answers to what was asked before do not come over the next connection; whoever waits for them need not.
+        # Answers to what was asked before do not come over the next connection; there is no use in waiting for them.
         for answer in list(self._resp_map.values()):
             if not answer.done():
                 answer.set_exception(nats.errors.UnexpectedEOF())
-                answer.exception()  # nats-py keeps some that nobody waits for: no warning of those
+                answer.exception()  # nats-py keeps some that are no longer awaited: no warning of those
 
     async def _on_reconnected(self) -> None:
         log.info("nats: connected again")

@@ -141,7 +141,7 @@ class LeaseQueue:
     # --- what follows from it
 
     def tick(self, now: float, connected: bool) -> None:
-        """Time passes. What we slept through, were stopped or cut off in counts against nobody."""
+        """Time passes. What we slept through, were stopped or cut off in counts against no other contender."""
         if connected and self.complete:
             self._watched += min(now - self._looked, self._ttl / 4)
         self._looked = now

@@ -39,7 +39,7 @@ class NatsServer(Server):
         return self.url_of("operator")
 
     def url_of(self, role: Role) -> str:
-        """The same for another role."""
+        """``nats://user:password@127.0.0.1:port`` of any role."""
         return f"nats://{role}:{self._passwords[role]}@127.0.0.1:{self.port}"
 
     def _process(self) -> Process:

@@ -224,7 +224,7 @@ class Access:
             raise too_many(f"at most {_MEASURES_A_SECOND} texts a second are measured", math.ceil(wait))
 
     def _bucket(self, caller: Caller) -> Bucket | None:
-        """Of the tenant's songs a minute, if they are limited."""
+        """The account of the tenant's songs a minute, if they are limited."""
         limits = caller.limits
         if limits.songs_per_minute is None:
             return None

@@ -88,7 +88,7 @@ class Intake:
             except Exception as error:
                 body = {"error": error_body(refusal(error))}
             try:
-                if request._msg.reply:  # a plain publish has nobody to answer
+                if request._msg.reply:  # a plain publish asks for no answer
                     with contextlib.suppress(TimeoutError):  # a connection that was lost meanwhile
                         async with asyncio.timeout(PATIENCE):
                             await self._up.wait()

@@ -123,7 +123,7 @@ def unknown_job() -> Refusal:
 
 
 def refusal(error: Exception, retry_seconds: int = UNKNOWN_SECONDS) -> Refusal:
-    """What is answered to an exception, whatever it is. What nobody foresaw is logged, and not told.
+    """What is answered to an exception, whatever it is. What was not foreseen is logged, and kept from the client.
 
     `retry_seconds` is what a client is told to wait when the queue is full or a server is away.
     """

@@ -190,7 +190,7 @@ class Submission:
         """The record of a song that is there already: another request's, or our own, whose writing was not answered."""
         written = order.mine.get(job_id)
         if written is None and order.digest is None:
-            return None  # nobody else knows the id
+            return None  # no other request knows the id
         job = await self._jobs.get(job_id, order.caller.tenant)
         if job is not None and written is not None and not _same(job, written):
             del order.mine[job_id]  # another request was quicker

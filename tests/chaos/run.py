@@ -50,7 +50,7 @@ class Plan:
     poison: int = 0  # songs that cannot be made
     gateways: int = 1
     cards: tuple[str, ...] = ("card-a",)
-    crashes: int = 0  # of the whole stack, with orderly restarts between; instead of other faults of the house
+    crashes: int = 0  # of the whole stack, with orderly restarts between; instead of other faults of the system
     disk_mb: int = 0  # size of a volume for the servers, which is filled now and then; 0: none
     patience: float = 180.0  # while the queue drains, for another song to end, in seconds
 

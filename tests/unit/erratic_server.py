@@ -257,7 +257,7 @@ class World:
         heapq.heappush(self._events, (moment, self._count, do))
 
     def latency(self) -> float:
-        """Of a message, in seconds."""
+        """How long a message takes, in seconds."""
         return self.random.choice((0.0, 0.01, 0.1, 3.0)) if self.errs(0.2) else 0.01
 
     def errs(self, chance: float) -> bool:

@@ -135,7 +135,7 @@ def test_damaged_frames_are_refused(damage: str) -> None:
 
 
 def recorded_caches(monkeypatch: pytest.MonkeyPatch) -> list[weakref.ref[KVCache]]:
-    """Of every song that is begun from now on, its cache."""
+    """The caches of all songs that are begun from now on."""
     caches: list[weakref.ref[KVCache]] = []
     empty = HeartMuLa.backbone_cache
 
