@@ -59,7 +59,7 @@ async def ordered(nc: Client, js: JetStreamContext, stream: str, first: int) -> 
                 opt_start_seq=first,
                 ack_policy=AckPolicy.NONE,
                 idle_heartbeat=_HEARTBEAT,
-                inactive_threshold=30.0,
+                inactive_threshold=5.0,  # if it cannot be deleted below; there is no coming back to it
                 mem_storage=True,
                 num_replicas=1,
             ),
