@@ -112,7 +112,7 @@ async def test_the_first_song(stack: RunningStack, client: httpx.AsyncClient) ->
 
     # Other songs go first, as many as are made at once, so that the websocket is there before this one begins.
     for _ in range(Settings().batch):
-        await client.post("/generate", json={"lyrics": "la", "max_duration_ms": 30_000})
+        await client.post("/generate", json={"lyrics": "la", "max_duration_ms": 10_000})
     accepted = first_curl(stack)
     assert set(accepted) >= {"job_id", "status", "status_url", "result_url"}
     watching = asyncio.create_task(watch(stack, accepted["events_url"]))
