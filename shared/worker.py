@@ -519,9 +519,9 @@ class Worker:
             self._trouble = error
             await self.inbox.give_back(delivery, delay=5)
         except TokensLost as lost:
-            why = str(lost)
+            what = str(lost)
             try:
-                await self.insist(lambda: self.inbox.send_back(delivery, why))
+                await self.insist(lambda: self.inbox.send_back(delivery, what))
             except SongError as hopeless:
                 await self.inbox.fail(delivery.message, job_id, delivery.job.tenant, str(hopeless))
                 outcome = "failed"
