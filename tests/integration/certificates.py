@@ -14,6 +14,17 @@ from cryptography.x509.oid import NameOID
 from deploy.local.processes import Process
 from deploy.local.servers import NatsServer, S3Server
 
+_SIGNS = x509.KeyUsage(
+    digital_signature=False,
+    content_commitment=False,
+    key_encipherment=False,
+    data_encipherment=False,
+    key_agreement=False,
+    key_cert_sign=True,
+    crl_sign=True,
+    encipher_only=False,
+    decipher_only=False,
+)
 _NATS_FOLDER = Path(__file__).parents[2] / "deploy" / "nats"
 
 
@@ -23,10 +34,14 @@ class Authority:
     def __init__(self, folder: Path) -> None:
         self.file, self.cert, self.key = (folder / name for name in ("ca.pem", "cert.pem", "key.pem"))
         signer, name = ec.generate_private_key(ec.SECP256R1()), _name("an authority of a test's own")
-        authority = _begin(name, name, signer.public_key()).add_extension(x509.BasicConstraints(True, None), True)
+        authority = _begin(name, name, signer).add_extension(x509.BasicConstraints(True, None), True)
+        authority = authority.add_extension(_SIGNS, True)
         key = ec.generate_private_key(ec.SECP256R1())
         addresses = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
-        server = _begin(_name("a server"), name, key.public_key()).add_extension(addresses, False)
+        server = _begin(_name("a server"), name, key).add_extension(addresses, False)
+        # Python 3.13 trusts no certificate that does not say which key signed it.
+        identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key())
+        server = server.add_extension(identifier, False)
         self.file.write_bytes(authority.sign(signer, hashes.SHA256()).public_bytes(Encoding.PEM))
         self.cert.write_bytes(server.sign(signer, hashes.SHA256()).public_bytes(Encoding.PEM))
         self.key.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
@@ -36,16 +51,17 @@ def _name(text: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
 
 
-def _begin(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
+def _begin(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
     now = datetime.now(UTC)
     return (
         x509.CertificateBuilder()
         .subject_name(subject)
         .issuer_name(issuer)
-        .public_key(key)
+        .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - timedelta(hours=1))
         .not_valid_after(now + timedelta(hours=1))
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), False)
     )
 
 
