@@ -33,7 +33,6 @@ class LeaseFollower:
 
     async def follow(self, js: JetStreamContext) -> None:
         """Returns when who is there has been read, or when a later call or `stop` makes this one needless."""
-        self._queue.begin()
         self._generation += 1
         latest = self._generation
         while latest == self._generation:

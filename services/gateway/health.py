@@ -109,11 +109,11 @@ class Health:
 
     def __init__(self, nc: Connection, store: ObjectStore, workers: Workers, settings: Settings) -> None:
         self._nc, self._store, self._workers = nc, store, workers
-        self._leases = StaleLeases(nc.jetstream(timeout=PROBE_SECONDS), settings.lease_ttl, PROBE_SECONDS)
+        self._js = nc.jetstream(timeout=PROBE_SECONDS)
+        self._leases = StaleLeases(self._js, settings.lease_ttl, PROBE_SECONDS)
         self._writing = Writing(nc, store)
         self._standstill = Standstill(TTLS * settings.lease_ttl)
         self._task: asyncio.Task[None] | None = None
-        self._js = nc.jetstream(timeout=PROBE_SECONDS)
         self.store_lost_at: float | None = None  # monotonic; None while it answers
         self._latest: Snapshot | None = None
         self._probing = asyncio.Lock()
