@@ -9,9 +9,9 @@ import sys
 from collections.abc import Callable
 
 from shared.connection import broker, connect
+from shared.entrypoint import configure_logging
 from shared.errors import ConfigError, HeartMulaError
 from shared.objects import ObjectStore
-from shared.process import configure_logging
 from shared.settings import Settings
 from shared.topology import bootstrap
 from shared.waiting import until_there

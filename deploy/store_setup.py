@@ -21,9 +21,9 @@ from minio.error import MinioAdminException, MinioException
 from minio.lifecycleconfig import Expiration, LifecycleConfig, Rule
 from minio.minioadmin import MinioAdmin
 
+from shared.entrypoint import quiet_libraries
 from shared.errors import Unavailable
 from shared.objects import explained
-from shared.process import quiet_libraries
 from shared.waiting import until_there
 
 _PATIENCE = 60.0  # seconds that the server may take to come up

@@ -13,11 +13,11 @@ from urllib.parse import urlsplit
 import nats.errors
 from nats.aio.client import Client
 
+from shared.aio import end
 from shared.causes import address, is_final, why
 from shared.errors import ConfigError, Rejected, Unavailable
-from shared.reading import UNREADABLE
+from shared.schema.decoding import UNREADABLE
 from shared.settings import Settings
-from shared.tasks import end
 from shared.waiting import Teller
 
 log = logging.getLogger(__name__)

@@ -11,12 +11,12 @@ import nats
 from nats.aio.msg import Msg
 from nats.js.errors import APIError
 
+from shared.aio import end
 from shared.errors import HeartMulaError, NewerRecord, Unavailable
 from shared.events import EventPublisher
 from shared.jobs import JobStore
-from shared.messages import ENDED, AnyEvent, DecodeJob, Job, Progress, TokenJob
 from shared.phases import Turn
-from shared.tasks import end
+from shared.schema.messages import ENDED, AnyEvent, DecodeJob, Job, Progress, TokenJob
 
 log = logging.getLogger(__name__)
 

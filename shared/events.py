@@ -11,8 +11,7 @@ from nats.js import JetStreamContext
 from nats.js.errors import APIError
 
 from shared.causes import why
-from shared.failed_writes import write_failed
-from shared.messages import (
+from shared.schema.messages import (
     ENDED,
     AnyEvent,
     Cancelled,
@@ -24,6 +23,7 @@ from shared.messages import (
     cloud_event,
 )
 from shared.topology import event_subject
+from shared.write_failures import write_failed
 
 log = logging.getLogger(__name__)
 

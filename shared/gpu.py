@@ -7,7 +7,7 @@ import pynvml
 
 from shared.device import DeviceLedger
 from shared.errors import ConfigError
-from shared.messages import GpuFigures
+from shared.schema.messages import GpuFigures
 from shared.settings import Settings, host_name
 
 

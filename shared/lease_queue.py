@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from shared.errors import Unreadable
-from shared.messages import LeaseRecord
-from shared.reading import decode
+from shared.schema.decoding import decode
+from shared.schema.messages import LeaseRecord
 from shared.topology import GPU_LOCK
 
 PREFIX = f"$KV.{GPU_LOCK}."

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from shared.messages import PhaseMemory
 from shared.phases import Phase
+from shared.schema.messages import PhaseMemory
 
 _PAGE = 4096
 

@@ -25,9 +25,9 @@ from minio.error import MinioException, S3Error
 
 from shared.causes import address, is_final, why
 from shared.errors import ConfigError, ObjectError, Rejected, Unavailable
-from shared.failed_writes import write_failed
-from shared.messages import AudioFormat
+from shared.schema.messages import AudioFormat
 from shared.settings import Settings
+from shared.write_failures import write_failed
 
 THREADS = 8
 PROBES = "probe/"  # what lies there proves that the store takes writes, and has no other use

@@ -6,7 +6,7 @@ from enum import IntEnum
 from shared.device import DeviceLedger
 from shared.errors import PhaseError
 from shared.lease import Held
-from shared.messages import Role
+from shared.schema.messages import Role
 
 
 class Phase(IntEnum):

@@ -15,10 +15,10 @@ from nats.js.errors import APIError
 
 from shared.causes import why
 from shared.errors import QueueFull, Unavailable
-from shared.failed_writes import write_failed
-from shared.messages import DecodeJob, Job, Role, TokenJob
+from shared.schema.messages import DecodeJob, Job, Role, TokenJob
 from shared.topology import decode_subject, token_subject, work_subject
 from shared.tracing import carried
+from shared.write_failures import write_failed
 
 _STREAM_FULL = 10077
 

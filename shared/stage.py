@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Protocol
 from nats.js import JetStreamContext
 
 from shared.delivery import Delivery
-from shared.messages import DecodeJob, Job, Priority, Role, Status, TokenJob
 from shared.rate import Rate
+from shared.schema.messages import DecodeJob, Job, Priority, Role, Status, TokenJob
 
 if TYPE_CHECKING:
     from shared.worker import Worker

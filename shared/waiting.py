@@ -6,9 +6,9 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
+from shared.aio import end
 from shared.causes import NO_ANSWER
 from shared.errors import Rejected, Unavailable
-from shared.tasks import end
 
 log = logging.getLogger(__name__)
 

@@ -24,32 +24,32 @@ from nats.js import JetStreamContext
 from nats.js.errors import APIError
 
 from shared import tracing
+from shared.aio import end
 from shared.causes import why
 from shared.connection import broker, connect
 from shared.delivery import Delivery, JobStopped, Paused
 from shared.device import DeviceLedger
+from shared.entrypoint import tell_in_logs
 from shared.errors import DeviceBroken, DeviceFull, JobConflict, LeaseLost, SongError, TokensLost, Unavailable
 from shared.events import progress_at_start
-from shared.failed_writes import write_failed, writes_failed
 from shared.gpu import Device, figures
 from shared.inbox import Inbox
 from shared.jobs import JobStore
 from shared.lease import Held, Lease
 from shared.memory import MemoryAccount
-from shared.messages import Stage as StageEvent
-from shared.messages import WorkerStatus
 from shared.objects import ObjectStore
 from shared.phases import PLANS, Turn
 from shared.policy import Decision, Situation, TurnPolicy
-from shared.process import tell_in_logs
+from shared.schema.messages import Stage as StageEvent
+from shared.schema.messages import WorkerStatus
 from shared.settings import Settings, host_name
 from shared.stage import Stage
 from shared.store_gate import StoreGate
-from shared.tasks import end
 from shared.topology import WORKER_TTL, WORKERS, ack_wait, require
 from shared.tracing import span, waited
 from shared.waiting import until_there
 from shared.worker_metrics import Outcome, WorkerMetrics, timed
+from shared.write_failures import write_failed, writes_failed
 
 log = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from typing import Literal, get_args
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, start_http_server
 
 from shared.errors import ConfigError
-from shared.failed_writes import FAILED_WRITES
-from shared.reading import UNREADABLE
+from shared.schema.decoding import UNREADABLE
+from shared.write_failures import FAILED_WRITES
 
 Outcome = Literal["done", "stopped", "handed_back", "tried_again", "failed"]
 

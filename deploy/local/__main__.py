@@ -5,8 +5,8 @@ import os
 import sys
 
 from deploy.local.stack import Stack
+from shared.entrypoint import quiet_libraries
 from shared.errors import ConfigError, HeartMulaError
-from shared.process import quiet_libraries
 from shared.settings import Settings
 
 

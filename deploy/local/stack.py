@@ -24,14 +24,14 @@ from deploy.local.servers import ROLES, NatsServer, PortInUse, Reader, Role, S3S
 from deploy.local.stuck import Healer
 from deploy.local.supervisor import RUNNING, STARTING, Part, Supervisor
 from deploy.setup import reach_store, set_up
+from shared.aio import end
 from shared.errors import ConfigError
 from shared.settings import Settings
-from shared.tasks import end
 
 _GATEWAY_SECONDS = 60.0
 _WORKERS_SECONDS = 120.0  # torch alone takes half a minute to import from a cold disk
 _LOG_SECONDS = 5.0  # between two looks at how long the logs are
-_WRONG_SETTING = 2  # exit code of a service (shared.process)
+_WRONG_SETTING = 2  # exit code of a service (shared.entrypoint)
 
 
 @dataclass(frozen=True)

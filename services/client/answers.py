@@ -4,7 +4,7 @@ from typing import Any
 
 import msgspec
 
-from shared.messages import ENDED
+from shared.schema.messages import ENDED
 
 
 class Accepted(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

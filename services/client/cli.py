@@ -22,7 +22,7 @@ from services.client.answers import Song
 from services.client.client import DEFAULT_URL, Client
 from services.client.display import Display
 from services.client.errors import ClientError, Refused, as_json
-from shared.messages import AudioFormat, Priority, Status
+from shared.schema.messages import AudioFormat, Priority, Status
 
 FAILED, AWAY, REFUSED, INTERRUPTED = 1, 3, 4, 130  # 2 is click's, for wrong usage
 

@@ -17,7 +17,7 @@ import websockets
 from services.client.answers import Accepted, Devices, Event, Health, Song, Songs, read_frame, snapshot_of
 from services.client.download import fetch
 from services.client.errors import ServiceFault, UnexpectedAnswer, Unreachable, cause, problem
-from shared.messages import AudioFormat, Priority, Status
+from shared.schema.messages import AudioFormat, Priority, Status
 
 log = logging.getLogger(__name__)
 

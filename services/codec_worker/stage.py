@@ -17,11 +17,11 @@ from shared.errors import ObjectError, TokensLost, Unavailable
 from shared.events import DECODING_END, GENERATING_SHARE, decoding, end_event
 from shared.frames import seconds_of
 from shared.jobs import JobStore, change
-from shared.messages import DecodeJob, Job, Priority, Role, Stage, Status
 from shared.objects import ObjectStore, audio_key, peaks_key
 from shared.peaks import CONTENT_TYPE as PEAKS_TYPE
 from shared.peaks import Peaks
 from shared.rate import Rate
+from shared.schema.messages import DecodeJob, Job, Priority, Role, Stage, Status
 from shared.scratch import clear_scratch, scratch_folder
 from shared.settings import Settings
 from shared.tokens import unpack

@@ -5,7 +5,7 @@ import sys
 import uvloop
 
 from services.gateway.server import serve
-from shared.process import run
+from shared.entrypoint import run
 
 if __name__ == "__main__":
     sys.exit(run(serve, uvloop.run))

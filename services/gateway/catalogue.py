@@ -18,11 +18,11 @@ from nats.js.errors import APIError
 
 from services.gateway.ordered import ordered
 from services.gateway.problems import Refusal
+from shared.aio import end
 from shared.causes import why
 from shared.errors import Unavailable, Unreadable
-from shared.messages import ENDED, Status
-from shared.reading import read_record
-from shared.tasks import end
+from shared.schema.decoding import read_record
+from shared.schema.messages import ENDED, Status
 from shared.topology import JOBS
 
 log = logging.getLogger(__name__)

@@ -21,7 +21,7 @@ from services.gateway.openapi import Answer, operation, parameter, refusals
 from services.gateway.problems import Refusal
 from services.gateway.songs import find_job
 from shared.errors import HeartMulaError
-from shared.messages import ENDED
+from shared.schema.messages import ENDED
 from shared.topology import event_subject
 
 log = logging.getLogger(__name__)

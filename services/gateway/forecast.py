@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from shared.frames import frames_within
-from shared.messages import GenerateRequest, Progress, WorkerStatus
+from shared.schema.messages import GenerateRequest, Progress, WorkerStatus
 
 _MOVED_SECONDS = 5.0
 _MOVED_SHARE = 0.1

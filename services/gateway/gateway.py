@@ -24,6 +24,7 @@ from services.gateway.sweeper import Sweeper
 from services.gateway.validation import Fitter
 from services.gateway.webhooks import Webhooks
 from services.gateway.workers import Workers
+from shared.aio import end
 from shared.checkpoint import open_checkpoint
 from shared.connection import Connection, broker, connect
 from shared.errors import ConfigError
@@ -32,7 +33,6 @@ from shared.jobs import JobStore
 from shared.objects import ObjectStore
 from shared.prompt import Prompter
 from shared.settings import Settings, host_name
-from shared.tasks import end
 from shared.topology import require
 from shared.waiting import until_there
 

@@ -5,7 +5,7 @@ import msgspec
 from services.gateway.gateway import Gateway
 from services.gateway.health import QueueDepth, Snapshot
 from shared.lease import LeaseView, read_leases
-from shared.messages import GpuFigures, PhaseMemory, WorkerStatus, timestamp
+from shared.schema.messages import GpuFigures, PhaseMemory, WorkerStatus, timestamp
 
 
 class LeaseBody(msgspec.Struct, frozen=True, kw_only=True):

@@ -17,13 +17,13 @@ from services.gateway.leases import StaleLeases
 from services.gateway.standstill import TTLS, Standstill
 from services.gateway.workers import Workers
 from services.gateway.writing import Writing
+from shared.aio import end
 from shared.causes import NO_ANSWER, why
 from shared.connection import Connection
 from shared.errors import HeartMulaError, NoRoom, Unavailable
-from shared.messages import WorkerStatus
 from shared.objects import ObjectStore
+from shared.schema.messages import WorkerStatus
 from shared.settings import Settings
-from shared.tasks import end
 from shared.topology import DEC, TOK
 
 log = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ import msgspec
 
 from services.gateway.problems import Refusal
 from shared.errors import InvalidRequest
-from shared.messages import GenerateRequest, Job
+from shared.schema.messages import GenerateRequest, Job
 from shared.topology import TENANT
 
 _NAMESPACE = uuid.UUID("6d2ce1a5-5f0c-4f0a-9a37-2b0f8f6c7d11")

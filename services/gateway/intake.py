@@ -29,7 +29,7 @@ from services.gateway.submission import Submission
 from shared.causes import why
 from shared.connection import Connection
 from shared.jobs import JobStore
-from shared.messages import JOB_ID, Job
+from shared.schema.messages import JOB_ID, Job
 from shared.topology import TOK
 
 log = logging.getLogger(__name__)

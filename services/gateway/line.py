@@ -18,7 +18,7 @@ from nats.js.errors import APIError, NotFoundError
 
 from shared.causes import why
 from shared.errors import Unavailable
-from shared.messages import Job, Priority
+from shared.schema.messages import Job, Priority
 from shared.topology import TOK, token_subject
 
 _FRESH_SECONDS = 1.0

@@ -12,9 +12,9 @@ from prometheus_client.registry import Collector
 
 from services.gateway.health import Snapshot
 from services.gateway.sweeper import Sweeper
-from shared.failed_writes import FAILED_WRITES
-from shared.messages import WorkerStatus
-from shared.reading import UNREADABLE
+from shared.schema.decoding import UNREADABLE
+from shared.schema.messages import WorkerStatus
+from shared.write_failures import FAILED_WRITES
 
 _METHODS = {"GET", "HEAD", "POST", "DELETE", "OPTIONS"}
 _WORKER = ["role", "instance", "device"]

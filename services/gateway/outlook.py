@@ -9,7 +9,7 @@ from services.gateway.forecast import longest_frames, pace
 from services.gateway.line import Line
 from services.gateway.workers import Workers
 from shared.errors import Unavailable
-from shared.messages import Job, Progress, timestamp
+from shared.schema.messages import Job, Progress, timestamp
 
 log = logging.getLogger(__name__)
 

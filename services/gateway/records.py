@@ -12,8 +12,8 @@ from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 from nats.js.errors import APIError
 
 from shared.errors import Unreadable
-from shared.messages import Job
-from shared.reading import read_record
+from shared.schema.decoding import read_record
+from shared.schema.messages import Job
 from shared.topology import JOBS
 
 log = logging.getLogger(__name__)

@@ -26,8 +26,8 @@ from services.gateway.results import audio_answer, peaks_answer
 from services.gateway.submission import AcceptedBody
 from services.gateway.validation import FitBody, FitRequest, decode_fit
 from shared.audio import CONTENT_TYPES
-from shared.messages import AudioFormat, Status
 from shared.peaks import PeaksBody
+from shared.schema.messages import AudioFormat, Status
 
 NO_STORE = {"Cache-Control": "no-store"}
 GET_AND_HEAD = [HttpMethod.GET, HttpMethod.HEAD]

@@ -18,7 +18,18 @@ from shared.causes import why
 from shared.errors import HeartMulaError, NewerRecord
 from shared.events import progress_at_start
 from shared.jobs import change
-from shared.messages import ENDED, JOB_ID, AudioFormat, Cancelled, Job, Priority, Progress, Stage, Status, timestamp
+from shared.schema.messages import (
+    ENDED,
+    JOB_ID,
+    AudioFormat,
+    Cancelled,
+    Job,
+    Priority,
+    Progress,
+    Stage,
+    Status,
+    timestamp,
+)
 from shared.topology import cancel_subject, event_subject, purge_job
 
 log = logging.getLogger(__name__)

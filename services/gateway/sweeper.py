@@ -20,15 +20,15 @@ from nats.js.api import PubAck
 from nats.js.errors import APIError, NotFoundError
 
 from services.gateway.records import Record, scan
+from shared.aio import end
 from shared.causes import why
 from shared.errors import HeartMulaError, JobConflict, QueueFull, Unreadable
 from shared.jobs import JobStore, change
-from shared.messages import ENDED, JOB_ID, DecodeJob, Job
 from shared.objects import ObjectStore, StoredObject, belonging
 from shared.queues import queue_decode, queue_tokens
-from shared.reading import read_order
+from shared.schema.decoding import read_order
+from shared.schema.messages import ENDED, JOB_ID, DecodeJob, Job
 from shared.settings import Settings
-from shared.tasks import end
 from shared.topology import DAY, DEC, JOB_TTL, TOK, decode_subject
 
 log = logging.getLogger(__name__)

@@ -12,8 +12,8 @@ from services.gateway.access import too_many
 from services.gateway.problems import Refusal
 from shared.errors import InvalidRequest
 from shared.frames import frames_within
-from shared.messages import DEFAULT_DURATION_MS, MAX_SEED, GenerateRequest
 from shared.prompt import Prompt, Prompter
+from shared.schema.messages import DEFAULT_DURATION_MS, MAX_SEED, GenerateRequest
 
 MAX_BODY = 256 * 1024  # bytes
 _MEASURED_AT_ONCE = 4  # texts that wait to be measured, or are

@@ -10,8 +10,8 @@ from nats.js import JetStreamContext
 from nats.js.errors import APIError, NotFoundError
 
 from shared.errors import Unreadable
-from shared.messages import WorkerStatus
-from shared.reading import read_heartbeat
+from shared.schema.decoding import read_heartbeat
+from shared.schema.messages import WorkerStatus
 from shared.topology import WORKER_TTL, WORKERS
 
 log = logging.getLogger(__name__)

@@ -13,11 +13,11 @@ import nats
 from nats.aio.client import Client
 from nats.js.errors import APIError
 
+from shared.aio import end
 from shared.errors import Unavailable
-from shared.failed_writes import write_failed, writes_failed
 from shared.objects import ObjectStore
-from shared.tasks import end
 from shared.topology import JOBS, PROBE_SUBJECT
+from shared.write_failures import write_failed, writes_failed
 
 log = logging.getLogger(__name__)
 

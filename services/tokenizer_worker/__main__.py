@@ -5,9 +5,9 @@ import sys
 from services.tokenizer_worker.engine import TokenEngine
 from services.tokenizer_worker.stage import TokenStage
 from shared.checkpoint import Checkpoint, open_checkpoint
+from shared.entrypoint import run
 from shared.errors import ConfigError
 from shared.gpu import Device, choose_device
-from shared.process import run
 from shared.prompt import Prompter
 from shared.settings import Settings
 from shared.worker import Worker

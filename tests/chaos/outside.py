@@ -16,8 +16,8 @@ from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 from nats.js.errors import APIError
 
-from shared.messages import ENDED, AnyEvent, CloudEvent, Job
 from shared.objects import PROBES, ObjectStore
+from shared.schema.messages import ENDED, AnyEvent, CloudEvent, Job
 from shared.settings import Settings
 from shared.topology import EVENTS, FAULTS, JOBS
 

@@ -8,8 +8,8 @@ from services.tokenizer_worker.engine import Song
 from services.tokenizer_worker.stage import TokenStage
 from services.tokenizer_worker.trivial import TrivialEngine
 from shared.checkpoint import open_checkpoint
+from shared.entrypoint import run
 from shared.gpu import choose_device
-from shared.process import run
 from shared.prompt import Prompter
 from shared.settings import Settings
 from shared.worker import Worker

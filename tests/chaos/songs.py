@@ -13,7 +13,7 @@ import msgspec
 import nats
 from nats.aio.client import Client as NatsClient
 
-from shared.messages import AudioFormat, GenerateRequest, Status
+from shared.schema.messages import AudioFormat, GenerateRequest, Status
 from shared.topology import TENANT, submit_subject
 from tests.chaos.poisoned import POISON_SEED
 

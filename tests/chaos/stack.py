@@ -17,8 +17,8 @@ from deploy.local.processes import Process
 from deploy.local.servers import ROLES, NatsServer, Role, S3Server, Server, free_port
 from deploy.local.stuck import Healer
 from deploy.setup import set_up
+from shared.aio import end
 from shared.settings import Settings
-from shared.tasks import end
 from tests.integration.flow import as_role, environment
 from tests.integration.volumes import Volume, mounted
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from shared.messages import Cancelled, Completed, GenerateRequest, Job, Progress, SongEvent, Stage, Status
+from shared.schema.messages import Cancelled, Completed, GenerateRequest, Job, Progress, SongEvent, Stage, Status
 from tests.chaos.songs import Taken, Wish
 from tests.chaos.verdict import Verdict, judge_devices, judge_events, judge_objects, judge_queues, judge_records
 

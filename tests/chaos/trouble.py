@@ -9,7 +9,7 @@ import nats
 from nats.js.errors import APIError
 
 from shared.errors import ObjectError, Unavailable
-from shared.messages import Priority, TokenJob
+from shared.schema.messages import Priority, TokenJob
 from shared.topology import TENANT, token_subject
 from tests.chaos.outside import Outside
 from tests.chaos.songs import Client, Taken

@@ -20,10 +20,10 @@ from nats.js import JetStreamContext
 from deploy.local.servers import Role
 from deploy.setup import set_up
 from shared.jobs import JobStore
-from shared.messages import ENDED, CloudEvent, GenerateRequest, Job, Priority
-from shared.messages import Role as WorkerRole
 from shared.objects import PROBES, ObjectStore
 from shared.queues import queue_tokens
+from shared.schema.messages import ENDED, CloudEvent, GenerateRequest, Job, Priority
+from shared.schema.messages import Role as WorkerRole
 from shared.settings import Settings
 from shared.topology import EVENTS, TENANT
 

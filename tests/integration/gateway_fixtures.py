@@ -30,8 +30,8 @@ from services.gateway.gateway import Gateway
 from services.gateway.server import GatewayServer
 from shared.events import EventPublisher
 from shared.jobs import JobStore, change
-from shared.messages import AnyEvent, Completed, GpuFigures, Job, Progress, Role, Stage, Status, WorkerStatus
 from shared.objects import ObjectStore, audio_key
+from shared.schema.messages import AnyEvent, Completed, GpuFigures, Job, Progress, Role, Stage, Status, WorkerStatus
 from shared.settings import Settings
 from shared.topology import EVENTS, TENANT, WORKERS, event_subject
 from tests.integration.flow import PATIENCE, as_role, environment

@@ -17,9 +17,9 @@ from deploy.local.servers import NatsServer, S3Server
 from services.codec_worker.stage import fetch_tokens
 from shared.errors import TokensLost
 from shared.jobs import change
-from shared.messages import DecodeJob, GenerateRequest, Job, Stage
 from shared.objects import peaks_key
 from shared.peaks import PeaksBody
+from shared.schema.messages import DecodeJob, GenerateRequest, Job, Stage
 from shared.settings import Settings
 from shared.tokens import TokenMeta, pack
 from shared.topology import DEC, FAULTS, TENANT, TOK, cancel_subject, decode_subject, purge_job, token_subject

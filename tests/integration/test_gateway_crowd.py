@@ -16,7 +16,7 @@ from services.gateway import connection
 from services.gateway.access import Caller
 from services.gateway.hub import MAILBOX_EVENTS, Mailbox, StoredEvent
 from shared.jobs import change
-from shared.messages import Completed, Progress, Stage, Status, cloud_event
+from shared.schema.messages import Completed, Progress, Stage, Status, cloud_event
 from shared.settings import Settings
 from shared.topology import TENANT
 from tests.integration.gateway_fixtures import eventually, in_process

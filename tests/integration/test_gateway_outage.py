@@ -20,7 +20,7 @@ from services.gateway.idempotency import songs_of
 from shared.connection import connect
 from shared.errors import Unavailable
 from shared.jobs import JobStore
-from shared.messages import Job
+from shared.schema.messages import Job
 from shared.settings import Settings
 from shared.topology import JOBS, TOK, submit_subject
 from tests.integration.flow import PATIENCE, as_role

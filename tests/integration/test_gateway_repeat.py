@@ -16,7 +16,7 @@ from nats.js.errors import APIError, NotFoundError
 from deploy.local.servers import NatsServer, S3Server
 from services.gateway.idempotency import digest_of, song_of
 from services.gateway.retraction import retract
-from shared.messages import GenerateRequest, Job, TokenJob
+from shared.schema.messages import GenerateRequest, Job, TokenJob
 from shared.topology import JOBS, TENANT, TOK, submit_subject, token_subject
 from tests.integration.gateway_fixtures import SONG, House, fresh_settings, open_house
 

@@ -9,7 +9,7 @@ import websockets
 
 from deploy.local.servers import NatsServer, S3Server
 from services.gateway.access import Caller
-from shared.messages import Failed, Queued
+from shared.schema.messages import Failed, Queued
 from shared.settings import Settings
 from shared.topology import EVENTS
 from tests.integration.gateway_fixtures import House, eventually, fresh_settings, in_process, open_house

@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 
 from deploy.local.servers import NatsServer, S3Server
-from shared.messages import DEFAULT_DURATION_MS
+from shared.schema.messages import DEFAULT_DURATION_MS
 from shared.topology import TENANT, submit_subject
 from tests.integration.gateway_fixtures import SONG, TINY, House, eventually, fresh_settings, open_house
 

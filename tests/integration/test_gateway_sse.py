@@ -15,7 +15,7 @@ import pytest
 from deploy.local.servers import NatsServer, S3Server
 from services.gateway import event_stream
 from services.gateway.access import Caller
-from shared.messages import Progress, Queued, cloud_event
+from shared.schema.messages import Progress, Queued, cloud_event
 from shared.settings import Settings
 from shared.topology import event_subject
 from tests.integration.flow import PATIENCE

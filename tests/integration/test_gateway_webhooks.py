@@ -22,7 +22,7 @@ from prometheus_client import CollectorRegistry, Counter
 
 from services.gateway import places, webhooks
 from shared.jobs import JobStore, change
-from shared.messages import GenerateRequest, Job, Status
+from shared.schema.messages import GenerateRequest, Job, Status
 from shared.settings import Settings
 from shared.topology import FAULTS, TENANT, bootstrap
 from tests.integration.gateway_fixtures import SONG, House, eventually, open_house

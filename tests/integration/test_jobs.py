@@ -11,7 +11,7 @@ from nats.js import JetStreamContext
 
 from shared.errors import JobConflict
 from shared.jobs import ALLOWED, JobStore, change
-from shared.messages import ENDED, GenerateRequest, Job, Status
+from shared.schema.messages import ENDED, GenerateRequest, Job, Status
 from shared.settings import Settings
 from shared.topology import TOK, bootstrap, streams
 

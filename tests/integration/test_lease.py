@@ -16,7 +16,7 @@ from nats.js.errors import BadRequestError
 from deploy.local.servers import NatsServer
 from shared.errors import LeaseLost
 from shared.lease import Lease, read_leases
-from shared.messages import LeaseRecord
+from shared.schema.messages import LeaseRecord
 from shared.settings import Settings
 from shared.topology import bootstrap
 

@@ -10,7 +10,7 @@ from services.codec_worker.stage import DecodeStage
 from services.codec_worker.trivial import TrivialCodec
 from shared.errors import Unavailable
 from shared.jobs import JobStore
-from shared.messages import GenerateRequest, Job
+from shared.schema.messages import GenerateRequest, Job
 from shared.settings import Settings
 from shared.topology import bootstrap
 

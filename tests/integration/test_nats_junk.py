@@ -7,8 +7,8 @@ import msgspec
 import pytest
 
 from deploy.local.servers import NatsServer, S3Server
-from shared.messages import Progress as ProgressEvent
-from shared.messages import cloud_event
+from shared.schema.messages import Progress as ProgressEvent
+from shared.schema.messages import cloud_event
 from shared.topology import (
     GPU_LOCK,
     JOBS,

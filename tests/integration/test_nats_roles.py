@@ -18,7 +18,7 @@ from deploy.setup import main, set_up
 from shared.connection import connect
 from shared.errors import Unavailable
 from shared.lease import Lease
-from shared.messages import Job, LeaseRecord
+from shared.schema.messages import Job, LeaseRecord
 from shared.settings import Settings
 from shared.topology import LOCK_MAX_AGE, TENANT, record_subject, require, streams
 from tests.integration.flow import as_role, environment, open_flow

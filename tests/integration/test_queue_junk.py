@@ -2,7 +2,7 @@
 
 import msgspec
 
-from shared.messages import DecodeJob, TokenJob
+from shared.schema.messages import DecodeJob, TokenJob
 from shared.settings import Settings
 from shared.topology import FAULTS, TENANT, TOK, job_subject
 from tests.integration.flow import Flow, open_flow

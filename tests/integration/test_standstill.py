@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from services.gateway import health
-from shared.messages import WorkerStatus
+from shared.schema.messages import WorkerStatus
 from shared.settings import Settings
 from shared.topology import WORKERS
 from tests.integration.flow import Flow, open_flow

@@ -8,8 +8,8 @@ import pytest
 
 from deploy.local.servers import Server
 from deploy.local.stuck import Healer
+from shared.aio import end
 from shared.settings import Settings
-from shared.tasks import end
 from tests.integration.gateway_fixtures import SONG, eventually, open_house
 from tests.integration.volumes import Volume, break_store, broker_on, store_on, volume
 

@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from services.gateway.diagnosis import diagnose
-from shared.messages import GpuFigures, Role, WorkerStatus
+from shared.schema.messages import GpuFigures, Role, WorkerStatus
 
 
 def worker(place: str) -> WorkerStatus:

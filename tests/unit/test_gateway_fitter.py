@@ -6,8 +6,8 @@ from typing import cast
 
 from services.gateway.problems import Refusal
 from services.gateway.validation import FitRequest, Fitter
-from shared.messages import GenerateRequest
 from shared.prompt import Prompt, Prompter
+from shared.schema.messages import GenerateRequest
 
 
 class Slow:

@@ -4,7 +4,7 @@ import pytest
 
 from services.gateway.forecast import Pace, moved, pace
 from shared.events import end_event
-from shared.messages import GenerateRequest, GpuFigures, Job, Progress, Role, Status, WorkerStatus
+from shared.schema.messages import GenerateRequest, GpuFigures, Job, Progress, Role, Status, WorkerStatus
 
 PACE = Pace(tokens=10, audio=100, song_frames=200)
 

@@ -12,7 +12,7 @@ from services.gateway.problems import refusal
 from services.gateway.ranges import ByteRange, NotSatisfiable, parse_range, tag_matches
 from services.gateway.results import disposition
 from shared.errors import QueueFull
-from shared.messages import AnyEvent, Failed, GenerateRequest, Job, Progress, Stage, cloud_event
+from shared.schema.messages import AnyEvent, Failed, GenerateRequest, Job, Progress, Stage, cloud_event
 
 
 def stored(sequence: int, event: AnyEvent) -> StoredEvent:

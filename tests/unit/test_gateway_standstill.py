@@ -1,7 +1,7 @@
 """When nothing moves, and when that is no fault."""
 
 from services.gateway.standstill import Standstill
-from shared.messages import WorkerStatus
+from shared.schema.messages import WorkerStatus
 from tests.unit.test_gateway_diagnosis import worker as worker_on
 
 

@@ -7,8 +7,8 @@ import pytest
 
 from shared.device import DeviceLedger
 from shared.errors import LeaseLost, PhaseError
-from shared.messages import Role
 from shared.phases import PLANS, Phase, Turn
+from shared.schema.messages import Role
 
 
 class FakeHeld:

@@ -4,7 +4,8 @@ import msgspec
 import pytest
 
 from shared.errors import Unreadable
-from shared.messages import (
+from shared.schema.decoding import UNREADABLE, decode, read_event, read_heartbeat, read_order, read_record
+from shared.schema.messages import (
     SCHEMA,
     CloudEvent,
     DecodeJob,
@@ -17,7 +18,6 @@ from shared.messages import (
     WorkerStatus,
     cloud_event,
 )
-from shared.reading import UNREADABLE, decode, read_event, read_heartbeat, read_order, read_record
 from shared.topology import decode_subject, event_subject, job_subject, token_subject
 
 JOB = Job(job_id="a", tenant="local", request=GenerateRequest(lyrics="la"), created_at=1.0)

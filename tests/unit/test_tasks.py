@@ -2,7 +2,7 @@
 
 import asyncio
 
-from shared.tasks import end
+from shared.aio import end
 
 
 async def test_a_task_that_swallows_its_cancellation_ends_all_the_same() -> None:

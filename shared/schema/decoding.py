@@ -11,7 +11,7 @@ import msgspec
 from prometheus_client import Counter
 
 from shared.errors import Unreadable
-from shared.messages import (
+from shared.schema.messages import (
     JOB_ID,
     SCHEMA,
     TENANT_NAME,
