@@ -19,14 +19,14 @@ from nats.js.errors import APIError, NotFoundError
 from shared.aio import end
 from shared.causes import why
 from shared.clock import elapsed
-from shared.connection import broker, connect
 from shared.errors import LeaseLost
 from shared.file_lock import FileLock
 from shared.lease_follower import LeaseFollower
 from shared.lease_queue import PREFIX, STREAM, LeaseQueue, LeaseView, is_gone, read_record
+from shared.nats.connection import broker, connect
+from shared.nats.topology import LOCK_MARKER_TTL, lock_key
 from shared.schema.messages import LeaseRecord
 from shared.settings import Settings
-from shared.topology import LOCK_MARKER_TTL, lock_key
 from shared.waiting import until_there
 
 log = logging.getLogger(__name__)

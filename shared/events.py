@@ -11,6 +11,7 @@ from nats.js import JetStreamContext
 from nats.js.errors import APIError
 
 from shared.causes import why
+from shared.nats.topology import event_subject
 from shared.schema.messages import (
     ENDED,
     AnyEvent,
@@ -22,7 +23,6 @@ from shared.schema.messages import (
     Status,
     cloud_event,
 )
-from shared.topology import event_subject
 from shared.write_failures import write_failed
 
 log = logging.getLogger(__name__)

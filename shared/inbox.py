@@ -20,6 +20,7 @@ from shared.delivery import Delivery, JobStopped
 from shared.errors import JobConflict, NewerRecord, ObjectError, QueueFull, SongError, Unavailable, Unreadable
 from shared.events import EventPublisher, end_event
 from shared.jobs import JobStore, change
+from shared.nats.topology import dead_subject, work_subject
 from shared.objects import ObjectStore
 from shared.phases import Turn
 from shared.policy import lanes
@@ -27,7 +28,6 @@ from shared.queues import queue_tokens
 from shared.schema.decoding import read_order
 from shared.schema.messages import ENDED, Job
 from shared.stage import Stage
-from shared.topology import dead_subject, work_subject
 
 log = logging.getLogger(__name__)
 

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from shared.errors import Unreadable
+from shared.nats.topology import GPU_LOCK
 from shared.schema.decoding import decode
 from shared.schema.messages import LeaseRecord
-from shared.topology import GPU_LOCK
 
 PREFIX = f"$KV.{GPU_LOCK}."
 STREAM = f"KV_{GPU_LOCK}"

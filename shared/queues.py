@@ -15,8 +15,8 @@ from nats.js.errors import APIError
 
 from shared.causes import why
 from shared.errors import QueueFull, Unavailable
+from shared.nats.topology import decode_subject, token_subject, work_subject
 from shared.schema.messages import DecodeJob, Job, Role, TokenJob
-from shared.topology import decode_subject, token_subject, work_subject
 from shared.tracing import carried
 from shared.write_failures import write_failed
 

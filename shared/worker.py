@@ -26,7 +26,6 @@ from nats.js.errors import APIError
 from shared import tracing
 from shared.aio import end
 from shared.causes import why
-from shared.connection import broker, connect
 from shared.delivery import Delivery, JobStopped, Paused
 from shared.device import DeviceLedger
 from shared.entrypoint import tell_in_logs
@@ -37,6 +36,8 @@ from shared.inbox import Inbox
 from shared.jobs import JobStore
 from shared.lease import Held, Lease
 from shared.memory import MemoryAccount
+from shared.nats.connection import broker, connect
+from shared.nats.topology import WORKER_TTL, WORKERS, ack_wait, require
 from shared.objects import ObjectStore
 from shared.phases import PLANS, Turn
 from shared.policy import Decision, Situation, TurnPolicy
@@ -45,7 +46,6 @@ from shared.schema.messages import WorkerStatus
 from shared.settings import Settings, host_name
 from shared.stage import Stage
 from shared.store_gate import StoreGate
-from shared.topology import WORKER_TTL, WORKERS, ack_wait, require
 from shared.tracing import span, waited
 from shared.waiting import until_there
 from shared.worker_metrics import Outcome, WorkerMetrics, timed

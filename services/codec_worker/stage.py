@@ -17,6 +17,7 @@ from shared.errors import ObjectError, TokensLost, Unavailable
 from shared.events import DECODING_END, GENERATING_SHARE, decoding, end_event
 from shared.frames import seconds_of
 from shared.jobs import JobStore, change
+from shared.nats.topology import DEC, DEC_CONSUMER
 from shared.objects import ObjectStore, audio_key, peaks_key
 from shared.peaks import CONTENT_TYPE as PEAKS_TYPE
 from shared.peaks import Peaks
@@ -25,7 +26,6 @@ from shared.schema.messages import DecodeJob, Job, Priority, Role, Stage, Status
 from shared.scratch import clear_scratch, scratch_folder
 from shared.settings import Settings
 from shared.tokens import unpack
-from shared.topology import DEC, DEC_CONSUMER
 from shared.tracing import span
 from shared.worker import Worker
 

@@ -25,8 +25,8 @@ from services.gateway.origins import is_own
 from services.gateway.problems import Refusal
 from shared.errors import ConfigError, InvalidRequest
 from shared.frames import FRAME_MS
+from shared.nats.topology import TENANT
 from shared.schema.messages import TENANT_NAME, GenerateRequest
-from shared.topology import TENANT
 
 log = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from services.gateway.feed import SnapshotBody
 from services.gateway.intake import ERROR_CODES
 from services.gateway.openapi import VERSION
 from services.gateway.submission import AcceptedBody
+from shared.nats.topology import event_subject, record_subject, submit_subject
 from shared.schema.messages import AnyEvent, CloudEvent, GenerateRequest, Job
-from shared.topology import event_subject, record_subject, submit_subject
 
 _EVENTS: tuple[type[msgspec.Struct], ...] = get_args(AnyEvent)
 _SCHEMAS = "#/components/schemas/"

@@ -16,14 +16,14 @@ from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 from nats.js.errors import APIError
 
-from services.gateway.ordered import ordered
 from services.gateway.problems import Refusal
 from shared.aio import end
 from shared.causes import why
 from shared.errors import Unavailable, Unreadable
+from shared.nats.ordered_consumer import ordered
+from shared.nats.topology import JOBS
 from shared.schema.decoding import read_record
 from shared.schema.messages import ENDED, Status
-from shared.topology import JOBS
 
 log = logging.getLogger(__name__)
 

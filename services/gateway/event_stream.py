@@ -21,8 +21,8 @@ from services.gateway.openapi import Answer, operation, parameter, refusals
 from services.gateway.problems import Refusal
 from services.gateway.songs import find_job
 from shared.errors import HeartMulaError
+from shared.nats.topology import event_subject
 from shared.schema.messages import ENDED
-from shared.topology import event_subject
 
 log = logging.getLogger(__name__)
 

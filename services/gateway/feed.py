@@ -11,8 +11,8 @@ from services.gateway.hub import Frame, Mailbox, StoredEvent, following, last_se
 from services.gateway.outlook import Expectation
 from services.gateway.songs import StatusBody, describe, find_job
 from shared.events import end_event
+from shared.nats.topology import event_subject
 from shared.schema.messages import ENDED, AnyEvent, CloudEvent, Job, Progress, Queued, cloud_event
-from shared.topology import event_subject
 
 _RECORD_LOOKS = 5  # after so many looks at a waiting song's place, its record: an event may be lost, the record is not
 

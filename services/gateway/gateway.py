@@ -26,14 +26,14 @@ from services.gateway.webhooks import Webhooks
 from services.gateway.workers import Workers
 from shared.aio import end
 from shared.checkpoint import open_checkpoint
-from shared.connection import Connection, broker, connect
 from shared.errors import ConfigError
 from shared.events import EventPublisher
 from shared.jobs import JobStore
+from shared.nats.connection import Connection, broker, connect
+from shared.nats.topology import require
 from shared.objects import ObjectStore
 from shared.prompt import Prompter
 from shared.settings import Settings, host_name
-from shared.topology import require
 from shared.waiting import until_there
 
 log = logging.getLogger(__name__)

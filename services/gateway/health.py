@@ -19,12 +19,12 @@ from services.gateway.workers import Workers
 from services.gateway.writing import Writing
 from shared.aio import end
 from shared.causes import NO_ANSWER, why
-from shared.connection import Connection
 from shared.errors import HeartMulaError, NoRoom, Unavailable
+from shared.nats.connection import Connection
+from shared.nats.topology import DEC, TOK
 from shared.objects import ObjectStore
 from shared.schema.messages import WorkerStatus
 from shared.settings import Settings
-from shared.topology import DEC, TOK
 
 log = logging.getLogger(__name__)
 

@@ -15,13 +15,13 @@ from nats.js.api import RawStreamMsg
 from nats.js.errors import APIError, NotFoundError
 
 from services.gateway.metrics import Metrics
-from services.gateway.ordered import ordered
 from shared.aio import end
 from shared.causes import why
 from shared.errors import Unavailable, Unreadable
+from shared.nats.ordered_consumer import ordered
+from shared.nats.topology import EVENTS
 from shared.schema.decoding import read_event
 from shared.schema.messages import Cancelled, CloudEvent, Completed, Failed, Progress
-from shared.topology import EVENTS
 
 log = logging.getLogger(__name__)
 

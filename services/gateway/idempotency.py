@@ -8,8 +8,8 @@ import msgspec
 
 from services.gateway.problems import Refusal
 from shared.errors import InvalidRequest
+from shared.nats.topology import TENANT
 from shared.schema.messages import GenerateRequest, Job
-from shared.topology import TENANT
 
 _NAMESPACE = uuid.UUID("6d2ce1a5-5f0c-4f0a-9a37-2b0f8f6c7d11")
 _DEFAULTS = msgspec.structs.asdict(GenerateRequest(lyrics=""))

@@ -11,8 +11,8 @@ from contextlib import AbstractAsyncContextManager
 from services.gateway.forecast import pace
 from services.gateway.health import Health
 from services.gateway.problems import UNKNOWN_SECONDS
-from shared.connection import Connection
 from shared.errors import NoRoom, QueueFull, Rejected, Unavailable
+from shared.nats.connection import Connection
 
 PATIENCE = 8.0  # seconds, from when a request began
 AT_ONCE = 256  # each holds a body of at most 256 KiB

@@ -12,9 +12,9 @@ from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 from nats.js.errors import APIError
 
 from shared.errors import Unreadable
+from shared.nats.topology import JOBS
 from shared.schema.decoding import read_record
 from shared.schema.messages import Job
-from shared.topology import JOBS
 
 log = logging.getLogger(__name__)
 

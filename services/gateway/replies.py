@@ -15,9 +15,9 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from prometheus_client import Counter
 
-from shared.connection import inbox_prefix
+from shared.nats.connection import inbox_prefix
+from shared.nats.topology import SERVICES
 from shared.settings import Settings
-from shared.topology import SERVICES
 
 log = logging.getLogger(__name__)
 

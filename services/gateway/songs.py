@@ -18,6 +18,7 @@ from shared.causes import why
 from shared.errors import HeartMulaError, NewerRecord
 from shared.events import progress_at_start
 from shared.jobs import change
+from shared.nats.topology import cancel_subject, event_subject, purge_job
 from shared.schema.messages import (
     ENDED,
     JOB_ID,
@@ -30,7 +31,6 @@ from shared.schema.messages import (
     Status,
     timestamp,
 )
-from shared.topology import cancel_subject, event_subject, purge_job
 
 log = logging.getLogger(__name__)
 

@@ -28,9 +28,9 @@ from shared.causes import NO_ANSWER, why
 from shared.errors import JobConflict, QueueFull, Unavailable
 from shared.events import EventPublisher
 from shared.jobs import JobStore
+from shared.nats.topology import TOK, token_subject
 from shared.queues import queue_group, queue_tokens
 from shared.schema.messages import MAX_SEED, GenerateRequest, Job, Queued, Status
-from shared.topology import TOK, token_subject
 from shared.tracing import span
 
 log = logging.getLogger(__name__)

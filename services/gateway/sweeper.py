@@ -24,12 +24,12 @@ from shared.aio import end
 from shared.causes import why
 from shared.errors import HeartMulaError, JobConflict, QueueFull, Unreadable
 from shared.jobs import JobStore, change
+from shared.nats.topology import DAY, DEC, JOB_TTL, TOK, decode_subject
 from shared.objects import ObjectStore, StoredObject, belonging
 from shared.queues import queue_decode, queue_tokens
 from shared.schema.decoding import read_order
 from shared.schema.messages import ENDED, JOB_ID, DecodeJob, Job
 from shared.settings import Settings
-from shared.topology import DAY, DEC, JOB_TTL, TOK, decode_subject
 
 log = logging.getLogger(__name__)
 

@@ -26,10 +26,10 @@ from prometheus_client import Counter
 from services.gateway.addresses import Address, LookUps, check_host, is_public
 from services.gateway.places import Crowded, Places
 from shared.errors import InvalidRequest, Unreadable
+from shared.nats.topology import HOOKS_DELIVERY, HOOKS_GROUP, dead_subject
 from shared.schema.decoding import read_record
 from shared.schema.messages import ENDED, AudioFormat, Job, Status, timestamp
 from shared.settings import Settings
-from shared.topology import HOOKS_DELIVERY, HOOKS_GROUP, dead_subject
 
 log = logging.getLogger(__name__)
 

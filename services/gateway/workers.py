@@ -10,9 +10,9 @@ from nats.js import JetStreamContext
 from nats.js.errors import APIError, NotFoundError
 
 from shared.errors import Unreadable
+from shared.nats.topology import WORKER_TTL, WORKERS
 from shared.schema.decoding import read_heartbeat
 from shared.schema.messages import WorkerStatus
-from shared.topology import WORKER_TTL, WORKERS
 
 log = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ from nats.js.errors import APIError
 
 from shared.aio import end
 from shared.errors import Unavailable
+from shared.nats.topology import JOBS, PROBE_SUBJECT
 from shared.objects import ObjectStore
-from shared.topology import JOBS, PROBE_SUBJECT
 from shared.write_failures import write_failed, writes_failed
 
 log = logging.getLogger(__name__)

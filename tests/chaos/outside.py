@@ -16,10 +16,10 @@ from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 from nats.js.errors import APIError
 
+from shared.nats.topology import EVENTS, FAULTS, JOBS
 from shared.objects import PROBES, ObjectStore
 from shared.schema.messages import ENDED, AnyEvent, CloudEvent, Job
 from shared.settings import Settings
-from shared.topology import EVENTS, FAULTS, JOBS
 
 _SILENCE = 2.5  # seconds without even a heartbeat after which the consumer is made anew
 

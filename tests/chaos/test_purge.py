@@ -8,8 +8,8 @@ import nats
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
+from shared.nats.topology import DEC, DEC_CONSUMER, bootstrap, decode_subject, purge_job
 from shared.settings import Settings
-from shared.topology import DEC, DEC_CONSUMER, bootstrap, decode_subject, purge_job
 
 SECONDS = 8
 _PULL = f"$JS.API.CONSUMER.MSG.NEXT.{DEC}.{DEC_CONSUMER}"

@@ -9,8 +9,8 @@ import nats
 from nats.js.errors import APIError
 
 from shared.errors import ObjectError, Unavailable
+from shared.nats.topology import TENANT, token_subject
 from shared.schema.messages import Priority, TokenJob
-from shared.topology import TENANT, token_subject
 from tests.chaos.outside import Outside
 from tests.chaos.songs import Client, Taken
 

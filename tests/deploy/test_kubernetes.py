@@ -13,8 +13,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from shared.nats.topology import DEC, TOK, consumers
 from shared.settings import Settings
-from shared.topology import DEC, TOK, consumers
 
 ROOT = Path(__file__).parents[2]
 KUBERNETES = ROOT / "deploy" / "kubernetes"

@@ -30,10 +30,10 @@ from services.gateway.gateway import Gateway
 from services.gateway.server import GatewayServer
 from shared.events import EventPublisher
 from shared.jobs import JobStore, change
+from shared.nats.topology import EVENTS, TENANT, WORKERS, event_subject
 from shared.objects import ObjectStore, audio_key
 from shared.schema.messages import AnyEvent, Completed, GpuFigures, Job, Progress, Role, Stage, Status, WorkerStatus
 from shared.settings import Settings
-from shared.topology import EVENTS, TENANT, WORKERS, event_subject
 from tests.integration.flow import PATIENCE, as_role, environment
 
 TINY = Path(__file__).parents[1] / "golden/data/ckpt"  # whose model has room for 256 positions

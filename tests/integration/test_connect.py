@@ -9,7 +9,7 @@ import nats.errors
 import pytest
 
 from deploy.local.servers import NatsServer, free_port
-from shared.connection import connect
+from shared.nats.connection import connect
 from shared.settings import Settings
 from tests.integration.gateway_fixtures import eventually
 

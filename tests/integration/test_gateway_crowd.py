@@ -16,9 +16,9 @@ from services.gateway import connection
 from services.gateway.access import Caller
 from services.gateway.hub import MAILBOX_EVENTS, Mailbox, StoredEvent
 from shared.jobs import change
+from shared.nats.topology import TENANT
 from shared.schema.messages import Completed, Progress, Stage, Status, cloud_event
 from shared.settings import Settings
-from shared.topology import TENANT
 from tests.integration.gateway_fixtures import eventually, in_process
 
 READING, STALLED, VANISHING = 40, 80, 80

@@ -11,9 +11,9 @@ import pytest
 from deploy.local.servers import NatsServer, S3Server, free_port
 from services.gateway.health import PROBE_SECONDS
 from services.gateway.workers import Workers
+from shared.nats.topology import GPU_LOCK, WORKERS, decode_subject, lock_key
 from shared.schema.messages import LeaseRecord, PhaseMemory
 from shared.settings import Settings
-from shared.topology import GPU_LOCK, WORKERS, decode_subject, lock_key
 from tests.integration.flow import environment
 from tests.integration.gateway_fixtures import SONG, House, eventually, open_house
 

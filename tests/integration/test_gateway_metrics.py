@@ -6,9 +6,9 @@ import msgspec
 from prometheus_client.parser import text_string_to_metric_families
 
 from deploy.local.servers import S3Server
+from shared.nats.topology import WORKERS
 from shared.schema.messages import Failed, GpuFigures, PhaseMemory
 from shared.settings import Settings
-from shared.topology import WORKERS
 from tests.integration.gateway_fixtures import SONG, House, eventually, open_house
 
 

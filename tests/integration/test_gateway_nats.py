@@ -12,8 +12,8 @@ from nats.js.errors import APIError, NotFoundError
 
 from services.gateway.access import digest_of_key
 from services.gateway.idempotency import song_of
+from shared.nats.topology import JOBS, TENANT, TOK, submit_subject, token_subject
 from shared.settings import Settings
-from shared.topology import JOBS, TENANT, TOK, submit_subject, token_subject
 from tests.integration.gateway_fixtures import SONG, House, eventually, open_house
 
 SUBJECT = submit_subject(TENANT)

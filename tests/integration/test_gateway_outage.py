@@ -17,12 +17,12 @@ from deploy.local.servers import NatsServer, S3Server
 from services.gateway import outage, submission
 from services.gateway.gateway import Gateway
 from services.gateway.idempotency import songs_of
-from shared.connection import connect
 from shared.errors import Unavailable
 from shared.jobs import JobStore
+from shared.nats.connection import connect
+from shared.nats.topology import JOBS, TOK, submit_subject
 from shared.schema.messages import Job
 from shared.settings import Settings
-from shared.topology import JOBS, TOK, submit_subject
 from tests.integration.flow import PATIENCE, as_role
 from tests.integration.gateway_fixtures import SONG, eventually, fresh_settings, in_process
 

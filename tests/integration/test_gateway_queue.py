@@ -7,9 +7,9 @@ from typing import Any
 import msgspec
 
 from deploy.local.servers import NatsServer
+from shared.nats.topology import TOK, purge_job, token_subject
 from shared.schema.messages import CloudEvent, Progress, Queued
 from shared.settings import Settings
-from shared.topology import TOK, purge_job, token_subject
 from tests.integration.gateway_fixtures import SONG, House, eventually, open_house
 
 

@@ -9,9 +9,9 @@ import websockets
 
 from deploy.local.servers import NatsServer, S3Server
 from services.gateway.access import Caller
+from shared.nats.topology import EVENTS
 from shared.schema.messages import Failed, Queued
 from shared.settings import Settings
-from shared.topology import EVENTS
 from tests.integration.gateway_fixtures import House, eventually, fresh_settings, in_process, open_house
 
 UNKNOWN = "00000000-0000-4000-8000-000000000000"

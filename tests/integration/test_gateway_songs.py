@@ -9,8 +9,8 @@ from functools import partial
 import pytest
 
 from deploy.local.servers import NatsServer, S3Server
+from shared.nats.topology import TENANT, submit_subject
 from shared.schema.messages import DEFAULT_DURATION_MS
-from shared.topology import TENANT, submit_subject
 from tests.integration.gateway_fixtures import SONG, TINY, House, eventually, fresh_settings, open_house
 
 ASKED = SONG | {"seed": 2**53 - 1, "title": "Lied", "temperature": 0.5, "cfg_scale": 2.0, "topk": 7, "format": "wav"}

@@ -15,9 +15,9 @@ import pytest
 from deploy.local.servers import NatsServer, S3Server
 from services.gateway import event_stream
 from services.gateway.access import Caller
+from shared.nats.topology import event_subject
 from shared.schema.messages import Progress, Queued, cloud_event
 from shared.settings import Settings
-from shared.topology import event_subject
 from tests.integration.flow import PATIENCE
 from tests.integration.gateway_fixtures import House, eventually, fresh_settings, in_process, open_house
 

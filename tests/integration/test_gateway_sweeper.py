@@ -17,10 +17,20 @@ from deploy.local.servers import NatsServer, S3Server
 from services.gateway import sweeper as sweeping
 from services.gateway.sweeper import Sweeper, Swept
 from shared.jobs import JobStore
+from shared.nats.topology import (
+    DEC,
+    HOOKS_CONSUMER,
+    JOBS,
+    TENANT,
+    TOK,
+    bootstrap,
+    decode_subject,
+    streams,
+    token_subject,
+)
 from shared.objects import PROBES, ObjectStore
 from shared.schema.messages import DecodeJob, GenerateRequest, Job, Status, TokenJob
 from shared.settings import Settings
-from shared.topology import DEC, HOOKS_CONSUMER, JOBS, TENANT, TOK, bootstrap, decode_subject, streams, token_subject
 from tests.integration.gateway_fixtures import eventually, open_house
 
 NOTHING = Swept()

@@ -22,9 +22,9 @@ from prometheus_client import CollectorRegistry, Counter
 
 from services.gateway import places, webhooks
 from shared.jobs import JobStore, change
+from shared.nats.topology import FAULTS, TENANT, bootstrap
 from shared.schema.messages import GenerateRequest, Job, Status
 from shared.settings import Settings
-from shared.topology import FAULTS, TENANT, bootstrap
 from tests.integration.gateway_fixtures import SONG, House, eventually, open_house
 
 WORD = "whsec_" + base64.b64encode(b"0123456789abcdef0123456789abcdef").decode()

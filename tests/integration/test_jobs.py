@@ -11,9 +11,9 @@ from nats.js import JetStreamContext
 
 from shared.errors import JobConflict
 from shared.jobs import ALLOWED, JobStore, change
+from shared.nats.topology import TOK, bootstrap, streams
 from shared.schema.messages import ENDED, GenerateRequest, Job, Status
 from shared.settings import Settings
-from shared.topology import TOK, bootstrap, streams
 
 
 def new_job(job_id: str = "song") -> Job:

@@ -16,9 +16,9 @@ from nats.js.errors import BadRequestError
 from deploy.local.servers import NatsServer
 from shared.errors import LeaseLost
 from shared.lease import Lease, read_leases
+from shared.nats.topology import bootstrap
 from shared.schema.messages import LeaseRecord
 from shared.settings import Settings
-from shared.topology import bootstrap
 
 Make = Callable[..., Lease]
 

@@ -7,9 +7,7 @@ import msgspec
 import pytest
 
 from deploy.local.servers import NatsServer, S3Server
-from shared.schema.messages import Progress as ProgressEvent
-from shared.schema.messages import cloud_event
-from shared.topology import (
+from shared.nats.topology import (
     GPU_LOCK,
     JOBS,
     TENANT,
@@ -17,6 +15,8 @@ from shared.topology import (
     event_subject,
     job_subject,
 )
+from shared.schema.messages import Progress as ProgressEvent
+from shared.schema.messages import cloud_event
 from tests.integration.gateway_fixtures import House, eventually, fresh_settings, open_house
 
 DEEP = b'{"deep":' + b"[" * 30_000

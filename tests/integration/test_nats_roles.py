@@ -15,12 +15,12 @@ from nats.aio.client import Client
 
 from deploy.local.servers import ROLES, NatsServer, Role, free_port
 from deploy.setup import main, set_up
-from shared.connection import connect
 from shared.errors import Unavailable
 from shared.lease import Lease
+from shared.nats.connection import connect
+from shared.nats.topology import LOCK_MAX_AGE, TENANT, record_subject, require, streams
 from shared.schema.messages import Job, LeaseRecord
 from shared.settings import Settings
-from shared.topology import LOCK_MAX_AGE, TENANT, record_subject, require, streams
 from tests.integration.flow import as_role, environment, open_flow
 from tests.integration.gateway_fixtures import SONG, eventually, open_house
 

@@ -2,9 +2,9 @@
 
 import msgspec
 
+from shared.nats.topology import FAULTS, TENANT, TOK, job_subject
 from shared.schema.messages import DecodeJob, TokenJob
 from shared.settings import Settings
-from shared.topology import FAULTS, TENANT, TOK, job_subject
 from tests.integration.flow import Flow, open_flow
 from tests.integration.gateway_fixtures import eventually
 from tests.integration.test_nats_junk import DEEP, JUNK

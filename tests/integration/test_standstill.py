@@ -7,9 +7,9 @@ import msgspec
 import pytest
 
 from services.gateway import health
+from shared.nats.topology import WORKERS
 from shared.schema.messages import WorkerStatus
 from shared.settings import Settings
-from shared.topology import WORKERS
 from tests.integration.flow import Flow, open_flow
 from tests.integration.gateway_fixtures import eventually, in_process
 

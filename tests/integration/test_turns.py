@@ -15,10 +15,10 @@ from services.gateway.workers import Workers
 from services.tokenizer_worker.engine import Song
 from services.tokenizer_worker.trivial import TrivialEngine
 from shared.device import DeviceLedger
+from shared.nats.topology import TOK, token_subject
 from shared.prompt import Prompt
 from shared.schema.messages import Job, Stage, TokenJob, WorkerStatus
 from shared.settings import Settings
-from shared.topology import TOK, token_subject
 from tests.integration.flow import PATIENCE, Flow, open_flow, overlaps
 
 SMALL = 60  # MB: room for either model of the trivial engine (40 and 30), not for both

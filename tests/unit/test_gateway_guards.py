@@ -17,7 +17,7 @@ from services.gateway.health import Health
 from services.gateway.origins import is_own
 from services.gateway.outage import Outage
 from services.gateway.problems import Refusal, answer_error
-from shared.connection import Connection
+from shared.nats.connection import Connection
 from shared.settings import Settings
 
 KEYS = f'[[tenant]]\nname = "alice"\nkeys = ["{digest_of_key("key")}"]\n'

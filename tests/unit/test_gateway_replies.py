@@ -5,8 +5,8 @@ from prometheus_client import Counter
 
 from services.gateway.replies import Replies
 from shared.errors import ConfigError
+from shared.nats.topology import SERVICES
 from shared.settings import Settings
-from shared.topology import SERVICES
 
 REFUSED = Counter("refused", "Requests that were dropped", registry=None)
 

@@ -4,6 +4,7 @@ import msgspec
 import pytest
 
 from shared.errors import Unreadable
+from shared.nats.topology import decode_subject, event_subject, job_subject, token_subject
 from shared.schema.decoding import UNREADABLE, decode, read_event, read_heartbeat, read_order, read_record
 from shared.schema.messages import (
     SCHEMA,
@@ -18,7 +19,6 @@ from shared.schema.messages import (
     WorkerStatus,
     cloud_event,
 )
-from shared.topology import decode_subject, event_subject, job_subject, token_subject
 
 JOB = Job(job_id="a", tenant="local", request=GenerateRequest(lyrics="la"), created_at=1.0)
 NESTED = (b"[" * 30_000, b'{"x":' * 30_000, b'{"x":' + b"[" * 3000 + b"]" * 3000 + b"}")
