@@ -13,8 +13,8 @@ from nats.js.errors import APIError
 
 from shared.aio import end
 from shared.errors import HeartMulaError, NewerRecord, Unavailable
-from shared.events import EventPublisher
-from shared.jobs import JobStore
+from shared.jobs.events import EventPublisher
+from shared.jobs.store import JobStore
 from shared.phases import Turn
 from shared.schema.messages import ENDED, AnyEvent, DecodeJob, Job, Progress, TokenJob
 

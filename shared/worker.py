@@ -30,10 +30,10 @@ from shared.delivery import Delivery, JobStopped, Paused
 from shared.device import DeviceLedger
 from shared.entrypoint import tell_in_logs
 from shared.errors import DeviceBroken, DeviceFull, JobConflict, LeaseLost, SongError, TokensLost, Unavailable
-from shared.events import progress_at_start
 from shared.gpu import Device, figures
 from shared.inbox import Inbox
-from shared.jobs import JobStore
+from shared.jobs.events import progress_at_start
+from shared.jobs.store import JobStore
 from shared.lease import Held, Lease
 from shared.memory import MemoryAccount
 from shared.nats.connection import broker, connect

@@ -14,9 +14,9 @@ from services.codec_worker.engine import CodecEngine
 from shared.audio import CONTENT_TYPES, AudioWriter, SongTags
 from shared.delivery import Delivery, JobStopped, Paused
 from shared.errors import ObjectError, TokensLost, Unavailable
-from shared.events import DECODING_END, GENERATING_SHARE, decoding, end_event
 from shared.frames import seconds_of
-from shared.jobs import JobStore, change
+from shared.jobs.events import DECODING_END, GENERATING_SHARE, decoding, end_event
+from shared.jobs.store import JobStore, change
 from shared.nats.topology import DEC, DEC_CONSUMER
 from shared.objects import ObjectStore, audio_key, peaks_key
 from shared.peaks import CONTENT_TYPE as PEAKS_TYPE

@@ -16,7 +16,7 @@ import numpy as np
 from services.gateway.problems import Refusal
 from shared.audio import CONTENT_TYPES, AudioWriter, SongTags, read_audio, sample_rate_of
 from shared.errors import ObjectError
-from shared.jobs import JobStore
+from shared.jobs.store import JobStore
 from shared.objects import ObjectStore, converted_key, peaks_key
 from shared.peaks import CONTENT_TYPE, peaks_of
 from shared.schema.messages import AudioFormat, Job

@@ -10,7 +10,7 @@ from services.gateway.gateway import Gateway
 from services.gateway.hub import Frame, Mailbox, StoredEvent, following, last_sequence
 from services.gateway.outlook import Expectation
 from services.gateway.songs import StatusBody, describe, find_job
-from shared.events import end_event
+from shared.jobs.events import end_event
 from shared.nats.topology import event_subject
 from shared.schema.messages import ENDED, AnyEvent, CloudEvent, Job, Progress, Queued, cloud_event
 

@@ -27,8 +27,8 @@ from services.gateway.workers import Workers
 from shared.aio import end
 from shared.checkpoint import open_checkpoint
 from shared.errors import ConfigError
-from shared.events import EventPublisher
-from shared.jobs import JobStore
+from shared.jobs.events import EventPublisher
+from shared.jobs.store import JobStore
 from shared.nats.connection import Connection, broker, connect
 from shared.nats.topology import require
 from shared.objects import ObjectStore

@@ -27,7 +27,7 @@ from services.gateway.problems import Refusal, refusal, unknown_job
 from services.gateway.replies import Guarded, Replies
 from services.gateway.submission import Submission
 from shared.causes import why
-from shared.jobs import JobStore
+from shared.jobs.store import JobStore
 from shared.nats.connection import Connection
 from shared.nats.topology import TOK
 from shared.schema.messages import JOB_ID, Job

@@ -9,7 +9,7 @@ from nats.js import JetStreamContext
 from nats.js.errors import APIError, NotFoundError
 
 from shared.errors import Unavailable, Unreadable
-from shared.jobs import JobStore
+from shared.jobs.store import JobStore
 from shared.nats.topology import JOBS, TOK, job_subject, purge_job, token_subject
 from shared.schema.decoding import read_record
 from shared.schema.messages import Job

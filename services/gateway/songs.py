@@ -16,8 +16,8 @@ from services.gateway.hub import newest
 from services.gateway.problems import Refusal, unknown_job
 from shared.causes import why
 from shared.errors import HeartMulaError, NewerRecord
-from shared.events import progress_at_start
-from shared.jobs import change
+from shared.jobs.events import progress_at_start
+from shared.jobs.store import change
 from shared.nats.topology import cancel_subject, event_subject, purge_job
 from shared.schema.messages import (
     ENDED,

@@ -26,10 +26,10 @@ from services.gateway.validation import Fitter, decode_request
 from services.gateway.webhooks import Webhooks
 from shared.causes import NO_ANSWER, why
 from shared.errors import JobConflict, QueueFull, Unavailable
-from shared.events import EventPublisher
-from shared.jobs import JobStore
+from shared.jobs.events import EventPublisher
+from shared.jobs.queues import queue_group, queue_tokens
+from shared.jobs.store import JobStore
 from shared.nats.topology import TOK, token_subject
-from shared.queues import queue_group, queue_tokens
 from shared.schema.messages import MAX_SEED, GenerateRequest, Job, Queued, Status
 from shared.tracing import span
 

@@ -19,14 +19,14 @@ from nats.aio.client import Client
 from nats.js.api import PubAck
 from nats.js.errors import APIError, NotFoundError
 
-from services.gateway.records import Record, scan
 from shared.aio import end
 from shared.causes import why
 from shared.errors import HeartMulaError, JobConflict, QueueFull, Unreadable
-from shared.jobs import JobStore, change
+from shared.jobs.queues import queue_decode, queue_tokens
+from shared.jobs.scan import Record, scan
+from shared.jobs.store import JobStore, change
 from shared.nats.topology import DAY, DEC, JOB_TTL, TOK, decode_subject
 from shared.objects import ObjectStore, StoredObject, belonging
-from shared.queues import queue_decode, queue_tokens
 from shared.schema.decoding import read_order
 from shared.schema.messages import ENDED, JOB_ID, DecodeJob, Job
 from shared.settings import Settings

@@ -8,7 +8,7 @@ import numpy as np
 
 from shared.delivery import Delivery, JobStopped
 from shared.errors import JobConflict, ObjectError, Unavailable
-from shared.jobs import change
+from shared.jobs.store import change
 from shared.objects import tokens_key
 from shared.schema.messages import Job
 from shared.tokens import TokenMeta, pack, unpack

@@ -10,12 +10,12 @@ from services.tokenizer_worker.checkpoints import Checkpoints
 from services.tokenizer_worker.engine import Song, TokenEngine
 from shared.delivery import Delivery, JobStopped, Paused
 from shared.errors import LeaseLost, QueueFull, SongError, Unavailable
-from shared.events import GENERATING_SHARE, generating
 from shared.frames import frames_nearest, frames_within
-from shared.jobs import change
+from shared.jobs.events import GENERATING_SHARE, generating
+from shared.jobs.queues import queue_decode
+from shared.jobs.store import change
 from shared.nats.topology import DEC, TOK, TOK_CONSUMERS
 from shared.prompt import Prompter
-from shared.queues import queue_decode
 from shared.schema.messages import Job, Priority, Role, Stage, Status, TokenJob
 from shared.settings import Settings
 from shared.worker import Worker

@@ -19,10 +19,10 @@ from nats.js import JetStreamContext
 
 from deploy.local.servers import Role
 from deploy.setup import set_up
-from shared.jobs import JobStore
+from shared.jobs.queues import queue_tokens
+from shared.jobs.store import JobStore
 from shared.nats.topology import EVENTS, TENANT
 from shared.objects import PROBES, ObjectStore
-from shared.queues import queue_tokens
 from shared.schema.messages import ENDED, CloudEvent, GenerateRequest, Job, Priority
 from shared.schema.messages import Role as WorkerRole
 from shared.settings import Settings

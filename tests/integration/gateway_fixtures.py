@@ -28,8 +28,8 @@ from deploy.local.servers import NatsServer, S3Server, free_port
 from deploy.setup import set_up
 from services.gateway.gateway import Gateway
 from services.gateway.server import GatewayServer
-from shared.events import EventPublisher
-from shared.jobs import JobStore, change
+from shared.jobs.events import EventPublisher
+from shared.jobs.store import JobStore, change
 from shared.nats.topology import EVENTS, TENANT, WORKERS, event_subject
 from shared.objects import ObjectStore, audio_key
 from shared.schema.messages import AnyEvent, Completed, GpuFigures, Job, Progress, Role, Stage, Status, WorkerStatus

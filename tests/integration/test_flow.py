@@ -16,7 +16,7 @@ from nats.js.api import DeliverPolicy
 from deploy.local.servers import NatsServer, S3Server
 from services.codec_worker.stage import fetch_tokens
 from shared.errors import TokensLost
-from shared.jobs import change
+from shared.jobs.store import change
 from shared.nats.topology import DEC, FAULTS, TENANT, TOK, cancel_subject, decode_subject, purge_job, token_subject
 from shared.objects import peaks_key
 from shared.peaks import PeaksBody

@@ -15,7 +15,7 @@ import websockets
 from services.gateway import connection
 from services.gateway.access import Caller
 from services.gateway.hub import MAILBOX_EVENTS, Mailbox, StoredEvent
-from shared.jobs import change
+from shared.jobs.store import change
 from shared.nats.topology import TENANT
 from shared.schema.messages import Completed, Progress, Stage, Status, cloud_event
 from shared.settings import Settings

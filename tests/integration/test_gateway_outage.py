@@ -18,7 +18,7 @@ from services.gateway import outage, submission
 from services.gateway.gateway import Gateway
 from services.gateway.idempotency import songs_of
 from shared.errors import Unavailable
-from shared.jobs import JobStore
+from shared.jobs.store import JobStore
 from shared.nats.connection import connect
 from shared.nats.topology import JOBS, TOK, submit_subject
 from shared.schema.messages import Job

@@ -16,7 +16,7 @@ from nats.js.errors import NotFoundError
 from deploy.local.servers import NatsServer, S3Server
 from services.gateway import sweeper as sweeping
 from services.gateway.sweeper import Sweeper, Swept
-from shared.jobs import JobStore
+from shared.jobs.store import JobStore
 from shared.nats.topology import (
     DEC,
     HOOKS_CONSUMER,

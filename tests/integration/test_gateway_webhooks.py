@@ -21,7 +21,7 @@ from nats.aio.client import Client
 from prometheus_client import CollectorRegistry, Counter
 
 from services.gateway import places, webhooks
-from shared.jobs import JobStore, change
+from shared.jobs.store import JobStore, change
 from shared.nats.topology import FAULTS, TENANT, bootstrap
 from shared.schema.messages import GenerateRequest, Job, Status
 from shared.settings import Settings

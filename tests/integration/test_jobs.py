@@ -10,7 +10,7 @@ import pytest
 from nats.js import JetStreamContext
 
 from shared.errors import JobConflict
-from shared.jobs import ALLOWED, JobStore, change
+from shared.jobs.store import ALLOWED, JobStore, change
 from shared.nats.topology import TOK, bootstrap, streams
 from shared.schema.messages import ENDED, GenerateRequest, Job, Status
 from shared.settings import Settings

@@ -9,7 +9,7 @@ import pytest
 from services.codec_worker.stage import DecodeStage
 from services.codec_worker.trivial import TrivialCodec
 from shared.errors import Unavailable
-from shared.jobs import JobStore
+from shared.jobs.store import JobStore
 from shared.nats.topology import bootstrap
 from shared.schema.messages import GenerateRequest, Job
 from shared.settings import Settings

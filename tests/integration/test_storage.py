@@ -8,7 +8,7 @@ import nats
 from nats.js.api import StreamConfig
 
 from deploy.setup import set_up
-from shared.jobs import change
+from shared.jobs.store import change
 from shared.nats.topology import EVENTS, GPU_LOCK, JOBS, TENANT
 from shared.settings import Settings
 from tests.integration.flow import as_role

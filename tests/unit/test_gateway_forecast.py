@@ -3,7 +3,7 @@
 import pytest
 
 from services.gateway.forecast import Pace, moved, pace
-from shared.events import end_event
+from shared.jobs.events import end_event
 from shared.schema.messages import GenerateRequest, GpuFigures, Job, Progress, Role, Status, WorkerStatus
 
 PACE = Pace(tokens=10, audio=100, song_frames=200)
