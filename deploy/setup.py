@@ -12,8 +12,8 @@ from shared.entrypoint import configure_logging
 from shared.errors import ConfigError, HeartMulaError
 from shared.nats.connection import broker, connect
 from shared.nats.topology import bootstrap
-from shared.objects import ObjectStore
 from shared.settings import Settings
+from shared.storage.objects import ObjectStore
 from shared.waiting import until_there
 
 log = logging.getLogger(__name__)

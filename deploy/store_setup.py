@@ -23,7 +23,7 @@ from minio.minioadmin import MinioAdmin
 
 from shared.entrypoint import quiet_libraries
 from shared.errors import Unavailable
-from shared.objects import explained
+from shared.storage.objects import explained
 from shared.waiting import until_there
 
 _PATIENCE = 60.0  # seconds that the server may take to come up

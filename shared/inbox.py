@@ -22,12 +22,12 @@ from shared.jobs.events import EventPublisher, end_event
 from shared.jobs.queues import queue_tokens
 from shared.jobs.store import JobStore, change
 from shared.nats.topology import dead_subject, work_subject
-from shared.objects import ObjectStore
 from shared.phases import Turn
 from shared.policy import lanes
 from shared.schema.decoding import read_order
 from shared.schema.messages import ENDED, Job
 from shared.stage import Stage
+from shared.storage.objects import ObjectStore
 
 log = logging.getLogger(__name__)
 

@@ -38,14 +38,14 @@ from shared.lease import Held, Lease
 from shared.memory import MemoryAccount
 from shared.nats.connection import broker, connect
 from shared.nats.topology import WORKER_TTL, WORKERS, ack_wait, require
-from shared.objects import ObjectStore
 from shared.phases import PLANS, Turn
 from shared.policy import Decision, Situation, TurnPolicy
 from shared.schema.messages import Stage as StageEvent
 from shared.schema.messages import WorkerStatus
 from shared.settings import Settings, host_name
 from shared.stage import Stage
-from shared.store_gate import StoreGate
+from shared.storage.objects import ObjectStore
+from shared.storage.write_gate import StoreGate
 from shared.tracing import span, waited
 from shared.waiting import until_there
 from shared.worker_metrics import Outcome, WorkerMetrics, timed

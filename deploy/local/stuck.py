@@ -17,8 +17,8 @@ import nats.errors
 
 from deploy.local.servers import NatsServer, S3Server, Server
 from shared.errors import HeartMulaError
-from shared.objects import ObjectStore
 from shared.settings import Settings
+from shared.storage.objects import ObjectStore
 
 _EVERY = 5.0  # seconds between two looks
 _PATIENCE = 10.0  # seconds for an answer

@@ -18,14 +18,14 @@ from shared.frames import seconds_of
 from shared.jobs.events import DECODING_END, GENERATING_SHARE, decoding, end_event
 from shared.jobs.store import JobStore, change
 from shared.nats.topology import DEC, DEC_CONSUMER
-from shared.objects import ObjectStore, audio_key, peaks_key
 from shared.peaks import CONTENT_TYPE as PEAKS_TYPE
 from shared.peaks import Peaks
 from shared.rate import Rate
 from shared.schema.messages import DecodeJob, Job, Priority, Role, Stage, Status
-from shared.scratch import clear_scratch, scratch_folder
 from shared.settings import Settings
-from shared.tokens import unpack
+from shared.storage.objects import ObjectStore, audio_key, peaks_key
+from shared.storage.tempdirs import clear_scratch, scratch_folder
+from shared.storage.token_file import unpack
 from shared.tracing import span
 from shared.worker import Worker
 

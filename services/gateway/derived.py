@@ -17,10 +17,10 @@ from services.gateway.problems import Refusal
 from shared.audio import CONTENT_TYPES, AudioWriter, SongTags, read_audio, sample_rate_of
 from shared.errors import ObjectError
 from shared.jobs.store import JobStore
-from shared.objects import ObjectStore, converted_key, peaks_key
 from shared.peaks import CONTENT_TYPE, peaks_of
 from shared.schema.messages import AudioFormat, Job
-from shared.scratch import clear_scratch, scratch_folder
+from shared.storage.objects import ObjectStore, converted_key, peaks_key
+from shared.storage.tempdirs import clear_scratch, scratch_folder
 
 log = logging.getLogger(__name__)
 

@@ -31,9 +31,9 @@ from shared.jobs.events import EventPublisher
 from shared.jobs.store import JobStore
 from shared.nats.connection import Connection, broker, connect
 from shared.nats.topology import require
-from shared.objects import ObjectStore
 from shared.prompt import Prompter
 from shared.settings import Settings, host_name
+from shared.storage.objects import ObjectStore
 from shared.waiting import until_there
 
 log = logging.getLogger(__name__)

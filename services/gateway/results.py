@@ -16,9 +16,9 @@ from services.gateway.problems import Refusal
 from services.gateway.ranges import ByteRange, NotSatisfiable, parse_range, tag_matches
 from shared.audio import CONTENT_TYPES
 from shared.errors import HeartMulaError, ObjectError
-from shared.objects import ObjectReader, ObjectStore
 from shared.peaks import CONTENT_TYPE as PEAKS_TYPE
 from shared.schema.messages import AudioFormat, Job
+from shared.storage.objects import ObjectReader, ObjectStore
 
 log = logging.getLogger(__name__)
 

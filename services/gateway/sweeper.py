@@ -26,10 +26,10 @@ from shared.jobs.queues import queue_decode, queue_tokens
 from shared.jobs.scan import Record, scan
 from shared.jobs.store import JobStore, change
 from shared.nats.topology import DAY, DEC, JOB_TTL, TOK, decode_subject
-from shared.objects import ObjectStore, StoredObject, belonging
 from shared.schema.decoding import read_order
 from shared.schema.messages import ENDED, JOB_ID, DecodeJob, Job
 from shared.settings import Settings
+from shared.storage.objects import ObjectStore, StoredObject, belonging
 
 log = logging.getLogger(__name__)
 

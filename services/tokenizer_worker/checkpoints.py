@@ -9,9 +9,9 @@ import numpy as np
 from shared.delivery import Delivery, JobStopped
 from shared.errors import JobConflict, ObjectError, Unavailable
 from shared.jobs.store import change
-from shared.objects import tokens_key
 from shared.schema.messages import Job
-from shared.tokens import TokenMeta, pack, unpack
+from shared.storage.objects import tokens_key
+from shared.storage.token_file import TokenMeta, pack, unpack
 from shared.tracing import span
 
 if TYPE_CHECKING:

@@ -17,9 +17,9 @@ from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 from nats.js.errors import APIError
 
 from shared.nats.topology import EVENTS, FAULTS, JOBS
-from shared.objects import PROBES, ObjectStore
 from shared.schema.messages import ENDED, AnyEvent, CloudEvent, Job
 from shared.settings import Settings
+from shared.storage.objects import PROBES, ObjectStore
 
 _SILENCE = 2.5  # seconds without even a heartbeat after which the consumer is made anew
 

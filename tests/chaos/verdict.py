@@ -19,9 +19,9 @@ from services.tokenizer_worker.engine import Song
 from services.tokenizer_worker.trivial import TrivialEngine
 from shared.frames import frames_within
 from shared.nats.topology import DEC, TOK, dead_subject
-from shared.objects import peaks_key
 from shared.prompt import Prompt
 from shared.schema.messages import ENDED, AnyEvent, Job, Progress, Stage, Status
+from shared.storage.objects import peaks_key
 from tests.chaos.outside import Outside
 from tests.chaos.songs import Client, Taken
 

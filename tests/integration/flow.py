@@ -22,10 +22,10 @@ from deploy.setup import set_up
 from shared.jobs.queues import queue_tokens
 from shared.jobs.store import JobStore
 from shared.nats.topology import EVENTS, TENANT
-from shared.objects import PROBES, ObjectStore
 from shared.schema.messages import ENDED, CloudEvent, GenerateRequest, Job, Priority
 from shared.schema.messages import Role as WorkerRole
 from shared.settings import Settings
+from shared.storage.objects import PROBES, ObjectStore
 
 PATIENCE = 60.0  # seconds; generous, because a busy machine is not a fault
 

@@ -31,9 +31,9 @@ from services.gateway.server import GatewayServer
 from shared.jobs.events import EventPublisher
 from shared.jobs.store import JobStore, change
 from shared.nats.topology import EVENTS, TENANT, WORKERS, event_subject
-from shared.objects import ObjectStore, audio_key
 from shared.schema.messages import AnyEvent, Completed, GpuFigures, Job, Progress, Role, Stage, Status, WorkerStatus
 from shared.settings import Settings
+from shared.storage.objects import ObjectStore, audio_key
 from tests.integration.flow import PATIENCE, as_role, environment
 
 TINY = Path(__file__).parents[1] / "golden/data/ckpt"  # whose model has room for 256 positions

@@ -18,11 +18,11 @@ from services.codec_worker.stage import fetch_tokens
 from shared.errors import TokensLost
 from shared.jobs.store import change
 from shared.nats.topology import DEC, FAULTS, TENANT, TOK, cancel_subject, decode_subject, purge_job, token_subject
-from shared.objects import peaks_key
 from shared.peaks import PeaksBody
 from shared.schema.messages import DecodeJob, GenerateRequest, Job, Stage
 from shared.settings import Settings
-from shared.tokens import TokenMeta, pack
+from shared.storage.objects import peaks_key
+from shared.storage.token_file import TokenMeta, pack
 from tests.integration.flow import PATIENCE, Flow, open_flow, overlaps
 
 SMALL = 60  # MB: room for either model of the trivial engine (40 and 30), not for both

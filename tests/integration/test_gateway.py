@@ -12,9 +12,9 @@ from nats.js.errors import NotFoundError
 from deploy.local.servers import NatsServer, S3Server
 from shared.checkpoint import open_checkpoint
 from shared.nats.topology import EVENTS, JOBS, TENANT, TOK, cancel_subject, token_subject
-from shared.objects import audio_key, tokens_key
 from shared.prompt import Prompter
 from shared.schema.messages import CloudEvent, Failed, TokenJob
+from shared.storage.objects import audio_key, tokens_key
 from tests.integration.gateway_fixtures import SONG, TINY, House, eventually, fresh_settings, open_house
 
 UNKNOWN = "00000000-0000-4000-8000-000000000000"

@@ -13,9 +13,9 @@ import soundfile
 
 from deploy.local.servers import NatsServer, S3Server
 from shared.audio import AudioWriter, SongTags
-from shared.objects import peaks_key
 from shared.peaks import peaks_of
 from shared.schema.messages import AudioFormat
+from shared.storage.objects import peaks_key
 from tests.integration.gateway_fixtures import House, fresh_settings, open_house
 
 RATE = 8000

@@ -28,9 +28,9 @@ from shared.nats.topology import (
     streams,
     token_subject,
 )
-from shared.objects import PROBES, ObjectStore
 from shared.schema.messages import DecodeJob, GenerateRequest, Job, Status, TokenJob
 from shared.settings import Settings
+from shared.storage.objects import PROBES, ObjectStore
 from tests.integration.gateway_fixtures import eventually, open_house
 
 NOTHING = Swept()

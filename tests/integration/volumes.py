@@ -12,8 +12,8 @@ import pytest
 
 from deploy.local.servers import ROLES, NatsServer, S3Server, free_port
 from shared.errors import Unavailable
-from shared.objects import ObjectStore
 from shared.settings import Settings
+from shared.storage.objects import ObjectStore
 
 
 class Volume:

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from shared.scratch import clear_scratch, scratch_folder
+from shared.storage.tempdirs import clear_scratch, scratch_folder
 
 
 def test_only_folders_that_nobody_uses_are_removed(tmp_path: Path) -> None:

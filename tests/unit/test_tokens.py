@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from shared.errors import ObjectError
-from shared.tokens import TokenMeta, pack, unpack
+from shared.storage.token_file import TokenMeta, pack, unpack
 
 META = TokenMeta(job_id="song", model="m", seed=5, first_frame=3)
 CODES = np.arange(8 * 50, dtype=np.int16).reshape(8, 50)

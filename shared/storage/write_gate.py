@@ -4,7 +4,7 @@ import asyncio
 import time
 
 from shared.errors import Unavailable
-from shared.objects import ObjectStore
+from shared.storage.objects import ObjectStore
 
 _PROVEN_SECONDS = 60.0  # for which a write proves that there can be another
 _PATIENCE = 10.0  # seconds for a proof
