@@ -13,7 +13,7 @@ from services.codec_worker.model.estimator import Block
 from services.codec_worker.model.flow import GUIDANCE, STEPS
 from services.codec_worker.model.heartcodec import HeartCodec
 from services.codec_worker.model.scalar import Activation, Convolution, ScalarDecoder, Stage
-from shared.checkpoint import CodecConfig
+from shared.model.checkpoint import CodecConfig
 
 WIDTH = 192
 _RANKS = {"melody": 72, "chord": 54, "bass": 23}

@@ -20,8 +20,8 @@ from ckpt.training.play import Player
 from services.codec_worker.model.flow import GUIDANCE
 from services.codec_worker.model.heartcodec import HeartCodec
 from services.codec_worker.model.weights import load_weights
-from shared.checkpoint import open_checkpoint
 from shared.frames import milliseconds_of
+from shared.model.checkpoint import open_checkpoint
 
 HEARD = 375  # frames of a song that are listened to: a window of the codec (372) and a little of the next
 LONGEST = 1800  # frames

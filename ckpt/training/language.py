@@ -12,7 +12,7 @@ from ckpt.training import codes, examples, loop, words
 from ckpt.training.music import ENTRIES
 from services.tokenizer_worker.model.heartmula import HeartMuLa
 from services.tokenizer_worker.model.llama import Block, Llama, Span
-from shared.checkpoint import Flavor, LMConfig
+from shared.model.checkpoint import Flavor, LMConfig
 
 POSITIONS = 2048
 END = codes.CODES  # the first code that no stream has

@@ -9,8 +9,8 @@ from services.codec_worker.model.flow import STEPS
 from services.codec_worker.native import NativeCodec
 from services.tokenizer_worker.engine import Song
 from services.tokenizer_worker.native import NativeEngine
-from shared.checkpoint import open_checkpoint
-from shared.prompt import Prompter
+from shared.model.checkpoint import open_checkpoint
+from shared.model.prompt import Prompter
 
 TOGETHER = 8  # songs in a batch
 

@@ -10,9 +10,9 @@ import torch
 from services.codec_worker.engine import DecodeStep
 from services.codec_worker.model import HeartCodec
 from services.codec_worker.model.flow import GUIDANCE, STEPS
-from shared.checkpoint import Checkpoint
 from shared.errors import ConfigError, DeviceFull, PhaseError
-from shared.weights import device_memory
+from shared.model.checkpoint import Checkpoint
+from shared.model.weights import device_memory
 
 
 class HeartlibCodec:

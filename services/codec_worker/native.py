@@ -9,9 +9,9 @@ from torch import Tensor
 from services.codec_worker.engine import DecodeStep
 from services.codec_worker.model import Carried, EulerSolver, HeartCodec, Schedule, Splicer, WindowPlan, load_weights
 from services.codec_worker.model.flow import GUIDANCE, STEPS
-from shared.checkpoint import Checkpoint
 from shared.errors import DeviceFull, PhaseError
-from shared.weights import Weights, device_memory
+from shared.model.checkpoint import Checkpoint
+from shared.model.weights import Weights, device_memory
 
 STRETCH = 62  # latents that the scalar decoder takes at once: a twelfth of a window
 

@@ -11,15 +11,15 @@ import numpy as np
 from nats.js import JetStreamContext
 
 from services.codec_worker.engine import CodecEngine
-from shared.audio import CONTENT_TYPES, AudioWriter, SongTags
+from shared.audio.files import CONTENT_TYPES, AudioWriter, SongTags
+from shared.audio.peaks import CONTENT_TYPE as PEAKS_TYPE
+from shared.audio.peaks import Peaks
 from shared.delivery import Delivery, JobStopped, Paused
 from shared.errors import ObjectError, TokensLost, Unavailable
 from shared.frames import seconds_of
 from shared.jobs.events import DECODING_END, GENERATING_SHARE, decoding, end_event
 from shared.jobs.store import JobStore, change
 from shared.nats.topology import DEC, DEC_CONSUMER
-from shared.peaks import CONTENT_TYPE as PEAKS_TYPE
-from shared.peaks import Peaks
 from shared.rate import Rate
 from shared.schema.messages import DecodeJob, Job, Priority, Role, Stage, Status
 from shared.settings import Settings

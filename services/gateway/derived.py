@@ -14,10 +14,10 @@ from weakref import WeakValueDictionary
 import numpy as np
 
 from services.gateway.problems import Refusal
-from shared.audio import CONTENT_TYPES, AudioWriter, SongTags, read_audio, sample_rate_of
+from shared.audio.files import CONTENT_TYPES, AudioWriter, SongTags, read_audio, sample_rate_of
+from shared.audio.peaks import CONTENT_TYPE, peaks_of
 from shared.errors import ObjectError
 from shared.jobs.store import JobStore
-from shared.peaks import CONTENT_TYPE, peaks_of
 from shared.schema.messages import AudioFormat, Job
 from shared.storage.objects import ObjectStore, converted_key, peaks_key
 from shared.storage.tempdirs import clear_scratch, scratch_folder

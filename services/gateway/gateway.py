@@ -25,13 +25,13 @@ from services.gateway.validation import Fitter
 from services.gateway.webhooks import Webhooks
 from services.gateway.workers import Workers
 from shared.aio import end
-from shared.checkpoint import open_checkpoint
 from shared.errors import ConfigError
 from shared.jobs.events import EventPublisher
 from shared.jobs.store import JobStore
+from shared.model.checkpoint import open_checkpoint
+from shared.model.prompt import Prompter
 from shared.nats.connection import Connection, broker, connect
 from shared.nats.topology import require
-from shared.prompt import Prompter
 from shared.settings import Settings, host_name
 from shared.storage.objects import ObjectStore
 from shared.waiting import until_there

@@ -14,9 +14,9 @@ from litestar.types import Receive, Scope, Send
 from services.gateway.gateway import Gateway
 from services.gateway.problems import Refusal
 from services.gateway.ranges import ByteRange, NotSatisfiable, parse_range, tag_matches
-from shared.audio import CONTENT_TYPES
+from shared.audio.files import CONTENT_TYPES
+from shared.audio.peaks import CONTENT_TYPE as PEAKS_TYPE
 from shared.errors import HeartMulaError, ObjectError
-from shared.peaks import CONTENT_TYPE as PEAKS_TYPE
 from shared.schema.messages import AudioFormat, Job
 from shared.storage.objects import ObjectReader, ObjectStore
 
@@ -44,7 +44,7 @@ async def audio_answer(
 
 
 async def peaks_answer(gateway: Gateway, job: Job, method: str, headers: Mapping[str, str]) -> "AudioAnswer":
-    """The same for a song's peaks, as `shared.peaks.PeaksBody`."""
+    """The same for a song's peaks, as `shared.audio.peaks.PeaksBody`."""
     key = await _made(gateway.derived.peaks(job, await _audio_key(gateway, job)))
     return await _answer(gateway, key, {"Content-Type": PEAKS_TYPE}, method, headers)
 

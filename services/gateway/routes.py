@@ -25,8 +25,8 @@ from services.gateway.ranges import tag_matches, tag_of
 from services.gateway.results import audio_answer, peaks_answer
 from services.gateway.submission import AcceptedBody
 from services.gateway.validation import FitBody, FitRequest, decode_fit
-from shared.audio import CONTENT_TYPES
-from shared.peaks import PeaksBody
+from shared.audio.files import CONTENT_TYPES
+from shared.audio.peaks import PeaksBody
 from shared.schema.messages import AudioFormat, Status
 
 NO_STORE = {"Cache-Control": "no-store"}

@@ -12,7 +12,7 @@ from services.gateway.access import too_many
 from services.gateway.problems import Refusal
 from shared.errors import InvalidRequest
 from shared.frames import frames_within
-from shared.prompt import Prompt, Prompter
+from shared.model.prompt import Prompt, Prompter
 from shared.schema.messages import DEFAULT_DURATION_MS, MAX_SEED, GenerateRequest
 
 MAX_BODY = 256 * 1024  # bytes

@@ -5,7 +5,7 @@ from typing import Protocol
 
 import numpy as np
 
-from shared.prompt import Prompt
+from shared.model.prompt import Prompt
 
 
 @dataclass(frozen=True, kw_only=True)

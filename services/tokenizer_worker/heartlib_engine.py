@@ -12,9 +12,9 @@ from torch.nn import functional as F
 
 from services.tokenizer_worker.engine import Song, check_frames
 from services.tokenizer_worker.model import HeartMuLa, counter
-from shared.checkpoint import Checkpoint, Flavor
 from shared.errors import ConfigError, DeviceFull, PhaseError, SongError
-from shared.weights import device_memory
+from shared.model.checkpoint import Checkpoint, Flavor
+from shared.model.weights import device_memory
 
 
 @dataclass(kw_only=True)

@@ -11,9 +11,9 @@ from torch import Tensor
 from services.tokenizer_worker.engine import Song, check_frames
 from services.tokenizer_worker.model import HeartMuLa, KVCache, Lineup, Sampler, counter, load_weights
 from services.tokenizer_worker.recording import Recording, cuda_graph
-from shared.checkpoint import Checkpoint
 from shared.errors import PhaseError, SongError
-from shared.weights import Weights, device_memory
+from shared.model.checkpoint import Checkpoint
+from shared.model.weights import Weights, device_memory
 
 # Looked up in host memory, a prompt at a time; on a device they would be a tenth of the weights.
 _HOST_ONLY = ("text_embeddings",)

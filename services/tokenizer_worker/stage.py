@@ -14,8 +14,8 @@ from shared.frames import frames_nearest, frames_within
 from shared.jobs.events import GENERATING_SHARE, generating
 from shared.jobs.queues import queue_decode
 from shared.jobs.store import change
+from shared.model.prompt import Prompter
 from shared.nats.topology import DEC, TOK, TOK_CONSUMERS
-from shared.prompt import Prompter
 from shared.schema.messages import Job, Priority, Role, Stage, Status, TokenJob
 from shared.settings import Settings
 from shared.worker import Worker

@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 
-from shared.checkpoint import Checkpoint
-from shared.prompt import Prompt
+from shared.model.checkpoint import Checkpoint
+from shared.model.prompt import Prompt
 from tests.bench import checkpoints
 from tests.bench.accuracy import accuracy
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from services.tokenizer_worker.model import HeartMuLa, Sampler, load_weights
-from shared.checkpoint import Checkpoint
-from shared.prompt import Prompt
+from shared.model.checkpoint import Checkpoint
+from shared.model.prompt import Prompt
 
 CFG = 1.5
 

@@ -15,7 +15,7 @@ from services.codec_worker.model import HeartCodec
 from services.codec_worker.model.weights import places as codec_places
 from services.tokenizer_worker.model import HeartMuLa
 from services.tokenizer_worker.model.weights import places as lm_places
-from shared.checkpoint import FLAVORS, Checkpoint, CodecConfig, Flavor, LMConfig, open_checkpoint
+from shared.model.checkpoint import FLAVORS, Checkpoint, CodecConfig, Flavor, LMConfig, open_checkpoint
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "data" / "ckpt"
 TEXT_VOCAB, AUDIO_VOCAB = 128_256, 8_197

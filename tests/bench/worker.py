@@ -22,8 +22,8 @@ from services.codec_worker.native import NativeCodec
 from services.tokenizer_worker.engine import Song, TokenEngine
 from services.tokenizer_worker.heartlib_engine import HeartlibEngine
 from services.tokenizer_worker.native import NativeEngine
-from shared.checkpoint import Checkpoint, open_checkpoint
-from shared.prompt import Prompt
+from shared.model.checkpoint import Checkpoint, open_checkpoint
+from shared.model.prompt import Prompt
 
 PROMPT = 128
 WINDOW = 372  # codes of a codec window

@@ -7,10 +7,10 @@ import numpy as np
 from services.tokenizer_worker.engine import Song
 from services.tokenizer_worker.stage import TokenStage
 from services.tokenizer_worker.trivial import TrivialEngine
-from shared.checkpoint import open_checkpoint
 from shared.entrypoint import run
 from shared.gpu import choose_device
-from shared.prompt import Prompter
+from shared.model.checkpoint import open_checkpoint
+from shared.model.prompt import Prompter
 from shared.settings import Settings
 from shared.worker import Worker
 

@@ -18,8 +18,8 @@ from services.codec_worker.trivial import TrivialCodec
 from services.tokenizer_worker.engine import Song
 from services.tokenizer_worker.trivial import TrivialEngine
 from shared.frames import frames_within
+from shared.model.prompt import Prompt
 from shared.nats.topology import DEC, TOK, dead_subject
-from shared.prompt import Prompt
 from shared.schema.messages import ENDED, AnyEvent, Job, Progress, Stage, Status
 from shared.storage.objects import peaks_key
 from tests.chaos.outside import Outside

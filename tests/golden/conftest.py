@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from shared.checkpoint import Checkpoint, open_checkpoint
+from shared.model.checkpoint import Checkpoint, open_checkpoint
 
 
 def golden_folder() -> Path:

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from services.codec_worker.model import EulerSolver, HeartCodec, Schedule, Splicer, WindowPlan, load_weights
 from services.codec_worker.model.estimator import time_features
-from shared.checkpoint import Checkpoint
 from shared.frames import frames_nearest
+from shared.model.checkpoint import Checkpoint
 
 Vectors = dict[str, Tensor]
 

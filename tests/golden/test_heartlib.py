@@ -9,9 +9,9 @@ import torch
 from services.tokenizer_worker.engine import Song, TokenEngine
 from services.tokenizer_worker.heartlib_engine import HeartlibEngine
 from services.tokenizer_worker.native import NativeEngine
-from shared.checkpoint import Checkpoint
 from shared.errors import ConfigError, DeviceFull, SongError
-from shared.prompt import Prompter
+from shared.model.checkpoint import Checkpoint
+from shared.model.prompt import Prompter
 
 
 def test_heartlib_missing(golden_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:

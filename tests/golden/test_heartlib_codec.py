@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from services.codec_worker.heartlib_codec import HeartlibCodec
-from shared.checkpoint import Checkpoint
 from shared.errors import ConfigError
+from shared.model.checkpoint import Checkpoint
 
 
 def test_heartlib_missing(golden_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,8 +15,8 @@ from torch import Tensor
 from services.tokenizer_worker.engine import Song
 from services.tokenizer_worker.model import HeartMuLa, Sampler, heartmula, load_weights
 from services.tokenizer_worker.native import NativeEngine
-from shared.checkpoint import Checkpoint
-from shared.prompt import Prompt, Prompter
+from shared.model.checkpoint import Checkpoint
+from shared.model.prompt import Prompt, Prompter
 
 FP32 = 1e-4  # largest absolute difference allowed; observed: 5e-6
 

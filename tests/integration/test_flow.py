@@ -15,10 +15,10 @@ from nats.js.api import DeliverPolicy
 
 from deploy.local.servers import NatsServer, S3Server
 from services.codec_worker.stage import fetch_tokens
+from shared.audio.peaks import PeaksBody
 from shared.errors import TokensLost
 from shared.jobs.store import change
 from shared.nats.topology import DEC, FAULTS, TENANT, TOK, cancel_subject, decode_subject, purge_job, token_subject
-from shared.peaks import PeaksBody
 from shared.schema.messages import DecodeJob, GenerateRequest, Job, Stage
 from shared.settings import Settings
 from shared.storage.objects import peaks_key

@@ -10,9 +10,9 @@ import pytest
 from nats.js.errors import NotFoundError
 
 from deploy.local.servers import NatsServer, S3Server
-from shared.checkpoint import open_checkpoint
+from shared.model.checkpoint import open_checkpoint
+from shared.model.prompt import Prompter
 from shared.nats.topology import EVENTS, JOBS, TENANT, TOK, cancel_subject, token_subject
-from shared.prompt import Prompter
 from shared.schema.messages import CloudEvent, Failed, TokenJob
 from shared.storage.objects import audio_key, tokens_key
 from tests.integration.gateway_fixtures import SONG, TINY, House, eventually, fresh_settings, open_house

@@ -12,8 +12,8 @@ import pytest
 import soundfile
 
 from deploy.local.servers import NatsServer, S3Server
-from shared.audio import AudioWriter, SongTags
-from shared.peaks import peaks_of
+from shared.audio.files import AudioWriter, SongTags
+from shared.audio.peaks import peaks_of
 from shared.schema.messages import AudioFormat
 from shared.storage.objects import peaks_key
 from tests.integration.gateway_fixtures import House, fresh_settings, open_house

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from deploy.local.servers import NatsServer, S3Server
-from shared.audio import AudioWriter, SongTags
+from shared.audio.files import AudioWriter, SongTags
 from shared.schema.messages import Failed
 from tests.integration.gateway_fixtures import House, fresh_settings, open_house
 

@@ -15,8 +15,8 @@ from services.gateway.workers import Workers
 from services.tokenizer_worker.engine import Song
 from services.tokenizer_worker.trivial import TrivialEngine
 from shared.device import DeviceLedger
+from shared.model.prompt import Prompt
 from shared.nats.topology import TOK, token_subject
-from shared.prompt import Prompt
 from shared.schema.messages import Job, Stage, TokenJob, WorkerStatus
 from shared.settings import Settings
 from tests.integration.flow import PATIENCE, Flow, open_flow, overlaps

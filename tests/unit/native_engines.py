@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from services.tokenizer_worker.engine import Song, TokenEngine
 from services.tokenizer_worker.native import NativeEngine
-from shared.checkpoint import Checkpoint, open_checkpoint
-from shared.prompt import Prompt, Prompter
+from shared.model.checkpoint import Checkpoint, open_checkpoint
+from shared.model.prompt import Prompt, Prompter
 
 ROOT = Path(__file__).parents[2]
 TINY = open_checkpoint(ROOT / "tests/golden/data/ckpt")

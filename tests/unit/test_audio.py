@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from shared.audio import AudioWriter, SongTags, read_audio, sample_rate_of
+from shared.audio.files import AudioWriter, SongTags, read_audio, sample_rate_of
 from shared.errors import ObjectError, SongError
 from shared.schema.messages import AudioFormat
 

@@ -14,7 +14,7 @@ from services.tokenizer_worker.engine import Song
 from services.tokenizer_worker.trivial import TrivialEngine
 from shared.delivery import JobStopped, Paused
 from shared.errors import DeviceBroken, DeviceFull, LeaseLost
-from shared.prompt import Prompt
+from shared.model.prompt import Prompt
 
 NOTHING = np.zeros((8, 0), np.int16)
 

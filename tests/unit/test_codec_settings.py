@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from services.codec_worker.__main__ import build_engine
-from shared.checkpoint import open_checkpoint
 from shared.errors import ConfigError
+from shared.model.checkpoint import open_checkpoint
 from shared.settings import Settings
 
 TINY = Path(__file__).parents[1] / "golden" / "data" / "ckpt"

@@ -9,7 +9,7 @@ import torch
 
 from services.codec_worker.model import Carried, EulerSolver, HeartCodec, Schedule, WindowPlan, load_weights
 from services.codec_worker.native import NativeCodec, noise
-from shared.checkpoint import Checkpoint, open_checkpoint
+from shared.model.checkpoint import Checkpoint, open_checkpoint
 
 DEMO = Path(__file__).parents[2] / "ckpt/demo"
 LATENTS = 150

@@ -15,7 +15,7 @@ from services.codec_worker.model.heartcodec import HeartCodec
 from services.codec_worker.model.weights import load_weights as load_codec
 from services.tokenizer_worker.model.heartmula import HeartMuLa
 from services.tokenizer_worker.model.weights import load_weights as load_language
-from shared.checkpoint import open_checkpoint
+from shared.model.checkpoint import open_checkpoint
 
 
 def song(seed: int, tags: dict[str, str], *entries: str | int) -> np.ndarray:

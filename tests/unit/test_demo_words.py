@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from ckpt.training import music, words
-from shared.checkpoint import open_checkpoint
-from shared.prompt import Prompt, Prompter
+from shared.model.checkpoint import open_checkpoint
+from shared.model.prompt import Prompt, Prompter
 
 ROOT = Path(__file__).parents[2]
 

@@ -6,7 +6,7 @@ from typing import cast
 
 from services.gateway.problems import Refusal
 from services.gateway.validation import FitRequest, Fitter
-from shared.prompt import Prompt, Prompter
+from shared.model.prompt import Prompt, Prompter
 from shared.schema.messages import GenerateRequest
 
 

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from services.tokenizer_worker.model import HeartMuLa, load_weights, weights
 from services.tokenizer_worker.native import NativeEngine
-from shared.checkpoint import Checkpoint, Part, open_checkpoint, parts, tensors
 from shared.errors import ConfigError, PhaseError
+from shared.model.checkpoint import Checkpoint, Part, open_checkpoint, parts, tensors
 from tests.unit.native_engines import TINY, one_thread, ready  # noqa: F401
 
 

@@ -16,8 +16,8 @@ from services.tokenizer_worker import native
 from services.tokenizer_worker.engine import Song
 from services.tokenizer_worker.native import NativeEngine
 from services.tokenizer_worker.recording import Recording, Work
-from shared.checkpoint import Checkpoint
 from shared.errors import DeviceFull
+from shared.model.checkpoint import Checkpoint
 from tests.unit.native_engines import DEMO, TINY, generate, one_thread, prompt_of, ready  # noqa: F401
 from tests.unit.test_native_engine_batch import mingle, songs
 

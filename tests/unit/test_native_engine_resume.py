@@ -13,8 +13,8 @@ from services.tokenizer_worker import native
 from services.tokenizer_worker.engine import Song, TokenEngine
 from services.tokenizer_worker.model import HeartMuLa, KVCache, load_weights
 from services.tokenizer_worker.trivial import TrivialEngine
-from shared.checkpoint import Checkpoint
 from shared.errors import DeviceFull
+from shared.model.checkpoint import Checkpoint
 from tests.unit.native_engines import DEMO, TINY, generate, one_thread, prompt_of, ready  # noqa: F401
 
 CHECKPOINTS = pytest.mark.parametrize("checkpoint", [TINY, DEMO], ids=["tiny", "demo"])

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from shared.peaks import FINEST, MOST, peaks_of
+from shared.audio.peaks import FINEST, MOST, peaks_of
 
 
 def noise(samples: int) -> np.ndarray:

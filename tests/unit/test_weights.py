@@ -13,7 +13,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from services.codec_worker.native import NativeCodec
 from services.tokenizer_worker.native import NativeEngine
 from shared.errors import DeviceBroken, DeviceFull, PhaseError
-from shared.weights import ALIGNMENT, Weights, device_memory
+from shared.model.weights import ALIGNMENT, Weights, device_memory
 from tests.unit.native_engines import TINY
 
 CPU = torch.device("cpu")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from services.codec_worker.model.convolution import convolve
-from shared.checkpoint import CodecConfig
+from shared.model.checkpoint import CodecConfig
 
 NORM_EPS = 1e-6
 ROPE_BASE = 10_000.0

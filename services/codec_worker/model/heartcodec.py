@@ -6,7 +6,7 @@ from torch import nn
 from services.codec_worker.model.estimator import Estimator
 from services.codec_worker.model.quantizer import Quantizer
 from services.codec_worker.model.scalar import ScalarDecoder
-from shared.checkpoint import CodecConfig
+from shared.model.checkpoint import CodecConfig
 
 
 class HeartCodec(nn.Module):

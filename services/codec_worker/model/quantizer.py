@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from shared.checkpoint import CodecConfig
+from shared.model.checkpoint import CodecConfig
 
 
 class Quantizer(nn.Module):

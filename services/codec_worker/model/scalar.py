@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from services.codec_worker.model.convolution import convolve
-from shared.checkpoint import CodecConfig
+from shared.model.checkpoint import CodecConfig
 
 LEVELS = 9
 DILATIONS = (1, 3, 5, 7, 9)

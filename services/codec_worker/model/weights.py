@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from services.codec_worker.model.heartcodec import HeartCodec
-from shared.checkpoint import tensors
 from shared.errors import ConfigError
+from shared.model.checkpoint import tensors
 
 _UNUSED = re.compile(
     r"scalar_model\.encoder\."

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from services.tokenizer_worker.model.llama import KVCache, Llama, spread
 from services.tokenizer_worker.model.matrix import Matrix, empty
 from services.tokenizer_worker.model.sampling import COUNTER_STEP, Sampler, exponential_noise, mix, noise_counters
-from shared.checkpoint import LMConfig
+from shared.model.checkpoint import LMConfig
 
 Choose = Callable[[int, Tensor], Tensor]
 """(codebook, logits ``[rows, Va]``) → the chosen code of each song, int64 ``[songs]``, on the same device."""

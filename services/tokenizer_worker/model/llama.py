@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from services.tokenizer_worker.model.matrix import Matrix, empty
-from shared.checkpoint import Flavor
+from shared.model.checkpoint import Flavor
 
 NORM_EPS = 1e-5
 ROPE_BASE = 500_000.0

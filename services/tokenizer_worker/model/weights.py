@@ -11,8 +11,8 @@ from torch import Tensor
 from services.tokenizer_worker.model.heartmula import HeartMuLa
 from services.tokenizer_worker.model.llama import Block, Llama
 from services.tokenizer_worker.model.matrix import Matrix
-from shared.checkpoint import parts
 from shared.errors import ConfigError
+from shared.model.checkpoint import parts
 
 # Buffers that some published files carry and that are computed here.
 _COMPUTED = re.compile(r"(backbone|decoder)(\.layers\.\d+\.attn\.pos_embeddings\.(theta|cache)|_causal_mask)")

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 from tokenizers import Tokenizer
 
-from shared.checkpoint import Checkpoint
 from shared.errors import InvalidRequest
 from shared.frames import milliseconds_of
+from shared.model.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)
