@@ -12,10 +12,10 @@ from nats.aio.msg import Msg
 from nats.js.errors import APIError
 
 from shared.aio import end
+from shared.device.turn import Turn
 from shared.errors import HeartMulaError, NewerRecord, Unavailable
 from shared.jobs.events import EventPublisher
 from shared.jobs.store import JobStore
-from shared.phases import Turn
 from shared.schema.messages import ENDED, AnyEvent, DecodeJob, Job, Progress, TokenJob
 
 log = logging.getLogger(__name__)

@@ -17,12 +17,12 @@ from nats.js import JetStreamContext
 from nats.js.errors import APIError
 
 from shared.delivery import Delivery, JobStopped
+from shared.device.turn import Turn
 from shared.errors import JobConflict, NewerRecord, ObjectError, QueueFull, SongError, Unavailable, Unreadable
 from shared.jobs.events import EventPublisher, end_event
 from shared.jobs.queues import queue_tokens
 from shared.jobs.store import JobStore, change
 from shared.nats.topology import dead_subject, work_subject
-from shared.phases import Turn
 from shared.policy import lanes
 from shared.schema.decoding import read_order
 from shared.schema.messages import ENDED, Job

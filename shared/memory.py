@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from shared.phases import Phase
+from shared.device.turn import Phase
 from shared.schema.messages import PhaseMemory
 
 _PAGE = 4096

@@ -27,18 +27,18 @@ from shared import tracing
 from shared.aio import end
 from shared.causes import why
 from shared.delivery import Delivery, JobStopped, Paused
-from shared.device import DeviceLedger
+from shared.device.info import Device, figures
+from shared.device.lease import Held, Lease
+from shared.device.ledger import DeviceLedger
+from shared.device.turn import PLANS, Turn
 from shared.entrypoint import tell_in_logs
 from shared.errors import DeviceBroken, DeviceFull, JobConflict, LeaseLost, SongError, TokensLost, Unavailable
-from shared.gpu import Device, figures
 from shared.inbox import Inbox
 from shared.jobs.events import progress_at_start
 from shared.jobs.store import JobStore
-from shared.lease import Held, Lease
 from shared.memory import MemoryAccount
 from shared.nats.connection import broker, connect
 from shared.nats.topology import WORKER_TTL, WORKERS, ack_wait, require
-from shared.phases import PLANS, Turn
 from shared.policy import Decision, Situation, TurnPolicy
 from shared.schema.messages import Stage as StageEvent
 from shared.schema.messages import WorkerStatus

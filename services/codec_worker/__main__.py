@@ -4,8 +4,8 @@ import sys
 
 from services.codec_worker.engine import CodecEngine
 from services.codec_worker.stage import DecodeStage
+from shared.device.info import Device, choose_device
 from shared.entrypoint import run
-from shared.gpu import Device, choose_device
 from shared.model.checkpoint import Checkpoint, open_checkpoint
 from shared.settings import Settings
 from shared.worker import Worker

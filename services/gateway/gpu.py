@@ -4,7 +4,7 @@ import msgspec
 
 from services.gateway.gateway import Gateway
 from services.gateway.health import QueueDepth, Snapshot
-from shared.lease import LeaseView, read_leases
+from shared.device.lease import LeaseView, read_leases
 from shared.schema.messages import GpuFigures, PhaseMemory, WorkerStatus, timestamp
 
 

@@ -5,9 +5,9 @@ import asyncio
 from nats.js import JetStreamContext
 
 from shared.clock import elapsed
+from shared.device.lease import read_leases
+from shared.device.lease_queue import STALE_TTLS
 from shared.errors import Unavailable
-from shared.lease import read_leases
-from shared.lease_queue import STALE_TTLS
 
 
 class StaleLeases:

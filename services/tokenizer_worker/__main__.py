@@ -4,9 +4,9 @@ import sys
 
 from services.tokenizer_worker.engine import TokenEngine
 from services.tokenizer_worker.stage import TokenStage
+from shared.device.info import Device, choose_device
 from shared.entrypoint import run
 from shared.errors import ConfigError
-from shared.gpu import Device, choose_device
 from shared.model.checkpoint import Checkpoint, open_checkpoint
 from shared.model.prompt import Prompter
 from shared.settings import Settings

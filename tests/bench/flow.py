@@ -21,7 +21,7 @@ import nats
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from shared.lease import Lease
+from shared.device.lease import Lease
 from shared.settings import Settings
 from tests.chaos.stack import Stack, open_stack
 

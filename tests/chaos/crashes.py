@@ -10,7 +10,7 @@ from random import Random
 
 import nats
 
-from shared.lease_queue import STREAM
+from shared.device.lease_queue import STREAM
 from tests.chaos.stack import Stack
 
 _MARKER_SECONDS = 1.0  # for a minute's, as it is else, the stack would have to be down for a minute each time

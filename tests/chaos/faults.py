@@ -12,8 +12,8 @@ from nats.js.errors import APIError
 
 from deploy.local.servers import Server
 from deploy.local.stuck import StoreProbe, nats_trouble
+from shared.device.lease import read_leases
 from shared.errors import Unavailable
-from shared.lease import read_leases
 from shared.nats.topology import GPU_LOCK, decode_subject, lock_key, token_subject
 from tests.chaos.outside import Outside
 from tests.chaos.stack import Part, Stack

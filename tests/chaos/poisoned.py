@@ -7,8 +7,8 @@ import numpy as np
 from services.tokenizer_worker.engine import Song
 from services.tokenizer_worker.stage import TokenStage
 from services.tokenizer_worker.trivial import TrivialEngine
+from shared.device.info import choose_device
 from shared.entrypoint import run
-from shared.gpu import choose_device
 from shared.model.checkpoint import open_checkpoint
 from shared.model.prompt import Prompter
 from shared.settings import Settings

@@ -14,8 +14,8 @@ from random import Random
 import nats
 from nats.js.errors import APIError
 
+from shared.device.lease import read_leases
 from shared.errors import Unavailable
-from shared.lease import read_leases
 from shared.settings import Settings
 from tests.chaos.crashes import crash_again_and_again
 from tests.chaos.faults import DISK_FAULTS, HOUSE_FAULTS, Injector, plan_faults

@@ -14,8 +14,8 @@ import pytest
 from nats.js.errors import BadRequestError
 
 from deploy.local.servers import NatsServer
+from shared.device.lease import Lease, read_leases
 from shared.errors import LeaseLost
-from shared.lease import Lease, read_leases
 from shared.nats.topology import bootstrap
 from shared.schema.messages import LeaseRecord
 from shared.settings import Settings
@@ -160,7 +160,7 @@ async def test_leases_that_the_server_does_not_let_expire_are_deleted_by_who_wai
 HOLDER = """
 import asyncio, sys, time
 from pathlib import Path
-from shared.lease import Lease
+from shared.device.lease import Lease
 from shared.settings import Settings
 
 async def main():

@@ -12,7 +12,7 @@ import pytest
 
 from deploy.local.servers import ROLES, NatsServer, free_port
 from deploy.setup import set_up
-from shared.lease import Lease, read_leases
+from shared.device.lease import Lease, read_leases
 from shared.schema.messages import LeaseRecord
 from shared.settings import Settings
 

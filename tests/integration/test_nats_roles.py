@@ -15,8 +15,8 @@ from nats.aio.client import Client
 
 from deploy.local.servers import ROLES, NatsServer, Role, free_port
 from deploy.setup import main, set_up
+from shared.device.lease import Lease
 from shared.errors import Unavailable
-from shared.lease import Lease
 from shared.nats.connection import connect
 from shared.nats.topology import LOCK_MAX_AGE, TENANT, record_subject, require, streams
 from shared.schema.messages import Job, LeaseRecord

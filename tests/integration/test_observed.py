@@ -14,7 +14,7 @@ import websockets
 from prometheus_client.parser import text_string_to_metric_families
 
 from deploy.local.servers import free_port
-from shared.device import DeviceLedger
+from shared.device.ledger import DeviceLedger
 from shared.settings import Settings
 from tests.chaos.poisoned import POISON_SEED
 from tests.integration.flow import PATIENCE, environment, open_flow

@@ -14,7 +14,7 @@ from services.codec_worker.trivial import TrivialCodec
 from services.gateway.workers import Workers
 from services.tokenizer_worker.engine import Song
 from services.tokenizer_worker.trivial import TrivialEngine
-from shared.device import DeviceLedger
+from shared.device.ledger import DeviceLedger
 from shared.model.prompt import Prompt
 from shared.nats.topology import TOK, token_subject
 from shared.schema.messages import Job, Stage, TokenJob, WorkerStatus

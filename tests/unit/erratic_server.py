@@ -18,8 +18,8 @@ from typing import Any
 import nats
 from nats.js.errors import BadRequestError, NotFoundError
 
-from shared.contender import Contender
-from shared.lease_queue import is_gone
+from shared.device.lease_candidate import Contender
+from shared.device.lease_queue import is_gone
 from shared.settings import Settings
 
 STEP = 0.05  # seconds

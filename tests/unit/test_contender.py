@@ -10,7 +10,7 @@ import pytest
 
 from shared import clock
 from shared.clock import elapsed
-from shared.lease_queue import LeaseQueue
+from shared.device.lease_queue import LeaseQueue
 from tests.unit.erratic_server import STEP, TTL, Process, World
 
 TROUBLE, PEACE = 120.0, 8.0 * TTL  # seconds, of the world
@@ -20,7 +20,7 @@ TROUBLE, PEACE = 120.0, 8.0 * TTL  # seconds, of the world
 def world(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     """A world of a seed."""
     world = World(Random(getattr(request, "param", 0)), tmp_path)
-    monkeypatch.setattr("shared.contender.connect", world.connect)
+    monkeypatch.setattr("shared.device.lease_candidate.connect", world.connect)
     for module in ("contender", "lease_follower"):
         monkeypatch.setattr(f"shared.{module}.elapsed", lambda: world.now)
     yield world

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from shared.device import DeviceLedger
+from shared.device.ledger import DeviceLedger
 from shared.errors import DeviceFull
 
 OTHER = """
 import sys, time
 from pathlib import Path
-from shared.device import DeviceLedger
+from shared.device.ledger import DeviceLedger
 ledger = DeviceLedger(Path(sys.argv[1]), "codec.other", 100)
 ledger.place("heartcodec", 60)
 print("placed", flush=True)

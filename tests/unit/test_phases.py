@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from shared.device import DeviceLedger
+from shared.device.ledger import DeviceLedger
+from shared.device.turn import PLANS, Phase, Turn
 from shared.errors import LeaseLost, PhaseError
-from shared.phases import PLANS, Phase, Turn
 from shared.schema.messages import Role
 
 

@@ -31,9 +31,9 @@ from nats.js.errors import APIError, NotFoundError
 
 from shared.causes import why
 from shared.clock import elapsed
-from shared.contender import Contender
+from shared.device.lease_candidate import Contender
+from shared.device.lease_queue import PREFIX, STREAM, LeaseView, is_gone, read_view
 from shared.errors import LeaseLost, Unavailable
-from shared.lease_queue import PREFIX, STREAM, LeaseView, is_gone, read_view
 from shared.settings import Settings
 
 __all__ = ["Held", "Lease", "LeaseView", "read_leases"]

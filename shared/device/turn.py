@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from enum import IntEnum
 
-from shared.device import DeviceLedger
+from shared.device.lease import Held
+from shared.device.ledger import DeviceLedger
 from shared.errors import PhaseError
-from shared.lease import Held
 from shared.schema.messages import Role
 
 

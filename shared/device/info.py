@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pynvml
 
-from shared.device import DeviceLedger
+from shared.device.ledger import DeviceLedger
 from shared.errors import ConfigError
 from shared.schema.messages import GpuFigures
 from shared.settings import Settings, host_name

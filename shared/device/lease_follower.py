@@ -13,7 +13,7 @@ from nats.js.errors import APIError
 
 from shared.causes import why
 from shared.clock import elapsed
-from shared.lease_queue import PREFIX, STREAM, LeaseQueue
+from shared.device.lease_queue import PREFIX, STREAM, LeaseQueue
 
 log = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""A contender for a device: the protocol behind `shared.lease`, whose docstring tells how it works.
+"""A contender for a device: the protocol behind `shared.device.lease`, whose docstring tells how it works.
 
 Everything here runs on the lease's own event loop; only what says so may be read from other threads.
 """
@@ -19,10 +19,10 @@ from nats.js.errors import APIError, NotFoundError
 from shared.aio import end
 from shared.causes import why
 from shared.clock import elapsed
+from shared.device.file_lock import FileLock
+from shared.device.lease_follower import LeaseFollower
+from shared.device.lease_queue import PREFIX, STREAM, LeaseQueue, LeaseView, is_gone, read_record
 from shared.errors import LeaseLost
-from shared.file_lock import FileLock
-from shared.lease_follower import LeaseFollower
-from shared.lease_queue import PREFIX, STREAM, LeaseQueue, LeaseView, is_gone, read_record
 from shared.nats.connection import broker, connect
 from shared.nats.topology import LOCK_MARKER_TTL, lock_key
 from shared.schema.messages import LeaseRecord
