@@ -8,7 +8,7 @@ from shared.device.info import Device, choose_device
 from shared.entrypoint import run
 from shared.model.checkpoint import Checkpoint, open_checkpoint
 from shared.settings import Settings
-from shared.worker import Worker
+from shared.worker.process import Worker
 
 
 def build_engine(settings: Settings, checkpoint: Checkpoint) -> tuple[CodecEngine, Device, str]:

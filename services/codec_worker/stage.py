@@ -14,20 +14,20 @@ from services.codec_worker.engine import CodecEngine
 from shared.audio.files import CONTENT_TYPES, AudioWriter, SongTags
 from shared.audio.peaks import CONTENT_TYPE as PEAKS_TYPE
 from shared.audio.peaks import Peaks
-from shared.delivery import Delivery, JobStopped, Paused
 from shared.errors import ObjectError, TokensLost, Unavailable
 from shared.frames import seconds_of
 from shared.jobs.events import DECODING_END, GENERATING_SHARE, decoding, end_event
 from shared.jobs.store import JobStore, change
 from shared.nats.topology import DEC, DEC_CONSUMER
-from shared.rate import Rate
 from shared.schema.messages import DecodeJob, Job, Priority, Role, Stage, Status
 from shared.settings import Settings
 from shared.storage.objects import ObjectStore, audio_key, peaks_key
 from shared.storage.tempdirs import clear_scratch, scratch_folder
 from shared.storage.token_file import unpack
 from shared.tracing import span
-from shared.worker import Worker
+from shared.worker.job_context import Delivery, JobStopped, Paused
+from shared.worker.process import Worker
+from shared.worker.throughput import Rate
 
 log = logging.getLogger(__name__)
 

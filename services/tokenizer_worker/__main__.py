@@ -10,7 +10,7 @@ from shared.errors import ConfigError
 from shared.model.checkpoint import Checkpoint, open_checkpoint
 from shared.model.prompt import Prompter
 from shared.settings import Settings
-from shared.worker import Worker
+from shared.worker.process import Worker
 
 
 def build_engine(settings: Settings, checkpoint: Checkpoint) -> tuple[TokenEngine, Device, str]:

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from services.tokenizer_worker.engine import Song, TokenEngine
-from shared.delivery import Delivery, Paused
 from shared.errors import DeviceBroken, DeviceFull
-from shared.rate import Rate
+from shared.worker.job_context import Delivery, Paused
+from shared.worker.throughput import Rate
 
 log = logging.getLogger(__name__)
 

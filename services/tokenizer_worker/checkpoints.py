@@ -6,16 +6,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from shared.delivery import Delivery, JobStopped
 from shared.errors import JobConflict, ObjectError, Unavailable
 from shared.jobs.store import change
 from shared.schema.messages import Job
 from shared.storage.objects import tokens_key
 from shared.storage.token_file import TokenMeta, pack, unpack
 from shared.tracing import span
+from shared.worker.job_context import Delivery, JobStopped
 
 if TYPE_CHECKING:
-    from shared.worker import Worker
+    from shared.worker.process import Worker
 
 log = logging.getLogger(__name__)
 

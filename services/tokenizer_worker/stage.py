@@ -8,7 +8,6 @@ from nats.js import JetStreamContext
 from services.tokenizer_worker.batch import Batch, Making
 from services.tokenizer_worker.checkpoints import Checkpoints
 from services.tokenizer_worker.engine import Song, TokenEngine
-from shared.delivery import Delivery, JobStopped, Paused
 from shared.errors import LeaseLost, QueueFull, SongError, Unavailable
 from shared.frames import frames_nearest, frames_within
 from shared.jobs.events import GENERATING_SHARE, generating
@@ -18,7 +17,8 @@ from shared.model.prompt import Prompter
 from shared.nats.topology import DEC, TOK, TOK_CONSUMERS
 from shared.schema.messages import Job, Priority, Role, Stage, Status, TokenJob
 from shared.settings import Settings
-from shared.worker import Worker
+from shared.worker.job_context import Delivery, JobStopped, Paused
+from shared.worker.process import Worker
 
 
 class TokenStage:

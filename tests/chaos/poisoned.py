@@ -12,7 +12,7 @@ from shared.entrypoint import run
 from shared.model.checkpoint import open_checkpoint
 from shared.model.prompt import Prompter
 from shared.settings import Settings
-from shared.worker import Worker
+from shared.worker.process import Worker
 
 POISON_SEED = 666
 

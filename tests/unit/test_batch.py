@@ -12,9 +12,9 @@ import pytest
 from services.tokenizer_worker.batch import Batch, Making
 from services.tokenizer_worker.engine import Song
 from services.tokenizer_worker.trivial import TrivialEngine
-from shared.delivery import JobStopped, Paused
 from shared.errors import DeviceBroken, DeviceFull, LeaseLost
 from shared.model.prompt import Prompt
+from shared.worker.job_context import JobStopped, Paused
 
 NOTHING = np.zeros((8, 0), np.int16)
 

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.policy import HIGH_IN_A_ROW, Decision, Situation, TurnPolicy, lanes
+from shared.worker.turn_policy import HIGH_IN_A_ROW, Decision, Situation, TurnPolicy, lanes
 
 SLICE = 60.0
 POLICY = TurnPolicy(SLICE)

@@ -16,18 +16,18 @@ from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 from nats.js.errors import APIError
 
-from shared.delivery import Delivery, JobStopped
 from shared.device.turn import Turn
 from shared.errors import JobConflict, NewerRecord, ObjectError, QueueFull, SongError, Unavailable, Unreadable
 from shared.jobs.events import EventPublisher, end_event
 from shared.jobs.queues import queue_tokens
 from shared.jobs.store import JobStore, change
 from shared.nats.topology import dead_subject, work_subject
-from shared.policy import lanes
 from shared.schema.decoding import read_order
 from shared.schema.messages import ENDED, Job
-from shared.stage import Stage
 from shared.storage.objects import ObjectStore
+from shared.worker.job_context import Delivery, JobStopped
+from shared.worker.stage import Stage
+from shared.worker.turn_policy import lanes
 
 log = logging.getLogger(__name__)
 

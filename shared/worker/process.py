@@ -26,29 +26,29 @@ from nats.js.errors import APIError
 from shared import tracing
 from shared.aio import end
 from shared.causes import why
-from shared.delivery import Delivery, JobStopped, Paused
 from shared.device.info import Device, figures
 from shared.device.lease import Held, Lease
 from shared.device.ledger import DeviceLedger
 from shared.device.turn import PLANS, Turn
 from shared.entrypoint import tell_in_logs
 from shared.errors import DeviceBroken, DeviceFull, JobConflict, LeaseLost, SongError, TokensLost, Unavailable
-from shared.inbox import Inbox
 from shared.jobs.events import progress_at_start
 from shared.jobs.store import JobStore
-from shared.memory import MemoryAccount
 from shared.nats.connection import broker, connect
 from shared.nats.topology import WORKER_TTL, WORKERS, ack_wait, require
-from shared.policy import Decision, Situation, TurnPolicy
 from shared.schema.messages import Stage as StageEvent
 from shared.schema.messages import WorkerStatus
 from shared.settings import Settings, host_name
-from shared.stage import Stage
 from shared.storage.objects import ObjectStore
 from shared.storage.write_gate import StoreGate
 from shared.tracing import span, waited
 from shared.waiting import until_there
-from shared.worker_metrics import Outcome, WorkerMetrics, timed
+from shared.worker.job_consumer import Inbox
+from shared.worker.job_context import Delivery, JobStopped, Paused
+from shared.worker.metrics import Outcome, WorkerMetrics, timed
+from shared.worker.phase_memory import MemoryAccount
+from shared.worker.stage import Stage
+from shared.worker.turn_policy import Decision, Situation, TurnPolicy
 from shared.write_failures import write_failed, writes_failed
 
 log = logging.getLogger(__name__)

@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING, Protocol
 
 from nats.js import JetStreamContext
 
-from shared.delivery import Delivery
-from shared.rate import Rate
 from shared.schema.messages import DecodeJob, Job, Priority, Role, Status, TokenJob
+from shared.worker.job_context import Delivery
+from shared.worker.throughput import Rate
 
 if TYPE_CHECKING:
-    from shared.worker import Worker
+    from shared.worker.process import Worker
 
 
 class Stage(Protocol):
