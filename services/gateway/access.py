@@ -21,8 +21,8 @@ from litestar.connection import ASGIConnection
 
 from services.gateway.bucket import Bucket
 from services.gateway.catalogue import Catalogue
+from services.gateway.errors import Refusal
 from services.gateway.origins import is_own
-from services.gateway.problems import Refusal
 from shared.errors import ConfigError, InvalidRequest
 from shared.frames import FRAME_MS
 from shared.nats.topology import TENANT

@@ -12,12 +12,12 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.routes import HTTPRoute
 
 from services.gateway import api_docs, openapi, session
+from services.gateway.container import Gateway
+from services.gateway.errors import answer_error
 from services.gateway.event_stream import event_stream
-from services.gateway.gateway import Gateway
 from services.gateway.guards import PUBLIC, PageRules, need_key, provide_caller
 from services.gateway.headers import secure
 from services.gateway.pages import Pages
-from services.gateway.problems import answer_error
 from services.gateway.routes import ROUTES
 from services.gateway.sockets import events
 from services.gateway.validation import MAX_BODY

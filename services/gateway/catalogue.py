@@ -16,7 +16,7 @@ from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 from nats.js.errors import APIError
 
-from services.gateway.problems import Refusal
+from services.gateway.errors import Refusal
 from shared.aio import end
 from shared.causes import why
 from shared.errors import Unavailable, Unreadable

@@ -13,7 +13,7 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 
-from services.gateway.problems import Refusal
+from services.gateway.errors import Refusal
 from shared.audio.files import CONTENT_TYPES, AudioWriter, SongTags, read_audio, sample_rate_of
 from shared.audio.peaks import CONTENT_TYPE, peaks_of
 from shared.errors import ObjectError

@@ -5,9 +5,9 @@ from collections.abc import Awaitable, Callable
 
 import msgspec
 
+from services.gateway.container import Gateway
+from services.gateway.events.broadcaster import Frame, Mailbox, StoredEvent, following, last_sequence
 from services.gateway.forecast import moved
-from services.gateway.gateway import Gateway
-from services.gateway.hub import Frame, Mailbox, StoredEvent, following, last_sequence
 from services.gateway.outlook import Expectation
 from services.gateway.songs import StatusBody, describe, find_job
 from shared.jobs.events import end_event

@@ -13,8 +13,8 @@ from litestar.handlers import BaseRouteHandler
 from litestar.types import Send
 
 from services.gateway.access import Access, Caller
+from services.gateway.errors import MEDIA_TYPE, Refusal
 from services.gateway.origins import Address, Origin
-from services.gateway.problems import MEDIA_TYPE, Refusal
 from shared.settings import Settings
 
 PUBLIC = {"public": True}  # needs no key: tells nothing of songs

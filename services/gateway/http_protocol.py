@@ -12,7 +12,7 @@ from typing import Any, cast
 import msgspec
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from services.gateway.problems import MEDIA_TYPE, Refusal
+from services.gateway.errors import MEDIA_TYPE, Refusal
 
 log = logging.getLogger(__name__)
 

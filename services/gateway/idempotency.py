@@ -6,7 +6,7 @@ import uuid
 
 import msgspec
 
-from services.gateway.problems import Refusal
+from services.gateway.errors import Refusal
 from shared.errors import InvalidRequest
 from shared.nats.topology import TENANT
 from shared.schema.messages import GenerateRequest, Job

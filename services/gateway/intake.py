@@ -22,8 +22,8 @@ from nats.micro.request import Request
 from nats.micro.service import Service, ServiceConfig
 
 from services.gateway.access import Access
+from services.gateway.errors import Refusal, refusal, unknown_job
 from services.gateway.outage import PATIENCE
-from services.gateway.problems import Refusal, refusal, unknown_job
 from services.gateway.replies import Guarded, Replies
 from services.gateway.submission import Submission
 from shared.causes import why

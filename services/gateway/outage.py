@@ -8,9 +8,9 @@ import math
 import time
 from contextlib import AbstractAsyncContextManager
 
+from services.gateway.errors import UNKNOWN_SECONDS
 from services.gateway.forecast import pace
-from services.gateway.health import Health
-from services.gateway.problems import UNKNOWN_SECONDS
+from services.gateway.monitoring.health import Health
 from shared.errors import NoRoom, QueueFull, Rejected, Unavailable
 from shared.nats.connection import Connection
 

@@ -7,7 +7,7 @@ from datetime import datetime
 
 from services.gateway.forecast import longest_frames, pace
 from services.gateway.line import Line
-from services.gateway.workers import Workers
+from services.gateway.monitoring.worker_registry import Workers
 from shared.errors import Unavailable
 from shared.schema.messages import Job, Progress, timestamp
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from litestar import Request, Response
 
-from services.gateway.problems import Refusal
+from services.gateway.errors import Refusal
 from services.gateway.ranges import tag_matches, tag_of
 
 STATIC = Path(__file__).with_name("static")

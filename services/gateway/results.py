@@ -11,8 +11,8 @@ from urllib.parse import quote
 
 from litestar.types import Receive, Scope, Send
 
-from services.gateway.gateway import Gateway
-from services.gateway.problems import Refusal
+from services.gateway.container import Gateway
+from services.gateway.errors import Refusal
 from services.gateway.ranges import ByteRange, NotSatisfiable, parse_range, tag_matches
 from shared.audio.files import CONTENT_TYPES
 from shared.audio.peaks import CONTENT_TYPE as PEAKS_TYPE

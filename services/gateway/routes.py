@@ -13,14 +13,15 @@ from litestar.openapi.spec import OpenAPIType, Schema
 from litestar.params import FromPath
 from litestar.types import ASGIApp
 
-from services.gateway import gpu, songs
+from services.gateway import songs
 from services.gateway.access import Caller
-from services.gateway.gateway import Gateway
+from services.gateway.container import Gateway
+from services.gateway.errors import Refusal
 from services.gateway.guards import PROBE, PUBLIC
-from services.gateway.health import HealthBody
+from services.gateway.monitoring import devices as gpu
+from services.gateway.monitoring.health import HealthBody
 from services.gateway.openapi import BINARY, NUMBER, TEXT, Answer, json_body, operation, parameter, refusals, song_body
 from services.gateway.pages import Pages
-from services.gateway.problems import Refusal
 from services.gateway.ranges import tag_matches, tag_of
 from services.gateway.results import audio_answer, peaks_answer
 from services.gateway.submission import AcceptedBody

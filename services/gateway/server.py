@@ -13,7 +13,7 @@ import uvicorn
 
 from services.gateway.app import create_app
 from services.gateway.connection import Connection
-from services.gateway.gateway import Gateway
+from services.gateway.container import Gateway
 from services.gateway.http_protocol import Connections, HttpConnection
 from shared import tracing
 from shared.errors import ConfigError

@@ -10,11 +10,11 @@ from litestar.di import NamedDependency
 from litestar.exceptions import WebSocketDisconnect
 from litestar.params import FromPath
 
+from services.gateway.container import Gateway
+from services.gateway.errors import Refusal
+from services.gateway.events.broadcaster import Frame
 from services.gateway.feed import Feed, Lost, event_id
-from services.gateway.gateway import Gateway
 from services.gateway.guards import CHECKS_ITSELF, PageRules, refuse_handshake
-from services.gateway.hub import Frame
-from services.gateway.problems import Refusal
 from shared.errors import HeartMulaError
 
 log = logging.getLogger(__name__)

@@ -11,9 +11,9 @@ from msgspec import Meta
 from nats.js.errors import APIError
 
 from services.gateway.catalogue import cursor_of, place_of
-from services.gateway.gateway import Gateway
-from services.gateway.hub import newest
-from services.gateway.problems import Refusal, unknown_job
+from services.gateway.container import Gateway
+from services.gateway.errors import Refusal, unknown_job
+from services.gateway.events.broadcaster import newest
 from shared.causes import why
 from shared.errors import HeartMulaError, NewerRecord
 from shared.jobs.events import progress_at_start

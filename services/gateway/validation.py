@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Meta
 
 from services.gateway.access import too_many
-from services.gateway.problems import Refusal
+from services.gateway.errors import Refusal
 from shared.errors import InvalidRequest
 from shared.frames import frames_within
 from shared.model.prompt import Prompt, Prompter

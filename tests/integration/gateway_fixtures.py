@@ -26,7 +26,7 @@ from websockets.asyncio.client import ClientConnection
 
 from deploy.local.servers import NatsServer, S3Server, free_port
 from deploy.setup import set_up
-from services.gateway.gateway import Gateway
+from services.gateway.container import Gateway
 from services.gateway.server import GatewayServer
 from shared.jobs.events import EventPublisher
 from shared.jobs.store import JobStore, change

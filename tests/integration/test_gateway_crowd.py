@@ -14,7 +14,7 @@ import websockets
 
 from services.gateway import connection
 from services.gateway.access import Caller
-from services.gateway.hub import MAILBOX_EVENTS, Mailbox, StoredEvent
+from services.gateway.events.broadcaster import MAILBOX_EVENTS, Mailbox, StoredEvent
 from shared.jobs.store import change
 from shared.nats.topology import TENANT
 from shared.schema.messages import Completed, Progress, Stage, Status, cloud_event

@@ -9,8 +9,8 @@ import msgspec
 import pytest
 
 from deploy.local.servers import NatsServer, S3Server, free_port
-from services.gateway.health import PROBE_SECONDS
-from services.gateway.workers import Workers
+from services.gateway.monitoring.health import PROBE_SECONDS
+from services.gateway.monitoring.worker_registry import Workers
 from shared.nats.topology import GPU_LOCK, WORKERS, decode_subject, lock_key
 from shared.schema.messages import LeaseRecord, PhaseMemory
 from shared.settings import Settings
@@ -106,7 +106,7 @@ async def test_what_dead_workers_leave_behind_is_named_or_dropped(
 
         workers = Workers(house.js, PROBE_SECONDS)
         assert {worker.role for worker in await workers.live()} == {"tokenizer", "codec"}
-        monkeypatch.setattr("services.gateway.workers.WORKER_TTL", 0.5)
+        monkeypatch.setattr("services.gateway.monitoring.worker_registry.WORKER_TTL", 0.5)
 
         async def dropped() -> bool:
             return await workers.live() == []

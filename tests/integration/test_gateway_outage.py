@@ -15,7 +15,7 @@ from nats.aio.client import Client
 
 from deploy.local.servers import NatsServer, S3Server
 from services.gateway import outage, submission
-from services.gateway.gateway import Gateway
+from services.gateway.container import Gateway
 from services.gateway.idempotency import songs_of
 from shared.errors import Unavailable
 from shared.jobs.store import JobStore

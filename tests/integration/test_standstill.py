@@ -6,7 +6,7 @@ import httpx
 import msgspec
 import pytest
 
-from services.gateway import health
+from services.gateway.monitoring import health
 from shared.nats.topology import WORKERS
 from shared.schema.messages import WorkerStatus
 from shared.settings import Settings

@@ -11,7 +11,7 @@ import pytest
 import soundfile
 
 from services.codec_worker.trivial import TrivialCodec
-from services.gateway.workers import Workers
+from services.gateway.monitoring.worker_registry import Workers
 from services.tokenizer_worker.engine import Song
 from services.tokenizer_worker.trivial import TrivialEngine
 from shared.device.ledger import DeviceLedger

@@ -9,8 +9,8 @@ import pytest
 from services.gateway.access import Access, Caller, digest_of_key, read_keys
 from services.gateway.bucket import Bucket
 from services.gateway.catalogue import Catalogue
+from services.gateway.errors import Refusal
 from services.gateway.keys import main
-from services.gateway.problems import Refusal
 from shared.errors import ConfigError
 
 DIGEST = digest_of_key("a key")

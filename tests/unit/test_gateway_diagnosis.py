@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from services.gateway.diagnosis import diagnose
+from services.gateway.monitoring.diagnostics import diagnose
 from shared.schema.messages import GpuFigures, Role, WorkerStatus
 
 

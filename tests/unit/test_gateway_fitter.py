@@ -4,7 +4,7 @@ import asyncio
 import threading
 from typing import cast
 
-from services.gateway.problems import Refusal
+from services.gateway.errors import Refusal
 from services.gateway.validation import FitRequest, Fitter
 from shared.model.prompt import Prompt, Prompter
 from shared.schema.messages import GenerateRequest

@@ -5,10 +5,10 @@ import sys
 
 import pytest
 
-from services.gateway.hub import MAILBOX_EVENTS, Mailbox, StoredEvent
+from services.gateway.errors import refusal
+from services.gateway.events.broadcaster import MAILBOX_EVENTS, Mailbox, StoredEvent
 from services.gateway.intake import error_body
 from services.gateway.pages import accepts_gzip
-from services.gateway.problems import refusal
 from services.gateway.ranges import ByteRange, NotSatisfiable, parse_range, tag_matches
 from services.gateway.results import disposition
 from shared.errors import QueueFull

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import services.gateway
-from services.gateway.problems import STATUSES, TITLES
+from services.gateway.errors import STATUSES, TITLES
 
 _DOCUMENT = Path(__file__).parents[2] / "docs" / "api.md"
 

@@ -1,6 +1,6 @@
 """When nothing moves, and when that is no fault."""
 
-from services.gateway.standstill import Standstill
+from services.gateway.monitoring.stall_detector import Standstill
 from shared.schema.messages import WorkerStatus
 from tests.unit.test_gateway_diagnosis import worker as worker_on
 

@@ -12,11 +12,11 @@ import nats
 from nats.js.api import StreamState
 from nats.js.errors import APIError, NotFoundError
 
-from services.gateway.diagnosis import diagnose
-from services.gateway.leases import StaleLeases
-from services.gateway.standstill import TTLS, Standstill
-from services.gateway.workers import Workers
-from services.gateway.writing import Writing
+from services.gateway.monitoring.diagnostics import diagnose
+from services.gateway.monitoring.stale_leases import StaleLeases
+from services.gateway.monitoring.stall_detector import TTLS, Standstill
+from services.gateway.monitoring.worker_registry import Workers
+from services.gateway.monitoring.write_probe import Writing
 from shared.aio import end
 from shared.causes import NO_ANSWER, why
 from shared.errors import HeartMulaError, NoRoom, Unavailable

@@ -11,11 +11,12 @@ import nats
 from services.gateway.access import Access, read_keys
 from services.gateway.catalogue import Catalogue
 from services.gateway.derived import Derived
-from services.gateway.health import PROBE_SECONDS, Health
-from services.gateway.hub import Hub
+from services.gateway.events.broadcaster import Hub
 from services.gateway.intake import Intake
 from services.gateway.line import Line
-from services.gateway.metrics import Metrics
+from services.gateway.monitoring.health import PROBE_SECONDS, Health
+from services.gateway.monitoring.metrics import Metrics
+from services.gateway.monitoring.worker_registry import Workers
 from services.gateway.outage import Outage
 from services.gateway.outlook import Outlook
 from services.gateway.replies import Replies
@@ -23,7 +24,6 @@ from services.gateway.submission import Submission
 from services.gateway.sweeper import Sweeper
 from services.gateway.validation import Fitter
 from services.gateway.webhooks import Webhooks
-from services.gateway.workers import Workers
 from shared.aio import end
 from shared.errors import ConfigError
 from shared.jobs.events import EventPublisher

@@ -14,7 +14,7 @@ from nats.js import JetStreamContext
 from nats.js.api import RawStreamMsg
 from nats.js.errors import APIError, NotFoundError
 
-from services.gateway.metrics import Metrics
+from services.gateway.monitoring.metrics import Metrics
 from shared.aio import end
 from shared.causes import why
 from shared.errors import Unavailable, Unreadable

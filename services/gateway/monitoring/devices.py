@@ -2,8 +2,8 @@
 
 import msgspec
 
-from services.gateway.gateway import Gateway
-from services.gateway.health import QueueDepth, Snapshot
+from services.gateway.container import Gateway
+from services.gateway.monitoring.health import QueueDepth, Snapshot
 from shared.device.lease import LeaseView, read_leases
 from shared.schema.messages import GpuFigures, PhaseMemory, WorkerStatus, timestamp
 
