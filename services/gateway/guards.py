@@ -12,7 +12,7 @@ from litestar.enums import ScopeType
 from litestar.handlers import BaseRouteHandler
 from litestar.types import Send
 
-from services.gateway.access import Access, Caller
+from services.gateway.auth.access import Access, Caller
 from services.gateway.errors import MEDIA_TYPE, Refusal
 from services.gateway.origins import Address, Origin
 from shared.settings import Settings

@@ -21,7 +21,7 @@ from nats.micro import add_service
 from nats.micro.request import Request
 from nats.micro.service import Service, ServiceConfig
 
-from services.gateway.access import Access
+from services.gateway.auth.access import Access
 from services.gateway.errors import Refusal, refusal, unknown_job
 from services.gateway.outage import PATIENCE
 from services.gateway.replies import Guarded, Replies

@@ -13,8 +13,7 @@ from litestar.openapi.spec import OpenAPIType, Schema
 from litestar.params import FromPath
 from litestar.types import ASGIApp
 
-from services.gateway import songs
-from services.gateway.access import Caller
+from services.gateway.auth.access import Caller
 from services.gateway.container import Gateway
 from services.gateway.errors import Refusal
 from services.gateway.guards import PROBE, PUBLIC
@@ -24,6 +23,7 @@ from services.gateway.openapi import BINARY, NUMBER, TEXT, Answer, json_body, op
 from services.gateway.pages import Pages
 from services.gateway.ranges import tag_matches, tag_of
 from services.gateway.results import audio_answer, peaks_answer
+from services.gateway.songs import status as songs
 from services.gateway.submission import AcceptedBody
 from services.gateway.validation import FitBody, FitRequest, decode_fit
 from shared.audio.files import CONTENT_TYPES

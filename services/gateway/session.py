@@ -10,7 +10,7 @@ from litestar import Request, Response, delete, get, post
 from litestar.datastructures import Cookie
 from litestar.di import NamedDependency
 
-from services.gateway.access import COOKIE, COOKIE_SECONDS, Caller, Limits
+from services.gateway.auth.access import COOKIE, COOKIE_SECONDS, Caller, Limits
 from services.gateway.openapi import refusals
 
 AnyRequest = Request[Any, Any, Any]

@@ -14,14 +14,14 @@ from msgspec import Meta
 from nats.aio.client import Client
 from nats.js.errors import APIError, NotFoundError
 
-from services.gateway.access import Access, Caller
+from services.gateway.auth.access import Access, Caller
 from services.gateway.errors import refusal
 from services.gateway.idempotency import digest_of, removed, require_same, songs_of
 from services.gateway.monitoring.health import Health
 from services.gateway.monitoring.metrics import Metrics
 from services.gateway.outage import Outage, Patience
-from services.gateway.outlook import Expectation, Outlook
 from services.gateway.retraction import retract, retract_in_time
+from services.gateway.songs.eta import Expectation, Outlook
 from services.gateway.validation import Fitter, decode_request
 from services.gateway.webhooks import Webhooks
 from shared.causes import NO_ANSWER, why

@@ -13,7 +13,7 @@ import pytest
 import websockets
 
 from services.gateway import connection
-from services.gateway.access import Caller
+from services.gateway.auth.access import Caller
 from services.gateway.events.broadcaster import MAILBOX_EVENTS, Mailbox, StoredEvent
 from shared.jobs.store import change
 from shared.nats.topology import TENANT

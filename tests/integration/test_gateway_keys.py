@@ -17,7 +17,7 @@ import websockets
 from deploy.local.servers import NatsServer, S3Server
 from services.client.client import Client
 from services.client.errors import Refused
-from services.gateway.access import digest_of_key
+from services.gateway.auth.access import digest_of_key
 from tests.integration.gateway_fixtures import SONG, House, Watcher, eventually, fresh_settings, open_house
 
 ALICE, BOB = {"Authorization": "Bearer key-of-alice"}, {"Authorization": "Bearer key-of-bob"}

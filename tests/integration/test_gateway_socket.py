@@ -8,7 +8,7 @@ import pytest
 import websockets
 
 from deploy.local.servers import NatsServer, S3Server
-from services.gateway.access import Caller
+from services.gateway.auth.access import Caller
 from shared.nats.topology import EVENTS
 from shared.schema.messages import Failed, Queued
 from shared.settings import Settings

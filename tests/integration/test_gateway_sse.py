@@ -14,7 +14,7 @@ import pytest
 
 from deploy.local.servers import NatsServer, S3Server
 from services.gateway import event_stream
-from services.gateway.access import Caller
+from services.gateway.auth.access import Caller
 from shared.nats.topology import event_subject
 from shared.schema.messages import Progress, Queued, cloud_event
 from shared.settings import Settings

@@ -6,11 +6,11 @@ from typing import cast
 
 import pytest
 
-from services.gateway.access import Access, Caller, digest_of_key, read_keys
-from services.gateway.bucket import Bucket
-from services.gateway.catalogue import Catalogue
+from services.gateway.auth.access import Access, Caller, digest_of_key, read_keys
+from services.gateway.auth.token_bucket import Bucket
 from services.gateway.errors import Refusal
 from services.gateway.keys import main
+from services.gateway.songs.index import Catalogue
 from shared.errors import ConfigError
 
 DIGEST = digest_of_key("a key")

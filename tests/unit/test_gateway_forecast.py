@@ -2,7 +2,7 @@
 
 import pytest
 
-from services.gateway.forecast import Pace, moved, pace
+from services.gateway.songs.forecast import Pace, moved, pace
 from shared.jobs.events import end_event
 from shared.schema.messages import GenerateRequest, GpuFigures, Job, Progress, Role, Status, WorkerStatus
 

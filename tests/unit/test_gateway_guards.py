@@ -10,13 +10,13 @@ from litestar.datastructures import State
 from litestar.exceptions import WebSocketDisconnect
 from litestar.testing import TestClient
 
-from services.gateway.access import Access, digest_of_key
-from services.gateway.catalogue import Catalogue
+from services.gateway.auth.access import Access, digest_of_key
 from services.gateway.errors import Refusal, answer_error
 from services.gateway.guards import PUBLIC, PageRules, need_key
 from services.gateway.monitoring.health import Health
 from services.gateway.origins import is_own
 from services.gateway.outage import Outage
+from services.gateway.songs.index import Catalogue
 from shared.nats.connection import Connection
 from shared.settings import Settings
 

@@ -10,10 +10,10 @@ import nats
 from msgspec import Meta
 from nats.js.errors import APIError
 
-from services.gateway.catalogue import cursor_of, place_of
 from services.gateway.container import Gateway
 from services.gateway.errors import Refusal, unknown_job
 from services.gateway.events.broadcaster import newest
+from services.gateway.songs.index import cursor_of, place_of
 from shared.causes import why
 from shared.errors import HeartMulaError, NewerRecord
 from shared.jobs.events import progress_at_start

@@ -7,9 +7,9 @@ import msgspec
 
 from services.gateway.container import Gateway
 from services.gateway.events.broadcaster import Frame, Mailbox, StoredEvent, following, last_sequence
-from services.gateway.forecast import moved
-from services.gateway.outlook import Expectation
-from services.gateway.songs import StatusBody, describe, find_job
+from services.gateway.songs.eta import Expectation
+from services.gateway.songs.forecast import moved
+from services.gateway.songs.status import StatusBody, describe, find_job
 from shared.jobs.events import end_event
 from shared.nats.topology import event_subject
 from shared.schema.messages import ENDED, AnyEvent, CloudEvent, Job, Progress, Queued, cloud_event

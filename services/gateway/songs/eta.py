@@ -5,9 +5,9 @@ import time
 from dataclasses import dataclass
 from datetime import datetime
 
-from services.gateway.forecast import longest_frames, pace
-from services.gateway.line import Line
 from services.gateway.monitoring.worker_registry import Workers
+from services.gateway.songs.forecast import longest_frames, pace
+from services.gateway.songs.queue_position import Line
 from shared.errors import Unavailable
 from shared.schema.messages import Job, Progress, timestamp
 
