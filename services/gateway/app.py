@@ -20,7 +20,7 @@ from services.gateway.headers import secure
 from services.gateway.pages import Pages
 from services.gateway.routes import ROUTES
 from services.gateway.sockets import events
-from services.gateway.validation import MAX_BODY
+from services.gateway.submission.validation import MAX_BODY
 
 
 def create_app(gateway: Gateway) -> Litestar:

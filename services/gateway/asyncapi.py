@@ -8,7 +8,7 @@ import msgspec
 from services.gateway.intake import ERROR_CODES
 from services.gateway.openapi import VERSION
 from services.gateway.songs.event_feed import SnapshotBody
-from services.gateway.submission import AcceptedBody
+from services.gateway.submission.service import AcceptedBody
 from shared.nats.topology import event_subject, record_subject, submit_subject
 from shared.schema.messages import AnyEvent, CloudEvent, GenerateRequest, Job
 

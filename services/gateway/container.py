@@ -9,21 +9,21 @@ from typing import Any
 import nats
 
 from services.gateway.auth.access import Access, read_keys
+from services.gateway.background.reconciler import Sweeper
+from services.gateway.background.webhooks import Webhooks
 from services.gateway.events.broadcaster import Hub
 from services.gateway.intake import Intake
 from services.gateway.media.renditions import Derived
 from services.gateway.monitoring.health import PROBE_SECONDS, Health
 from services.gateway.monitoring.metrics import Metrics
 from services.gateway.monitoring.worker_registry import Workers
-from services.gateway.outage import Outage
 from services.gateway.replies import Replies
 from services.gateway.songs.eta import Outlook
 from services.gateway.songs.index import Catalogue
 from services.gateway.songs.queue_position import Line
-from services.gateway.submission import Submission
-from services.gateway.sweeper import Sweeper
-from services.gateway.validation import Fitter
-from services.gateway.webhooks import Webhooks
+from services.gateway.submission.outage import Outage
+from services.gateway.submission.service import Submission
+from services.gateway.submission.validation import Fitter
 from shared.aio import end
 from shared.errors import ConfigError
 from shared.jobs.events import EventPublisher

@@ -23,9 +23,9 @@ from nats.micro.service import Service, ServiceConfig
 
 from services.gateway.auth.access import Access
 from services.gateway.errors import Refusal, refusal, unknown_job
-from services.gateway.outage import PATIENCE
 from services.gateway.replies import Guarded, Replies
-from services.gateway.submission import Submission
+from services.gateway.submission.outage import PATIENCE
+from services.gateway.submission.service import Submission
 from shared.causes import why
 from shared.jobs.store import JobStore
 from shared.nats.connection import Connection

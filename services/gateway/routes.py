@@ -24,8 +24,8 @@ from services.gateway.pages import Pages
 from services.gateway.ranges import tag_matches, tag_of
 from services.gateway.results import audio_answer, peaks_answer
 from services.gateway.songs import status as songs
-from services.gateway.submission import AcceptedBody
-from services.gateway.validation import FitBody, FitRequest, decode_fit
+from services.gateway.submission.service import AcceptedBody
+from services.gateway.submission.validation import FitBody, FitRequest, decode_fit
 from shared.audio.files import CONTENT_TYPES
 from shared.audio.peaks import PeaksBody
 from shared.schema.messages import AudioFormat, Status

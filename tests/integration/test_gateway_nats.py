@@ -11,7 +11,7 @@ import pytest
 from nats.js.errors import APIError, NotFoundError
 
 from services.gateway.auth.access import digest_of_key
-from services.gateway.idempotency import song_of
+from services.gateway.submission.idempotency import song_of
 from shared.nats.topology import JOBS, TENANT, TOK, submit_subject, token_subject
 from shared.settings import Settings
 from tests.integration.gateway_fixtures import SONG, House, eventually, open_house

@@ -14,9 +14,10 @@ import pytest
 from nats.aio.client import Client
 
 from deploy.local.servers import NatsServer, S3Server
-from services.gateway import outage, submission
 from services.gateway.container import Gateway
-from services.gateway.idempotency import songs_of
+from services.gateway.submission import outage
+from services.gateway.submission import service as submission
+from services.gateway.submission.idempotency import songs_of
 from shared.errors import Unavailable
 from shared.jobs.store import JobStore
 from shared.nats.connection import connect

@@ -14,8 +14,8 @@ from nats.js.api import RawStreamMsg
 from nats.js.errors import APIError, NotFoundError
 
 from deploy.local.servers import NatsServer, S3Server
-from services.gateway.idempotency import digest_of, song_of
-from services.gateway.retraction import retract
+from services.gateway.submission.idempotency import digest_of, song_of
+from services.gateway.submission.rollback import retract
 from shared.nats.topology import JOBS, TENANT, TOK, submit_subject, token_subject
 from shared.schema.messages import GenerateRequest, Job, TokenJob
 from tests.integration.gateway_fixtures import SONG, House, fresh_settings, open_house

@@ -14,8 +14,8 @@ from nats.aio.client import Client
 from nats.js.errors import NotFoundError
 
 from deploy.local.servers import NatsServer, S3Server
-from services.gateway import sweeper as sweeping
-from services.gateway.sweeper import Sweeper, Swept
+from services.gateway.background import reconciler as sweeping
+from services.gateway.background.reconciler import Sweeper, Swept
 from shared.jobs.store import JobStore
 from shared.nats.topology import (
     DEC,

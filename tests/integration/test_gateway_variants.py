@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from deploy.local.servers import NatsServer, S3Server
-from services.gateway.idempotency import digest_of, songs_of
+from services.gateway.submission.idempotency import digest_of, songs_of
 from shared.nats.topology import JOBS, TENANT, TOK, bootstrap, streams, submit_subject
 from shared.schema.messages import MAX_SEED, GenerateRequest, Job
 from tests.integration.gateway_fixtures import SONG, House, eventually, fresh_settings, open_house

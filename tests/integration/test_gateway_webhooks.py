@@ -20,7 +20,8 @@ import standardwebhooks
 from nats.aio.client import Client
 from prometheus_client import CollectorRegistry, Counter
 
-from services.gateway import places, webhooks
+from services.gateway.background import host_slots as places
+from services.gateway.background import webhooks
 from shared.jobs.store import JobStore, change
 from shared.nats.topology import FAULTS, TENANT, bootstrap
 from shared.schema.messages import GenerateRequest, Job, Status

@@ -5,7 +5,7 @@ import threading
 from typing import cast
 
 from services.gateway.errors import Refusal
-from services.gateway.validation import FitRequest, Fitter
+from services.gateway.submission.validation import FitRequest, Fitter
 from shared.model.prompt import Prompt, Prompter
 from shared.schema.messages import GenerateRequest
 

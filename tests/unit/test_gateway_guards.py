@@ -15,8 +15,8 @@ from services.gateway.errors import Refusal, answer_error
 from services.gateway.guards import PUBLIC, PageRules, need_key
 from services.gateway.monitoring.health import Health
 from services.gateway.origins import is_own
-from services.gateway.outage import Outage
 from services.gateway.songs.index import Catalogue
+from services.gateway.submission.outage import Outage
 from shared.nats.connection import Connection
 from shared.settings import Settings
 

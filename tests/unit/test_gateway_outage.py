@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from services.gateway.outage import Outage
+from services.gateway.submission.outage import Outage
 from shared.errors import NoRoom, QueueFull, Rejected, Unavailable
 
 

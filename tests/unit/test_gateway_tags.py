@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.gateway.validation import decode_request, tidy_tags
+from services.gateway.submission.validation import decode_request, tidy_tags
 from shared.errors import InvalidRequest
 from shared.schema.messages import Job
 

@@ -10,8 +10,8 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from services.gateway.background.reconciler import Sweeper
 from services.gateway.monitoring.health import Snapshot
-from services.gateway.sweeper import Sweeper
 from shared.schema.decoding import UNREADABLE
 from shared.schema.messages import WorkerStatus
 from shared.write_failures import FAILED_WRITES

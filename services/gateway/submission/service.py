@@ -15,15 +15,15 @@ from nats.aio.client import Client
 from nats.js.errors import APIError, NotFoundError
 
 from services.gateway.auth.access import Access, Caller
+from services.gateway.background.webhooks import Webhooks
 from services.gateway.errors import refusal
-from services.gateway.idempotency import digest_of, removed, require_same, songs_of
 from services.gateway.monitoring.health import Health
 from services.gateway.monitoring.metrics import Metrics
-from services.gateway.outage import Outage, Patience
-from services.gateway.retraction import retract, retract_in_time
 from services.gateway.songs.eta import Expectation, Outlook
-from services.gateway.validation import Fitter, decode_request
-from services.gateway.webhooks import Webhooks
+from services.gateway.submission.idempotency import digest_of, removed, require_same, songs_of
+from services.gateway.submission.outage import Outage, Patience
+from services.gateway.submission.rollback import retract, retract_in_time
+from services.gateway.submission.validation import Fitter, decode_request
 from shared.causes import NO_ANSWER, why
 from shared.errors import JobConflict, QueueFull, Unavailable
 from shared.jobs.events import EventPublisher
