@@ -11,15 +11,17 @@ from litestar.enums import HttpMethod
 from litestar.handlers import HTTPRouteHandler
 from litestar.routes import HTTPRoute
 
-from services.gateway import api_docs, openapi, session
+from services.gateway.api import browser_session as session
+from services.gateway.api.docs import openapi
+from services.gateway.api.docs import routes as api_docs
+from services.gateway.api.guards import PUBLIC, PageRules, need_key, provide_caller
+from services.gateway.api.routes import ROUTES
+from services.gateway.api.security_headers import secure
+from services.gateway.api.sse import event_stream
+from services.gateway.api.static_files import Pages
+from services.gateway.api.websocket import events
 from services.gateway.container import Gateway
 from services.gateway.errors import answer_error
-from services.gateway.event_stream import event_stream
-from services.gateway.guards import PUBLIC, PageRules, need_key, provide_caller
-from services.gateway.headers import secure
-from services.gateway.pages import Pages
-from services.gateway.routes import ROUTES
-from services.gateway.sockets import events
 from services.gateway.submission.validation import MAX_BODY
 
 

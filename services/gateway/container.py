@@ -8,16 +8,16 @@ from typing import Any
 
 import nats
 
+from services.gateway.api.nats_replies import Replies
+from services.gateway.api.nats_submit import Intake
 from services.gateway.auth.access import Access, read_keys
 from services.gateway.background.reconciler import Sweeper
 from services.gateway.background.webhooks import Webhooks
 from services.gateway.events.broadcaster import Hub
-from services.gateway.intake import Intake
 from services.gateway.media.renditions import Derived
 from services.gateway.monitoring.health import PROBE_SECONDS, Health
 from services.gateway.monitoring.metrics import Metrics
 from services.gateway.monitoring.worker_registry import Workers
-from services.gateway.replies import Replies
 from services.gateway.songs.eta import Outlook
 from services.gateway.songs.index import Catalogue
 from services.gateway.songs.queue_position import Line

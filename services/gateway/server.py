@@ -11,10 +11,10 @@ from typing import cast
 
 import uvicorn
 
+from services.gateway.api.http_protocol import Connections, HttpConnection
+from services.gateway.api.websocket_protocol import Connection
 from services.gateway.app import create_app
-from services.gateway.connection import Connection
 from services.gateway.container import Gateway
-from services.gateway.http_protocol import Connections, HttpConnection
 from shared import tracing
 from shared.errors import ConfigError
 from shared.settings import Settings

@@ -13,7 +13,7 @@ import pytest
 import websockets
 
 from deploy.local.servers import NatsServer, S3Server
-from services.gateway import http_protocol
+from services.gateway.api import http_protocol
 from shared.settings import Settings
 from tests.integration.gateway_fixtures import (
     SONG,

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import websockets
 
-from services.gateway import connection
+from services.gateway.api import websocket_protocol as connection
 from services.gateway.auth.access import Caller
 from services.gateway.events.broadcaster import MAILBOX_EVENTS, Mailbox, StoredEvent
 from shared.jobs.store import change

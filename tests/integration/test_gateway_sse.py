@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from deploy.local.servers import NatsServer, S3Server
-from services.gateway import event_stream
+from services.gateway.api import sse as event_stream
 from services.gateway.auth.access import Caller
 from shared.nats.topology import event_subject
 from shared.schema.messages import Progress, Queued, cloud_event

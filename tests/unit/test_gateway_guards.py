@@ -10,11 +10,11 @@ from litestar.datastructures import State
 from litestar.exceptions import WebSocketDisconnect
 from litestar.testing import TestClient
 
+from services.gateway.api.guards import PUBLIC, PageRules, need_key
+from services.gateway.api.origins import is_own
 from services.gateway.auth.access import Access, digest_of_key
 from services.gateway.errors import Refusal, answer_error
-from services.gateway.guards import PUBLIC, PageRules, need_key
 from services.gateway.monitoring.health import Health
-from services.gateway.origins import is_own
 from services.gateway.songs.index import Catalogue
 from services.gateway.submission.outage import Outage
 from shared.nats.connection import Connection

@@ -5,12 +5,12 @@ import sys
 
 import pytest
 
+from services.gateway.api.audio_response import disposition
+from services.gateway.api.conditional import ByteRange, NotSatisfiable, parse_range, tag_matches
+from services.gateway.api.nats_submit import error_body
+from services.gateway.api.static_files import accepts_gzip
 from services.gateway.errors import refusal
 from services.gateway.events.broadcaster import MAILBOX_EVENTS, Mailbox, StoredEvent
-from services.gateway.intake import error_body
-from services.gateway.pages import accepts_gzip
-from services.gateway.ranges import ByteRange, NotSatisfiable, parse_range, tag_matches
-from services.gateway.results import disposition
 from shared.errors import QueueFull
 from shared.schema.messages import AnyEvent, Failed, GenerateRequest, Job, Progress, Stage, cloud_event
 

@@ -3,7 +3,7 @@
 import pytest
 from prometheus_client import Counter
 
-from services.gateway.replies import Replies
+from services.gateway.api.nats_replies import Replies
 from shared.errors import ConfigError
 from shared.nats.topology import SERVICES
 from shared.settings import Settings

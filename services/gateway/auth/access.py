@@ -19,9 +19,9 @@ from typing import Annotated, Any
 import msgspec
 from litestar.connection import ASGIConnection
 
+from services.gateway.api.origins import is_own
 from services.gateway.auth.token_bucket import Bucket
 from services.gateway.errors import Refusal
-from services.gateway.origins import is_own
 from services.gateway.songs.index import Catalogue
 from shared.errors import ConfigError, InvalidRequest
 from shared.frames import FRAME_MS

@@ -12,12 +12,12 @@ from litestar.openapi.spec import OpenAPIType, Schema
 from litestar.params import FromPath
 from litestar.types import ASGIApp, Receive, Scope, Send
 
+from services.gateway.api.docs.openapi import Answer, operation, parameter, refusals
+from services.gateway.api.guards import OWN_PAGES
 from services.gateway.auth.access import Caller
 from services.gateway.container import Gateway
 from services.gateway.errors import Refusal
 from services.gateway.events.broadcaster import Frame, last_sequence
-from services.gateway.guards import OWN_PAGES
-from services.gateway.openapi import Answer, operation, parameter, refusals
 from services.gateway.songs.event_feed import Feed, Lost, event_id
 from services.gateway.songs.status import find_job
 from shared.errors import HeartMulaError

@@ -10,10 +10,10 @@ from litestar.enums import HttpMethod
 from litestar.params import FromPath
 from swagger_ui_bundle import swagger_ui_path
 
-from services.gateway.asyncapi import document
-from services.gateway.guards import PUBLIC
-from services.gateway.openapi import complete, marks_of
-from services.gateway.pages import POLICY, File, Pages
+from services.gateway.api.docs.asyncapi import document
+from services.gateway.api.docs.openapi import complete, marks_of
+from services.gateway.api.guards import PUBLIC
+from services.gateway.api.static_files import POLICY, File, Pages
 
 _POLICY = f"{POLICY}; img-src 'self' data:"  # its style sheet holds its icons
 GET_AND_HEAD = [HttpMethod.GET, HttpMethod.HEAD]

@@ -11,9 +11,9 @@ from urllib.parse import quote
 
 from litestar.types import Receive, Scope, Send
 
+from services.gateway.api.conditional import ByteRange, NotSatisfiable, parse_range, tag_matches
 from services.gateway.container import Gateway
 from services.gateway.errors import Refusal
-from services.gateway.ranges import ByteRange, NotSatisfiable, parse_range, tag_matches
 from shared.audio.files import CONTENT_TYPES
 from shared.audio.peaks import CONTENT_TYPE as PEAKS_TYPE
 from shared.errors import HeartMulaError, ObjectError

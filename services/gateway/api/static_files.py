@@ -8,10 +8,10 @@ from typing import Any
 
 from litestar import Request, Response
 
+from services.gateway.api.conditional import tag_matches, tag_of
 from services.gateway.errors import Refusal
-from services.gateway.ranges import tag_matches, tag_of
 
-STATIC = Path(__file__).with_name("static")
+STATIC = Path(__file__).parents[1] / "static"
 POLICY = "; ".join(
     ("default-src 'self'", "base-uri 'none'", "form-action 'self'", "frame-ancestors 'none'", "object-src 'none'")
 )

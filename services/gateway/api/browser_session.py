@@ -10,8 +10,8 @@ from litestar import Request, Response, delete, get, post
 from litestar.datastructures import Cookie
 from litestar.di import NamedDependency
 
+from services.gateway.api.docs.openapi import refusals
 from services.gateway.auth.access import COOKIE, COOKIE_SECONDS, Caller, Limits
-from services.gateway.openapi import refusals
 
 AnyRequest = Request[Any, Any, Any]
 _NO_STORE = {"Cache-Control": "no-store"}

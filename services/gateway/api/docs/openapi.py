@@ -31,8 +31,8 @@ from litestar.openapi.spec.enums import OpenAPIFormat
 from litestar.routes import BaseRoute, HTTPRoute
 from litestar.types import Method
 
+from services.gateway.api.guards import is_for_own_pages
 from services.gateway.errors import MEDIA_TYPE, STATUSES, TITLES, Problem
-from services.gateway.guards import is_for_own_pages
 from shared.schema.messages import GenerateRequest
 
 VERSION = "0.1.0"

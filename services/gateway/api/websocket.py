@@ -10,10 +10,10 @@ from litestar.di import NamedDependency
 from litestar.exceptions import WebSocketDisconnect
 from litestar.params import FromPath
 
+from services.gateway.api.guards import CHECKS_ITSELF, PageRules, refuse_handshake
 from services.gateway.container import Gateway
 from services.gateway.errors import Refusal
 from services.gateway.events.broadcaster import Frame
-from services.gateway.guards import CHECKS_ITSELF, PageRules, refuse_handshake
 from services.gateway.songs.event_feed import Feed, Lost, event_id
 from shared.errors import HeartMulaError
 

@@ -13,16 +13,26 @@ from litestar.openapi.spec import OpenAPIType, Schema
 from litestar.params import FromPath
 from litestar.types import ASGIApp
 
+from services.gateway.api.audio_response import audio_answer, peaks_answer
+from services.gateway.api.conditional import tag_matches, tag_of
+from services.gateway.api.docs.openapi import (
+    BINARY,
+    NUMBER,
+    TEXT,
+    Answer,
+    json_body,
+    operation,
+    parameter,
+    refusals,
+    song_body,
+)
+from services.gateway.api.guards import PROBE, PUBLIC
+from services.gateway.api.static_files import Pages
 from services.gateway.auth.access import Caller
 from services.gateway.container import Gateway
 from services.gateway.errors import Refusal
-from services.gateway.guards import PROBE, PUBLIC
 from services.gateway.monitoring import devices as gpu
 from services.gateway.monitoring.health import HealthBody
-from services.gateway.openapi import BINARY, NUMBER, TEXT, Answer, json_body, operation, parameter, refusals, song_body
-from services.gateway.pages import Pages
-from services.gateway.ranges import tag_matches, tag_of
-from services.gateway.results import audio_answer, peaks_answer
 from services.gateway.songs import status as songs
 from services.gateway.submission.service import AcceptedBody
 from services.gateway.submission.validation import FitBody, FitRequest, decode_fit

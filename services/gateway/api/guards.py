@@ -12,9 +12,9 @@ from litestar.enums import ScopeType
 from litestar.handlers import BaseRouteHandler
 from litestar.types import Send
 
+from services.gateway.api.origins import Address, Origin
 from services.gateway.auth.access import Access, Caller
 from services.gateway.errors import MEDIA_TYPE, Refusal
-from services.gateway.origins import Address, Origin
 from shared.settings import Settings
 
 PUBLIC = {"public": True}  # needs no key: tells nothing of songs

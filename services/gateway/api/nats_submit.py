@@ -21,9 +21,9 @@ from nats.micro import add_service
 from nats.micro.request import Request
 from nats.micro.service import Service, ServiceConfig
 
+from services.gateway.api.nats_replies import Guarded, Replies
 from services.gateway.auth.access import Access
 from services.gateway.errors import Refusal, refusal, unknown_job
-from services.gateway.replies import Guarded, Replies
 from services.gateway.submission.outage import PATIENCE
 from services.gateway.submission.service import Submission
 from shared.causes import why
