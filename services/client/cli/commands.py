@@ -17,10 +17,10 @@ from typing import Any, BinaryIO, NoReturn, TypeVar, cast, get_args
 import click
 import msgspec
 
-from services.client import display
 from services.client.answers import Song
+from services.client.cli import output as display
+from services.client.cli.output import Display
 from services.client.client import DEFAULT_URL, Client
-from services.client.display import Display
 from services.client.errors import ClientError, Refused, as_json
 from shared.schema.messages import AudioFormat, Priority, Status
 
