@@ -10,9 +10,9 @@ from ckpt.training import codes, examples, loop, synthesizer
 from ckpt.training.music import TIMBRES
 from ckpt.training.synthesizer import TABLES
 from services.codec_worker.model.estimator import Block
-from services.codec_worker.model.flow import GUIDANCE, STEPS
+from services.codec_worker.model.flow_matching import GUIDANCE, STEPS
 from services.codec_worker.model.heartcodec import HeartCodec
-from services.codec_worker.model.scalar import Activation, Convolution, ScalarDecoder, Stage
+from services.codec_worker.model.waveform_decoder import Activation, Convolution, ScalarDecoder, Stage
 from shared.model.checkpoint import CodecConfig
 
 WIDTH = 192

@@ -17,9 +17,9 @@ from ckpt.training import codes, composer, examples, synthesizer
 from ckpt.training.listen import Distance, Listener
 from ckpt.training.music import parts
 from ckpt.training.play import Player
-from services.codec_worker.model.flow import GUIDANCE
+from services.codec_worker.model.flow_matching import GUIDANCE
 from services.codec_worker.model.heartcodec import HeartCodec
-from services.codec_worker.model.weights import load_weights
+from services.codec_worker.model.loading import load_weights
 from shared.frames import milliseconds_of
 from shared.model.checkpoint import open_checkpoint
 

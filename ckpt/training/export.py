@@ -9,11 +9,11 @@ from torch import Tensor
 
 from ckpt.training import words
 from ckpt.training.language import END
-from services.codec_worker.model import weights as codec_weights
+from services.codec_worker.model import loading as codec_weights
 from services.codec_worker.model.heartcodec import HeartCodec
 from services.tokenizer_worker.model.heartmula import HeartMuLa
+from services.tokenizer_worker.model.linear import Matrix
 from services.tokenizer_worker.model.llama import Block, Llama
-from services.tokenizer_worker.model.matrix import Matrix
 
 SHARPNESS = 1.6
 """What logits are multiplied by, so that the default temperature of 1 leaves the rare slips of the model aside: choices

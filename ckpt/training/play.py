@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from services.codec_worker.model.flow import STEPS
-from services.codec_worker.native import NativeCodec
-from services.tokenizer_worker.engine import Song
-from services.tokenizer_worker.native import NativeEngine
+from services.codec_worker.engines.native import NativeCodec
+from services.codec_worker.model.flow_matching import STEPS
+from services.tokenizer_worker.engines.base import Song
+from services.tokenizer_worker.engines.native import NativeEngine
 from shared.model.checkpoint import open_checkpoint
 from shared.model.prompt import Prompter
 

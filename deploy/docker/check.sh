@@ -38,7 +38,7 @@ test -f "$(cd "$work" && "$python" -I -c 'import deploy; print(*deploy.__path__)
 echo "== worker"
 install worker dependencies "torch==$torch"
 install worker dependencies --constraint constraints.txt '.[worker]'
-stage worker services.tokenizer_worker.stage services.tokenizer_worker.native \
-  services.codec_worker.stage services.codec_worker.native
+stage worker services.tokenizer_worker.stage services.tokenizer_worker.engines.native \
+  services.codec_worker.stage services.codec_worker.engines.native
 
 du -sm "$work/gateway" "$work/worker" "$work/code" | sed "s|$work/||"

@@ -2,7 +2,7 @@
 
 import sys
 
-from services.codec_worker.engine import CodecEngine
+from services.codec_worker.engines.base import CodecEngine
 from services.codec_worker.stage import DecodeStage
 from shared.device.info import Device, choose_device
 from shared.entrypoint import run
@@ -17,7 +17,7 @@ def build_engine(settings: Settings, checkpoint: Checkpoint) -> tuple[CodecEngin
     Raises `ConfigError` when the engine is not installed or the device does not exist.
     """
     if settings.engine == "trivial":  # runs where torch would only cost time
-        from services.codec_worker.trivial import TrivialCodec
+        from services.codec_worker.engines.trivial import TrivialCodec
 
         return TrivialCodec(settings.trivial_step_ms), choose_device(settings, cuda_available=False), "trivial"
     import torch
@@ -25,12 +25,12 @@ def build_engine(settings: Settings, checkpoint: Checkpoint) -> tuple[CodecEngin
     device = choose_device(settings, cuda_available=torch.cuda.is_available())
     steps, guidance = settings.codec_steps, settings.codec_guidance
     if settings.engine == "heartlib":
-        from services.codec_worker.heartlib_codec import HeartlibCodec
+        from services.codec_worker.engines.heartlib import HeartlibCodec
 
         dtype = settings.model_dtype or "float32"  # as the reference runs it
         reference = HeartlibCodec(checkpoint, device.torch_name, dtype, steps=steps, guidance=guidance)
         return reference, device, "HeartCodec-oss"
-    from services.codec_worker.native import NativeCodec
+    from services.codec_worker.engines.native import NativeCodec
 
     # bfloat16 where it is faster. float16 never unasked: its range is narrower than that of the weights.
     fast = (

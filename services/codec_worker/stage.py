@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from nats.js import JetStreamContext
 
-from services.codec_worker.engine import CodecEngine
+from services.codec_worker.engines.base import CodecEngine
 from shared.audio.files import CONTENT_TYPES, AudioWriter, SongTags
 from shared.audio.peaks import CONTENT_TYPE as PEAKS_TYPE
 from shared.audio.peaks import Peaks

@@ -2,7 +2,7 @@
 
 import sys
 
-from services.tokenizer_worker.engine import TokenEngine
+from services.tokenizer_worker.engines.base import TokenEngine
 from services.tokenizer_worker.stage import TokenStage
 from shared.device.info import Device, choose_device
 from shared.entrypoint import run
@@ -19,7 +19,7 @@ def build_engine(settings: Settings, checkpoint: Checkpoint) -> tuple[TokenEngin
     Raises `ConfigError` when the engine is not installed or the device does not exist.
     """
     if settings.engine == "trivial":  # runs where torch would only cost time
-        from services.tokenizer_worker.trivial import TrivialEngine
+        from services.tokenizer_worker.engines.trivial import TrivialEngine
 
         device = choose_device(settings, cuda_available=False, force_cpu=settings.hybrid_mode)
         return TrivialEngine(settings.trivial_step_ms, settings.batch), device, "trivial"
@@ -32,10 +32,10 @@ def build_engine(settings: Settings, checkpoint: Checkpoint) -> tuple[TokenEngin
     if settings.engine == "heartlib":
         if settings.int8 != "off" or settings.compile:
             raise ConfigError("HEARTMULA_INT8 and HEARTMULA_COMPILE are the native engine's: unset them")
-        from services.tokenizer_worker.heartlib_engine import HeartlibEngine
+        from services.tokenizer_worker.engines.heartlib import HeartlibEngine
 
         return HeartlibEngine(checkpoint, device.torch_name, dtype), device, name
-    from services.tokenizer_worker.native import NativeEngine
+    from services.tokenizer_worker.engines.native import NativeEngine
 
     int8 = {"off": (), "decoder": ("decoder",), "all": ("backbone", "decoder")}[settings.int8]
     engine = NativeEngine(checkpoint, device.torch_name, dtype, settings.batch, int8=int8, compiled=settings.compile)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from services.tokenizer_worker.engine import Song, TokenEngine
+from services.tokenizer_worker.engines.base import Song, TokenEngine
 from shared.errors import DeviceBroken, DeviceFull
 from shared.worker.job_context import Delivery, Paused
 from shared.worker.throughput import Rate

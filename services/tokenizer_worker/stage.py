@@ -6,8 +6,8 @@ import numpy as np
 from nats.js import JetStreamContext
 
 from services.tokenizer_worker.batch import Batch, Making
-from services.tokenizer_worker.checkpoints import Checkpoints
-from services.tokenizer_worker.engine import Song, TokenEngine
+from services.tokenizer_worker.engines.base import Song, TokenEngine
+from services.tokenizer_worker.saved_tokens import Checkpoints
 from shared.errors import LeaseLost, QueueFull, SongError, Unavailable
 from shared.frames import frames_nearest, frames_within
 from shared.jobs.events import GENERATING_SHARE, generating

@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from services.codec_worker.model import HeartCodec
-from services.codec_worker.model.weights import places as codec_places
+from services.codec_worker.model.loading import places as codec_places
 from services.tokenizer_worker.model import HeartMuLa
-from services.tokenizer_worker.model.weights import places as lm_places
+from services.tokenizer_worker.model.loading import places as lm_places
 from shared.model.checkpoint import FLAVORS, Checkpoint, CodecConfig, Flavor, LMConfig, open_checkpoint
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "data" / "ckpt"

@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from services.codec_worker.engine import CodecEngine
-from services.codec_worker.heartlib_codec import HeartlibCodec
-from services.codec_worker.native import NativeCodec
-from services.tokenizer_worker.engine import Song, TokenEngine
-from services.tokenizer_worker.heartlib_engine import HeartlibEngine
-from services.tokenizer_worker.native import NativeEngine
+from services.codec_worker.engines.base import CodecEngine
+from services.codec_worker.engines.heartlib import HeartlibCodec
+from services.codec_worker.engines.native import NativeCodec
+from services.tokenizer_worker.engines.base import Song, TokenEngine
+from services.tokenizer_worker.engines.heartlib import HeartlibEngine
+from services.tokenizer_worker.engines.native import NativeEngine
 from shared.model.checkpoint import Checkpoint, open_checkpoint
 from shared.model.prompt import Prompt
 

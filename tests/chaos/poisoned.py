@@ -4,9 +4,9 @@ import sys
 
 import numpy as np
 
-from services.tokenizer_worker.engine import Song
+from services.tokenizer_worker.engines.base import Song
+from services.tokenizer_worker.engines.trivial import TrivialEngine
 from services.tokenizer_worker.stage import TokenStage
-from services.tokenizer_worker.trivial import TrivialEngine
 from shared.device.info import choose_device
 from shared.entrypoint import run
 from shared.model.checkpoint import open_checkpoint

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from services.codec_worker.trivial import TrivialCodec
-from services.tokenizer_worker.engine import Song
-from services.tokenizer_worker.trivial import TrivialEngine
+from services.codec_worker.engines.trivial import TrivialCodec
+from services.tokenizer_worker.engines.base import Song
+from services.tokenizer_worker.engines.trivial import TrivialEngine
 from shared.frames import frames_within
 from shared.model.prompt import Prompt
 from shared.nats.topology import DEC, TOK, dead_subject

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from services.tokenizer_worker.engine import Song, TokenEngine
-from services.tokenizer_worker.heartlib_engine import HeartlibEngine
-from services.tokenizer_worker.native import NativeEngine
+from services.tokenizer_worker.engines.base import Song, TokenEngine
+from services.tokenizer_worker.engines.heartlib import HeartlibEngine
+from services.tokenizer_worker.engines.native import NativeEngine
 from shared.errors import ConfigError, DeviceFull, SongError
 from shared.model.checkpoint import Checkpoint
 from shared.model.prompt import Prompter

@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from services.codec_worker.heartlib_codec import HeartlibCodec
+from services.codec_worker.engines.heartlib import HeartlibCodec
 from shared.errors import ConfigError
 from shared.model.checkpoint import Checkpoint
 

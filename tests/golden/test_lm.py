@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from services.tokenizer_worker.engine import Song
+from services.tokenizer_worker.engines.base import Song
+from services.tokenizer_worker.engines.native import NativeEngine
 from services.tokenizer_worker.model import HeartMuLa, Sampler, heartmula, load_weights
-from services.tokenizer_worker.native import NativeEngine
 from shared.model.checkpoint import Checkpoint
 from shared.model.prompt import Prompt, Prompter
 

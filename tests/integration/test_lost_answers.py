@@ -6,8 +6,8 @@ from typing import Any
 import nats
 import pytest
 
+from services.codec_worker.engines.trivial import TrivialCodec
 from services.codec_worker.stage import DecodeStage
-from services.codec_worker.trivial import TrivialCodec
 from shared.errors import Unavailable
 from shared.jobs.store import JobStore
 from shared.nats.topology import bootstrap

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from services.codec_worker.trivial import TrivialCodec
+from services.codec_worker.engines.trivial import TrivialCodec
 from services.gateway.monitoring.worker_registry import Workers
-from services.tokenizer_worker.engine import Song
-from services.tokenizer_worker.trivial import TrivialEngine
+from services.tokenizer_worker.engines.base import Song
+from services.tokenizer_worker.engines.trivial import TrivialEngine
 from shared.device.ledger import DeviceLedger
 from shared.model.prompt import Prompt
 from shared.nats.topology import TOK, token_subject

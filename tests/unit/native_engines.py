@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from services.tokenizer_worker.engine import Song, TokenEngine
-from services.tokenizer_worker.native import NativeEngine
+from services.tokenizer_worker.engines.base import Song, TokenEngine
+from services.tokenizer_worker.engines.native import NativeEngine
 from shared.model.checkpoint import Checkpoint, open_checkpoint
 from shared.model.prompt import Prompt, Prompter
 

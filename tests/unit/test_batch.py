@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from services.tokenizer_worker.batch import Batch, Making
-from services.tokenizer_worker.engine import Song
-from services.tokenizer_worker.trivial import TrivialEngine
+from services.tokenizer_worker.engines.base import Song
+from services.tokenizer_worker.engines.trivial import TrivialEngine
 from shared.errors import DeviceBroken, DeviceFull, LeaseLost
 from shared.model.prompt import Prompt
 from shared.worker.job_context import JobStopped, Paused

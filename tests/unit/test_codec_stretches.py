@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from services.codec_worker.engines.native import NativeCodec, noise
 from services.codec_worker.model import Carried, EulerSolver, HeartCodec, Schedule, WindowPlan, load_weights
-from services.codec_worker.native import NativeCodec, noise
 from shared.model.checkpoint import Checkpoint, open_checkpoint
 
 DEMO = Path(__file__).parents[2] / "ckpt/demo"

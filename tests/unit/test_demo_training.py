@@ -10,11 +10,11 @@ from torch import Tensor
 
 from ckpt.training import codec, codes, composer, examples, export, language, listen, loop, synthesizer
 from ckpt.training.music import GENRES, KEYS, TEMPI, TIMBRES, parts
-from services.codec_worker.model.flow import GUIDANCE
+from services.codec_worker.model.flow_matching import GUIDANCE
 from services.codec_worker.model.heartcodec import HeartCodec
-from services.codec_worker.model.weights import load_weights as load_codec
+from services.codec_worker.model.loading import load_weights as load_codec
 from services.tokenizer_worker.model.heartmula import HeartMuLa
-from services.tokenizer_worker.model.weights import load_weights as load_language
+from services.tokenizer_worker.model.loading import load_weights as load_language
 from shared.model.checkpoint import open_checkpoint
 
 

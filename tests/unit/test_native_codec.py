@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from services.codec_worker.engines.native import NativeCodec
 from services.codec_worker.model import HeartCodec, load_weights
-from services.codec_worker.model.scalar import ScalarDecoder
-from services.codec_worker.native import NativeCodec
+from services.codec_worker.model.waveform_decoder import ScalarDecoder
 from shared.errors import ConfigError, DeviceFull, PhaseError
 from shared.model.checkpoint import Checkpoint, open_checkpoint
 from tests.unit.native_engines import live_tensors, resident_bytes

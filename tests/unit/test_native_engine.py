@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from services.tokenizer_worker.engine import Song
+from services.tokenizer_worker.engines.base import Song
+from services.tokenizer_worker.engines.native import NativeEngine
 from services.tokenizer_worker.model import HeartMuLa, KVCache
-from services.tokenizer_worker.native import NativeEngine
 from shared.errors import DeviceFull, PhaseError, SongError
 from tests.unit.native_engines import TINY, generate, one_thread, prompt_of, ready  # noqa: F401
 

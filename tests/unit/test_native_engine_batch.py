@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from services.tokenizer_worker.__main__ import build_engine
-from services.tokenizer_worker.engine import Song, TokenEngine
+from services.tokenizer_worker.engines.base import Song, TokenEngine
+from services.tokenizer_worker.engines.trivial import TrivialEngine
 from services.tokenizer_worker.model import HeartMuLa, Sampler
-from services.tokenizer_worker.trivial import TrivialEngine
 from shared.errors import DeviceFull
 from shared.settings import Settings
 from tests.unit.native_engines import DEMO, generate, one_thread, prompt_of, ready  # noqa: F401

@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from services.tokenizer_worker.model import HeartMuLa, load_weights, weights
-from services.tokenizer_worker.native import NativeEngine
+from services.tokenizer_worker.engines.native import NativeEngine
+from services.tokenizer_worker.model import HeartMuLa, load_weights
+from services.tokenizer_worker.model import loading as weights
 from shared.errors import ConfigError, PhaseError
 from shared.model.checkpoint import Checkpoint, Part, open_checkpoint, parts, tensors
 from tests.unit.native_engines import TINY, one_thread, ready  # noqa: F401

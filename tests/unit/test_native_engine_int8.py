@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from services.tokenizer_worker.__main__ import build_engine
-from services.tokenizer_worker.engine import Song
-from services.tokenizer_worker.model.matrix import Matrix
-from services.tokenizer_worker.native import NativeEngine
+from services.tokenizer_worker.engines.base import Song
+from services.tokenizer_worker.engines.native import NativeEngine
+from services.tokenizer_worker.model.linear import Matrix
 from shared.errors import ConfigError
 from shared.settings import Settings
 from tests.unit.native_engines import DEMO, TINY, generate, one_thread, prompt_of, ready  # noqa: F401

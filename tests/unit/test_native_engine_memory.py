@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from services.tokenizer_worker.engine import Song
-from services.tokenizer_worker.native import NativeEngine
+from services.tokenizer_worker.engines.base import Song
+from services.tokenizer_worker.engines.native import NativeEngine
 from tests.unit.native_engines import DEMO, live_tensors, one_thread, prompt_of, ready, resident_bytes  # noqa: F401
 
 

@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from services.tokenizer_worker import native
-from services.tokenizer_worker.engine import Song
-from services.tokenizer_worker.native import NativeEngine
-from services.tokenizer_worker.recording import Recording, Work
+from services.tokenizer_worker.cuda_graph import Recording, Work
+from services.tokenizer_worker.engines import native
+from services.tokenizer_worker.engines.base import Song
+from services.tokenizer_worker.engines.native import NativeEngine
 from shared.errors import DeviceFull
 from shared.model.checkpoint import Checkpoint
 from tests.unit.native_engines import DEMO, TINY, generate, one_thread, prompt_of, ready  # noqa: F401

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from services.tokenizer_worker import native
-from services.tokenizer_worker.engine import Song, TokenEngine
+from services.tokenizer_worker.engines import native
+from services.tokenizer_worker.engines.base import Song, TokenEngine
+from services.tokenizer_worker.engines.trivial import TrivialEngine
 from services.tokenizer_worker.model import HeartMuLa, KVCache, load_weights
-from services.tokenizer_worker.trivial import TrivialEngine
 from shared.errors import DeviceFull
 from shared.model.checkpoint import Checkpoint
 from tests.unit.native_engines import DEMO, TINY, generate, one_thread, prompt_of, ready  # noqa: F401

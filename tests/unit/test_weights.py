@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from services.codec_worker.native import NativeCodec
-from services.tokenizer_worker.native import NativeEngine
+from services.codec_worker.engines.native import NativeCodec
+from services.tokenizer_worker.engines.native import NativeEngine
 from shared.errors import DeviceBroken, DeviceFull, PhaseError
 from shared.model.weights import ALIGNMENT, Weights, device_memory
 from tests.unit.native_engines import TINY

@@ -1,10 +1,10 @@
 """HeartCodec's decoding half: token frames → latents by flow matching → stereo waveform. No encoder."""
 
 from services.codec_worker.model.estimator import Estimator
-from services.codec_worker.model.flow import EulerSolver, Schedule
+from services.codec_worker.model.flow_matching import EulerSolver, Schedule
 from services.codec_worker.model.heartcodec import HeartCodec
-from services.codec_worker.model.scalar import Carried
-from services.codec_worker.model.weights import load_weights
+from services.codec_worker.model.loading import load_weights
+from services.codec_worker.model.waveform_decoder import Carried
 from services.codec_worker.model.windows import Splicer, WindowPlan
 
 __all__ = ["Carried", "Estimator", "EulerSolver", "HeartCodec", "Schedule", "Splicer", "WindowPlan", "load_weights"]

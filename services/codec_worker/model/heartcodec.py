@@ -5,7 +5,7 @@ from torch import nn
 
 from services.codec_worker.model.estimator import Estimator
 from services.codec_worker.model.quantizer import Quantizer
-from services.codec_worker.model.scalar import ScalarDecoder
+from services.codec_worker.model.waveform_decoder import ScalarDecoder
 from shared.model.checkpoint import CodecConfig
 
 

@@ -5,7 +5,7 @@ It holds weights and computes; songs, devices and turns are the engine's busines
 
 from services.tokenizer_worker.model.heartmula import HeartMuLa, Lineup
 from services.tokenizer_worker.model.llama import KVCache
+from services.tokenizer_worker.model.loading import load_weights
 from services.tokenizer_worker.model.sampling import Sampler, counter
-from services.tokenizer_worker.model.weights import load_weights
 
 __all__ = ["HeartMuLa", "KVCache", "Lineup", "Sampler", "counter", "load_weights"]

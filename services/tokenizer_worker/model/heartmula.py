@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from services.tokenizer_worker.model.linear import Matrix, empty
 from services.tokenizer_worker.model.llama import KVCache, Llama, spread
-from services.tokenizer_worker.model.matrix import Matrix, empty
 from services.tokenizer_worker.model.sampling import COUNTER_STEP, Sampler, exponential_noise, mix, noise_counters
 from shared.model.checkpoint import LMConfig
 

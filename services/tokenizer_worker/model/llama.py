@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from services.tokenizer_worker.model.matrix import Matrix, empty
+from services.tokenizer_worker.model.linear import Matrix, empty
 from shared.model.checkpoint import Flavor
 
 NORM_EPS = 1e-5

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from services.tokenizer_worker.engine import Song, check_frames
+from services.tokenizer_worker.engines.base import Song, check_frames
 from services.tokenizer_worker.model import HeartMuLa, counter
 from shared.errors import ConfigError, DeviceFull, PhaseError, SongError
 from shared.model.checkpoint import Checkpoint, Flavor

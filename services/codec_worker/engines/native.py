@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from services.codec_worker.engine import DecodeStep
+from services.codec_worker.engines.base import DecodeStep
 from services.codec_worker.model import Carried, EulerSolver, HeartCodec, Schedule, Splicer, WindowPlan, load_weights
-from services.codec_worker.model.flow import GUIDANCE, STEPS
+from services.codec_worker.model.flow_matching import GUIDANCE, STEPS
 from shared.errors import DeviceFull, PhaseError
 from shared.model.checkpoint import Checkpoint
 from shared.model.weights import Weights, device_memory

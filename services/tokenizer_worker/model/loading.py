@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from services.tokenizer_worker.model.heartmula import HeartMuLa
+from services.tokenizer_worker.model.linear import Matrix
 from services.tokenizer_worker.model.llama import Block, Llama
-from services.tokenizer_worker.model.matrix import Matrix
 from shared.errors import ConfigError
 from shared.model.checkpoint import parts
 

@@ -4,7 +4,7 @@ import time
 
 import numpy as np
 
-from services.tokenizer_worker.engine import Song, check_frames
+from services.tokenizer_worker.engines.base import Song, check_frames
 
 CODEBOOKS, CODES = 8, 64
 

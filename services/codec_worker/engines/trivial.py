@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from services.codec_worker.engine import DecodeStep
+from services.codec_worker.engines.base import DecodeStep
 from shared.frames import samples_of
 
 FRAMES_A_STEP = 25

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from services.tokenizer_worker.engine import Song, check_frames
+from services.tokenizer_worker.cuda_graph import Recording, cuda_graph
+from services.tokenizer_worker.engines.base import Song, check_frames
 from services.tokenizer_worker.model import HeartMuLa, KVCache, Lineup, Sampler, counter, load_weights
-from services.tokenizer_worker.recording import Recording, cuda_graph
 from shared.errors import PhaseError, SongError
 from shared.model.checkpoint import Checkpoint
 from shared.model.weights import Weights, device_memory

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from services.codec_worker.engine import DecodeStep
+from services.codec_worker.engines.base import DecodeStep
 from services.codec_worker.model import HeartCodec
-from services.codec_worker.model.flow import GUIDANCE, STEPS
+from services.codec_worker.model.flow_matching import GUIDANCE, STEPS
 from shared.errors import ConfigError, DeviceFull, PhaseError
 from shared.model.checkpoint import Checkpoint
 from shared.model.weights import device_memory
