@@ -7,7 +7,7 @@ from pathlib import Path
 import nats
 import pytest
 
-from deploy.local.servers import ROLES, NatsServer, S3Server, Server, free_port
+from deploy.local.servers.embedded import ROLES, NatsServer, S3Server, Server, free_port
 from shared.settings import Settings
 
 

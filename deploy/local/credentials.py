@@ -6,8 +6,8 @@ from pathlib import Path
 
 import msgspec
 
-from deploy.local.nats import ROLES, Role
 from deploy.local.private_file import write_private
+from deploy.local.servers.nats import ROLES, Role
 from shared.errors import ConfigError
 
 

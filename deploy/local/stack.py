@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from deploy.local.credentials import load_credentials
-from deploy.local.ports import keep_ports, port_is_free
 from deploy.local.processes import Process
-from deploy.local.servers import ROLES, NatsServer, PortInUse, Reader, Role, S3Server, Server, StartFailed
-from deploy.local.stuck import Healer
+from deploy.local.servers.embedded import ROLES, NatsServer, PortInUse, Reader, Role, S3Server, Server, StartFailed
+from deploy.local.servers.ports import keep_ports, port_is_free
+from deploy.local.servers.recovery import Healer
 from deploy.local.supervisor import RUNNING, STARTING, Part, Supervisor
 from deploy.setup import reach_store, set_up
 from shared.aio import end

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import NoReturn, Protocol
 
-from deploy.local.server import PortInUse, StartFailed
+from deploy.local.servers.base import PortInUse, StartFailed
 
 
 class Part(Protocol):

@@ -20,7 +20,7 @@ import pytest
 import soundfile
 import websockets
 
-from deploy.local.servers import S3Server, free_port
+from deploy.local.servers.embedded import S3Server, free_port
 from shared.settings import Settings
 
 ROOT = Path(__file__).parents[2]

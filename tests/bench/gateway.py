@@ -24,7 +24,7 @@ import nats
 import uvicorn
 import websockets
 
-from deploy.local.servers import ROLES, S3Server, free_port, nats_server, s3_server
+from deploy.local.servers.embedded import ROLES, S3Server, free_port, nats_server, s3_server
 from shared.schema.messages import Progress
 from shared.settings import Settings
 from tests.integration.gateway_fixtures import SONG, House, open_house

@@ -8,7 +8,7 @@ from typing import Any
 
 from playwright.async_api import Browser
 
-from deploy.local.servers import ROLES, S3Server, free_port, nats_server, s3_server
+from deploy.local.servers.embedded import ROLES, S3Server, free_port, nats_server, s3_server
 from shared.settings import Settings
 from tests.browser.onlooker import Onlooker, onlooker, open_browser
 from tests.integration.flow import Flow, open_flow

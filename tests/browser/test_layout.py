@@ -8,7 +8,7 @@ import pytest
 from playwright.async_api import Browser, Page, Route
 from playwright.async_api import Error as PlaywrightError
 
-from deploy.local.servers import NatsServer, S3Server
+from deploy.local.servers.embedded import NatsServer, S3Server
 from tests.browser.onlooker import onlooker
 from tests.integration.gateway_fixtures import House, fresh_settings, open_house
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from playwright.async_api import Browser, expect
 
-from deploy.local.servers import free_port
+from deploy.local.servers.embedded import free_port
 from shared.settings import Settings
 from tests.browser.onlooker import onlooker, open_browser
 from tests.integration.gateway_fixtures import open_house

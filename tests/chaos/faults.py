@@ -10,8 +10,8 @@ from random import Random
 import nats
 from nats.js.errors import APIError
 
-from deploy.local.servers import Server
-from deploy.local.stuck import StoreProbe, nats_trouble
+from deploy.local.servers.embedded import Server
+from deploy.local.servers.recovery import StoreProbe, nats_trouble
 from shared.device.lease import read_leases
 from shared.errors import Unavailable
 from shared.nats.topology import GPU_LOCK, decode_subject, lock_key, token_subject

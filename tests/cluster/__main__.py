@@ -23,7 +23,7 @@ import nats.errors
 from nats.js import JetStreamContext
 from nats.js.errors import APIError
 
-from deploy.local.servers import S3Server, free_port, s3_server
+from deploy.local.servers.embedded import S3Server, free_port, s3_server
 from deploy.setup import set_up
 from shared.nats.topology import GPU_LOCK, JOBS, TOK
 from shared.settings import Settings

@@ -14,8 +14,8 @@ import nats.errors
 from nats.js.errors import APIError
 
 from deploy.local.processes import Process
-from deploy.local.server import binary
-from deploy.local.servers import ROLES
+from deploy.local.servers.base import binary
+from deploy.local.servers.embedded import ROLES
 
 CONFIG = Path(__file__).parents[2] / "deploy" / "nats"
 PASSWORD = "secret"

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from minio import Minio
 
-from deploy.local.servers import S3Server, free_port, s3_server
+from deploy.local.servers.embedded import S3Server, free_port, s3_server
 from deploy.store_setup import main, prepare
 
 ROOT = Path(__file__).parents[2]

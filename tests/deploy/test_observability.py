@@ -12,7 +12,7 @@ import httpx
 import pytest
 import yaml
 
-from deploy.local.servers import free_port
+from deploy.local.servers.embedded import free_port
 from shared.settings import Settings
 from tests.integration.flow import open_flow
 from tests.integration.gateway_fixtures import eventually, open_house

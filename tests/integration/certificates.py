@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 
 from deploy.local.processes import Process
-from deploy.local.servers import NatsServer, S3Server
+from deploy.local.servers.embedded import NatsServer, S3Server
 
 _SIGNS = x509.KeyUsage(
     digital_signature=False,

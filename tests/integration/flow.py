@@ -17,7 +17,7 @@ import msgspec
 import nats
 from nats.js import JetStreamContext
 
-from deploy.local.servers import Role
+from deploy.local.servers.embedded import Role
 from deploy.setup import set_up
 from shared.jobs.queues import queue_tokens
 from shared.jobs.store import JobStore

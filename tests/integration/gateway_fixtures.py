@@ -24,7 +24,7 @@ from nats.js.api import RawStreamMsg
 from nats.js.errors import NotFoundError
 from websockets.asyncio.client import ClientConnection
 
-from deploy.local.servers import NatsServer, S3Server, free_port
+from deploy.local.servers.embedded import NatsServer, S3Server, free_port
 from deploy.setup import set_up
 from services.gateway.container import Gateway
 from services.gateway.server import GatewayServer

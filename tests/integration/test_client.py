@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import soundfile
 
-from deploy.local.servers import NatsServer, S3Server, free_port
+from deploy.local.servers.embedded import NatsServer, S3Server, free_port
 from services.client import Client, Event, Refused, UnknownSong, Unreachable
 from shared.nats.topology import TOK
 from shared.settings import Settings

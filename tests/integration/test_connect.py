@@ -8,7 +8,7 @@ import asyncio
 import nats.errors
 import pytest
 
-from deploy.local.servers import NatsServer, free_port
+from deploy.local.servers.embedded import NatsServer, free_port
 from shared.nats.connection import connect
 from shared.settings import Settings
 from tests.integration.gateway_fixtures import eventually

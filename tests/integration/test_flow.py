@@ -13,7 +13,7 @@ import pytest
 import soundfile
 from nats.js.api import DeliverPolicy
 
-from deploy.local.servers import NatsServer, S3Server
+from deploy.local.servers.embedded import NatsServer, S3Server
 from services.codec_worker.stage import fetch_tokens
 from shared.audio.peaks import PeaksBody
 from shared.errors import TokensLost

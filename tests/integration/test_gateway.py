@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from nats.js.errors import NotFoundError
 
-from deploy.local.servers import NatsServer, S3Server
+from deploy.local.servers.embedded import NatsServer, S3Server
 from shared.model.checkpoint import open_checkpoint
 from shared.model.prompt import Prompter
 from shared.nats.topology import EVENTS, JOBS, TENANT, TOK, cancel_subject, token_subject

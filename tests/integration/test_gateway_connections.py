@@ -12,7 +12,7 @@ import httpx
 import pytest
 import websockets
 
-from deploy.local.servers import NatsServer, S3Server
+from deploy.local.servers.embedded import NatsServer, S3Server
 from services.gateway.api import http_protocol
 from shared.settings import Settings
 from tests.integration.gateway_fixtures import (

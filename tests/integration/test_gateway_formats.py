@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from deploy.local.servers import NatsServer, S3Server
+from deploy.local.servers.embedded import NatsServer, S3Server
 from shared.audio.files import AudioWriter, SongTags
 from shared.audio.peaks import peaks_of
 from shared.schema.messages import AudioFormat

@@ -8,7 +8,7 @@ from dataclasses import replace
 import msgspec
 import pytest
 
-from deploy.local.servers import NatsServer, S3Server, free_port
+from deploy.local.servers.embedded import NatsServer, S3Server, free_port
 from services.gateway.monitoring.health import PROBE_SECONDS
 from services.gateway.monitoring.worker_registry import Workers
 from shared.nats.topology import GPU_LOCK, WORKERS, decode_subject, lock_key

@@ -14,7 +14,7 @@ import httpx
 import pytest
 import websockets
 
-from deploy.local.servers import NatsServer, S3Server
+from deploy.local.servers.embedded import NatsServer, S3Server
 from services.client.client import Client
 from services.client.errors import Refused
 from services.gateway.auth.access import digest_of_key

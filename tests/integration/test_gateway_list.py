@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from deploy.local.servers import NatsServer, S3Server
+from deploy.local.servers.embedded import NatsServer, S3Server
 from tests.integration.gateway_fixtures import House, fresh_settings, open_house
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import msgspec
 from prometheus_client.parser import text_string_to_metric_families
 
-from deploy.local.servers import S3Server
+from deploy.local.servers.embedded import S3Server
 from shared.nats.topology import WORKERS
 from shared.schema.messages import Failed, GpuFigures, PhaseMemory
 from shared.settings import Settings

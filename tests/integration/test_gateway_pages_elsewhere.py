@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 import pytest
 import websockets
 
-from deploy.local.servers import NatsServer, S3Server
+from deploy.local.servers.embedded import NatsServer, S3Server
 from services.client.client import Client
 from tests.integration.gateway_fixtures import SONG, House, fresh_settings, open_house
 

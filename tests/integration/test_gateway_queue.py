@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from deploy.local.servers import NatsServer
+from deploy.local.servers.embedded import NatsServer
 from shared.nats.topology import TOK, purge_job, token_subject
 from shared.schema.messages import CloudEvent, Progress, Queued
 from shared.settings import Settings

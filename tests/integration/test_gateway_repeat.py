@@ -13,7 +13,7 @@ import pytest
 from nats.js.api import RawStreamMsg
 from nats.js.errors import APIError, NotFoundError
 
-from deploy.local.servers import NatsServer, S3Server
+from deploy.local.servers.embedded import NatsServer, S3Server
 from services.gateway.submission.idempotency import digest_of, song_of
 from services.gateway.submission.rollback import retract
 from shared.nats.topology import JOBS, TENANT, TOK, submit_subject, token_subject

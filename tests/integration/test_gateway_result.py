@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 
-from deploy.local.servers import NatsServer, S3Server
+from deploy.local.servers.embedded import NatsServer, S3Server
 from tests.integration.gateway_fixtures import House, fresh_settings, open_house
 
 AUDIO = bytes(range(256)) * 4

@@ -13,7 +13,7 @@ import jsonschema_rs
 import numpy as np
 import pytest
 
-from deploy.local.servers import NatsServer, S3Server
+from deploy.local.servers.embedded import NatsServer, S3Server
 from shared.audio.files import AudioWriter, SongTags
 from shared.schema.messages import Failed
 from tests.integration.gateway_fixtures import House, fresh_settings, open_house

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 import websockets
 
-from deploy.local.servers import NatsServer, S3Server
+from deploy.local.servers.embedded import NatsServer, S3Server
 from services.gateway.auth.access import Caller
 from shared.nats.topology import EVENTS
 from shared.schema.messages import Failed, Queued

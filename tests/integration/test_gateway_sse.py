@@ -12,7 +12,7 @@ import httpx
 import msgspec
 import pytest
 
-from deploy.local.servers import NatsServer, S3Server
+from deploy.local.servers.embedded import NatsServer, S3Server
 from services.gateway.api import sse as event_stream
 from services.gateway.auth.access import Caller
 from shared.nats.topology import event_subject

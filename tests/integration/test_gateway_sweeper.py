@@ -13,7 +13,7 @@ import pytest
 from nats.aio.client import Client
 from nats.js.errors import NotFoundError
 
-from deploy.local.servers import NatsServer, S3Server
+from deploy.local.servers.embedded import NatsServer, S3Server
 from services.gateway.background import reconciler as sweeping
 from services.gateway.background.reconciler import Sweeper, Swept
 from shared.jobs.store import JobStore

@@ -10,7 +10,7 @@ import httpx
 import msgspec
 import pytest
 
-from deploy.local.servers import NatsServer, S3Server
+from deploy.local.servers.embedded import NatsServer, S3Server
 from services.gateway.submission.idempotency import digest_of, songs_of
 from shared.nats.topology import JOBS, TENANT, TOK, bootstrap, streams, submit_subject
 from shared.schema.messages import MAX_SEED, GenerateRequest, Job

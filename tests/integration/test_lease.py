@@ -13,7 +13,7 @@ import nats
 import pytest
 from nats.js.errors import BadRequestError
 
-from deploy.local.servers import NatsServer
+from deploy.local.servers.embedded import NatsServer
 from shared.device.lease import Lease, read_leases
 from shared.errors import LeaseLost
 from shared.nats.topology import bootstrap

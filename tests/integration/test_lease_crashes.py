@@ -10,7 +10,7 @@ import msgspec
 import nats
 import pytest
 
-from deploy.local.servers import ROLES, NatsServer, free_port
+from deploy.local.servers.embedded import ROLES, NatsServer, free_port
 from deploy.setup import set_up
 from shared.device.lease import Lease, read_leases
 from shared.schema.messages import LeaseRecord

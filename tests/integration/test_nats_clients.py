@@ -13,14 +13,14 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js.errors import NotFoundError
 
-from deploy.local import nats as local_nats
-from deploy.local.servers import ROLES, NatsServer, S3Server, free_port
+from deploy.local.servers import nats as local_nats
+from deploy.local.servers.embedded import ROLES, NatsServer, S3Server, free_port
 from services.gateway.auth.access import digest_of_key
 from shared.nats.topology import TENANT, TOK, record_subject, submit_subject
 from tests.integration.flow import as_role
 from tests.integration.gateway_fixtures import SONG, House, eventually, fresh_settings, open_house
 
-ROLES_CONF = Path(local_nats.__file__).parents[1] / "nats" / "roles.conf"
+ROLES_CONF = Path(local_nats.__file__).parents[2] / "nats" / "roles.conf"
 ELSEWHERE = (
     f"$KV.JOBS.{TENANT}.victim",
     "$KV.JOBS.bob.victim",

@@ -13,7 +13,7 @@ import nats
 import pytest
 from nats.aio.client import Client
 
-from deploy.local.servers import ROLES, NatsServer, Role, free_port
+from deploy.local.servers.embedded import ROLES, NatsServer, Role, free_port
 from deploy.setup import main, set_up
 from shared.device.lease import Lease
 from shared.errors import Unavailable

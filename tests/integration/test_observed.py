@@ -13,7 +13,7 @@ import pytest
 import websockets
 from prometheus_client.parser import text_string_to_metric_families
 
-from deploy.local.servers import free_port
+from deploy.local.servers.embedded import free_port
 from shared.device.ledger import DeviceLedger
 from shared.settings import Settings
 from tests.chaos.poisoned import POISON_SEED

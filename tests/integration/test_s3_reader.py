@@ -13,7 +13,7 @@ from botocore.config import Config
 from botocore.exceptions import ClientError
 
 from deploy.local.credentials import load_credentials
-from deploy.local.servers import Reader, S3Server, free_port
+from deploy.local.servers.embedded import Reader, S3Server, free_port
 from shared.settings import Settings
 from shared.storage.objects import ObjectStore, audio_key, tokens_key
 

@@ -15,9 +15,9 @@ import urllib3
 from minio import Minio
 from minio.error import S3Error
 
-from deploy.local import servers
-from deploy.local.server import binary
-from deploy.local.servers import ROLES, NatsServer, PortInUse, S3Server, free_port
+from deploy.local.servers import embedded as servers
+from deploy.local.servers.base import binary
+from deploy.local.servers.embedded import ROLES, NatsServer, PortInUse, S3Server, free_port
 from shared.errors import HeartMulaError
 
 PASSWORDS = dict.fromkeys(ROLES, "password")
@@ -172,7 +172,7 @@ def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int, in
             f'#!/bin/sh\necho started >> {notes}\n[ $(wc -l < {notes}) -gt {times} ] || exit {code}\nexec {weed} "$@"\n'
         )
         script.chmod(0o755)
-        monkeypatch.setattr("deploy.local.seaweedfs.binary", lambda name: str(script))
+        monkeypatch.setattr("deploy.local.servers.seaweedfs.binary", lambda name: str(script))
         return notes
 
     return make

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from deploy.local.servers import ROLES, NatsServer, S3Server, free_port
+from deploy.local.servers.embedded import ROLES, NatsServer, S3Server, free_port
 from deploy.setup import reach_store, set_up
 from shared.errors import Rejected
 from shared.settings import Settings

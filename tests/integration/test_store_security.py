@@ -16,8 +16,8 @@ import pytest
 import urllib3
 from minio import Minio
 
-from deploy.local.seaweedfs_security import write_security
-from deploy.local.servers import S3Server, free_port, s3_server
+from deploy.local.servers.embedded import S3Server, free_port, s3_server
+from deploy.local.servers.seaweedfs_security import write_security
 
 HTTP_PORTS, GRPC_PORTS = (0, 2, 4, 6, 8), (1, 3, 5, 7, 10_008)  # above the S3 port; + 9 is only set aside
 SONG = b"la la la"

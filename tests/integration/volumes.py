@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.local.servers import ROLES, NatsServer, S3Server, free_port
+from deploy.local.servers.embedded import ROLES, NatsServer, S3Server, free_port
 from shared.errors import Unavailable
 from shared.settings import Settings
 from shared.storage.objects import ObjectStore

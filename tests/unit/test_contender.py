@@ -21,8 +21,8 @@ def world(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     """A world of a seed."""
     world = World(Random(getattr(request, "param", 0)), tmp_path)
     monkeypatch.setattr("shared.device.lease_candidate.connect", world.connect)
-    for module in ("contender", "lease_follower"):
-        monkeypatch.setattr(f"shared.{module}.elapsed", lambda: world.now)
+    for module in ("lease_candidate", "lease_follower"):
+        monkeypatch.setattr(f"shared.device.{module}.elapsed", lambda: world.now)
     yield world
     for process in world.processes:
         process.end()

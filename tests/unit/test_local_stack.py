@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from deploy.local.credentials import load_credentials
-from deploy.local.servers import ROLES, NatsServer, PortInUse, S3Server, free_port
+from deploy.local.servers.embedded import ROLES, NatsServer, PortInUse, S3Server, free_port
 from shared.errors import ConfigError
 from tests.unit.test_processes import gone
 

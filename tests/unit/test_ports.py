@@ -7,15 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-from deploy.local.ports import free_port, port_is_free, reserve_port
-from deploy.local.servers import ROLES, S3Server, nats_server
+from deploy.local.servers.embedded import ROLES, S3Server, nats_server
+from deploy.local.servers.ports import free_port, port_is_free, reserve_port
 
 ROOT = Path(__file__).parents[2]
 
 # Another suite: it draws from as few ports as the test says, says which it got, and keeps them until it is ended.
 OTHER = """
 import sys
-from deploy.local import ports
+from deploy.local.servers import ports
 numbers = iter(range(int(sys.argv[1]), 65536))
 ports._random.randrange = lambda low, high: next(numbers)
 print(ports.free_port((0, 1)), flush=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from deploy.local.processes import Process
-from deploy.local.server import StartFailed
+from deploy.local.servers.base import StartFailed
 from deploy.local.supervisor import RUNNING, Patience, Supervisor
 
 PATIENCE = 30.0

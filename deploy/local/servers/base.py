@@ -6,8 +6,8 @@ import sys
 from abc import ABC, abstractmethod
 from pathlib import Path
 
-from deploy.local.ports import keep_ports, port_is_free
 from deploy.local.processes import Process
+from deploy.local.servers.ports import keep_ports, port_is_free
 from shared.errors import ConfigError, HeartMulaError
 
 _READY_SECONDS = 30.0  # SeaweedFS took 20 s once, after a kill

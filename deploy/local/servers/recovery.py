@@ -15,7 +15,7 @@ from typing import NoReturn
 import nats
 import nats.errors
 
-from deploy.local.servers import NatsServer, S3Server, Server
+from deploy.local.servers.embedded import NatsServer, S3Server, Server
 from shared.errors import HeartMulaError
 from shared.settings import Settings
 from shared.storage.objects import ObjectStore

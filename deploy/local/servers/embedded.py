@@ -14,10 +14,10 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from deploy.local.nats import ROLES, NatsServer, Role
-from deploy.local.ports import free_port, port_is_free
-from deploy.local.seaweedfs import Reader, S3Server
-from deploy.local.server import PortInUse, Server, StartFailed
+from deploy.local.servers.base import PortInUse, Server, StartFailed
+from deploy.local.servers.nats import ROLES, NatsServer, Role
+from deploy.local.servers.ports import free_port, port_is_free
+from deploy.local.servers.seaweedfs import Reader, S3Server
 
 __all__ = [
     "ROLES",

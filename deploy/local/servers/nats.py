@@ -11,12 +11,12 @@ import nats
 import nats.errors
 
 from deploy.local.processes import Process
-from deploy.local.server import Server, binary
+from deploy.local.servers.base import Server, binary
 
 Role = Literal["operator", "bootstrap", "gateway", "tokenizer", "codec", "client"]
 ROLES: tuple[Role, ...] = get_args(Role)
 
-_NATS_CONFIG = Path(__file__).parents[1] / "nats" / "nats.conf"
+_NATS_CONFIG = Path(__file__).parents[2] / "nats" / "nats.conf"
 
 
 class NatsServer(Server):
