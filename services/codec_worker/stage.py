@@ -25,9 +25,9 @@ from shared.storage.objects import ObjectStore, audio_key, peaks_key
 from shared.storage.tempdirs import clear_scratch, scratch_folder
 from shared.storage.token_file import unpack
 from shared.tracing import span
-from shared.worker.job_context import Delivery, JobStopped, Paused
+from shared.worker.job_context import JobContext, JobStopped, Paused
 from shared.worker.process import Worker
-from shared.worker.throughput import Rate
+from shared.worker.throughput import Throughput
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class DecodeStage:
 
     def __init__(self, engine: CodecEngine, model: str, settings: Settings) -> None:
         self.model = model
-        self.rate = Rate()
+        self.rate = Throughput()
         self._engine = engine
         self._scratch = settings.data_dir / "tmp"
         self._output = settings.output_path
@@ -83,7 +83,7 @@ class DecodeStage:
         """Nothing can be."""
         return None
 
-    async def work(self, delivery: Delivery, worker: Worker) -> None:
+    async def work(self, delivery: JobContext, worker: Worker) -> None:
         """Decode one song, store it and complete its record."""
         job, order, phase = delivery.job, delivery.order, delivery.turn.phase
         assert isinstance(order, DecodeJob)
@@ -117,7 +117,7 @@ class DecodeStage:
             except Unavailable as error:
                 log.warning("%s was not deleted: %s", key, error)
 
-    def _decode(self, delivery: Delivery, worker: Worker, codes: np.ndarray, path: Path) -> tuple[int, bytes]:
+    def _decode(self, delivery: JobContext, worker: Worker, codes: np.ndarray, path: Path) -> tuple[int, bytes]:
         """Runs in the engine's thread. Returns the number of samples a channel, and the peaks as they are stored.
 
         Raises `Paused` before the first step; later only when the worker shuts down and much is left to do, because
@@ -161,7 +161,7 @@ class DecodeStage:
             delivery.turn.remove("decode")
 
     async def _complete(
-        self, delivery: Delivery, worker: Worker, key: str, size: int, samples: int, frames: int
+        self, delivery: JobContext, worker: Worker, key: str, size: int, samples: int, frames: int
     ) -> Job:
         job, rate = delivery.job, self._engine.sample_rate
 

@@ -8,19 +8,19 @@ from typing import Any
 
 import nats
 
-from services.gateway.api.nats_replies import Replies
-from services.gateway.api.nats_submit import Intake
+from services.gateway.api.nats_requests import NatsRequests
+from services.gateway.api.reply_subjects import ReplySubjects
 from services.gateway.auth.access import Access, read_keys
-from services.gateway.background.reconciler import Sweeper
+from services.gateway.background.reconciler import Reconciler
 from services.gateway.background.webhooks import Webhooks
-from services.gateway.events.broadcaster import Hub
-from services.gateway.media.renditions import Derived
+from services.gateway.events.broadcaster import Broadcaster
+from services.gateway.media.renditions import Renditions
 from services.gateway.monitoring.health import PROBE_SECONDS, Health
 from services.gateway.monitoring.metrics import Metrics
 from services.gateway.monitoring.worker_registry import Workers
-from services.gateway.songs.eta import Outlook
-from services.gateway.songs.index import Catalogue
-from services.gateway.songs.queue_position import Line
+from services.gateway.songs.eta import EtaEstimator
+from services.gateway.songs.index import SongIndex
+from services.gateway.songs.queue_position import QueuePositions
 from services.gateway.submission.outage import Outage
 from services.gateway.submission.service import Submission
 from services.gateway.submission.validation import Fitter
@@ -49,17 +49,17 @@ class Gateway:
         self.settings, self.nc, self.store = settings, nc, store
         self.js = nc.jetstream(timeout=5)
         self.jobs, self.events = JobStore(self.js), EventPublisher(self.js)
-        self.sweeper = Sweeper(nc, store, settings)
-        self.metrics = Metrics(self.sweeper)
-        self.hub = Hub(nc, self.js, self.metrics)
-        self.catalogue = Catalogue(nc, self.js)
+        self.reconciler = Reconciler(nc, store, settings)
+        self.metrics = Metrics(self.reconciler)
+        self.broadcaster = Broadcaster(nc, self.js, self.metrics)
+        self.song_index = SongIndex(nc, self.js)
         self.webhooks = Webhooks(nc, settings, self.metrics.webhooks)
-        self.access = Access(settings.api_keys, self.catalogue)
-        self.derived = Derived(store, self.jobs, settings.data_dir / "tmp")
+        self.access = Access(settings.api_keys, self.song_index)
+        self.renditions = Renditions(store, self.jobs, settings.data_dir / "tmp")
         workers = Workers(self.js, PROBE_SECONDS)
         self.health = Health(nc, store, workers, settings)
         self.outage = Outage(nc, self.health)
-        self.outlook = Outlook(Line(nc, self.js), workers)
+        self.eta = EtaEstimator(QueuePositions(nc, self.js), workers)
         self.submission = Submission(
             nc,
             self.access,
@@ -67,12 +67,12 @@ class Gateway:
             self.webhooks,
             self.health,
             self.outage,
-            self.outlook,
+            self.eta,
             self.metrics,
             self.spawn,
         )
-        replies = Replies(settings, self.metrics.unanswered)
-        self._intake = Intake(nc, self.access, self.submission, self.jobs, replies, self.spawn)
+        replies = ReplySubjects(settings, self.metrics.unanswered)
+        self._intake = NatsRequests(nc, self.access, self.submission, self.jobs, replies, self.spawn)
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -94,7 +94,7 @@ class Gateway:
 
         async def on_reconnect() -> None:
             for gateway in opened:
-                gateway.hub.renew()
+                gateway.broadcaster.renew()
 
         # pending_size 0: what is published while the connection is lost fails at once, instead of arriving later.
         nc = await until_there(server, lambda: connect(settings, name, on_reconnect, pending_size=0), patience)
@@ -103,11 +103,11 @@ class Gateway:
             await until_there(server, lambda: require(nc.jetstream(timeout=5)), patience)
             await until_there(store.where, store.ensure_bucket, patience)
             gateway = cls(settings, nc, store, prompter)
-            await until_there(server, gateway.hub.start, patience)
+            await until_there(server, gateway.broadcaster.start, patience)
             await gateway._intake.start()
-            gateway.sweeper.start()
+            gateway.reconciler.start()
             gateway.health.start()
-            gateway.catalogue.start()
+            gateway.song_index.start()
             await gateway.webhooks.start()
         except BaseException:
             await nc.close()
@@ -129,17 +129,17 @@ class Gateway:
 
     async def close(self) -> None:
         """Take no more songs, finish what was begun, and let go."""
-        self.derived.close()
+        self.renditions.close()
         with contextlib.suppress(nats.errors.Error, TimeoutError, OSError):
             await self._intake.stop()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=_CLOSE_PATIENCE)
         await end(*self._tasks)
-        await self.sweeper.close()
+        await self.reconciler.close()
         await self.health.close()
-        await self.catalogue.close()
+        await self.song_index.close()
         await self.webhooks.close()
-        await self.hub.close()
+        await self.broadcaster.close()
         with contextlib.suppress(nats.errors.Error, TimeoutError, OSError):
             await self.nc.close()
         self.store.close()

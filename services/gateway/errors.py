@@ -79,7 +79,7 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     service: str | None = None  # "nats" or "s3", where one is away
 
 
-class Refusal(HeartMulaError):
+class ApiError(HeartMulaError):
     """An answer other than the one that was asked for."""
 
     def __init__(
@@ -117,42 +117,42 @@ class Refusal(HeartMulaError):
         )
 
 
-def unknown_job() -> Refusal:
+def unknown_job() -> ApiError:
     """Nobody knows the song, or no longer."""
-    return Refusal(404, "unknown-job", "no song has this id; records are kept for a week")
+    return ApiError(404, "unknown-job", "no song has this id; records are kept for a week")
 
 
-def refusal(error: Exception, retry_seconds: int = UNKNOWN_SECONDS) -> Refusal:
+def refusal(error: Exception, retry_seconds: int = UNKNOWN_SECONDS) -> ApiError:
     """What is answered to an exception, whatever it is. What was not foreseen is logged, and kept from the client.
 
     `retry_seconds` is what a client is told to wait when the queue is full or a server is away.
     """
     retry = {"Retry-After": str(retry_seconds)}
     match error:
-        case Refusal():
+        case ApiError():
             return error
         case InvalidRequest():
-            return Refusal(422, "invalid-request", str(error), field=error.field)
+            return ApiError(422, "invalid-request", str(error), field=error.field)
         case QueueFull():
-            return Refusal(429, "queue-full", str(error), headers=retry)
+            return ApiError(429, "queue-full", str(error), headers=retry)
         case Unavailable():
-            return Refusal(503, "unavailable", str(error), headers=retry, members={"service": error.service})
+            return ApiError(503, "unavailable", str(error), headers=retry, members={"service": error.service})
         case JobConflict():
-            return Refusal(409, "conflict", str(error))
+            return ApiError(409, "conflict", str(error))
         case HTTPException() if error.status_code < 500:
             return _http(error)
     log.error("unexpected %s", type(error).__name__, exc_info=error)
-    return Refusal(500, "internal", "this is a fault of the gateway; its log says more")
+    return ApiError(500, "internal", "this is a fault of the gateway; its log says more")
 
 
-def _http(error: HTTPException) -> Refusal:
+def _http(error: HTTPException) -> ApiError:
     status = error.status_code
     kind = _HTTP_KINDS.get(status, "refused")
     detail = _HTTP_DETAILS.get(status) or error.detail or TITLES[kind]
     headers = {str(name).title(): str(value) for name, value in (error.headers or {}).items()}
     if isinstance(error, MethodNotAllowedException) and (allow := headers.get("Allow")):
         detail = f"this address takes {allow}"
-    return Refusal(status, kind, detail, headers=headers)
+    return ApiError(status, kind, detail, headers=headers)
 
 
 def answer_error(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:

@@ -12,8 +12,8 @@ import numpy as np
 
 from services.tokenizer_worker.engines.base import Song, TokenEngine
 from shared.errors import DeviceBroken, DeviceFull
-from shared.worker.job_context import Delivery, Paused
-from shared.worker.throughput import Rate
+from shared.worker.job_context import JobContext, Paused
+from shared.worker.throughput import Throughput
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 class Making:
     """A song in the batch."""
 
-    delivery: Delivery
+    delivery: JobContext
     song: Song
     future: "asyncio.Future[None]"
     on_frame: Callable[["Making"], None]  # called in the engine's thread
@@ -57,7 +57,7 @@ class Batch:
     """Steps the engine, in its thread, for as long as there are songs."""
 
     def __init__(self, engine: TokenEngine) -> None:
-        self.rate = Rate()
+        self.rate = Throughput()
         self.limit = engine.slots  # songs at once; halved by trouble, and one more again for each song that ends well
         self._engine = engine
         self._songs: list[Making] = []  # the engine's thread alone changes it
@@ -67,7 +67,7 @@ class Batch:
 
     async def make(
         self,
-        delivery: Delivery,
+        delivery: JobContext,
         song: Song,
         frames: np.ndarray,
         executor: Executor,
@@ -75,7 +75,7 @@ class Batch:
     ) -> Making:
         """Make a song from int16 `frames` ``[8, T]`` on, T ≥ 0, until it ends or leaves the batch.
 
-        Its ``future`` is done then: without a result when the song has ended; with what `Delivery.check` raised, with
+        Its ``future`` is done then: without a result when the song has ended; with what `JobContext.check` raised, with
         `Paused`, with `DeviceFull` when the song alone does not fit, or with what the engine raised. The frames made
         so far are good in each case.
         """

@@ -12,7 +12,7 @@ from shared.schema.messages import Job
 from shared.storage.objects import tokens_key
 from shared.storage.token_file import TokenMeta, pack, unpack
 from shared.tracing import span
-from shared.worker.job_context import Delivery, JobStopped
+from shared.worker.job_context import JobContext, JobStopped
 
 if TYPE_CHECKING:
     from shared.worker.process import Worker
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-class Checkpoints:
+class SavedTokens:
     """The saved tokens of one song in one turn: one object, written again and again.
 
     The record names it from the first time on; what an earlier turn saved is deleted then.
     """
 
-    def __init__(self, delivery: Delivery, worker: "Worker", model: str) -> None:
+    def __init__(self, delivery: JobContext, worker: "Worker", model: str) -> None:
         self._delivery, self._worker = delivery, worker
         self._model = model
         self.key = tokens_key(delivery.job.job_id, delivery.turn.fence)

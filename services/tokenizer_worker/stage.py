@@ -7,7 +7,7 @@ from nats.js import JetStreamContext
 
 from services.tokenizer_worker.batch import Batch, Making
 from services.tokenizer_worker.engines.base import Song, TokenEngine
-from services.tokenizer_worker.saved_tokens import Checkpoints
+from services.tokenizer_worker.saved_tokens import SavedTokens
 from shared.errors import LeaseLost, QueueFull, SongError, Unavailable
 from shared.frames import frames_nearest, frames_within
 from shared.jobs.events import GENERATING_SHARE, generating
@@ -17,7 +17,7 @@ from shared.model.prompt import Prompter
 from shared.nats.topology import DEC, TOK, TOK_CONSUMERS
 from shared.schema.messages import Job, Priority, Role, Stage, Status, TokenJob
 from shared.settings import Settings
-from shared.worker.job_context import Delivery, JobStopped, Paused
+from shared.worker.job_context import JobContext, JobStopped, Paused
 from shared.worker.process import Worker
 
 
@@ -68,9 +68,9 @@ class TokenStage:
             )
         return None
 
-    async def work(self, delivery: Delivery, worker: Worker) -> None:
+    async def work(self, delivery: JobContext, worker: Worker) -> None:
         """Make the tokens of one song, from where they were saved last, and hand them on."""
-        saved = Checkpoints(delivery, worker, self.model)
+        saved = SavedTokens(delivery, worker, self.model)
         try:
             codes, ended = await saved.latest()  # int16 [8, T]
             if not ended:
@@ -83,7 +83,7 @@ class TokenStage:
         finally:
             await saved.close()
 
-    async def _make(self, delivery: Delivery, worker: Worker, saved: Checkpoints, before: np.ndarray) -> np.ndarray:
+    async def _make(self, delivery: JobContext, worker: Worker, saved: SavedTokens, before: np.ndarray) -> np.ndarray:
         """int16 ``[8, T]`` made before → all of the song's. When it has to leave the device, they are saved first."""
         job, song, resumed = delivery.job, self._song(delivery.job), before.shape[1]
         self._tell(delivery, "generating", resumed, song.max_frames, worker.memory.now)
@@ -120,7 +120,7 @@ class TokenStage:
             seed=request.seed or 0,
         )
 
-    def _tell(self, delivery: Delivery, stage: str, frames: int, total: int, memory: int | None = None) -> None:
+    def _tell(self, delivery: JobContext, stage: str, frames: int, total: int, memory: int | None = None) -> None:
         delivery.tell(
             Stage(
                 job_id=delivery.job.job_id,
@@ -133,7 +133,7 @@ class TokenStage:
             )
         )
 
-    async def _hand_on(self, delivery: Delivery, worker: Worker, saved: Checkpoints, frames: int) -> None:
+    async def _hand_on(self, delivery: JobContext, worker: Worker, saved: SavedTokens, frames: int) -> None:
         """Publish the decode job, then move the record on. In this order, because a song that is published twice is
         decoded once, and a record that was moved on without a message would wait for ever."""
         job = delivery.job

@@ -31,7 +31,7 @@ from nats.js.errors import APIError, NotFoundError
 
 from shared.causes import why
 from shared.clock import elapsed
-from shared.device.lease_candidate import Contender
+from shared.device.lease_candidate import LeaseCandidate
 from shared.device.lease_queue import PREFIX, STREAM, LeaseView, is_gone, read_view
 from shared.errors import LeaseLost, Unavailable
 from shared.settings import Settings
@@ -59,7 +59,7 @@ async def read_leases(js: JetStreamContext) -> list[LeaseView]:
 class Held:
     """A lease that was taken. `check` costs nothing and may be called from any thread, before every step."""
 
-    def __init__(self, contender: Contender, lease: "Lease", token: int) -> None:
+    def __init__(self, contender: LeaseCandidate, lease: "Lease", token: int) -> None:
         self.token = token  # the fencing token
         self._contender = contender
         self._lease = lease
@@ -95,7 +95,9 @@ class Lease:
         self._settings = settings
         scope = f"{gpu}.*.*" if exclusive else f"{gpu}.{role}.*"
         name = gpu if exclusive else f"{gpu}.{role}"
-        self._contender = Contender(settings, gpu, role, instance, scope, settings.data_dir / "device" / f"{name}.lock")
+        self._contender = LeaseCandidate(
+            settings, gpu, role, instance, scope, settings.data_dir / "device" / f"{name}.lock"
+        )
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="lease", daemon=True)
 

@@ -36,7 +36,7 @@ _START_PATIENCE = 60.0  # seconds that NATS may be away when a worker begins
 _PHASE_DELAY = 0.05  # seconds; phases that are over sooner are not written down, each write costs a disk's sync
 
 
-class Contender:
+class LeaseCandidate:
     """The protocol. Lives on the lease thread; `token`, `deadline` and `others` may be read from any."""
 
     def __init__(self, settings: Settings, gpu: str, role: str, instance: str, scope: str, lock: Path) -> None:

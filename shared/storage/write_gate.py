@@ -11,7 +11,7 @@ _PATIENCE = 10.0  # seconds for a proof
 _PAUSES = (0.5, 5.0)  # seconds between two looks: at first, and at most
 
 
-class StoreGate:
+class WriteGate:
     """Looks before the device is taken, and costs nothing while results are written anyway."""
 
     def __init__(self, store: ObjectStore) -> None:

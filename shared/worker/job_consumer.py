@@ -25,7 +25,7 @@ from shared.nats.topology import dead_subject, work_subject
 from shared.schema.decoding import read_order
 from shared.schema.messages import ENDED, Job
 from shared.storage.objects import ObjectStore
-from shared.worker.job_context import Delivery, JobStopped
+from shared.worker.job_context import JobContext, JobStopped
 from shared.worker.stage import Stage
 from shared.worker.turn_policy import lanes
 
@@ -38,7 +38,7 @@ POLL = 1.0  # seconds between looks at the queue when nothing announces work
 _TAKE_SECONDS = 2.0
 
 
-class Inbox:
+class JobConsumer:
     """One stage's queue, as one worker sees it."""
 
     def __init__(
@@ -97,7 +97,7 @@ class Inbox:
                 async with asyncio.timeout(POLL):
                     await self._wake.wait()
 
-    async def next(self, turn: Turn) -> Delivery | None:
+    async def next(self, turn: Turn) -> JobContext | None:
         """The next song that needs this stage, claimed under the turn's fencing token; None when none waits."""
         self._told = False
         while True:
@@ -124,7 +124,7 @@ class Inbox:
             return None
         raise Unavailable("nats", f"the queue answers {status} {(answer.headers or {}).get('Description', '')}")
 
-    async def _claim(self, turn: Turn, message: Msg) -> Delivery | None:
+    async def _claim(self, turn: Turn, message: Msg) -> JobContext | None:
         try:
             order = read_order(message.subject, message.data, self._stage.order)
         except Unreadable as error:
@@ -170,7 +170,7 @@ class Inbox:
         except SongError as error:
             await self.fail(message, order.job_id, order.tenant, str(error))
             return None
-        return Delivery(
+        return JobContext(
             message,
             order,
             job,
@@ -196,7 +196,7 @@ class Inbox:
 
     # --- settling
 
-    async def give_back(self, delivery: Delivery, delay: float = 0, blameless: bool = True) -> None:
+    async def give_back(self, delivery: JobContext, delay: float = 0, blameless: bool = True) -> None:
         """Into the queue again. If it was no fault of the song the attempt does not count."""
 
         def uncount(job: Job) -> Job:
@@ -220,7 +220,7 @@ class Inbox:
             await self._nc.flush(1)
         log.info("%s: given back", delivery.job.job_id)
 
-    async def send_back(self, delivery: Delivery, reason: str) -> None:
+    async def send_back(self, delivery: JobContext, reason: str) -> None:
         """A song whose tokens are damaged or gone waits for new ones. Raises `SongError` when that was tried before."""
 
         def send_back(job: Job) -> Job:
@@ -242,7 +242,7 @@ class Inbox:
         with contextlib.suppress(QueueFull):  # the same
             await queue_tokens(self._nc, job)
 
-    async def retry_or_fail(self, delivery: Delivery, error: Exception) -> bool:
+    async def retry_or_fail(self, delivery: JobContext, error: Exception) -> bool:
         """Count an error against the song: it is tried again later, or has had its chances. Returns whether it has."""
         foreseen = isinstance(error, ObjectError | SongError)
         role = self._stage.role

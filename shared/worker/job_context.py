@@ -32,7 +32,7 @@ class Paused(HeartMulaError):
     """The song goes back into the queue, through no fault of its own, and goes on from there."""
 
 
-class Delivery:
+class JobContext:
     """A claimed job: its message, its record, its events.
 
     Methods belong to the engine's thread or to the worker's event loop, as marked.

@@ -9,7 +9,7 @@ from shared.schema.messages import PhaseMemory
 _PAGE = 4096
 
 
-class MemoryAccount:
+class PhaseMemoryLog:
     """What the device held at the two ends of each phase of the latest turn."""
 
     def __init__(self, device_used: Callable[[], int]) -> None:

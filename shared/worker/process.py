@@ -40,13 +40,13 @@ from shared.schema.messages import Stage as StageEvent
 from shared.schema.messages import WorkerStatus
 from shared.settings import Settings, host_name
 from shared.storage.objects import ObjectStore
-from shared.storage.write_gate import StoreGate
+from shared.storage.write_gate import WriteGate
 from shared.tracing import span, waited
 from shared.waiting import until_there
-from shared.worker.job_consumer import Inbox
-from shared.worker.job_context import Delivery, JobStopped, Paused
+from shared.worker.job_consumer import JobConsumer
+from shared.worker.job_context import JobContext, JobStopped, Paused
 from shared.worker.metrics import Outcome, WorkerMetrics, timed
-from shared.worker.phase_memory import MemoryAccount
+from shared.worker.phase_memory import PhaseMemoryLog
 from shared.worker.stage import Stage
 from shared.worker.turn_policy import Decision, Situation, TurnPolicy
 from shared.write_failures import write_failed, writes_failed
@@ -74,9 +74,9 @@ class Worker:
         self.instance = f"{host_name()[:24]}-{os.getpid()}-{secrets.token_hex(3)}"
         folder = settings.data_dir / "device" / device.gpu_id
         self.ledger = DeviceLedger(folder, f"{stage.role}.{self.instance}", device.capacity)
-        self.memory = MemoryAccount(lambda: figures(device, self.ledger).memory_used)
+        self.memory = PhaseMemoryLog(lambda: figures(device, self.ledger).memory_used)
         self.store = ObjectStore(settings)
-        self._gate = StoreGate(self.store)
+        self._gate = WriteGate(self.store)
         self.lease = Lease(
             settings,
             gpu=device.gpu_id,
@@ -86,7 +86,7 @@ class Worker:
         )
         self.js: JetStreamContext
         self.jobs: JobStore
-        self.inbox: Inbox
+        self.inbox: JobConsumer
         self.nc: Client
         self.executor = ThreadPoolExecutor(1, thread_name_prefix="engine")
         self.metrics = WorkerMetrics(stage.role)
@@ -99,7 +99,7 @@ class Worker:
         self._waiting = False
         self._since = time.time()
         self._turn: Turn | None = None
-        self._songs: dict[Delivery, asyncio.Task[None]] = {}  # until settled
+        self._songs: dict[JobContext, asyncio.Task[None]] = {}  # until settled
         self._trouble: Exception | None = None  # why the turn should end
         self._problem: str | None = None  # why nothing can be done, for people
         self._said_at = 0.0
@@ -151,7 +151,7 @@ class Worker:
         """Run something in the engine's thread."""
         return await asyncio.get_running_loop().run_in_executor(self.executor, call)
 
-    async def insist(self, call: Callable[[], Awaitable[_T]], result_of: Delivery | None = None) -> _T:
+    async def insist(self, call: Callable[[], Awaitable[_T]], result_of: JobContext | None = None) -> _T:
         """Do something that may be done twice, again while NATS or the object store is away, ever more seldom.
 
         Raises what it raised last once that has lasted for too long. A song's result, however, is kept for as long as
@@ -199,7 +199,7 @@ class Worker:
         except BaseException:
             await self.nc.close()
             raise
-        self.inbox = Inbox(
+        self.inbox = JobConsumer(
             self.nc,
             self.js,
             self.stage,
@@ -348,7 +348,7 @@ class Worker:
             await self._leave(held)
             self.metrics.turn.observe(time.monotonic() - began)
 
-    async def _work_off(self, turn: Turn, held: Held, first: Delivery) -> None:
+    async def _work_off(self, turn: Turn, held: Held, first: JobContext) -> None:
         """Work on songs until the policy says that the turn is over; then nothing of any song is on the device."""
         began = time.monotonic()
         self._begin(first)
@@ -395,10 +395,10 @@ class Worker:
             )
         )
 
-    def _on_device(self) -> list[Delivery]:
+    def _on_device(self) -> list[JobContext]:
         return [delivery for delivery in self._songs if not delivery.off_device.is_set()]
 
-    def _begin(self, delivery: Delivery) -> None:
+    def _begin(self, delivery: JobContext) -> None:
         task = asyncio.create_task(self._work(delivery))
         left = asyncio.create_task(delivery.off_device.wait())
         self._songs[delivery] = task
@@ -429,7 +429,7 @@ class Worker:
             self._waiting = False
             await end(wanted)
 
-    def _tell_loading(self, delivery: Delivery) -> None:
+    def _tell_loading(self, delivery: JobContext) -> None:
         job = delivery.job
         delivery.tell(
             StageEvent(
@@ -480,7 +480,7 @@ class Worker:
 
     # --- songs
 
-    async def _work(self, delivery: Delivery) -> None:
+    async def _work(self, delivery: JobContext) -> None:
         """One song, to whatever end; its message is settled."""
         job_id = delivery.job.job_id
         began = time.monotonic()
@@ -535,7 +535,7 @@ class Worker:
             delivery.off_device.set()
             await delivery.close()
 
-    async def _clear_away(self, delivery: Delivery) -> None:
+    async def _clear_away(self, delivery: JobContext) -> None:
         """A song that was cancelled leaves no objects; those of one that is now another worker's are that one's."""
         job = await self.insist(lambda: self.jobs.get(delivery.job.job_id, delivery.job.tenant))
         if job is not None and self.stage.accepts(job):  # another worker has it now, and with it the message
@@ -545,7 +545,7 @@ class Worker:
                 await self.insist(lambda folder=folder: self.store.delete(f"{folder}/{job.job_id}/"))  # type: ignore[misc]
         await delivery.message.ack_sync()
 
-    async def _blame_memory(self, delivery: Delivery, error: DeviceFull) -> Outcome:
+    async def _blame_memory(self, delivery: JobContext, error: DeviceFull) -> Outcome:
         """Memory that others hold comes back; what is not there at all does not."""
         needed = self.stage.weight_bytes + self.stage.song_bytes(delivery.job)
         advice = "a shorter song (max_duration_ms), cfg_scale 1 or a smaller HEARTMULA_MODEL_DTYPE needs less"

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Protocol
 from nats.js import JetStreamContext
 
 from shared.schema.messages import DecodeJob, Job, Priority, Role, Status, TokenJob
-from shared.worker.job_context import Delivery
-from shared.worker.throughput import Rate
+from shared.worker.job_context import JobContext
+from shared.worker.throughput import Throughput
 
 if TYPE_CHECKING:
     from shared.worker.process import Worker
@@ -35,7 +35,7 @@ class Stage(Protocol):
         """Songs that it works on at once. Read before each song: less memory may mean fewer."""
 
     @property
-    def rate(self) -> Rate:
+    def rate(self) -> Throughput:
         """Frames that it has done of late."""
 
     @property
@@ -72,7 +72,7 @@ class Stage(Protocol):
     async def obstacle(self, js: JetStreamContext) -> str | None:
         """Why no song can be worked on now, whatever waits; None when nothing is in the way."""
 
-    async def work(self, delivery: Delivery, worker: "Worker") -> None:
+    async def work(self, delivery: JobContext, worker: "Worker") -> None:
         """Do the stage for one song and hand it on: when this returns the message is acknowledged.
 
         Several run at once. Each sets ``delivery.off_device`` as soon as nothing of its song is on the device.

@@ -6,7 +6,7 @@ _MEMORY = 60.0  # seconds of work after which older work counts for little
 _SONGS = 0.2  # weight of the latest song in the mean length
 
 
-class Rate:
+class Throughput:
     """Frames a second of time spent working, and the mean length of a song. Written by one thread, read by any."""
 
     def __init__(self) -> None:

@@ -14,7 +14,7 @@ import websockets
 
 from services.gateway.api import websocket_protocol as connection
 from services.gateway.auth.access import Caller
-from services.gateway.events.broadcaster import MAILBOX_EVENTS, Mailbox, StoredEvent
+from services.gateway.events.broadcaster import MAILBOX_EVENTS, StoredEvent, Subscription
 from shared.jobs.store import change
 from shared.nats.topology import TENANT
 from shared.schema.messages import Completed, Progress, Stage, Status, cloud_event
@@ -81,7 +81,7 @@ async def test_slow_and_vanished_clients_cost_the_others_nothing(
             await start.wait()
 
         async def listening(count: int) -> bool:
-            return gateway.hub.listeners == count
+            return gateway.broadcaster.listeners == count
 
         await eventually(lambda: listening(READING + STALLED + VANISHING), "not everybody is served")
 
@@ -97,10 +97,14 @@ async def test_slow_and_vanished_clients_cost_the_others_nothing(
                 client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             client.close()
         done = 0
-        while gateway.hub.listeners > READING:  # those who do not read are let go while the song goes on
+        while gateway.broadcaster.listeners > READING:  # those who do not read are let go while the song goes on
             done += 1
             await gateway.events.publish(TENANT, progress(done, job_id))
-            waiting = max(len(mailbox) for mailboxes in gateway.hub._mailboxes.values() for mailbox in mailboxes)
+            waiting = max(
+                len(subscription)
+                for subscriptions in gateway.broadcaster._subscriptions.values()
+                for subscription in subscriptions
+            )
             assert waiting <= MAILBOX_EVENTS
             if done % 100 == 0:
                 assert max(map(held, server.server_state.connections)) < 256 * 1024
@@ -127,7 +131,11 @@ async def test_slow_and_vanished_clients_cost_the_others_nothing(
             assert [int(str(frame["id"])) for frame in frames] == sorted({int(str(frame["id"])) for frame in frames})
 
         async def forgotten() -> bool:
-            return not gateway.hub.listeners and not server.server_state.connections and not server.server_state.tasks
+            return (
+                not gateway.broadcaster.listeners
+                and not server.server_state.connections
+                and not server.server_state.tasks
+            )
 
         await eventually(forgotten, "something is left of clients that are gone")
         assert len(asyncio.all_tasks()) < idle + 25  # the gateway's own come and go
@@ -138,20 +146,22 @@ async def test_slow_and_vanished_clients_cost_the_others_nothing(
 
 
 async def test_a_mailbox_keeps_the_latest_progress_and_every_change_of_state() -> None:
-    mailbox = Mailbox()
+    subscription = Subscription()
     begun = Stage(job_id="song", status="generating", progress=0, stage="generating", phase=1)
-    mailbox.put(StoredEvent(1, cloud_event(begun, "1")))
+    subscription.put(StoredEvent(1, cloud_event(begun, "1")))
     for sequence in range(2, 1000):
-        mailbox.put(StoredEvent(sequence, cloud_event(progress(sequence), str(sequence))))
-        assert len(mailbox) <= MAILBOX_EVENTS
-    got = [await mailbox.get() for _ in range(len(mailbox))]
+        subscription.put(StoredEvent(sequence, cloud_event(progress(sequence), str(sequence))))
+        assert len(subscription) <= MAILBOX_EVENTS
+    got = [await subscription.get() for _ in range(len(subscription))]
     sequences = [stored.sequence for stored in got if stored]
     assert sequences[0] == 1
     assert sequences[-1] == 999
     assert sequences == sorted(sequences)
 
     for sequence in range(MAILBOX_EVENTS):
-        mailbox.put(StoredEvent(sequence, cloud_event(begun, str(sequence))))
-    assert not mailbox.lost
-    mailbox.put(StoredEvent(1000, cloud_event(begun, "1000")))  # too many changes to keep, and none may be left out
-    assert await mailbox.get() is None
+        subscription.put(StoredEvent(sequence, cloud_event(begun, str(sequence))))
+    assert not subscription.lost
+    subscription.put(
+        StoredEvent(1000, cloud_event(begun, "1000"))
+    )  # too many changes to keep, and none may be left out
+    assert await subscription.get() is None

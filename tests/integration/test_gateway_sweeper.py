@@ -15,7 +15,7 @@ from nats.js.errors import NotFoundError
 
 from deploy.local.servers.embedded import NatsServer, S3Server
 from services.gateway.background import reconciler as sweeping
-from services.gateway.background.reconciler import Sweeper, Swept
+from services.gateway.background.reconciler import Reconciler, Swept
 from shared.jobs.store import JobStore
 from shared.nats.topology import (
     DEC,
@@ -43,11 +43,11 @@ class Mess:
         self.settings = settings
         self.nc, self.js = nc, nc.jetstream()
         self.jobs, self.store = JobStore(self.js), ObjectStore(settings)
-        self.sweeper = self.another()
+        self.reconciler = self.another()
 
-    def another(self, pause: float = -60.0, keep: float = -60.0) -> Sweeper:
+    def another(self, pause: float = -60.0, keep: float = -60.0) -> Reconciler:
         """A sweeper of another gateway."""
-        return Sweeper(self.nc, self.store, replace(self.settings, sweep_seconds=pause), keep)
+        return Reconciler(self.nc, self.store, replace(self.settings, sweep_seconds=pause), keep)
 
     async def song(self, job_id: str, status: Status, *, ordered: bool = False, **fields: object) -> Job:
         """A record, with its message where it is `ordered`."""
@@ -121,10 +121,10 @@ async def test_objects_that_nobody_needs_are_deleted(mess: Mess) -> None:
         *("tokens/again/7.safetensors", "audio/retracted/1.flac"),
     )
     await mess.put("elsewhere/nobody/1.flac", "audio/no-song.flac")  # not ours
-    assert await mess.sweeper.sweep() == Swept(objects=14)
+    assert await mess.reconciler.sweep() == Swept(objects=14)
     assert await mess.keys() == needed | {"elsewhere/nobody/1.flac", "audio/no-song.flac"}
-    assert await mess.sweeper.sweep() == NOTHING
-    assert mess.sweeper.total == Swept(objects=14)
+    assert await mess.reconciler.sweep() == NOTHING
+    assert mess.reconciler.total == Swept(objects=14)
     assert await mess.passing_consumers() == []
 
 
@@ -143,10 +143,10 @@ async def test_a_song_that_is_in_no_queue_is_queued_again_once(mess: Mess, statu
     subject = token_subject("normal", "lost")
     await mess.js.publish(subject, b"{}", headers={"Nats-Msg-Id": "lost:tok"})
     await mess.js.purge_stream(TOK, subject=subject)
-    assert await mess.sweeper.sweep() == Swept(songs=1)
+    assert await mess.reconciler.sweep() == Swept(songs=1)
     assert await mess.token_job("lost") == TokenJob(job_id="lost", tenant=TENANT)
     assert await mess.jobs.get("lost") == job
-    assert await mess.sweeper.sweep() == NOTHING
+    assert await mess.reconciler.sweep() == NOTHING
     assert await mess.another().sweep() == NOTHING
     assert (await mess.js.stream_info(TOK)).state.messages == 1
 
@@ -155,23 +155,23 @@ async def test_a_song_with_tokens_is_queued_for_its_audio(mess: Mess) -> None:
     key = "tokens/lost/5.safetensors"
     job = await mess.song("lost", "decoding", tokens_key=key, frames=50)
     await mess.put(key)
-    assert await mess.sweeper.sweep() == Swept(songs=1)
+    assert await mess.reconciler.sweep() == Swept(songs=1)
     order = DecodeJob(job_id="lost", tenant=TENANT, tokens_key=key, first_frame=0, frames=50, last=True)
     data = await mess.message(DEC, decode_subject("lost"))
     assert msgspec.json.decode(data or b"", type=DecodeJob) == order
     assert await mess.jobs.get("lost") == job
-    assert await mess.sweeper.sweep() == NOTHING
+    assert await mess.reconciler.sweep() == NOTHING
 
 
 async def test_a_song_whose_tokens_nobody_knows_begins_again(mess: Mess) -> None:
     await mess.song("lost", "decoding", attempts=2, frames=50)
-    assert await mess.sweeper.sweep() == Swept(songs=1)
+    assert await mess.reconciler.sweep() == Swept(songs=1)
     job = await mess.jobs.get("lost")
     assert job is not None
     assert (job.status, job.attempts, job.frames, job.remade) == ("queued", 0, None, 1)
     assert await mess.token_job("lost") is not None
     assert await mess.message(DEC, decode_subject("lost")) is None
-    assert await mess.sweeper.sweep() == NOTHING
+    assert await mess.reconciler.sweep() == NOTHING
 
 
 async def test_songs_that_are_alive_are_left_alone(mess: Mess) -> None:
@@ -183,7 +183,7 @@ async def test_songs_that_are_alive_are_left_alone(mess: Mess) -> None:
     keys = {"tokens/runs/2.safetensors", "tokens/runs/3.safetensors", "tokens/plays/3.safetensors"}
     await mess.put(*keys, "audio/plays/4.flac")
     messages = {name: (await mess.js.stream_info(name)).state.last_seq for name in (TOK, DEC, f"KV_{JOBS}")}
-    assert await mess.sweeper.sweep() == NOTHING
+    assert await mess.reconciler.sweep() == NOTHING
     assert await mess.keys() == keys | {"audio/plays/4.flac"}
     assert [await mess.jobs.get(job.job_id) for job in songs] == songs
     assert {name: (await mess.js.stream_info(name)).state.last_seq for name in messages} == messages
@@ -194,7 +194,7 @@ async def test_tokens_that_a_decode_job_names_are_needed(mess: Mess) -> None:
     await mess.song("two", "generating", ordered=True, fence=9)
     await mess.order_decoding("two", "tokens/two/5.safetensors", 50)
     await mess.put("tokens/two/5.safetensors", "tokens/two/4.safetensors")
-    assert await mess.sweeper.sweep() == Swept(objects=1)
+    assert await mess.reconciler.sweep() == Swept(objects=1)
     assert await mess.keys() == {"tokens/two/5.safetensors"}
 
 
@@ -202,9 +202,9 @@ async def test_records_that_would_expire_are_written_again(mess: Mess, monkeypat
     waits = await mess.song("waits", "queued", ordered=True)
     done = await mess.song("done", "completed")
     before = (await mess.js.stream_info(f"KV_{JOBS}")).state.last_seq
-    assert await mess.sweeper.sweep() == NOTHING
+    assert await mess.reconciler.sweep() == NOTHING
     monkeypatch.setattr(sweeping, "RENEW_AFTER", -60.0)
-    assert await mess.sweeper.sweep() == Swept(records=1)
+    assert await mess.reconciler.sweep() == Swept(records=1)
     assert await mess.jobs.get("waits") == waits
     assert await mess.jobs.get("done") == done
     message = await mess.js.get_msg(f"KV_{JOBS}", subject=f"$KV.{JOBS}.{TENANT}.waits")
@@ -220,7 +220,7 @@ async def test_many_songs_and_two_sweepers_at_once(mess: Mess) -> None:
     assert sum(swept.songs for swept in found) == len(ids)
     assert (await mess.js.stream_info(TOK)).state.messages == len(ids)
     assert await mess.keys() == set()
-    assert await mess.sweeper.sweep() == NOTHING
+    assert await mess.reconciler.sweep() == NOTHING
 
 
 async def test_what_cannot_be_read_is_left_alone(mess: Mess) -> None:
@@ -229,7 +229,7 @@ async def test_what_cannot_be_read_is_left_alone(mess: Mess) -> None:
     newer = await mess.song("newer", "queued")
     await mess.js.publish(subject("newer"), msgspec.json.encode(msgspec.structs.replace(newer, schema=99)))
     await mess.put("audio/torn/1.flac", "audio/newer/1.flac")
-    assert await mess.sweeper.sweep() == NOTHING
+    assert await mess.reconciler.sweep() == NOTHING
     assert len(await mess.keys()) == 2
 
 
@@ -237,9 +237,9 @@ async def test_songs_for_which_there_is_no_room_wait_for_the_next_round(mess: Me
     await mess.js.update_stream(next(stream for stream in streams(1) if stream.name == TOK))
     await mess.song("first", "queued", ordered=True)
     await mess.song("lost", "queued")
-    assert await mess.sweeper.sweep() == NOTHING
+    assert await mess.reconciler.sweep() == NOTHING
     await mess.js.update_stream(next(stream for stream in streams(2) if stream.name == TOK))
-    assert await mess.sweeper.sweep() == Swept(songs=1)
+    assert await mess.reconciler.sweep() == Swept(songs=1)
 
 
 async def test_the_gateway_sweeps_by_itself_and_outlives_its_servers(

@@ -66,7 +66,7 @@ async def client_of(house: House) -> AsyncIterator[Client]:
 async def refused(house: House) -> float:
     """How many requests the gateway did not answer because of where they wanted to be answered."""
     figures = (await house.http.get("/metrics")).text
-    return float(re.findall(r"^heartmula_nats_replies_refused_total (\S+)", figures, re.MULTILINE)[0])
+    return float(re.findall(r"^heartmula_reply_subjects_refused_total (\S+)", figures, re.MULTILINE)[0])
 
 
 async def attack(house: House, sender: Client, subject: str, data: bytes) -> list[str]:

@@ -18,7 +18,7 @@ from typing import Any
 import nats
 from nats.js.errors import BadRequestError, NotFoundError
 
-from shared.device.lease_candidate import Contender
+from shared.device.lease_candidate import LeaseCandidate
 from shared.device.lease_queue import is_gone
 from shared.settings import Settings
 
@@ -42,7 +42,7 @@ class _Loop(asyncio.SelectorEventLoop):
         self.run_forever()
 
 
-class _Contender(Contender):
+class _Contender(LeaseCandidate):
     """Its process may be stopped between looking at its deadline and writing."""
 
     slow = False  # stays there until told otherwise

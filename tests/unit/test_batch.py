@@ -50,7 +50,7 @@ class Ledger:
         self.booked.discard(label)
 
 
-class Delivery:
+class JobContext:
     """Stands for a delivery: `trouble` is what its next check raises."""
 
     def __init__(self, job_id: str, turn: Ledger) -> None:
@@ -74,10 +74,10 @@ class Songs:
     def __init__(self, engine: Engine, executor: Executor) -> None:
         self.engine, self.batch, self.turn = engine, Batch(engine), Ledger()
         self.executor = executor
-        self.deliveries: dict[str, Delivery] = {}
+        self.deliveries: dict[str, JobContext] = {}
 
     async def make(self, name: str, frames: int, before: np.ndarray = NOTHING, on_frame: Any = None) -> Making:
-        delivery: Any = Delivery(name, self.turn)
+        delivery: Any = JobContext(name, self.turn)
         self.deliveries[name] = delivery
         song = Song(prompt=Prompt((1,), (1,)), max_frames=frames, seed=ord(name))
         return await self.batch.make(delivery, song, before, self.executor, on_frame or (lambda _: None))

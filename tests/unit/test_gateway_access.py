@@ -7,17 +7,17 @@ from typing import cast
 import pytest
 
 from services.gateway.auth.access import Access, Caller, digest_of_key, read_keys
-from services.gateway.auth.token_bucket import Bucket
-from services.gateway.errors import Refusal
+from services.gateway.auth.token_bucket import TokenBucket
+from services.gateway.errors import ApiError
 from services.gateway.keys import main
-from services.gateway.songs.index import Catalogue
+from services.gateway.songs.index import SongIndex
 from shared.errors import ConfigError
 
 DIGEST = digest_of_key("a key")
 
 
 def test_a_bucket_holds_its_burst_and_fills_at_its_rate() -> None:
-    bucket = Bucket(room=3, a_second=0.5, left=3, at=100)
+    bucket = TokenBucket(room=3, a_second=0.5, left=3, at=100)
     assert [bucket.take(1, 100) for _ in range(4)] == [0, 0, 0, 2]
     assert bucket.take(1, 101) == 1
     assert bucket.take(1, 102) == 0
@@ -27,7 +27,7 @@ def test_a_bucket_holds_its_burst_and_fills_at_its_rate() -> None:
 
 
 def test_a_bucket_takes_all_or_nothing() -> None:
-    bucket = Bucket(room=4, a_second=1, left=2, at=0)
+    bucket = TokenBucket(room=4, a_second=1, left=2, at=0)
     assert bucket.take(3, 0) == 1
     assert bucket.take(2, 0) == 0
 
@@ -73,14 +73,14 @@ def test_texts_are_measured_for_each_client_and_each_tenant_at_a_rate(tmp_path: 
     now = [0.0]
     file = tmp_path / "keys.toml"
     file.write_text(f'[[tenant]]\nname = "a"\nkeys = ["{DIGEST}"]\n')
-    none = cast("Catalogue", None)  # nothing is looked up
+    none = cast("SongIndex", None)  # nothing is looked up
 
     def refused(access: Access, tenant: str, address: str, count: int) -> int:
         found = []
         for _ in range(count):
             try:
                 access.measure(Caller(tenant), address)
-            except Refusal as refusal:
+            except ApiError as refusal:
                 found.append((refusal.status, refusal.kind, refusal.headers["Retry-After"]))
         assert set(found) <= {(429, "too-many-requests", "1")}
         return len(found)

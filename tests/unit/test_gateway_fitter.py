@@ -4,7 +4,7 @@ import asyncio
 import threading
 from typing import cast
 
-from services.gateway.errors import Refusal
+from services.gateway.errors import ApiError
 from services.gateway.submission.validation import FitRequest, Fitter
 from shared.model.prompt import Prompt, Prompter
 from shared.schema.messages import GenerateRequest
@@ -42,7 +42,7 @@ async def test_one_text_is_tokenized_at_a_time_and_few_wait_to_be_measured() -> 
     refused = [text for text in texts if text.done()]
     prompter.go_on.set()
     found = await asyncio.gather(*texts, return_exceptions=True)
-    assert [isinstance(text, Refusal) and text.status == 429 for text in found] == [False] * 4 + [True] * 6
+    assert [isinstance(text, ApiError) and text.status == 429 for text in found] == [False] * 4 + [True] * 6
     assert len(refused) == 6
     assert [(await song).tags for song in songs] == ["rock,bass"] * 3
     assert prompter.most_at_once == 1

@@ -13,9 +13,9 @@ from litestar.testing import TestClient
 from services.gateway.api.guards import PUBLIC, PageRules, need_key
 from services.gateway.api.origins import is_own
 from services.gateway.auth.access import Access, digest_of_key
-from services.gateway.errors import Refusal, answer_error
+from services.gateway.errors import ApiError, answer_error
 from services.gateway.monitoring.health import Health
-from services.gateway.songs.index import Catalogue
+from services.gateway.songs.index import SongIndex
 from services.gateway.submission.outage import Outage
 from shared.nats.connection import Connection
 from shared.settings import Settings
@@ -24,7 +24,7 @@ KEYS = f'[[tenant]]\nname = "alice"\nkeys = ["{digest_of_key("key")}"]\n'
 
 
 def access(keys: Path | None = None) -> Access:
-    return Access(keys, cast("Catalogue", None))  # which is asked for limits alone
+    return Access(keys, cast("SongIndex", None))  # which is asked for limits alone
 
 
 def test_a_route_without_a_mark_is_closed(tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def refused(rules: PageRules, *headers: tuple[str, str], method: str = "GET", pa
     scope = {"type": "http", "method": method, "path": path, "headers": found}
     try:
         rules.check(ASGIConnection(scope), {})  # type: ignore[arg-type]
-    except Refusal as refusal:
+    except ApiError as refusal:
         return refusal.status
     return 0
 

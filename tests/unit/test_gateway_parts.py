@@ -7,10 +7,10 @@ import pytest
 
 from services.gateway.api.audio_response import disposition
 from services.gateway.api.conditional import ByteRange, NotSatisfiable, parse_range, tag_matches
-from services.gateway.api.nats_submit import error_body
+from services.gateway.api.nats_requests import error_body
 from services.gateway.api.static_files import accepts_gzip
 from services.gateway.errors import refusal
-from services.gateway.events.broadcaster import MAILBOX_EVENTS, Mailbox, StoredEvent
+from services.gateway.events.broadcaster import MAILBOX_EVENTS, StoredEvent, Subscription
 from shared.errors import QueueFull
 from shared.schema.messages import AnyEvent, Failed, GenerateRequest, Job, Progress, Stage, cloud_event
 
@@ -33,12 +33,12 @@ def test_torch_is_not_imported() -> None:
 
 
 async def test_a_slow_listener_loses_old_progress_and_nothing_else() -> None:
-    mailbox = Mailbox()
-    mailbox.put(stage(1))
+    subscription = Subscription()
+    subscription.put(stage(1))
     for sequence in range(2, MAILBOX_EVENTS * 3):
-        mailbox.put(progress(sequence))
-    mailbox.put(stored(1000, Failed(job_id="j", status="failed", progress=1, error="x")))
-    found = [await mailbox.get() for _ in range(len(mailbox))]
+        subscription.put(progress(sequence))
+    subscription.put(stored(1000, Failed(job_id="j", status="failed", progress=1, error="x")))
+    found = [await subscription.get() for _ in range(len(subscription))]
     sequences = [item.sequence for item in found if item]
     assert sequences[0] == 1
     assert sequences[-1] == 1000
@@ -47,11 +47,11 @@ async def test_a_slow_listener_loses_old_progress_and_nothing_else() -> None:
 
 
 async def test_a_listener_that_would_lose_a_state_has_to_begin_anew() -> None:
-    mailbox = Mailbox()
+    subscription = Subscription()
     for sequence in range(MAILBOX_EVENTS + 1):
-        mailbox.put(stage(sequence))
-    assert mailbox.lost
-    assert await mailbox.get() is None
+        subscription.put(stage(sequence))
+    assert subscription.lost
+    assert await subscription.get() is None
 
 
 @pytest.mark.parametrize(

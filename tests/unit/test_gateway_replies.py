@@ -3,7 +3,7 @@
 import pytest
 from prometheus_client import Counter
 
-from services.gateway.api.nats_replies import Replies
+from services.gateway.api.reply_subjects import ReplySubjects
 from shared.errors import ConfigError
 from shared.nats.topology import SERVICES
 from shared.settings import Settings
@@ -11,8 +11,8 @@ from shared.settings import Settings
 REFUSED = Counter("refused", "Requests that were dropped", registry=None)
 
 
-def replies(user: str = "gateway", more: str = "") -> Replies:
-    return Replies(Settings(nats_url=f"nats://{user}:secret@h:1", reply_prefixes=more), REFUSED)
+def replies(user: str = "gateway", more: str = "") -> ReplySubjects:
+    return ReplySubjects(Settings(nats_url=f"nats://{user}:secret@h:1", reply_prefixes=more), REFUSED)
 
 
 def test_answers_go_to_inboxes_of_clients_alone() -> None:
@@ -41,7 +41,7 @@ def test_no_answer_goes_to_a_service_even_where_a_tenant_or_a_setting_has_its_na
 
 def test_a_gateway_under_another_name_spares_its_own_inbox() -> None:
     assert not replies(user="heart").allowed("_INBOX_heart.a", "heart")
-    assert Replies(Settings(nats_url="nats://h:1"), REFUSED).allowed("_INBOX.a", "heart")
+    assert ReplySubjects(Settings(nats_url="nats://h:1"), REFUSED).allowed("_INBOX.a", "heart")
 
 
 @pytest.mark.parametrize("value", ["$KV", "events", "_A.b", "_A,,_B", "_", "_>"])

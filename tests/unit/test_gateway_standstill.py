@@ -1,6 +1,6 @@
 """When nothing moves, and when that is no fault."""
 
-from services.gateway.monitoring.stall_detector import Standstill
+from services.gateway.monitoring.stall_detector import StallDetector
 from shared.schema.messages import WorkerStatus
 from tests.unit.test_gateway_diagnosis import worker as worker_on
 
@@ -27,7 +27,7 @@ def workers(**movement: int) -> list[WorkerStatus]:
 
 
 def test_songs_that_wait_while_no_worker_moves_are_a_problem_after_a_while() -> None:
-    still = Standstill(limit=10)
+    still = StallDetector(limit=10)
     still.look(workers(a=5, b=7), 1, 100)
     still.look(workers(a=5, b=7), 1, 105)
     assert (still.seconds(109), still.problem(109)) == (9, None)
@@ -37,7 +37,7 @@ def test_songs_that_wait_while_no_worker_moves_are_a_problem_after_a_while() -> 
 
 
 def test_an_empty_queue_stands_still_rightly() -> None:
-    still = Standstill(limit=10)
+    still = StallDetector(limit=10)
     still.look(workers(a=5), 0, 100)
     still.look(workers(a=5), 0, 200)
     assert still.seconds(200) == 0
@@ -46,14 +46,14 @@ def test_an_empty_queue_stands_still_rightly() -> None:
 
 
 def test_without_workers_something_else_is_wrong() -> None:
-    still = Standstill(limit=10)
+    still = StallDetector(limit=10)
     still.look([], 1, 100)
     still.look([], 1, 200)
     assert still.problem(200) is None
 
 
 def test_workers_that_end_again_and_again_move_nothing() -> None:
-    still = Standstill(limit=10)
+    still = StallDetector(limit=10)
     for second in range(12):
         still.look(workers(**{f"w{second}": 0}), 1, second)
     assert still.problem(11) is not None

@@ -13,7 +13,7 @@ from litestar.types import Receive, Scope, Send
 
 from services.gateway.api.conditional import ByteRange, NotSatisfiable, parse_range, tag_matches
 from services.gateway.container import Gateway
-from services.gateway.errors import Refusal
+from services.gateway.errors import ApiError
 from shared.audio.files import CONTENT_TYPES
 from shared.audio.peaks import CONTENT_TYPE as PEAKS_TYPE
 from shared.errors import HeartMulaError, ObjectError
@@ -30,22 +30,22 @@ async def audio_answer(
 ) -> "AudioAnswer":
     """What to answer to a request for a song's audio, in the `wanted` format or as it was made.
 
-    Raises `Refusal` where there is none. Takes the time of a conversion where nobody wanted it in this format before.
+    Raises `ApiError` where there is none. Takes the time of a conversion where nobody wanted it in this format before.
     """
     if wanted is not None and wanted not in get_args(AudioFormat):
         known = ", ".join(get_args(AudioFormat))
-        raise Refusal(422, "invalid-request", f"format has to be one of {known}", field="format")
+        raise ApiError(422, "invalid-request", f"format has to be one of {known}", field="format")
     form = cast("AudioFormat", wanted or job.request.format)
     key = await _audio_key(gateway, job)
     if form != job.request.format:
-        key = await _made(gateway.derived.converted(job, key, form))
+        key = await _made(gateway.renditions.converted(job, key, form))
     kind = {"Content-Type": CONTENT_TYPES[form], "Content-Disposition": disposition(job, form)}
     return await _answer(gateway, key, kind, method, headers)
 
 
 async def peaks_answer(gateway: Gateway, job: Job, method: str, headers: Mapping[str, str]) -> "AudioAnswer":
     """The same for a song's peaks, as `shared.audio.peaks.PeaksBody`."""
-    key = await _made(gateway.derived.peaks(job, await _audio_key(gateway, job)))
+    key = await _made(gateway.renditions.peaks(job, await _audio_key(gateway, job)))
     return await _answer(gateway, key, {"Content-Type": PEAKS_TYPE}, method, headers)
 
 
@@ -53,7 +53,7 @@ async def _made(making: Coroutine[Any, Any, str]) -> str:
     try:
         return await making
     except ObjectError as error:
-        raise Refusal(410, "no-audio", str(error)) from None
+        raise ApiError(410, "no-audio", str(error)) from None
 
 
 async def _answer(
@@ -83,7 +83,7 @@ async def _answer(
         except NotSatisfiable:
             detail = f"there are {stat.size} bytes; ask for a range within them"
             bounds = {"Content-Range": f"bytes */{stat.size}", "Accept-Ranges": "bytes"}
-            raise Refusal(416, "range-not-satisfiable", detail, headers=bounds) from None
+            raise ApiError(416, "range-not-satisfiable", detail, headers=bounds) from None
     if part is not None:
         bounds = {
             "Content-Range": f"bytes {part.first}-{part.last}/{stat.size}",
@@ -95,7 +95,7 @@ async def _answer(
 
 
 async def _audio_key(gateway: Gateway, job: Job) -> str:
-    """The key of the audio as it was made; it is there. Raises `Refusal`."""
+    """The key of the audio as it was made; it is there. Raises `ApiError`."""
     match job.status:
         case "completed":
             with contextlib.suppress(ObjectError):
@@ -104,15 +104,15 @@ async def _audio_key(gateway: Gateway, job: Job) -> str:
                     return job.audio_key
             raise _expired()
         case "cancelled":
-            raise Refusal(410, "no-audio", "the song was cancelled")
+            raise ApiError(410, "no-audio", "the song was cancelled")
         case "failed":
-            raise Refusal(410, "no-audio", f"the song failed: {job.error or 'the log of the worker says why'}")
+            raise ApiError(410, "no-audio", f"the song failed: {job.error or 'the log of the worker says why'}")
     detail = f"the song is {job.status}; ask for its status until it is completed"
-    raise Refusal(409, "not-ready", detail, headers={"Retry-After": "2"})
+    raise ApiError(409, "not-ready", detail, headers={"Retry-After": "2"})
 
 
-def _expired() -> Refusal:
-    return Refusal(410, "no-audio", "the audio has expired or was deleted; make the song again with the same seed")
+def _expired() -> ApiError:
+    return ApiError(410, "no-audio", "the audio has expired or was deleted; make the song again with the same seed")
 
 
 def disposition(job: Job, ending: AudioFormat) -> str:

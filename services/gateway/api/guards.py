@@ -14,7 +14,7 @@ from litestar.types import Send
 
 from services.gateway.api.origins import Address, Origin
 from services.gateway.auth.access import Access, Caller
-from services.gateway.errors import MEDIA_TYPE, Refusal
+from services.gateway.errors import MEDIA_TYPE, ApiError
 from shared.settings import Settings
 
 PUBLIC = {"public": True}  # needs no key: tells nothing of songs
@@ -60,7 +60,7 @@ class PageRules:
             self.check(connection, handler.opt)
 
     def check(self, connection: Connection, marks: Mapping[str, Any]) -> None:
-        """Raise a 421 `Refusal` for a name that is not the service's, a 403 one for pages of other origins."""
+        """Raise a 421 `ApiError` for a name that is not the service's, a 403 one for pages of other origins."""
         hosts = connection.headers.getall("host", [])
         host = ", ".join(hosts)
         if hosts and not (self._access.closed or marks.get("any_host") or self._is_known(host)):
@@ -86,12 +86,12 @@ class PageRules:
             return False
         try:
             self._access.caller(connection)
-        except Refusal:
+        except ApiError:
             return False
         return True
 
 
-async def refuse_handshake(refusal: Refusal, send: Send) -> None:
+async def refuse_handshake(refusal: ApiError, send: Send) -> None:
     """Answer the handshake of a websocket with a problem detail instead of accepting it."""
     headers = [(b"content-type", MEDIA_TYPE.encode()), (b"cache-control", b"no-store")]
     await send({"type": "websocket.http.response.start", "status": refusal.status, "headers": headers})
@@ -99,8 +99,8 @@ async def refuse_handshake(refusal: Refusal, send: Send) -> None:
     await send({"type": "websocket.http.response.body", "body": body, "more_body": False})
 
 
-def _unknown_host() -> Refusal:
-    return Refusal(
+def _unknown_host() -> ApiError:
+    return ApiError(
         421,
         "unknown-host",
         "this service does not know itself by the name in the address: use localhost or an IP address, or add the name "
@@ -108,8 +108,8 @@ def _unknown_host() -> Refusal:
     )
 
 
-def _foreign_origin() -> Refusal:
-    return Refusal(
+def _foreign_origin() -> ApiError:
+    return ApiError(
         403,
         "foreign-origin",
         "a web page of another origin sent this: list its origin in HEARTMULA_CORS_ORIGINS, or send an API key in the "

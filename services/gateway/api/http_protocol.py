@@ -12,7 +12,7 @@ from typing import Any, cast
 import msgspec
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from services.gateway.errors import MEDIA_TYPE, Refusal
+from services.gateway.errors import MEDIA_TYPE, ApiError
 
 log = logging.getLogger(__name__)
 
@@ -177,7 +177,7 @@ class HttpConnection(HttpToolsProtocol):
 
     def _refuse(self, status: int, kind: str, detail: str, retry_after: bytes = b"") -> None:
         """Answer before any handler can, and close."""
-        body = msgspec.json.encode(Refusal(status, kind, detail).body())
+        body = msgspec.json.encode(ApiError(status, kind, detail).body())
         headers = {
             b"content-type": MEDIA_TYPE.encode(),
             b"content-length": str(len(body)).encode(),

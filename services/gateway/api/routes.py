@@ -30,7 +30,7 @@ from services.gateway.api.guards import PROBE, PUBLIC
 from services.gateway.api.static_files import Pages
 from services.gateway.auth.access import Caller
 from services.gateway.container import Gateway
-from services.gateway.errors import Refusal
+from services.gateway.errors import ApiError
 from services.gateway.monitoring import devices as gpu
 from services.gateway.monitoring.health import HealthBody
 from services.gateway.songs import status as songs
@@ -91,11 +91,11 @@ async def generate(
 async def _json_of(request: AnyRequest) -> bytes:
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json":  # it also keeps out what other sites' pages may send without asking first
-        raise Refusal(415, "unsupported-media-type", "send JSON, with Content-Type: application/json")
+        raise ApiError(415, "unsupported-media-type", "send JSON, with Content-Type: application/json")
     try:
         return await request.body()
     except InternalServerException:  # what Litestar makes of a client that leaves before it has sent all
-        raise Refusal(408, "refused", "the connection ended before the whole body was there") from None
+        raise ApiError(408, "refused", "the connection ended before the whole body was there") from None
 
 
 @post(
@@ -241,7 +241,7 @@ async def cancel(
     """Cancel a song, queued or running; with `forget`, remove one that has ended, its audio and its record."""
     asked = request.query_params.get("forget", "false")
     if asked not in ("true", "false"):
-        raise Refusal(422, "invalid-request", "forget has to be true or false", field="forget")
+        raise ApiError(422, "invalid-request", "forget has to be true or false", field="forget")
     end = songs.forget if asked == "true" else songs.cancel
     return Response(await end(gateway, caller.tenant, job_id), headers=NO_STORE)
 

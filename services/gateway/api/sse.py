@@ -16,9 +16,9 @@ from services.gateway.api.docs.openapi import Answer, operation, parameter, refu
 from services.gateway.api.guards import OWN_PAGES
 from services.gateway.auth.access import Caller
 from services.gateway.container import Gateway
-from services.gateway.errors import Refusal
+from services.gateway.errors import ApiError
 from services.gateway.events.broadcaster import Frame, last_sequence
-from services.gateway.songs.event_feed import Feed, Lost, event_id
+from services.gateway.songs.event_feed import EventFeed, Lost, event_id
 from services.gateway.songs.status import find_job
 from shared.errors import HeartMulaError
 from shared.nats.topology import event_subject
@@ -80,7 +80,7 @@ def _sequence(name: str, text: str | None) -> int | None:
     try:
         return event_id(text)
     except ValueError:
-        raise Refusal(422, "invalid-request", f"{name} must be the id of an event", field=name) from None
+        raise ApiError(422, "invalid-request", f"{name} must be the id of an event", field=name) from None
 
 
 class _Nothing:
@@ -122,7 +122,7 @@ class _EventStream:
                 await send({"type": "http.response.body", "body": text.encode(), "more_body": True})
 
         try:
-            await Feed(self.gateway, self.tenant, self.job_id, deliver).run(self.after)
+            await EventFeed(self.gateway, self.tenant, self.job_id, deliver).run(self.after)
         except Lost:
             pass  # the stream ends without the song's end: the client comes again and is told the rest
         except HeartMulaError as error:

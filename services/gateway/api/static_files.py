@@ -9,7 +9,7 @@ from typing import Any
 from litestar import Request, Response
 
 from services.gateway.api.conditional import tag_matches, tag_of
-from services.gateway.errors import Refusal
+from services.gateway.errors import ApiError
 
 STATIC = Path(__file__).parents[1] / "static"
 POLICY = "; ".join(
@@ -82,9 +82,9 @@ class Pages:
         }
 
     def answer(self, request: Request[Any, Any, Any], name: str, policy: str = POLICY) -> Response[bytes]:
-        """A file, or 304 when the client has it. Raises a 404 `Refusal`."""
+        """A file, or 304 when the client has it. Raises a 404 `ApiError`."""
         if name not in self._files:
-            raise Refusal(404, "not-found", "there is no such file")
+            raise ApiError(404, "not-found", "there is no such file")
         return self._files[name].answer(request, {"Content-Security-Policy": policy})
 
 

@@ -12,9 +12,9 @@ from litestar.params import FromPath
 
 from services.gateway.api.guards import CHECKS_ITSELF, PageRules, refuse_handshake
 from services.gateway.container import Gateway
-from services.gateway.errors import Refusal
+from services.gateway.errors import ApiError
 from services.gateway.events.broadcaster import Frame
-from services.gateway.songs.event_feed import Feed, Lost, event_id
+from services.gateway.songs.event_feed import EventFeed, Lost, event_id
 from shared.errors import HeartMulaError
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ async def events(
     """Follow a song until it has ended."""
     try:
         rules.check(socket, CHECKS_ITSELF)
-    except Refusal as refusal:
+    except ApiError as refusal:
         await refuse_handshake(refusal, socket.send)
         return
     await socket.accept()
@@ -75,12 +75,12 @@ async def _follow(socket: Socket, gateway: Gateway, job_id: str) -> _Close:
 
     try:
         tenant = gateway.access.caller(socket).tenant
-        await Feed(gateway, tenant, job_id, send).run(_after(socket))
+        await EventFeed(gateway, tenant, job_id, send).run(_after(socket))
     except _Close as close:
         return close
     except Lost:
         return _Close(RECONNECT, "events were lost; connect again")
-    except Refusal as refusal:
+    except ApiError as refusal:
         if refusal.status == 401:  # before it was accepted, a browser could not tell it from a server that is away
             return _Close(UNAUTHORIZED, "an API key is needed")
         return _Close(UNKNOWN, "no song has this id")

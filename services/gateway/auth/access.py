@@ -20,9 +20,9 @@ import msgspec
 from litestar.connection import ASGIConnection
 
 from services.gateway.api.origins import is_own
-from services.gateway.auth.token_bucket import Bucket
-from services.gateway.errors import Refusal
-from services.gateway.songs.index import Catalogue
+from services.gateway.auth.token_bucket import TokenBucket
+from services.gateway.errors import ApiError
+from services.gateway.songs.index import SongIndex
 from shared.errors import ConfigError, InvalidRequest
 from shared.frames import FRAME_MS
 from shared.nats.topology import TENANT
@@ -117,19 +117,19 @@ class _Account:
     """What one tenant has used."""
 
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
-    bucket: Bucket | None = None
+    bucket: TokenBucket | None = None
 
 
 class Access:
     """The callers of one gateway. What they used is kept in memory: two gateways allow twice the rate."""
 
-    def __init__(self, path: Path | None, catalogue: Catalogue, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, path: Path | None, song_index: SongIndex, clock: Callable[[], float] = time.monotonic) -> None:
         """Raises `ConfigError` for a file that is wrong. `path` None: no keys."""
-        self._path, self._catalogue, self._clock = path, catalogue, clock
+        self._path, self._catalogue, self._clock = path, song_index, clock
         self._callers = read_keys(path) if path else {}
         self._stamp, self._looked = self._now_stamp(), clock()
         self._accounts: dict[str, _Account] = {}
-        self._measures: dict[str, Bucket] = {}  # by tenant, or by address where there are no keys
+        self._measures: dict[str, TokenBucket] = {}  # by tenant, or by address where there are no keys
 
     @property
     def closed(self) -> bool:
@@ -137,7 +137,7 @@ class Access:
         return self._path is not None
 
     def caller(self, connection: Connection) -> Caller:
-        """Who asks, by the Authorization header or else the cookie. Raises a 401 `Refusal`."""
+        """Who asks, by the Authorization header or else the cookie. Raises a 401 `ApiError`."""
         if not self.closed:
             return Caller(TENANT)
         header = connection.headers.get("authorization")
@@ -151,7 +151,7 @@ class Access:
         return self._known(connection.cookies.get(COOKIE, ""))
 
     def tenant(self, name: str) -> Caller:
-        """A tenant whose right to its name somebody else has checked. Raises a 401 `Refusal`."""
+        """A tenant whose right to its name somebody else has checked. Raises a 401 `ApiError`."""
         if not self.closed:
             if name == TENANT:
                 return Caller(TENANT)
@@ -160,7 +160,7 @@ class Access:
             for caller in self._callers.values():
                 if caller.tenant == name:
                     return caller
-        raise Refusal(401, "unauthorized", "there is no such tenant")
+        raise ApiError(401, "unauthorized", "there is no such tenant")
 
     def _known(self, key: str) -> Caller:
         self._look()
@@ -189,7 +189,7 @@ class Access:
                 raise InvalidRequest("variants", f"this key allows at most {most} ({name})")
 
     async def admit(self, caller: Caller, count: int) -> None:
-        """Count new songs against a tenant's limits. Raises a 429 `Refusal`, or `Unavailable`."""
+        """Count new songs against a tenant's limits. Raises a 429 `ApiError`, or `Unavailable`."""
         limits = caller.limits
         if limits.songs_at_once is not None:
             under_way = await self._catalogue.unended(caller.tenant)
@@ -202,7 +202,7 @@ class Access:
             raise _too_fast(limits, wait)
 
     def expect(self, caller: Caller, count: int) -> None:
-        """Raise the 429 `Refusal` of `admit` where it is certain, before anything is worked out; counts nothing."""
+        """Raise the 429 `ApiError` of `admit` where it is certain, before anything is worked out; counts nothing."""
         if (bucket := self._bucket(caller)) and (wait := bucket.wait(count, self._clock())):
             raise _too_fast(caller.limits, wait)
 
@@ -212,25 +212,25 @@ class Access:
             bucket.left = min(bucket.room, bucket.left + count)
 
     def measure(self, caller: Caller, address: str) -> None:
-        """Count a text that is to be measured, for the key, or for the client's address. Raises a 429 `Refusal`."""
+        """Count a text that is to be measured, for the key, or for the client's address. Raises a 429 `ApiError`."""
         now = self._clock()
         # The one that asked last stands last.
         name = caller.tenant if self.closed else address
-        bucket = self._measures.pop(name, None) or Bucket(_MEASURES, _MEASURES_A_SECOND, _MEASURES, now)
+        bucket = self._measures.pop(name, None) or TokenBucket(_MEASURES, _MEASURES_A_SECOND, _MEASURES, now)
         self._measures[name] = bucket
         if len(self._measures) > _CLIENTS:
             del self._measures[next(iter(self._measures))]
         if wait := bucket.take(1, now):
             raise too_many(f"at most {_MEASURES_A_SECOND} texts a second are measured", math.ceil(wait))
 
-    def _bucket(self, caller: Caller) -> Bucket | None:
+    def _bucket(self, caller: Caller) -> TokenBucket | None:
         """The account of the tenant's songs a minute, if they are limited."""
         limits = caller.limits
         if limits.songs_per_minute is None:
             return None
         account, room, a_second = self._account(caller), limits.room, limits.songs_per_minute / 60
         if account.bucket is None or (account.bucket.room, account.bucket.a_second) != (room, a_second):
-            account.bucket = Bucket(room, a_second, room, self._clock())
+            account.bucket = TokenBucket(room, a_second, room, self._clock())
         return account.bucket
 
     def _account(self, caller: Caller) -> _Account:
@@ -271,8 +271,8 @@ def _from_elsewhere(connection: Connection) -> bool:
     return connection.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none")
 
 
-def _unauthorized(detail: str | None = None) -> Refusal:
-    return Refusal(
+def _unauthorized(detail: str | None = None) -> ApiError:
+    return ApiError(
         401,
         "unauthorized",
         detail or "an API key is needed: send Authorization: Bearer and the key",
@@ -280,10 +280,10 @@ def _unauthorized(detail: str | None = None) -> Refusal:
     )
 
 
-def _too_fast(limits: Limits, wait: float) -> Refusal:
+def _too_fast(limits: Limits, wait: float) -> ApiError:
     return too_many(f"this key allows {limits.songs_per_minute:g} songs a minute", math.ceil(wait))
 
 
-def too_many(detail: str, seconds: int) -> Refusal:
+def too_many(detail: str, seconds: int) -> ApiError:
     """The refusal of what may be asked for again after some seconds."""
-    return Refusal(429, "too-many-requests", detail, headers={"Retry-After": str(seconds)})
+    return ApiError(429, "too-many-requests", detail, headers={"Retry-After": str(seconds)})

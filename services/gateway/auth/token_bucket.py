@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 
 @dataclass
-class Bucket:
+class TokenBucket:
     """A token bucket. Times in seconds, of any clock that does not go back."""
 
     room: float

@@ -12,7 +12,7 @@ class Crowded(Exception):
     """A delivery was slow while as many others were as may be."""
 
 
-class Places:
+class HostSlots:
     """A delivery takes one of `QUICK` places. One that turns out to be slow leaves it to the next and takes one of
     `SLOW`; while those are taken it ends. So `QUICK` deliveries can begin every two seconds, whatever the others do.
     """

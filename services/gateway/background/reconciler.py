@@ -49,7 +49,7 @@ class Swept:
         return f"{self.objects} objects deleted, {self.songs} songs queued again, {self.records} records renewed"
 
 
-class Sweeper:
+class Reconciler:
     """Sweeps now and then, until it is closed."""
 
     def __init__(self, nc: Client, store: ObjectStore, settings: Settings, keep: float = JOB_TTL) -> None:

@@ -23,7 +23,7 @@ from nats.aio.msg import Msg
 from nats.js.errors import APIError
 from prometheus_client import Counter
 
-from services.gateway.background.host_slots import Crowded, Places
+from services.gateway.background.host_slots import Crowded, HostSlots
 from services.gateway.background.webhook_addresses import Address, LookUps, check_host, is_public
 from shared.errors import InvalidRequest, Unreadable
 from shared.nats.topology import HOOKS_DELIVERY, HOOKS_GROUP, dead_subject
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 FIRST_PAUSE, LONGEST_PAUSE = 5.0, 6 * 3600.0  # seconds; a pause is as long as the song has been ended, within these
 GIVE_UP = 24 * 3600.0  # seconds after the end
-AT_ONCE_EACH = 4  # deliveries to one host; `Places` has how many there may be in all
+AT_ONCE_EACH = 4  # deliveries to one host; `HostSlots` has how many there may be in all
 _TIMEOUT = 15.0
 
 _NATS_ERRORS = (nats.errors.Error, APIError, OSError, TimeoutError)
@@ -131,7 +131,7 @@ class Webhooks:
         self._nc, self._js, self._told = nc, nc.jetstream(timeout=5), told
         self._secret = base64.b64decode(settings.webhook_secret.removeprefix("whsec_"))
         self._private = settings.webhook_private
-        self._places, self._look_ups = Places(), LookUps()
+        self._places, self._look_ups = HostSlots(), LookUps()
         self._hosts: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()  # those in use
         self._tasks: dict[str, asyncio.Task[None]] = {}  # by song
         # No proxy: it would resolve the name anew, and reach what must not be reached. No connection is used again:

@@ -57,7 +57,7 @@ def stored_event(sequence: int, subject: str, data: bytes | None) -> StoredEvent
         return None
 
 
-class Mailbox:
+class Subscription:
     """Events for one listener. A slow one gets the latest: it loses old progress, never a change of state."""
 
     def __init__(self) -> None:
@@ -110,13 +110,13 @@ class Mailbox:
         return stored
 
 
-class Hub:
+class Broadcaster:
     """Follows the EVENTS stream with one consumer and fans out by song."""
 
     def __init__(self, nc: Client, js: JetStreamContext, metrics: Metrics) -> None:
         self._nc, self._js, self._metrics = nc, js, metrics
         self._last = 0  # sequence of the latest event seen
-        self._mailboxes: dict[str, set[Mailbox]] = {}
+        self._subscriptions: dict[str, set[Subscription]] = {}
         self._dismissed = False
         self._peaks: OrderedDict[str, float] = OrderedDict()  # the furthest progress of recent songs
         self._task: asyncio.Task[None] | None = None
@@ -150,35 +150,35 @@ class Hub:
     def dismiss(self) -> None:
         """Send every listener away, those that are still to come too: this process ends."""
         self._dismissed = True
-        for mailboxes in self._mailboxes.values():
-            for mailbox in mailboxes:
-                mailbox.give_up()
+        for subscriptions in self._subscriptions.values():
+            for subscription in subscriptions:
+                subscription.give_up()
 
     @property
     def listeners(self) -> int:
         """How many mailboxes are open."""
-        return sum(len(found) for found in self._mailboxes.values())
+        return sum(len(found) for found in self._subscriptions.values())
 
     @contextlib.contextmanager
-    def listen(self, job_id: str) -> Iterator[Mailbox]:
+    def listen(self, job_id: str) -> Iterator[Subscription]:
         """A mailbox for a song's events from now on."""
-        mailbox = Mailbox()
+        subscription = Subscription()
         if self._dismissed:
-            mailbox.give_up()
-        self._mailboxes.setdefault(job_id, set()).add(mailbox)
+            subscription.give_up()
+        self._subscriptions.setdefault(job_id, set()).add(subscription)
         try:
-            yield mailbox
+            yield subscription
         finally:
-            self._mailboxes[job_id].discard(mailbox)
-            if not self._mailboxes[job_id]:
-                del self._mailboxes[job_id]
+            self._subscriptions[job_id].discard(subscription)
+            if not self._subscriptions[job_id]:
+                del self._subscriptions[job_id]
 
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(_QUIET_SECONDS)
-            for mailboxes in self._mailboxes.values():
-                for mailbox in mailboxes:
-                    mailbox.tick()
+            for subscriptions in self._subscriptions.values():
+                for subscription in subscriptions:
+                    subscription.tick()
 
     async def _run(self) -> None:
         while True:
@@ -202,9 +202,9 @@ class Hub:
         last = (await self._js.stream_info(EVENTS)).state.last_seq
         if last < self._last:
             self._last = last
-            for mailboxes in self._mailboxes.values():
-                for mailbox in mailboxes:
-                    mailbox.give_up()
+            for subscriptions in self._subscriptions.values():
+                for subscription in subscriptions:
+                    subscription.give_up()
 
     def _dispatch(self, message: Msg) -> None:
         self._last = message.metadata.sequence.stream
@@ -219,8 +219,8 @@ class Hub:
             self._peaks.move_to_end(song.job_id)
             if len(self._peaks) > _PEAKS:
                 self._peaks.popitem(last=False)
-        for mailbox in self._mailboxes.get(song.job_id, ()):
-            mailbox.put(stored)
+        for subscription in self._subscriptions.get(song.job_id, ()):
+            subscription.put(stored)
 
 
 async def newest(js: JetStreamContext, subject: str) -> StoredEvent | None:

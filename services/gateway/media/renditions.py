@@ -13,7 +13,7 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 
-from services.gateway.errors import Refusal
+from services.gateway.errors import ApiError
 from shared.audio.files import CONTENT_TYPES, AudioWriter, SongTags, read_audio, sample_rate_of
 from shared.audio.peaks import CONTENT_TYPE, peaks_of
 from shared.errors import ObjectError
@@ -28,7 +28,7 @@ _AT_ONCE = 2
 _Make = Callable[[Path, Path], None]  # reads the first file, writes the second
 
 
-class Derived:
+class Renditions:
     """Makes what is missing, once: whoever asks for the same meanwhile waits for it."""
 
     def __init__(self, store: ObjectStore, jobs: JobStore, scratch: Path) -> None:
@@ -45,7 +45,7 @@ class Derived:
     async def converted(self, job: Job, audio: str, wanted: AudioFormat) -> str:
         """The key of a song's audio in another format. `audio` is that of the audio itself.
 
-        Raises `ObjectError` when there is no audio or it is damaged, a 503 `Refusal` when it cannot be made now.
+        Raises `ObjectError` when there is no audio or it is damaged, a 503 `ApiError` when it cannot be made now.
         """
 
         def convert(source: Path, target: Path) -> None:
@@ -70,7 +70,7 @@ class Derived:
     def _blocks(self, source: Path) -> Iterator[np.ndarray]:
         for block in read_audio(source):
             if self._closing.is_set():
-                raise Refusal(503, "unavailable", "the gateway is shutting down; try again")
+                raise ApiError(503, "unavailable", "the gateway is shutting down; try again")
             yield block
 
     async def _ensure(self, job: Job, audio: str, key: str, content_type: str, make: _Make) -> None:
@@ -89,7 +89,7 @@ class Derived:
                     await asyncio.to_thread(make, source, target)
                 except OSError as error:
                     log.error("%s: %s could not be made: %s", job.job_id, target.name, error)
-                    raise Refusal(503, "unavailable", "the gateway cannot write files; its log says why") from error
+                    raise ApiError(503, "unavailable", "the gateway cannot write files; its log says why") from error
                 await self._store.put_file(key, target, content_type)
         # Whoever removed the song meanwhile did not see this object.
         if await self._jobs.get(job.job_id, job.tenant) is None:

@@ -77,7 +77,7 @@ async def gpus(gateway: Gateway, tenant: str) -> GpusBody:
     found = arrange(snapshot, leases)
     for device in found.gpus if gateway.access.closed else ():
         for worker in device.workers:
-            worker.jobs[:] = [job_id for job_id in worker.jobs if gateway.catalogue.belongs(job_id, tenant)]
+            worker.jobs[:] = [job_id for job_id in worker.jobs if gateway.song_index.belongs(job_id, tenant)]
     return found
 
 

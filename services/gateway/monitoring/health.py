@@ -14,9 +14,9 @@ from nats.js.errors import APIError, NotFoundError
 
 from services.gateway.monitoring.diagnostics import diagnose
 from services.gateway.monitoring.stale_leases import StaleLeases
-from services.gateway.monitoring.stall_detector import TTLS, Standstill
+from services.gateway.monitoring.stall_detector import TTLS, StallDetector
 from services.gateway.monitoring.worker_registry import Workers
-from services.gateway.monitoring.write_probe import Writing
+from services.gateway.monitoring.write_probe import WriteProbe
 from shared.aio import end
 from shared.causes import NO_ANSWER, why
 from shared.errors import HeartMulaError, NoRoom, Unavailable
@@ -111,8 +111,8 @@ class Health:
         self._nc, self._store, self._workers = nc, store, workers
         self._js = nc.jetstream(timeout=PROBE_SECONDS)
         self._leases = StaleLeases(self._js, settings.lease_ttl, PROBE_SECONDS)
-        self._writing = Writing(nc, store)
-        self._standstill = Standstill(TTLS * settings.lease_ttl)
+        self._writing = WriteProbe(nc, store)
+        self._standstill = StallDetector(TTLS * settings.lease_ttl)
         self._task: asyncio.Task[None] | None = None
         self.store_lost_at: float | None = None  # monotonic; None while it answers
         self._latest: Snapshot | None = None

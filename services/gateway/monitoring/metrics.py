@@ -10,7 +10,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from services.gateway.background.reconciler import Sweeper
+from services.gateway.background.reconciler import Reconciler
 from services.gateway.monitoring.health import Snapshot
 from shared.schema.decoding import UNREADABLE
 from shared.schema.messages import WorkerStatus
@@ -23,7 +23,7 @@ _WORKER = ["role", "instance", "device"]
 class Metrics:
     """What this gateway counts, and what it sees when it is asked."""
 
-    def __init__(self, sweeper: Sweeper) -> None:
+    def __init__(self, reconciler: Reconciler) -> None:
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
         self.accepted = Counter("heartmula_songs_accepted", "Songs taken by this gateway", registry=self._registry)
@@ -43,7 +43,7 @@ class Metrics:
             registry=self._registry,
         )
         self.unanswered = Counter(
-            "heartmula_nats_replies_refused",
+            "heartmula_reply_subjects_refused",
             "Requests of NATS clients that were dropped, because they named no inbox to be answered in",
             registry=self._registry,
         )
@@ -56,7 +56,7 @@ class Metrics:
         )
         self._sockets = Gauge("heartmula_websockets", "Open websockets", registry=self._registry)
         self._registry.register(FAILED_WRITES)
-        self._seen = _Seen(sweeper)
+        self._seen = _Seen(reconciler)
         self._registry.register(self._seen)
 
     def measured(self, app: ASGIApp) -> ASGIApp:
@@ -95,9 +95,9 @@ class Metrics:
 class _Seen(Collector):
     """Made anew at every request, so that a worker that is gone leaves no figures."""
 
-    def __init__(self, sweeper: Sweeper) -> None:
+    def __init__(self, reconciler: Reconciler) -> None:
         self.snapshot: Snapshot | None = None
-        self._sweeper = sweeper
+        self._reconciler = reconciler
 
     def collect(self) -> Iterable[Metric]:
         """Every figure that is not counted as it happens."""
@@ -108,13 +108,13 @@ class _Seen(Collector):
             yield from _workers(self.snapshot.workers)
 
     def _sweeping(self) -> Iterable[Metric]:
-        sweeper = self._sweeper
+        reconciler = self._reconciler
         for name, words, value in (
-            ("rounds", "Rounds of the sweeper", sweeper.rounds),
-            ("failures", "Rounds that a server ended", sweeper.failures),
-            ("objects_deleted", "Objects that nobody needed", sweeper.total.objects),
-            ("songs_queued", "Songs that were in no queue and were queued again", sweeper.total.songs),
-            ("records_renewed", "Records that would have expired before their song was made", sweeper.total.records),
+            ("rounds", "Rounds of the sweeper", reconciler.rounds),
+            ("failures", "Rounds that a server ended", reconciler.failures),
+            ("objects_deleted", "Objects that nobody needed", reconciler.total.objects),
+            ("songs_queued", "Songs that were in no queue and were queued again", reconciler.total.songs),
+            ("records_renewed", "Records that would have expired before their song was made", reconciler.total.records),
         ):
             yield CounterMetricFamily(f"heartmula_sweeper_{name}", words, value=value)
 

@@ -7,7 +7,7 @@ from shared.schema.messages import WorkerStatus
 TTLS = 12  # of the lease, after which a standstill is one: the longest wait that has a good reason is shorter
 
 
-class Standstill:
+class StallDetector:
     """Judges by what workers say of themselves, not by records: one stands still while a long song is decoded."""
 
     def __init__(self, limit: float) -> None:

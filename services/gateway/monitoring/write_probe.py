@@ -30,7 +30,7 @@ _ROOM = 0.8  # of the bucket, above which no new songs are taken: records of tho
 _CURE = "Free some room, then start it again (`make run` does that by itself)"
 
 
-class Writing:
+class WriteProbe:
     """Tries writes until it is closed, and knows what came of them."""
 
     def __init__(self, nc: Client, store: ObjectStore) -> None:

@@ -7,7 +7,7 @@ from datetime import datetime
 
 from services.gateway.monitoring.worker_registry import Workers
 from services.gateway.songs.forecast import longest_frames, pace
-from services.gateway.songs.queue_position import Line
+from services.gateway.songs.queue_position import QueuePositions
 from shared.errors import Unavailable
 from shared.schema.messages import Job, Progress, timestamp
 
@@ -32,10 +32,10 @@ class Expectation:
         return None if self.at is None else timestamp(self.at)
 
 
-class Outlook:
+class EtaEstimator:
     """Expectations of one gateway."""
 
-    def __init__(self, line: Line, workers: Workers) -> None:
+    def __init__(self, line: QueuePositions, workers: Workers) -> None:
         self._line, self._workers = line, workers
 
     async def of(self, job: Job, progress: Progress | None = None) -> Expectation:

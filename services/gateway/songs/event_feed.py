@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 import msgspec
 
 from services.gateway.container import Gateway
-from services.gateway.events.broadcaster import Frame, Mailbox, StoredEvent, following, last_sequence
+from services.gateway.events.broadcaster import Frame, StoredEvent, Subscription, following, last_sequence
 from services.gateway.songs.eta import Expectation
 from services.gateway.songs.forecast import moved
 from services.gateway.songs.status import StatusBody, describe, find_job
@@ -34,7 +34,7 @@ def event_id(text: str) -> int:
     return int(text)
 
 
-class Feed:
+class EventFeed:
     """One client's way through a song's events."""
 
     def __init__(self, gateway: Gateway, tenant: str, job_id: str, send: Callable[[Frame], Awaitable[None]]) -> None:
@@ -47,9 +47,9 @@ class Feed:
     async def run(self, after: int | None) -> None:
         """Send everything until the song has ended, after the event `after` if that is given.
 
-        Raises a 404 `Refusal`, `Lost`, `Unavailable`, and whatever `send` raises.
+        Raises a 404 `ApiError`, `Lost`, `Unavailable`, and whatever `send` raises.
         """
-        with self._gateway.hub.listen(self._job_id) as mailbox:
+        with self._gateway.broadcaster.listen(self._job_id) as subscription:
             # Events before the record: workers write the record first, so the snapshot is never behind its id.
             job = await find_job(self._gateway, self._tenant, self._job_id)
             subject = event_subject(job.tenant, job.job_id, "*")
@@ -59,7 +59,7 @@ class Feed:
             if after is not None and after < last:
                 await self._replay(subject, after, last)
             if self._job.status not in ENDED:
-                await self._live(mailbox)
+                await self._live(subscription)
 
     async def _snapshot(self, last: int) -> None:
         self._job = await find_job(self._gateway, self._tenant, self._job_id)
@@ -77,11 +77,11 @@ class Feed:
             await self._event(stored, live=False)
             sequence = stored.sequence + 1
 
-    async def _live(self, mailbox: Mailbox) -> None:
+    async def _live(self, subscription: Subscription) -> None:
         quiet = 0  # looks since the latest event
         while True:
             try:
-                stored = await mailbox.get()
+                stored = await subscription.get()
             except TimeoutError:
                 quiet += 1
                 if await self._look(quiet):
@@ -104,7 +104,7 @@ class Feed:
         if quiet % _RECORD_LOOKS == 0:
             self._job = await find_job(self._gateway, self._tenant, self._job_id)
         if self._job.status == "queued":
-            expected = await self._gateway.outlook.of(self._job)
+            expected = await self._gateway.eta.of(self._job)
             told = self._expected
             if expected.position is not None and (
                 expected.position != told.position or moved(told.at, expected.at, time.time())
@@ -138,7 +138,7 @@ class Feed:
         if frame is None:
             data = msgspec.structs.replace(data, progress=self._progress)
             if live and isinstance(data, Progress):
-                data = msgspec.structs.replace(data, eta=(await self._gateway.outlook.of(self._job, data)).eta)
+                data = msgspec.structs.replace(data, eta=(await self._gateway.eta.of(self._job, data)).eta)
             frame = _frame(msgspec.structs.replace(stored.event, id=str(stored.sequence), data=data))
             stored.frames[self._progress, live] = frame
         await self._send(frame)

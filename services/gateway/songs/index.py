@@ -16,7 +16,7 @@ from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 from nats.js.errors import APIError
 
-from services.gateway.errors import Refusal
+from services.gateway.errors import ApiError
 from shared.aio import end
 from shared.causes import why
 from shared.errors import Unavailable, Unreadable
@@ -34,7 +34,7 @@ _PATIENCE = 5.0
 Place = tuple[float, str]  # when the song was made, its id
 
 
-class Catalogue:
+class SongIndex:
     """The index of one gateway."""
 
     def __init__(self, nc: Client, js: JetStreamContext) -> None:
@@ -146,10 +146,10 @@ def cursor_of(place: Place) -> str:
 
 
 def place_of(cursor: str) -> Place:
-    """The other way round. Raises a 422 `Refusal`."""
+    """The other way round. Raises a 422 `ApiError`."""
     try:
         data = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
         place: Place = msgspec.json.decode(data, type=Place)
     except (binascii.Error, ValueError):
-        raise Refusal(422, "invalid-request", "cursor is not one that was given", field="cursor") from None
+        raise ApiError(422, "invalid-request", "cursor is not one that was given", field="cursor") from None
     return place

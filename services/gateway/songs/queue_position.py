@@ -35,7 +35,7 @@ class _Place:
     removed: int  # messages that had been taken out of the queue then
 
 
-class Line:
+class QueuePositions:
     """The queue for tokens. Methods raise `Unavailable` when NATS does not answer."""
 
     def __init__(self, nc: Client, js: JetStreamContext) -> None:

@@ -11,7 +11,7 @@ from msgspec import Meta
 from nats.js.errors import APIError
 
 from services.gateway.container import Gateway
-from services.gateway.errors import Refusal, unknown_job
+from services.gateway.errors import ApiError, unknown_job
 from services.gateway.events.broadcaster import newest
 from services.gateway.songs.index import cursor_of, place_of
 from shared.causes import why
@@ -94,7 +94,7 @@ class CancelledBody(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def find_job(gateway: Gateway, tenant: str, job_id: str) -> Job:
-    """The record of a tenant's song. Raises a 404 `Refusal`; an id that is none must not get into a subject."""
+    """The record of a tenant's song. Raises a 404 `ApiError`; an id that is none must not get into a subject."""
     job = await gateway.jobs.get(job_id, tenant) if JOB_ID.fullmatch(job_id) else None
     if job is None:
         raise unknown_job()
@@ -102,18 +102,18 @@ async def find_job(gateway: Gateway, tenant: str, job_id: str) -> Job:
 
 
 async def listing(gateway: Gateway, tenant: str, limit: str, cursor: str | None, status: str | None) -> SongsBody:
-    """A page of a tenant's songs; shorter than `limit` where records expired meanwhile. Raises a 422 `Refusal`."""
+    """A page of a tenant's songs; shorter than `limit` where records expired meanwhile. Raises a 422 `ApiError`."""
     if not re.fullmatch(r"[0-9]{1,3}", limit, re.ASCII) or not 1 <= int(limit) <= MAX_PAGE:
-        raise Refusal(422, "invalid-request", f"limit has to be from 1 to {MAX_PAGE}", field="limit")
+        raise ApiError(422, "invalid-request", f"limit has to be from 1 to {MAX_PAGE}", field="limit")
     if status is not None and status not in get_args(Status):
         known = ", ".join(get_args(Status))
-        raise Refusal(422, "invalid-request", f"status has to be one of {known}", field="status")
+        raise ApiError(422, "invalid-request", f"status has to be one of {known}", field="status")
     after = None if cursor is None else place_of(cursor)
-    ids, rest = await gateway.catalogue.page(tenant, int(limit), after, cast("Status | None", status))
+    ids, rest = await gateway.song_index.page(tenant, int(limit), after, cast("Status | None", status))
     jobs = await asyncio.gather(*(_readable(gateway, tenant, job_id) for job_id in ids))
     for job_id, job in zip(ids, jobs, strict=True):
         if job is None:
-            gateway.catalogue.forget(job_id)
+            gateway.song_index.forget(job_id)
     shown = [job for job in jobs if job is not None and status in (None, job.status)]
     bodies = await asyncio.gather(*(describe_whole(gateway, job) for job in shown))
     return SongsBody(songs=bodies, next=None if rest is None else cursor_of(rest))
@@ -130,7 +130,7 @@ async def describe(gateway: Gateway, job: Job) -> StatusBody:
     """The state of a song. How far it is comes from its events, the rest from its record."""
     running = job.status in ("generating", "decoding")
     latest, stage = await asyncio.gather(_latest(gateway, job), _stage(gateway, job) if running else _nothing())
-    expected = await gateway.outlook.of(job, latest)
+    expected = await gateway.eta.of(job, latest)
     return StatusBody(
         job_id=job.job_id,
         status=job.status,
@@ -168,7 +168,7 @@ def _progress(gateway: Gateway, job: Job, latest: Progress | None) -> float:
         return 100.0
     told = latest.progress if latest else 0.0
     # A song that is begun again after a worker's death has newer events with less progress.
-    return max(told, gateway.hub.peak(job.job_id), progress_at_start(job.status))
+    return max(told, gateway.broadcaster.peak(job.job_id), progress_at_start(job.status))
 
 
 async def _stage(gateway: Gateway, job: Job) -> str | None:
@@ -181,7 +181,7 @@ async def _nothing() -> None:
 
 
 async def cancel(gateway: Gateway, tenant: str, job_id: str) -> CancelledBody:
-    """Cancel a song, queued or running. Raises a 404 or 409 `Refusal`."""
+    """Cancel a song, queued or running. Raises a 404 or 409 `ApiError`."""
     before = await find_job(gateway, tenant, job_id)
 
     def decide(job: Job) -> Job:
@@ -190,7 +190,7 @@ async def cancel(gateway: Gateway, tenant: str, job_id: str) -> CancelledBody:
         if job.status == "cancelled":
             return job
         if job.status in ("completed", "failed"):
-            raise Refusal(409, "conflict", f"the song is {job.status}; only one that has not ended can be cancelled")
+            raise ApiError(409, "conflict", f"the song is {job.status}; only one that has not ended can be cancelled")
         return change(job, status="cancelled")
 
     job = await gateway.jobs.update(job_id, tenant, decide)
@@ -209,13 +209,13 @@ async def cancel(gateway: Gateway, tenant: str, job_id: str) -> CancelledBody:
 
 
 async def forget(gateway: Gateway, tenant: str, job_id: str) -> CancelledBody:
-    """Remove a song that has ended, its audio and its record. Raises a 404 or 409 `Refusal`.
+    """Remove a song that has ended, its audio and its record. Raises a 404 or 409 `ApiError`.
 
     The audio first: where the store does not answer, the song is still there to be removed later.
     """
     job = await find_job(gateway, tenant, job_id)
     if job.status not in ENDED:
-        raise Refusal(409, "conflict", f"the song is {job.status}; cancel it before it is removed")
+        raise ApiError(409, "conflict", f"the song is {job.status}; cancel it before it is removed")
     for prefix in _prefixes(job_id):
         await gateway.store.delete(prefix)
     await gateway.jobs.delete(job)

@@ -6,7 +6,7 @@ import uuid
 
 import msgspec
 
-from services.gateway.errors import Refusal
+from services.gateway.errors import ApiError
 from shared.errors import InvalidRequest
 from shared.nats.topology import TENANT
 from shared.schema.messages import GenerateRequest, Job
@@ -41,13 +41,13 @@ def digest_of(request: GenerateRequest) -> str:
 
 
 def require_same(job: Job, digest: str) -> None:
-    """Raise a 422 `Refusal` unless the song was asked for by the same request."""
+    """Raise a 422 `ApiError` unless the song was asked for by the same request."""
     if job.digest != digest:
-        raise Refusal(
+        raise ApiError(
             422, "idempotency-mismatch", "another song was asked for under this key; take a new key for a new song"
         )
 
 
-def removed() -> Refusal:
+def removed() -> ApiError:
     """Its user removed the song: asking again is no reason to make it again, it may be a request that came late."""
-    return Refusal(409, "conflict", "the song that was asked for under this key was removed; take a new key")
+    return ApiError(409, "conflict", "the song that was asked for under this key was removed; take a new key")

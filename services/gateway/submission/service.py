@@ -19,7 +19,7 @@ from services.gateway.background.webhooks import Webhooks
 from services.gateway.errors import refusal
 from services.gateway.monitoring.health import Health
 from services.gateway.monitoring.metrics import Metrics
-from services.gateway.songs.eta import Expectation, Outlook
+from services.gateway.songs.eta import EtaEstimator, Expectation
 from services.gateway.submission.idempotency import digest_of, removed, require_same, songs_of
 from services.gateway.submission.outage import Outage, Patience
 from services.gateway.submission.rollback import retract, retract_in_time
@@ -101,21 +101,21 @@ class Submission:
         webhooks: Webhooks,
         health: Health,
         outage: Outage,
-        outlook: Outlook,
+        eta: EtaEstimator,
         metrics: Metrics,
         spawn: Callable[[Coroutine[Any, Any, None]], object],  # runs what an answer need not wait for
     ) -> None:
         self._nc, self._js = nc, nc.jetstream(timeout=5)
         self._access, self._webhooks = access, webhooks
         self.fitter, self._health, self._spawn = fitter, health, spawn
-        self._outage, self._outlook, self._metrics = outage, outlook, metrics
+        self._outage, self._eta, self._metrics = outage, eta, metrics
         self._jobs, self._events = JobStore(self._js), EventPublisher(self._js)
 
     async def submit(self, caller: Caller, data: bytes, key: str | None = None) -> Accepted:
         """Take a song, a JSON object, or several variants of it. Returns once JetStream has all of them on disk.
 
         A request that comes again under the same key is answered with the song that it made the first time. While a
-        server is away for a short time the request waits. Raises `Refusal`; then nothing stays behind.
+        server is away for a short time the request waits. Raises `ApiError`; then nothing stays behind.
         """
         patience = self._outage.patience()
         try:
@@ -256,7 +256,7 @@ class Submission:
             sequences[index] = sequence
 
     async def _accepted(self, job: Job, sequence: int, mine: dict[str, Job]) -> Accepted:
-        expected = await self._outlook.of_accepted(job, sequence)
+        expected = await self._eta.of_accepted(job, sequence)
         if job.job_id in mine:
             self._metrics.accepted.inc()
             log.info("%s: taken, %d ms", job.job_id, job.request.max_duration_ms or 0)

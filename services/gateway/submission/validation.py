@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Meta
 
 from services.gateway.auth.access import too_many
-from services.gateway.errors import Refusal
+from services.gateway.errors import ApiError
 from shared.errors import InvalidRequest
 from shared.frames import frames_within
 from shared.model.prompt import Prompt, Prompter
@@ -48,7 +48,7 @@ _Asked = TypeVar("_Asked", GenerateRequest, FitRequest)
 
 
 def decode_request(data: bytes) -> GenerateRequest:
-    """Read a request. Raises `InvalidRequest` for what it says, `Refusal` where it is no JSON or too large."""
+    """Read a request. Raises `InvalidRequest` for what it says, `ApiError` where it is no JSON or too large."""
     request = _decode(data, _decoder)
     _check_text("title", request.title or "", "")
     if not request.lyrics.strip() and not tidy_tags(request.tags):
@@ -75,16 +75,16 @@ def decode_fit(data: bytes) -> FitRequest:
 
 def _decode(data: bytes, decoder: msgspec.json.Decoder[_Asked]) -> _Asked:
     if len(data) > MAX_BODY:
-        raise Refusal(413, "too-large", "the body may have at most 256 KiB")
+        raise ApiError(413, "too-large", "the body may have at most 256 KiB")
     if not data.strip():
-        raise Refusal(400, "malformed-json", 'the body is empty; send an object such as {"lyrics": "la la la"}')
+        raise ApiError(400, "malformed-json", 'the body is empty; send an object such as {"lyrics": "la la la"}')
     try:
         request = decoder.decode(data)
     except msgspec.ValidationError as error:
         raise _in_words(str(error), decoder.type.__struct_fields__) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         what = "not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
-        raise Refusal(400, "malformed-json", f"{what}; the body must be one JSON object in UTF-8") from None
+        raise ApiError(400, "malformed-json", f"{what}; the body must be one JSON object in UTF-8") from None
     _check_text("lyrics", request.lyrics, "\n\r\t")
     _check_text("tags", request.tags, "\n\r\t")
     return request
@@ -160,7 +160,7 @@ class Fitter:
     async def measure(self, text: FitRequest, most_ms: int | None = None) -> FitBody:
         """How much room a text leaves, up to `most_ms`.
 
-        Raises `InvalidRequest` for characters that the model does not know, a 429 `Refusal` when several texts wait:
+        Raises `InvalidRequest` for characters that the model does not know, a 429 `ApiError` when several texts wait:
         songs are not to wait for many of them.
         """
         if self._measuring >= _MEASURED_AT_ONCE:

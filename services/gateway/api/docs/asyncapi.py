@@ -6,7 +6,7 @@ from typing import Any, get_args
 import msgspec
 
 from services.gateway.api.docs.openapi import VERSION
-from services.gateway.api.nats_submit import ERROR_CODES
+from services.gateway.api.nats_requests import ERROR_CODES
 from services.gateway.songs.event_feed import SnapshotBody
 from services.gateway.submission.service import AcceptedBody
 from shared.nats.topology import event_subject, record_subject, submit_subject

@@ -26,7 +26,7 @@ _CLIENT = "_INBOX_client"  # of deploy/nats/roles.conf
 _LOG_SECONDS = 60.0
 
 
-class Replies:
+class ReplySubjects:
     """Decides by the first token of a reply subject. A message tells no user's name; its subject tells a tenant's."""
 
     def __init__(self, settings: Settings, refused: Counter) -> None:
@@ -69,7 +69,7 @@ class Guarded:
     For nats-py's micro-service, which answers some requests by itself.
     """
 
-    def __init__(self, nc: Client, replies: Replies) -> None:
+    def __init__(self, nc: Client, replies: ReplySubjects) -> None:
         self._nc, self._replies = nc, replies
 
     def __getattr__(self, name: str) -> Any:

@@ -21,9 +21,9 @@ from nats.micro import add_service
 from nats.micro.request import Request
 from nats.micro.service import Service, ServiceConfig
 
-from services.gateway.api.nats_replies import Guarded, Replies
+from services.gateway.api.reply_subjects import Guarded, ReplySubjects
 from services.gateway.auth.access import Access
-from services.gateway.errors import Refusal, refusal, unknown_job
+from services.gateway.errors import ApiError, refusal, unknown_job
 from services.gateway.submission.outage import PATIENCE
 from services.gateway.submission.service import Submission
 from shared.causes import why
@@ -51,7 +51,7 @@ ERROR_CODES = {  # `err_code`; stable, in a range that the server does not use
 }
 
 
-class Intake:
+class NatsRequests:
     """The micro-service. Gateways share the work by its queue group."""
 
     def __init__(
@@ -60,7 +60,7 @@ class Intake:
         access: Access,
         submission: Submission,
         jobs: JobStore,
-        replies: Replies,
+        replies: ReplySubjects,
         spawn: Callable[[Coroutine[Any, Any, None]], object],
     ) -> None:
         self._nc, self._up = cast("Client", Guarded(nc, replies)), nc.up
@@ -119,7 +119,7 @@ class Intake:
         return job
 
 
-def error_body(found: Refusal) -> dict[str, Any]:
+def error_body(found: ApiError) -> dict[str, Any]:
     """A refusal as JetStream would say it: these three members and no more, or client libraries stumble."""
     code = ERROR_CODES.get(found.kind, ERROR_CODES["internal"])
     return {"code": found.status, "err_code": code, "description": found.detail}
