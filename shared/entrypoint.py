@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from shared.errors import ConfigError, DeviceBroken, Unavailable
-from shared.schema.messages import timestamp
+from shared.schema.base import timestamp
 from shared.settings import Settings
 
 _SONG = re.compile(r"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}): ")

@@ -4,7 +4,7 @@ from typing import Any
 
 import msgspec
 
-from shared.schema.messages import ENDED
+from shared.schema.job import ENDED
 
 
 class Accepted(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -17,7 +17,8 @@ import websockets
 from services.client.answers import Accepted, Devices, Event, Health, Song, Songs, read_frame, snapshot_of
 from services.client.download import fetch
 from services.client.errors import ServiceFault, UnexpectedAnswer, Unreachable, cause, problem
-from shared.schema.messages import AudioFormat, Priority, Status
+from shared.schema.job import Status
+from shared.schema.request import AudioFormat, Priority
 
 log = logging.getLogger(__name__)
 

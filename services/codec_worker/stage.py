@@ -19,7 +19,10 @@ from shared.frames import seconds_of
 from shared.jobs.events import DECODING_END, GENERATING_SHARE, decoding, end_event
 from shared.jobs.store import JobStore, change
 from shared.nats.topology import DEC, DEC_CONSUMER
-from shared.schema.messages import DecodeJob, Job, Priority, Role, Stage, Status
+from shared.schema.event import Stage
+from shared.schema.job import DecodeJob, Job, Status
+from shared.schema.request import Priority
+from shared.schema.worker import Role
 from shared.settings import Settings
 from shared.storage.objects import ObjectStore, audio_key, peaks_key
 from shared.storage.tempdirs import clear_scratch, scratch_folder

@@ -4,7 +4,7 @@ import secrets
 import sys
 
 from services.gateway.auth.access import digest_of_key
-from shared.schema.messages import TENANT_NAME
+from shared.schema.base import TENANT_NAME
 
 _USAGE = "usage: python -m services.gateway.keys new NAME (of letters, digits, - and _)"
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from shared.errors import JobConflict, ObjectError, Unavailable
 from shared.jobs.store import change
-from shared.schema.messages import Job
+from shared.schema.job import Job
 from shared.storage.objects import tokens_key
 from shared.storage.token_file import TokenMeta, pack, unpack
 from shared.tracing import span

@@ -15,7 +15,10 @@ from shared.jobs.queues import queue_decode
 from shared.jobs.store import change
 from shared.model.prompt import Prompter
 from shared.nats.topology import DEC, TOK, TOK_CONSUMERS
-from shared.schema.messages import Job, Priority, Role, Stage, Status, TokenJob
+from shared.schema.event import Stage
+from shared.schema.job import Job, Status, TokenJob
+from shared.schema.request import Priority
+from shared.schema.worker import Role
 from shared.settings import Settings
 from shared.worker.job_context import JobContext, JobStopped, Paused
 from shared.worker.process import Worker

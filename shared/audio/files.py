@@ -15,7 +15,7 @@ from mutagen.oggvorbis import OggVorbis
 from mutagen.wave import WAVE
 
 from shared.errors import ObjectError, SongError
-from shared.schema.messages import AudioFormat, GenerateRequest
+from shared.schema.request import AudioFormat, GenerateRequest
 
 CONTENT_TYPES: dict[AudioFormat, str] = {
     "flac": "audio/flac",

@@ -7,7 +7,7 @@ import pynvml
 
 from shared.device.ledger import DeviceLedger
 from shared.errors import ConfigError
-from shared.schema.messages import GpuFigures
+from shared.schema.worker import GpuFigures
 from shared.settings import Settings, host_name
 
 

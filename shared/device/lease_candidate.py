@@ -25,7 +25,7 @@ from shared.device.lease_queue import PREFIX, STREAM, LeaseQueue, LeaseView, is_
 from shared.errors import LeaseLost
 from shared.nats.connection import broker, connect
 from shared.nats.topology import LOCK_MARKER_TTL, lock_key
-from shared.schema.messages import LeaseRecord
+from shared.schema.worker import LeaseRecord
 from shared.settings import Settings
 from shared.waiting import until_there
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from shared.errors import Unreadable
 from shared.nats.topology import GPU_LOCK
 from shared.schema.decoding import decode
-from shared.schema.messages import LeaseRecord
+from shared.schema.worker import LeaseRecord
 
 PREFIX = f"$KV.{GPU_LOCK}."
 STREAM = f"KV_{GPU_LOCK}"

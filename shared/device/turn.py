@@ -6,7 +6,7 @@ from enum import IntEnum
 from shared.device.lease import Held
 from shared.device.ledger import DeviceLedger
 from shared.errors import PhaseError
-from shared.schema.messages import Role
+from shared.schema.worker import Role
 
 
 class Phase(IntEnum):

@@ -12,17 +12,8 @@ from nats.js.errors import APIError
 
 from shared.causes import why
 from shared.nats.topology import event_subject
-from shared.schema.messages import (
-    ENDED,
-    AnyEvent,
-    Cancelled,
-    Completed,
-    Failed,
-    Job,
-    Progress,
-    Status,
-    cloud_event,
-)
+from shared.schema.event import AnyEvent, Cancelled, Completed, Failed, Progress, cloud_event
+from shared.schema.job import ENDED, Job, Status
 from shared.write_failures import write_failed
 
 log = logging.getLogger(__name__)

@@ -16,7 +16,8 @@ from nats.js.errors import APIError
 from shared.causes import why
 from shared.errors import QueueFull, Unavailable
 from shared.nats.topology import decode_subject, token_subject, work_subject
-from shared.schema.messages import DecodeJob, Job, Role, TokenJob
+from shared.schema.job import DecodeJob, Job, TokenJob
+from shared.schema.worker import Role
 from shared.tracing import carried
 from shared.write_failures import write_failed
 

@@ -14,7 +14,7 @@ from nats.js.errors import APIError
 from shared.errors import Unreadable
 from shared.nats.topology import JOBS
 from shared.schema.decoding import read_record
-from shared.schema.messages import Job
+from shared.schema.job import Job
 
 log = logging.getLogger(__name__)
 

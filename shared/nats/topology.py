@@ -23,7 +23,7 @@ from nats.js.errors import APIError, BadRequestError, NotFoundError
 
 from shared.causes import why
 from shared.errors import Unavailable
-from shared.schema.messages import Priority
+from shared.schema.request import Priority
 from shared.settings import Settings
 
 TENANT = "local"  # the tenant while no API keys are configured

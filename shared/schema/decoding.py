@@ -11,17 +11,10 @@ import msgspec
 from prometheus_client import Counter
 
 from shared.errors import Unreadable
-from shared.schema.messages import (
-    JOB_ID,
-    SCHEMA,
-    TENANT_NAME,
-    CloudEvent,
-    DecodeJob,
-    Job,
-    LeaseRecord,
-    TokenJob,
-    WorkerStatus,
-)
+from shared.schema.base import JOB_ID, SCHEMA, TENANT_NAME
+from shared.schema.event import CloudEvent
+from shared.schema.job import DecodeJob, Job, TokenJob
+from shared.schema.worker import LeaseRecord, WorkerStatus
 
 _T = TypeVar("_T")
 _Order = TypeVar("_Order", bound=TokenJob | DecodeJob)

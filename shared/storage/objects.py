@@ -25,7 +25,7 @@ from minio.error import MinioException, S3Error
 
 from shared.causes import address, is_final, why
 from shared.errors import ConfigError, ObjectError, Rejected, Unavailable
-from shared.schema.messages import AudioFormat
+from shared.schema.request import AudioFormat
 from shared.settings import Settings
 from shared.write_failures import write_failed
 

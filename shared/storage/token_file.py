@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from shared.errors import ObjectError
-from shared.schema.messages import SCHEMA
+from shared.schema.base import SCHEMA
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,7 @@ from shared.jobs.queues import queue_tokens
 from shared.jobs.store import JobStore, change
 from shared.nats.topology import dead_subject, work_subject
 from shared.schema.decoding import read_order
-from shared.schema.messages import ENDED, Job
+from shared.schema.job import ENDED, Job
 from shared.storage.objects import ObjectStore
 from shared.worker.job_context import JobContext, JobStopped
 from shared.worker.stage import Stage

@@ -16,7 +16,8 @@ from shared.device.turn import Turn
 from shared.errors import HeartMulaError, NewerRecord, Unavailable
 from shared.jobs.events import EventPublisher
 from shared.jobs.store import JobStore
-from shared.schema.messages import ENDED, AnyEvent, DecodeJob, Job, Progress, TokenJob
+from shared.schema.event import AnyEvent, Progress
+from shared.schema.job import ENDED, DecodeJob, Job, TokenJob
 
 log = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from shared.device.turn import Phase
-from shared.schema.messages import PhaseMemory
+from shared.schema.worker import PhaseMemory
 
 _PAGE = 4096
 

@@ -36,8 +36,8 @@ from shared.jobs.events import progress_at_start
 from shared.jobs.store import JobStore
 from shared.nats.connection import broker, connect
 from shared.nats.topology import WORKER_TTL, WORKERS, ack_wait, require
-from shared.schema.messages import Stage as StageEvent
-from shared.schema.messages import WorkerStatus
+from shared.schema.event import Stage as StageEvent
+from shared.schema.worker import WorkerStatus
 from shared.settings import Settings, host_name
 from shared.storage.objects import ObjectStore
 from shared.storage.write_gate import WriteGate

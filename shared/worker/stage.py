@@ -5,7 +5,9 @@ from typing import TYPE_CHECKING, Protocol
 
 from nats.js import JetStreamContext
 
-from shared.schema.messages import DecodeJob, Job, Priority, Role, Status, TokenJob
+from shared.schema.job import DecodeJob, Job, Status, TokenJob
+from shared.schema.request import Priority
+from shared.schema.worker import Role
 from shared.worker.job_context import JobContext
 from shared.worker.throughput import Throughput
 

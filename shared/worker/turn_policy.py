@@ -7,7 +7,7 @@ for all others to get theirs, so a slice ends. Both decisions are functions of n
 from dataclasses import dataclass
 from enum import Enum, auto
 
-from shared.schema.messages import Priority
+from shared.schema.request import Priority
 
 HIGH_IN_A_ROW = 4  # songs of the high lane for each one of the normal lane, while both wait
 

@@ -25,7 +25,7 @@ import uvicorn
 import websockets
 
 from deploy.local.servers.embedded import ROLES, S3Server, free_port, nats_server, s3_server
-from shared.schema.messages import Progress
+from shared.schema.event import Progress
 from shared.settings import Settings
 from tests.integration.gateway_fixtures import SONG, House, open_house
 

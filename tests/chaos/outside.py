@@ -17,7 +17,8 @@ from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 from nats.js.errors import APIError
 
 from shared.nats.topology import EVENTS, FAULTS, JOBS
-from shared.schema.messages import ENDED, AnyEvent, CloudEvent, Job
+from shared.schema.event import AnyEvent, CloudEvent
+from shared.schema.job import ENDED, Job
 from shared.settings import Settings
 from shared.storage.objects import PROBES, ObjectStore
 

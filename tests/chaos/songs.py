@@ -14,7 +14,8 @@ import nats
 from nats.aio.client import Client as NatsClient
 
 from shared.nats.topology import TENANT, submit_subject
-from shared.schema.messages import AudioFormat, GenerateRequest, Status
+from shared.schema.job import Status
+from shared.schema.request import AudioFormat, GenerateRequest
 from tests.chaos.poisoned import POISON_SEED
 
 SONG_FAULTS = ("cancel", "tokens-deleted", "tokens-corrupted", "duplicate-submission", "duplicate-job")

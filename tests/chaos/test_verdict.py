@@ -2,7 +2,9 @@
 
 from typing import Any
 
-from shared.schema.messages import Cancelled, Completed, GenerateRequest, Job, Progress, SongEvent, Stage, Status
+from shared.schema.event import Cancelled, Completed, Progress, SongEvent, Stage
+from shared.schema.job import Job, Status
+from shared.schema.request import GenerateRequest
 from tests.chaos.songs import Taken, Wish
 from tests.chaos.verdict import Verdict, judge_devices, judge_events, judge_objects, judge_queues, judge_records
 

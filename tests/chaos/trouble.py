@@ -10,7 +10,8 @@ from nats.js.errors import APIError
 
 from shared.errors import ObjectError, Unavailable
 from shared.nats.topology import TENANT, token_subject
-from shared.schema.messages import Priority, TokenJob
+from shared.schema.job import TokenJob
+from shared.schema.request import Priority
 from tests.chaos.outside import Outside
 from tests.chaos.songs import Client, Taken
 

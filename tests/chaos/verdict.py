@@ -20,7 +20,8 @@ from services.tokenizer_worker.engines.trivial import TrivialEngine
 from shared.frames import frames_within
 from shared.model.prompt import Prompt
 from shared.nats.topology import DEC, TOK, dead_subject
-from shared.schema.messages import ENDED, AnyEvent, Job, Progress, Stage, Status
+from shared.schema.event import AnyEvent, Progress, Stage
+from shared.schema.job import ENDED, Job, Status
 from shared.storage.objects import peaks_key
 from tests.chaos.outside import Outside
 from tests.chaos.songs import Client, Taken

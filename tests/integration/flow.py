@@ -22,8 +22,10 @@ from deploy.setup import set_up
 from shared.jobs.queues import queue_tokens
 from shared.jobs.store import JobStore
 from shared.nats.topology import EVENTS, TENANT
-from shared.schema.messages import ENDED, CloudEvent, GenerateRequest, Job, Priority
-from shared.schema.messages import Role as WorkerRole
+from shared.schema.event import CloudEvent
+from shared.schema.job import ENDED, Job
+from shared.schema.request import GenerateRequest, Priority
+from shared.schema.worker import Role as WorkerRole
 from shared.settings import Settings
 from shared.storage.objects import PROBES, ObjectStore
 

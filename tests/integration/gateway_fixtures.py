@@ -31,7 +31,9 @@ from services.gateway.server import GatewayServer
 from shared.jobs.events import EventPublisher
 from shared.jobs.store import JobStore, change
 from shared.nats.topology import EVENTS, TENANT, WORKERS, event_subject
-from shared.schema.messages import AnyEvent, Completed, GpuFigures, Job, Progress, Role, Stage, Status, WorkerStatus
+from shared.schema.event import AnyEvent, Completed, Progress, Stage
+from shared.schema.job import Job, Status
+from shared.schema.worker import GpuFigures, Role, WorkerStatus
 from shared.settings import Settings
 from shared.storage.objects import ObjectStore, audio_key
 from tests.integration.flow import PATIENCE, as_role, environment

@@ -19,7 +19,9 @@ from shared.audio.peaks import PeaksBody
 from shared.errors import TokensLost
 from shared.jobs.store import change
 from shared.nats.topology import DEC, FAULTS, TENANT, TOK, cancel_subject, decode_subject, purge_job, token_subject
-from shared.schema.messages import DecodeJob, GenerateRequest, Job, Stage
+from shared.schema.event import Stage
+from shared.schema.job import DecodeJob, Job
+from shared.schema.request import GenerateRequest
 from shared.settings import Settings
 from shared.storage.objects import peaks_key
 from shared.storage.token_file import TokenMeta, pack

@@ -13,7 +13,8 @@ from deploy.local.servers.embedded import NatsServer, S3Server
 from shared.model.checkpoint import open_checkpoint
 from shared.model.prompt import Prompter
 from shared.nats.topology import EVENTS, JOBS, TENANT, TOK, cancel_subject, token_subject
-from shared.schema.messages import CloudEvent, Failed, TokenJob
+from shared.schema.event import CloudEvent, Failed
+from shared.schema.job import TokenJob
 from shared.storage.objects import audio_key, tokens_key
 from tests.integration.gateway_fixtures import SONG, TINY, House, eventually, fresh_settings, open_house
 

@@ -17,7 +17,8 @@ from services.gateway.auth.access import Caller
 from services.gateway.events.broadcaster import MAILBOX_EVENTS, StoredEvent, Subscription
 from shared.jobs.store import change
 from shared.nats.topology import TENANT
-from shared.schema.messages import Completed, Progress, Stage, Status, cloud_event
+from shared.schema.event import Completed, Progress, Stage, cloud_event
+from shared.schema.job import Status
 from shared.settings import Settings
 from tests.integration.gateway_fixtures import eventually, in_process
 

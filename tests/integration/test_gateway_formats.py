@@ -14,7 +14,7 @@ import soundfile
 from deploy.local.servers.embedded import NatsServer, S3Server
 from shared.audio.files import AudioWriter, SongTags
 from shared.audio.peaks import peaks_of
-from shared.schema.messages import AudioFormat
+from shared.schema.request import AudioFormat
 from shared.storage.objects import peaks_key
 from tests.integration.gateway_fixtures import House, fresh_settings, open_house
 

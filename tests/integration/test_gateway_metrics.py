@@ -7,7 +7,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from deploy.local.servers.embedded import S3Server
 from shared.nats.topology import WORKERS
-from shared.schema.messages import Failed, GpuFigures, PhaseMemory
+from shared.schema.event import Failed
+from shared.schema.worker import GpuFigures, PhaseMemory
 from shared.settings import Settings
 from tests.integration.gateway_fixtures import SONG, House, eventually, open_house
 

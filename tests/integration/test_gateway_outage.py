@@ -22,7 +22,7 @@ from shared.errors import Unavailable
 from shared.jobs.store import JobStore
 from shared.nats.connection import connect
 from shared.nats.topology import JOBS, TOK, submit_subject
-from shared.schema.messages import Job
+from shared.schema.job import Job
 from shared.settings import Settings
 from tests.integration.flow import PATIENCE, as_role
 from tests.integration.gateway_fixtures import SONG, eventually, fresh_settings, in_process

@@ -17,7 +17,8 @@ from deploy.local.servers.embedded import NatsServer, S3Server
 from services.gateway.submission.idempotency import digest_of, song_of
 from services.gateway.submission.rollback import retract
 from shared.nats.topology import JOBS, TENANT, TOK, submit_subject, token_subject
-from shared.schema.messages import GenerateRequest, Job, TokenJob
+from shared.schema.job import Job, TokenJob
+from shared.schema.request import GenerateRequest
 from tests.integration.gateway_fixtures import SONG, House, fresh_settings, open_house
 
 

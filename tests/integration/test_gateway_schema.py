@@ -15,7 +15,7 @@ import pytest
 
 from deploy.local.servers.embedded import NatsServer, S3Server
 from shared.audio.files import AudioWriter, SongTags
-from shared.schema.messages import Failed
+from shared.schema.event import Failed
 from tests.integration.gateway_fixtures import House, fresh_settings, open_house
 
 SECONDS = 50  # of random requests

@@ -10,7 +10,7 @@ import pytest
 
 from deploy.local.servers.embedded import NatsServer, S3Server
 from shared.nats.topology import TENANT, submit_subject
-from shared.schema.messages import DEFAULT_DURATION_MS
+from shared.schema.request import DEFAULT_DURATION_MS
 from tests.integration.gateway_fixtures import SONG, TINY, House, eventually, fresh_settings, open_house
 
 ASKED = SONG | {"seed": 2**53 - 1, "title": "Lied", "temperature": 0.5, "cfg_scale": 2.0, "topk": 7, "format": "wav"}

@@ -28,7 +28,8 @@ from shared.nats.topology import (
     streams,
     token_subject,
 )
-from shared.schema.messages import DecodeJob, GenerateRequest, Job, Status, TokenJob
+from shared.schema.job import DecodeJob, Job, Status, TokenJob
+from shared.schema.request import GenerateRequest
 from shared.settings import Settings
 from shared.storage.objects import PROBES, ObjectStore
 from tests.integration.gateway_fixtures import eventually, open_house

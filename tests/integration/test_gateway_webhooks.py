@@ -24,7 +24,8 @@ from services.gateway.background import host_slots as places
 from services.gateway.background import webhooks
 from shared.jobs.store import JobStore, change
 from shared.nats.topology import FAULTS, TENANT, bootstrap
-from shared.schema.messages import GenerateRequest, Job, Status
+from shared.schema.job import Job, Status
+from shared.schema.request import GenerateRequest
 from shared.settings import Settings
 from tests.integration.gateway_fixtures import SONG, House, eventually, open_house
 

@@ -12,7 +12,8 @@ from nats.js import JetStreamContext
 from shared.errors import JobConflict
 from shared.jobs.store import ALLOWED, JobStore, change
 from shared.nats.topology import TOK, bootstrap, streams
-from shared.schema.messages import ENDED, GenerateRequest, Job, Status
+from shared.schema.job import ENDED, Job, Status
+from shared.schema.request import GenerateRequest
 from shared.settings import Settings
 
 

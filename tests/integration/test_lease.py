@@ -17,7 +17,7 @@ from deploy.local.servers.embedded import NatsServer
 from shared.device.lease import Lease, read_leases
 from shared.errors import LeaseLost
 from shared.nats.topology import bootstrap
-from shared.schema.messages import LeaseRecord
+from shared.schema.worker import LeaseRecord
 from shared.settings import Settings
 
 Make = Callable[..., Lease]

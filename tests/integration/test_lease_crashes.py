@@ -13,7 +13,7 @@ import pytest
 from deploy.local.servers.embedded import ROLES, NatsServer, free_port
 from deploy.setup import set_up
 from shared.device.lease import Lease, read_leases
-from shared.schema.messages import LeaseRecord
+from shared.schema.worker import LeaseRecord
 from shared.settings import Settings
 
 CRASHES = 7  # at most

@@ -11,7 +11,8 @@ from services.codec_worker.stage import DecodeStage
 from shared.errors import Unavailable
 from shared.jobs.store import JobStore
 from shared.nats.topology import bootstrap
-from shared.schema.messages import GenerateRequest, Job
+from shared.schema.job import Job
+from shared.schema.request import GenerateRequest
 from shared.settings import Settings
 
 

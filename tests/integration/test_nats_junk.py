@@ -15,8 +15,8 @@ from shared.nats.topology import (
     event_subject,
     job_subject,
 )
-from shared.schema.messages import Progress as ProgressEvent
-from shared.schema.messages import cloud_event
+from shared.schema.event import Progress as ProgressEvent
+from shared.schema.event import cloud_event
 from tests.integration.gateway_fixtures import House, eventually, fresh_settings, open_house
 
 DEEP = b'{"deep":' + b"[" * 30_000

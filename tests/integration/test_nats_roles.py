@@ -19,7 +19,8 @@ from shared.device.lease import Lease
 from shared.errors import Unavailable
 from shared.nats.connection import connect
 from shared.nats.topology import LOCK_MAX_AGE, TENANT, record_subject, require, streams
-from shared.schema.messages import Job, LeaseRecord
+from shared.schema.job import Job
+from shared.schema.worker import LeaseRecord
 from shared.settings import Settings
 from tests.integration.flow import as_role, environment, open_flow
 from tests.integration.gateway_fixtures import SONG, eventually, open_house

@@ -3,7 +3,7 @@
 import msgspec
 
 from shared.nats.topology import FAULTS, TENANT, TOK, job_subject
-from shared.schema.messages import DecodeJob, TokenJob
+from shared.schema.job import DecodeJob, TokenJob
 from shared.settings import Settings
 from tests.integration.flow import Flow, open_flow
 from tests.integration.gateway_fixtures import eventually

@@ -8,7 +8,7 @@ import pytest
 
 from services.gateway.monitoring import health
 from shared.nats.topology import WORKERS
-from shared.schema.messages import WorkerStatus
+from shared.schema.worker import WorkerStatus
 from shared.settings import Settings
 from tests.integration.flow import Flow, open_flow
 from tests.integration.gateway_fixtures import eventually, in_process

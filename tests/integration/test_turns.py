@@ -17,7 +17,9 @@ from services.tokenizer_worker.engines.trivial import TrivialEngine
 from shared.device.ledger import DeviceLedger
 from shared.model.prompt import Prompt
 from shared.nats.topology import TOK, token_subject
-from shared.schema.messages import Job, Stage, TokenJob, WorkerStatus
+from shared.schema.event import Stage
+from shared.schema.job import Job, TokenJob
+from shared.schema.worker import WorkerStatus
 from shared.settings import Settings
 from tests.integration.flow import PATIENCE, Flow, open_flow, overlaps
 

@@ -10,7 +10,7 @@ import soundfile
 
 from shared.audio.files import AudioWriter, SongTags, read_audio, sample_rate_of
 from shared.errors import ObjectError, SongError
-from shared.schema.messages import AudioFormat
+from shared.schema.request import AudioFormat
 
 TAGS = SongTags(title="Grüße 🎵", tags="pop,piano", lyrics="[Verse]\nHällo\nla la", seed=2**53 - 1)
 RATE = 16000

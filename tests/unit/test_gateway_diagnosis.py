@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from services.gateway.monitoring.diagnostics import diagnose
-from shared.schema.messages import GpuFigures, Role, WorkerStatus
+from shared.schema.worker import GpuFigures, Role, WorkerStatus
 
 
 def worker(place: str) -> WorkerStatus:

@@ -7,7 +7,7 @@ from typing import cast
 from services.gateway.errors import ApiError
 from services.gateway.submission.validation import FitRequest, Fitter
 from shared.model.prompt import Prompt, Prompter
-from shared.schema.messages import GenerateRequest
+from shared.schema.request import GenerateRequest
 
 
 class Slow:

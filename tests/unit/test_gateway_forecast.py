@@ -4,7 +4,10 @@ import pytest
 
 from services.gateway.songs.forecast import Pace, moved, pace
 from shared.jobs.events import end_event
-from shared.schema.messages import GenerateRequest, GpuFigures, Job, Progress, Role, Status, WorkerStatus
+from shared.schema.event import Progress
+from shared.schema.job import Job, Status
+from shared.schema.request import GenerateRequest
+from shared.schema.worker import GpuFigures, Role, WorkerStatus
 
 PACE = Pace(tokens=10, audio=100, song_frames=200)
 

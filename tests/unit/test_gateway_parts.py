@@ -12,7 +12,9 @@ from services.gateway.api.static_files import accepts_gzip
 from services.gateway.errors import refusal
 from services.gateway.events.broadcaster import MAILBOX_EVENTS, StoredEvent, Subscription
 from shared.errors import QueueFull
-from shared.schema.messages import AnyEvent, Failed, GenerateRequest, Job, Progress, Stage, cloud_event
+from shared.schema.event import AnyEvent, Failed, Progress, Stage, cloud_event
+from shared.schema.job import Job
+from shared.schema.request import GenerateRequest
 
 
 def stored(sequence: int, event: AnyEvent) -> StoredEvent:

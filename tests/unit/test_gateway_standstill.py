@@ -1,7 +1,7 @@
 """When nothing moves, and when that is no fault."""
 
 from services.gateway.monitoring.stall_detector import StallDetector
-from shared.schema.messages import WorkerStatus
+from shared.schema.worker import WorkerStatus
 from tests.unit.test_gateway_diagnosis import worker as worker_on
 
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from services.gateway.submission.validation import decode_request, tidy_tags
 from shared.errors import InvalidRequest
-from shared.schema.messages import Job
+from shared.schema.job import Job
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 from shared.device.ledger import DeviceLedger
 from shared.device.turn import PLANS, Phase, Turn
 from shared.errors import LeaseLost, PhaseError
-from shared.schema.messages import Role
+from shared.schema.worker import Role
 
 
 class FakeHeld:

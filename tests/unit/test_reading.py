@@ -5,20 +5,12 @@ import pytest
 
 from shared.errors import Unreadable
 from shared.nats.topology import decode_subject, event_subject, job_subject, token_subject
+from shared.schema.base import SCHEMA
 from shared.schema.decoding import UNREADABLE, decode, read_event, read_heartbeat, read_order, read_record
-from shared.schema.messages import (
-    SCHEMA,
-    CloudEvent,
-    DecodeJob,
-    GenerateRequest,
-    GpuFigures,
-    Job,
-    LeaseRecord,
-    Progress,
-    TokenJob,
-    WorkerStatus,
-    cloud_event,
-)
+from shared.schema.event import CloudEvent, Progress, cloud_event
+from shared.schema.job import DecodeJob, Job, TokenJob
+from shared.schema.request import GenerateRequest
+from shared.schema.worker import GpuFigures, LeaseRecord, WorkerStatus
 
 JOB = Job(job_id="a", tenant="local", request=GenerateRequest(lyrics="la"), created_at=1.0)
 NESTED = (b"[" * 30_000, b'{"x":' * 30_000, b'{"x":' + b"[" * 3000 + b"]" * 3000 + b"}")

@@ -22,7 +22,8 @@ from services.client.cli import output as display
 from services.client.cli.output import Display
 from services.client.client import DEFAULT_URL, Client
 from services.client.errors import ClientError, Refused, as_json
-from shared.schema.messages import AudioFormat, Priority, Status
+from shared.schema.job import Status
+from shared.schema.request import AudioFormat, Priority
 
 FAILED, AWAY, REFUSED, INTERRUPTED = 1, 3, 4, 130  # 2 is click's, for wrong usage
 

@@ -17,7 +17,8 @@ from services.gateway.errors import ApiError
 from shared.audio.files import CONTENT_TYPES
 from shared.audio.peaks import CONTENT_TYPE as PEAKS_TYPE
 from shared.errors import HeartMulaError, ObjectError
-from shared.schema.messages import AudioFormat, Job
+from shared.schema.job import Job
+from shared.schema.request import AudioFormat
 from shared.storage.objects import ObjectReader, ObjectStore
 
 log = logging.getLogger(__name__)

@@ -30,7 +30,8 @@ from shared.causes import why
 from shared.jobs.store import JobStore
 from shared.nats.connection import Connection
 from shared.nats.topology import TOK
-from shared.schema.messages import JOB_ID, Job
+from shared.schema.base import JOB_ID
+from shared.schema.job import Job
 
 log = logging.getLogger(__name__)
 

@@ -38,7 +38,8 @@ from services.gateway.submission.service import AcceptedBody
 from services.gateway.submission.validation import FitBody, FitRequest, decode_fit
 from shared.audio.files import CONTENT_TYPES
 from shared.audio.peaks import PeaksBody
-from shared.schema.messages import AudioFormat, Status
+from shared.schema.job import Status
+from shared.schema.request import AudioFormat
 
 NO_STORE = {"Cache-Control": "no-store"}
 GET_AND_HEAD = [HttpMethod.GET, HttpMethod.HEAD]

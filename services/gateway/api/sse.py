@@ -22,7 +22,7 @@ from services.gateway.songs.event_feed import EventFeed, Lost, event_id
 from services.gateway.songs.status import find_job
 from shared.errors import HeartMulaError
 from shared.nats.topology import event_subject
-from shared.schema.messages import ENDED
+from shared.schema.job import ENDED
 
 log = logging.getLogger(__name__)
 

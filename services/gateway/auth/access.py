@@ -26,7 +26,8 @@ from services.gateway.songs.index import SongIndex
 from shared.errors import ConfigError, InvalidRequest
 from shared.frames import FRAME_MS
 from shared.nats.topology import TENANT
-from shared.schema.messages import TENANT_NAME, GenerateRequest
+from shared.schema.base import TENANT_NAME
+from shared.schema.request import GenerateRequest
 
 log = logging.getLogger(__name__)
 

@@ -26,8 +26,9 @@ from shared.jobs.queues import queue_decode, queue_tokens
 from shared.jobs.scan import Record, scan
 from shared.jobs.store import JobStore, change
 from shared.nats.topology import DAY, DEC, JOB_TTL, TOK, decode_subject
+from shared.schema.base import JOB_ID
 from shared.schema.decoding import read_order
-from shared.schema.messages import ENDED, JOB_ID, DecodeJob, Job
+from shared.schema.job import ENDED, DecodeJob, Job
 from shared.settings import Settings
 from shared.storage.objects import ObjectStore, StoredObject, belonging
 

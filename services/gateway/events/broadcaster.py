@@ -21,7 +21,7 @@ from shared.errors import Unavailable, Unreadable
 from shared.nats.ordered_consumer import ordered
 from shared.nats.topology import EVENTS
 from shared.schema.decoding import read_event
-from shared.schema.messages import Cancelled, CloudEvent, Completed, Failed, Progress
+from shared.schema.event import Cancelled, CloudEvent, Completed, Failed, Progress
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,8 @@ from shared.audio.files import CONTENT_TYPES, AudioWriter, SongTags, read_audio,
 from shared.audio.peaks import CONTENT_TYPE, peaks_of
 from shared.errors import ObjectError
 from shared.jobs.store import JobStore
-from shared.schema.messages import AudioFormat, Job
+from shared.schema.job import Job
+from shared.schema.request import AudioFormat
 from shared.storage.objects import ObjectStore, converted_key, peaks_key
 from shared.storage.tempdirs import clear_scratch, scratch_folder
 

@@ -5,7 +5,8 @@ import msgspec
 from services.gateway.container import Gateway
 from services.gateway.monitoring.health import QueueDepth, Snapshot
 from shared.device.lease import LeaseView, read_leases
-from shared.schema.messages import GpuFigures, PhaseMemory, WorkerStatus, timestamp
+from shared.schema.base import timestamp
+from shared.schema.worker import GpuFigures, PhaseMemory, WorkerStatus
 
 
 class LeaseBody(msgspec.Struct, frozen=True, kw_only=True):

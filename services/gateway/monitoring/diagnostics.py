@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from shared.schema.messages import Role, WorkerStatus
+from shared.schema.worker import Role, WorkerStatus
 
 _WITHOUT: dict[Role, str] = {"tokenizer": "songs wait", "codec": "songs wait after their tokens"}
 

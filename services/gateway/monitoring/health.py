@@ -22,7 +22,7 @@ from shared.causes import NO_ANSWER, why
 from shared.errors import HeartMulaError, NoRoom, Unavailable
 from shared.nats.connection import Connection
 from shared.nats.topology import DEC, TOK
-from shared.schema.messages import WorkerStatus
+from shared.schema.worker import WorkerStatus
 from shared.settings import Settings
 from shared.storage.objects import ObjectStore
 

@@ -13,7 +13,7 @@ from prometheus_client.registry import Collector
 from services.gateway.background.reconciler import Reconciler
 from services.gateway.monitoring.health import Snapshot
 from shared.schema.decoding import UNREADABLE
-from shared.schema.messages import WorkerStatus
+from shared.schema.worker import WorkerStatus
 from shared.write_failures import FAILED_WRITES
 
 _METHODS = {"GET", "HEAD", "POST", "DELETE", "OPTIONS"}

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from shared.schema.messages import WorkerStatus
+from shared.schema.worker import WorkerStatus
 
 TTLS = 12  # of the lease, after which a standstill is one: the longest wait that has a good reason is shorter
 

@@ -12,7 +12,7 @@ from nats.js.errors import APIError, NotFoundError
 from shared.errors import Unreadable
 from shared.nats.topology import WORKER_TTL, WORKERS
 from shared.schema.decoding import read_heartbeat
-from shared.schema.messages import WorkerStatus
+from shared.schema.worker import WorkerStatus
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,9 @@ from services.gateway.monitoring.worker_registry import Workers
 from services.gateway.songs.forecast import longest_frames, pace
 from services.gateway.songs.queue_position import QueuePositions
 from shared.errors import Unavailable
-from shared.schema.messages import Job, Progress, timestamp
+from shared.schema.base import timestamp
+from shared.schema.event import Progress
+from shared.schema.job import Job
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,8 @@ from services.gateway.songs.forecast import moved
 from services.gateway.songs.status import StatusBody, describe, find_job
 from shared.jobs.events import end_event
 from shared.nats.topology import event_subject
-from shared.schema.messages import ENDED, AnyEvent, CloudEvent, Job, Progress, Queued, cloud_event
+from shared.schema.event import AnyEvent, CloudEvent, Progress, Queued, cloud_event
+from shared.schema.job import ENDED, Job
 
 _RECORD_LOOKS = 5  # after so many looks at a waiting song's place, its record: an event may be lost, the record is not
 

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from shared.frames import frames_within
-from shared.schema.messages import GenerateRequest, Progress, WorkerStatus
+from shared.schema.event import Progress
+from shared.schema.request import GenerateRequest
+from shared.schema.worker import WorkerStatus
 
 _MOVED_SECONDS = 5.0
 _MOVED_SHARE = 0.1

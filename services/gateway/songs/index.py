@@ -23,7 +23,7 @@ from shared.errors import Unavailable, Unreadable
 from shared.nats.ordered_consumer import ordered
 from shared.nats.topology import JOBS
 from shared.schema.decoding import read_record
-from shared.schema.messages import ENDED, Status
+from shared.schema.job import ENDED, Status
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,8 @@ from nats.js.errors import APIError, NotFoundError
 from shared.causes import why
 from shared.errors import Unavailable
 from shared.nats.topology import TOK, token_subject
-from shared.schema.messages import Job, Priority
+from shared.schema.job import Job
+from shared.schema.request import Priority
 
 _FRESH_SECONDS = 1.0
 _PLACES = 10_000  # songs whose place is remembered

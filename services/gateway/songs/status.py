@@ -19,18 +19,10 @@ from shared.errors import HeartMulaError, NewerRecord
 from shared.jobs.events import progress_at_start
 from shared.jobs.store import change
 from shared.nats.topology import cancel_subject, event_subject, purge_job
-from shared.schema.messages import (
-    ENDED,
-    JOB_ID,
-    AudioFormat,
-    Cancelled,
-    Job,
-    Priority,
-    Progress,
-    Stage,
-    Status,
-    timestamp,
-)
+from shared.schema.base import JOB_ID, timestamp
+from shared.schema.event import Cancelled, Progress, Stage
+from shared.schema.job import ENDED, Job, Status
+from shared.schema.request import AudioFormat, Priority
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,8 @@ import msgspec
 from services.gateway.errors import ApiError
 from shared.errors import InvalidRequest
 from shared.nats.topology import TENANT
-from shared.schema.messages import GenerateRequest, Job
+from shared.schema.job import Job
+from shared.schema.request import GenerateRequest
 
 _NAMESPACE = uuid.UUID("6d2ce1a5-5f0c-4f0a-9a37-2b0f8f6c7d11")
 _DEFAULTS = msgspec.structs.asdict(GenerateRequest(lyrics=""))

@@ -12,7 +12,7 @@ from shared.errors import Unavailable, Unreadable
 from shared.jobs.store import JobStore
 from shared.nats.topology import JOBS, TOK, job_subject, purge_job, token_subject
 from shared.schema.decoding import read_record
-from shared.schema.messages import Job
+from shared.schema.job import Job
 
 log = logging.getLogger(__name__)
 

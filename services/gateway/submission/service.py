@@ -30,7 +30,9 @@ from shared.jobs.events import EventPublisher
 from shared.jobs.queues import queue_group, queue_tokens
 from shared.jobs.store import JobStore
 from shared.nats.topology import TOK, token_subject
-from shared.schema.messages import MAX_SEED, GenerateRequest, Job, Queued, Status
+from shared.schema.event import Queued
+from shared.schema.job import Job, Status
+from shared.schema.request import MAX_SEED, GenerateRequest
 from shared.tracing import span
 
 log = logging.getLogger(__name__)

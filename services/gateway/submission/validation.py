@@ -13,7 +13,7 @@ from services.gateway.errors import ApiError
 from shared.errors import InvalidRequest
 from shared.frames import frames_within
 from shared.model.prompt import Prompt, Prompter
-from shared.schema.messages import DEFAULT_DURATION_MS, MAX_SEED, GenerateRequest
+from shared.schema.request import DEFAULT_DURATION_MS, MAX_SEED, GenerateRequest
 
 MAX_BODY = 256 * 1024  # bytes
 _MEASURED_AT_ONCE = 4  # texts that wait to be measured, or are

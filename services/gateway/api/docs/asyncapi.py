@@ -10,7 +10,9 @@ from services.gateway.api.nats_requests import ERROR_CODES
 from services.gateway.songs.event_feed import SnapshotBody
 from services.gateway.submission.service import AcceptedBody
 from shared.nats.topology import event_subject, record_subject, submit_subject
-from shared.schema.messages import AnyEvent, CloudEvent, GenerateRequest, Job
+from shared.schema.event import AnyEvent, CloudEvent
+from shared.schema.job import Job
+from shared.schema.request import GenerateRequest
 
 _EVENTS: tuple[type[msgspec.Struct], ...] = get_args(AnyEvent)
 _SCHEMAS = "#/components/schemas/"

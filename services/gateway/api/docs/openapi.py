@@ -33,7 +33,7 @@ from litestar.types import Method
 
 from services.gateway.api.guards import is_for_own_pages
 from services.gateway.errors import MEDIA_TYPE, STATUSES, TITLES, Problem
-from shared.schema.messages import GenerateRequest
+from shared.schema.request import GenerateRequest
 
 VERSION = "0.1.0"
 Marks = Mapping[tuple[str, str], Mapping[str, Any]]  # of routes, by address and method in lower case

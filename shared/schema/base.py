@@ -1,0 +1,18 @@
+"""What all structures share: the version of the schema, names that become parts of subjects, points in time."""
+
+import re
+from datetime import UTC, datetime
+from typing import Annotated
+
+from msgspec import Meta
+
+SCHEMA = 1
+# Both become parts of subjects and keys: nothing in them may be a wildcard, a separator or a path.
+JOB_ID = re.compile(r"[0-9A-Za-z-]{1,64}")
+TENANT_NAME = re.compile(r"[0-9A-Za-z_-]{1,64}")
+Seconds = Annotated[float, Meta(ge=0, lt=253_402_300_000)]  # since the epoch, in years of four digits
+
+
+def timestamp(seconds: float) -> str:
+    """Seconds since the epoch as RFC 3339 in UTC, milliseconds."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,0 +1,30 @@
+"""A request for a song, as users send it. Strict: an unknown field is an error."""
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+Priority = Literal["high", "normal"]
+AudioFormat = Literal["flac", "wav", "mp3", "ogg"]
+DEFAULT_DURATION_MS = 120_000
+MAX_SEED = 2**53 - 1  # what JSON carries exactly everywhere
+
+
+class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What a user asks for. Limits that depend on the model are checked by the gateway at submission."""
+
+    lyrics: Annotated[str, Meta(max_length=60_000, description="the words, with [Verse], [Chorus] … lines")]
+    tags: Annotated[str, Meta(max_length=4_000, description="style, divided by commas: pop,piano,english")] = ""
+    max_duration_ms: (
+        Annotated[int, Meta(ge=80, le=3_600_000, description="longest song wanted; 80 ms make a frame")] | None
+    ) = None
+    temperature: Annotated[float, Meta(ge=0, le=5, description="0 always takes the likeliest token")] = 1.0
+    cfg_scale: Annotated[float, Meta(ge=0, le=20, description="guidance; 1 switches it off and is faster")] = 1.5
+    topk: Annotated[int, Meta(ge=1, le=100_000, description="sample among the k likeliest tokens")] = 50
+    seed: Annotated[int, Meta(ge=0, le=MAX_SEED, description="same seed, same song; random if absent")] | None = None
+    format: AudioFormat = "flac"
+    title: Annotated[str, Meta(max_length=300)] | None = None
+    priority: Priority = "normal"
+    webhook_url: Annotated[str, Meta(max_length=2_000, description="told when the song has ended")] | None = None
+    variants: Annotated[int, Meta(ge=1, le=4, description="songs to make of it, with seeds in a row")] = 1

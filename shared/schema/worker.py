@@ -1,0 +1,68 @@
+"""What workers publish of themselves: heartbeats, the device, and their place in the queue for it."""
+
+from typing import Literal
+
+import msgspec
+
+from shared.schema.base import SCHEMA, Seconds
+
+Role = Literal["tokenizer", "codec"]
+
+
+class GpuFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """A device as a worker sees it. Memory in bytes; None where there is nothing to read it from."""
+
+    id: str
+    name: str
+    kind: Literal["cuda", "cpu"]
+    memory_total: int
+    memory_used: int
+    utilization: int | None = None  # per cent
+    temperature: int | None = None  # °C
+
+
+class PhaseMemory(msgspec.Struct, frozen=True, kw_only=True):
+    """Memory at the two ends of a phase of a worker's latest turn, in bytes."""
+
+    phase: int
+    device_before: int
+    device_after: int | None = None  # None while it lasts
+    host: int  # resident set of the worker's process at its begin
+
+
+class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """A worker's heartbeat; gone from the WORKERS bucket when the worker is."""
+
+    schema: int = SCHEMA
+    role: Role
+    instance: str
+    host: str
+    pid: int
+    engine: str
+    model: str
+    gpu: GpuFigures
+    state: Literal["idle", "waiting", "working"]
+    phase: int | None = None
+    resident: list[str] = []  # all that lies on the device, of every worker
+    jobs: list[str] = []  # songs that it works on
+    slots: int = 1  # songs that it can work on at once
+    rate: float | None = None  # frames a second of late, of all its songs together; for the codec frames decoded
+    song_frames: float | None = None  # mean length of its latest songs
+    memory: list[PhaseMemory] = []
+    problem: str | None = None  # why it cannot work, for people
+    movement: int = 0  # grows with every step, model that loads and song that is handed on
+    failed_writes: int = 0  # writes that a server refused or did not confirm, since its start
+    since: Seconds  # of the state
+    sent: Seconds  # of two workers on a device the later one knows better what lies there
+
+
+class LeaseRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A contender's key in GPU_LOCK. `ticket` 0 means: the sequence of this very message."""
+
+    schema: int = SCHEMA
+    ticket: int
+    state: Literal["waiting", "held"]
+    role: str
+    owner: str  # instance
+    phase: int | None = None
+    since: Seconds
