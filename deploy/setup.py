@@ -11,7 +11,7 @@ from collections.abc import Callable
 from shared.entrypoint import configure_logging
 from shared.errors import ConfigError, HeartMulaError
 from shared.nats.connection import broker, connect
-from shared.nats.topology import bootstrap
+from shared.nats.streams import bootstrap
 from shared.settings import Settings
 from shared.storage.objects import ObjectStore
 from shared.waiting import until_there

@@ -18,7 +18,7 @@ from shared.errors import ObjectError, TokensLost, Unavailable
 from shared.frames import seconds_of
 from shared.jobs.events import DECODING_END, GENERATING_SHARE, decoding, end_event
 from shared.jobs.store import JobStore, change
-from shared.nats.topology import DEC, DEC_CONSUMER
+from shared.nats.subjects import DEC, DEC_CONSUMER
 from shared.schema.event import Stage
 from shared.schema.job import DecodeJob, Job, Status
 from shared.schema.request import Priority

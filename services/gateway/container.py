@@ -31,7 +31,7 @@ from shared.jobs.store import JobStore
 from shared.model.checkpoint import open_checkpoint
 from shared.model.prompt import Prompter
 from shared.nats.connection import Connection, broker, connect
-from shared.nats.topology import require
+from shared.nats.streams import require
 from shared.settings import Settings, host_name
 from shared.storage.objects import ObjectStore
 from shared.waiting import until_there

@@ -14,7 +14,7 @@ from shared.jobs.events import GENERATING_SHARE, generating
 from shared.jobs.queues import queue_decode
 from shared.jobs.store import change
 from shared.model.prompt import Prompter
-from shared.nats.topology import DEC, TOK, TOK_CONSUMERS
+from shared.nats.subjects import DEC, TOK, TOK_CONSUMERS
 from shared.schema.event import Stage
 from shared.schema.job import Job, Status, TokenJob
 from shared.schema.request import Priority

@@ -24,7 +24,8 @@ from shared.device.lease_follower import LeaseFollower
 from shared.device.lease_queue import PREFIX, STREAM, LeaseQueue, LeaseView, is_gone, read_record
 from shared.errors import LeaseLost
 from shared.nats.connection import broker, connect
-from shared.nats.topology import LOCK_MARKER_TTL, lock_key
+from shared.nats.streams import LOCK_MARKER_TTL
+from shared.nats.subjects import lock_key
 from shared.schema.worker import LeaseRecord
 from shared.settings import Settings
 from shared.waiting import until_there

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from shared.errors import Unreadable
-from shared.nats.topology import GPU_LOCK
+from shared.nats.subjects import GPU_LOCK
 from shared.schema.decoding import decode
 from shared.schema.worker import LeaseRecord
 

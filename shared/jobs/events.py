@@ -11,7 +11,7 @@ from nats.js import JetStreamContext
 from nats.js.errors import APIError
 
 from shared.causes import why
-from shared.nats.topology import event_subject
+from shared.nats.subjects import event_subject
 from shared.schema.event import AnyEvent, Cancelled, Completed, Failed, Progress, cloud_event
 from shared.schema.job import ENDED, Job, Status
 from shared.write_failures import write_failed

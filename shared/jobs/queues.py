@@ -15,7 +15,7 @@ from nats.js.errors import APIError
 
 from shared.causes import why
 from shared.errors import QueueFull, Unavailable
-from shared.nats.topology import decode_subject, token_subject, work_subject
+from shared.nats.subjects import decode_subject, token_subject, work_subject
 from shared.schema.job import DecodeJob, Job, TokenJob
 from shared.schema.worker import Role
 from shared.tracing import carried

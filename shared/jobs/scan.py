@@ -12,7 +12,7 @@ from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 from nats.js.errors import APIError
 
 from shared.errors import Unreadable
-from shared.nats.topology import JOBS
+from shared.nats.subjects import JOBS
 from shared.schema.decoding import read_record
 from shared.schema.job import Job
 

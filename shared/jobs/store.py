@@ -22,7 +22,7 @@ from nats.js.errors import APIError, NotFoundError
 
 from shared.causes import why
 from shared.errors import JobConflict, NewerRecord, Unavailable, Unreadable
-from shared.nats.topology import JOBS, TENANT, job_subject
+from shared.nats.subjects import JOBS, TENANT, job_subject
 from shared.schema.decoding import read_record
 from shared.schema.job import ENDED, Job, Status
 from shared.write_failures import write_failed

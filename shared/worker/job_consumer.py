@@ -21,7 +21,7 @@ from shared.errors import JobConflict, NewerRecord, ObjectError, QueueFull, Song
 from shared.jobs.events import EventPublisher, end_event
 from shared.jobs.queues import queue_tokens
 from shared.jobs.store import JobStore, change
-from shared.nats.topology import dead_subject, work_subject
+from shared.nats.subjects import dead_subject, work_subject
 from shared.schema.decoding import read_order
 from shared.schema.job import ENDED, Job
 from shared.storage.objects import ObjectStore

@@ -35,7 +35,8 @@ from shared.errors import DeviceBroken, DeviceFull, JobConflict, LeaseLost, Song
 from shared.jobs.events import progress_at_start
 from shared.jobs.store import JobStore
 from shared.nats.connection import broker, connect
-from shared.nats.topology import WORKER_TTL, WORKERS, ack_wait, require
+from shared.nats.streams import WORKER_TTL, ack_wait, require
+from shared.nats.subjects import WORKERS
 from shared.schema.event import Stage as StageEvent
 from shared.schema.worker import WorkerStatus
 from shared.settings import Settings, host_name

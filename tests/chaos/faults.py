@@ -14,7 +14,7 @@ from deploy.local.servers.embedded import Server
 from deploy.local.servers.recovery import StoreProbe, nats_trouble
 from shared.device.lease import read_leases
 from shared.errors import Unavailable
-from shared.nats.topology import GPU_LOCK, decode_subject, lock_key, token_subject
+from shared.nats.subjects import GPU_LOCK, decode_subject, lock_key, token_subject
 from tests.chaos.outside import Outside
 from tests.chaos.stack import Part, Stack
 

@@ -16,7 +16,7 @@ from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 from nats.js.errors import APIError
 
-from shared.nats.topology import EVENTS, FAULTS, JOBS
+from shared.nats.subjects import EVENTS, FAULTS, JOBS
 from shared.schema.event import AnyEvent, CloudEvent
 from shared.schema.job import ENDED, Job
 from shared.settings import Settings

@@ -13,7 +13,7 @@ import msgspec
 import nats
 from nats.aio.client import Client as NatsClient
 
-from shared.nats.topology import TENANT, submit_subject
+from shared.nats.subjects import TENANT, submit_subject
 from shared.schema.job import Status
 from shared.schema.request import AudioFormat, GenerateRequest
 from tests.chaos.poisoned import POISON_SEED

@@ -8,7 +8,8 @@ import nats
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from shared.nats.topology import DEC, DEC_CONSUMER, bootstrap, decode_subject, purge_job
+from shared.nats.streams import bootstrap, purge_job
+from shared.nats.subjects import DEC, DEC_CONSUMER, decode_subject
 from shared.settings import Settings
 
 SECONDS = 8

@@ -9,7 +9,7 @@ import nats
 from nats.js.errors import APIError
 
 from shared.errors import ObjectError, Unavailable
-from shared.nats.topology import TENANT, token_subject
+from shared.nats.subjects import TENANT, token_subject
 from shared.schema.job import TokenJob
 from shared.schema.request import Priority
 from tests.chaos.outside import Outside

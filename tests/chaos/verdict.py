@@ -19,7 +19,7 @@ from services.tokenizer_worker.engines.base import Song
 from services.tokenizer_worker.engines.trivial import TrivialEngine
 from shared.frames import frames_within
 from shared.model.prompt import Prompt
-from shared.nats.topology import DEC, TOK, dead_subject
+from shared.nats.subjects import DEC, TOK, dead_subject
 from shared.schema.event import AnyEvent, Progress, Stage
 from shared.schema.job import ENDED, Job, Status
 from shared.storage.objects import peaks_key

@@ -25,7 +25,7 @@ from nats.js.errors import APIError
 
 from deploy.local.servers.embedded import S3Server, free_port, s3_server
 from deploy.setup import set_up
-from shared.nats.topology import GPU_LOCK, JOBS, TOK
+from shared.nats.subjects import GPU_LOCK, JOBS, TOK
 from shared.settings import Settings
 from tests.chaos.outside import Outside
 from tests.chaos.run import _ask_for_all, _judge, _watching

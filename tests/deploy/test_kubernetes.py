@@ -13,7 +13,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from shared.nats.topology import DEC, TOK, consumers
+from shared.nats.streams import consumers
+from shared.nats.subjects import DEC, TOK
 from shared.settings import Settings
 
 ROOT = Path(__file__).parents[2]

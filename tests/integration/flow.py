@@ -21,7 +21,7 @@ from deploy.local.servers.embedded import Role
 from deploy.setup import set_up
 from shared.jobs.queues import queue_tokens
 from shared.jobs.store import JobStore
-from shared.nats.topology import EVENTS, TENANT
+from shared.nats.subjects import EVENTS, TENANT
 from shared.schema.event import CloudEvent
 from shared.schema.job import ENDED, Job
 from shared.schema.request import GenerateRequest, Priority

@@ -30,7 +30,7 @@ from services.gateway.container import Gateway
 from services.gateway.server import GatewayServer
 from shared.jobs.events import EventPublisher
 from shared.jobs.store import JobStore, change
-from shared.nats.topology import EVENTS, TENANT, WORKERS, event_subject
+from shared.nats.subjects import EVENTS, TENANT, WORKERS, event_subject
 from shared.schema.event import AnyEvent, Completed, Progress, Stage
 from shared.schema.job import Job, Status
 from shared.schema.worker import GpuFigures, Role, WorkerStatus

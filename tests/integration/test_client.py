@@ -14,7 +14,7 @@ import soundfile
 
 from deploy.local.servers.embedded import NatsServer, S3Server, free_port
 from services.client import Client, Event, Refused, UnknownSong, Unreachable
-from shared.nats.topology import TOK
+from shared.nats.subjects import TOK
 from shared.settings import Settings
 from tests.integration.flow import PATIENCE, open_flow
 from tests.integration.gateway_fixtures import House, eventually, fresh_settings, open_house

@@ -18,7 +18,8 @@ from services.codec_worker.stage import fetch_tokens
 from shared.audio.peaks import PeaksBody
 from shared.errors import TokensLost
 from shared.jobs.store import change
-from shared.nats.topology import DEC, FAULTS, TENANT, TOK, cancel_subject, decode_subject, purge_job, token_subject
+from shared.nats.streams import purge_job
+from shared.nats.subjects import DEC, FAULTS, TENANT, TOK, cancel_subject, decode_subject, token_subject
 from shared.schema.event import Stage
 from shared.schema.job import DecodeJob, Job
 from shared.schema.request import GenerateRequest

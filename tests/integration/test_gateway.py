@@ -12,7 +12,7 @@ from nats.js.errors import NotFoundError
 from deploy.local.servers.embedded import NatsServer, S3Server
 from shared.model.checkpoint import open_checkpoint
 from shared.model.prompt import Prompter
-from shared.nats.topology import EVENTS, JOBS, TENANT, TOK, cancel_subject, token_subject
+from shared.nats.subjects import EVENTS, JOBS, TENANT, TOK, cancel_subject, token_subject
 from shared.schema.event import CloudEvent, Failed
 from shared.schema.job import TokenJob
 from shared.storage.objects import audio_key, tokens_key

@@ -16,7 +16,7 @@ from services.gateway.api import websocket_protocol as connection
 from services.gateway.auth.access import Caller
 from services.gateway.events.broadcaster import MAILBOX_EVENTS, StoredEvent, Subscription
 from shared.jobs.store import change
-from shared.nats.topology import TENANT
+from shared.nats.subjects import TENANT
 from shared.schema.event import Completed, Progress, Stage, cloud_event
 from shared.schema.job import Status
 from shared.settings import Settings

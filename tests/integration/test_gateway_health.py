@@ -11,7 +11,7 @@ import pytest
 from deploy.local.servers.embedded import NatsServer, S3Server, free_port
 from services.gateway.monitoring.health import PROBE_SECONDS
 from services.gateway.monitoring.worker_registry import Workers
-from shared.nats.topology import GPU_LOCK, WORKERS, decode_subject, lock_key
+from shared.nats.subjects import GPU_LOCK, WORKERS, decode_subject, lock_key
 from shared.schema.worker import LeaseRecord, PhaseMemory
 from shared.settings import Settings
 from tests.integration.flow import environment

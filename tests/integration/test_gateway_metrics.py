@@ -6,7 +6,7 @@ import msgspec
 from prometheus_client.parser import text_string_to_metric_families
 
 from deploy.local.servers.embedded import S3Server
-from shared.nats.topology import WORKERS
+from shared.nats.subjects import WORKERS
 from shared.schema.event import Failed
 from shared.schema.worker import GpuFigures, PhaseMemory
 from shared.settings import Settings

@@ -12,7 +12,7 @@ from nats.js.errors import APIError, NotFoundError
 
 from services.gateway.auth.access import digest_of_key
 from services.gateway.submission.idempotency import song_of
-from shared.nats.topology import JOBS, TENANT, TOK, submit_subject, token_subject
+from shared.nats.subjects import JOBS, TENANT, TOK, submit_subject, token_subject
 from shared.settings import Settings
 from tests.integration.gateway_fixtures import SONG, House, eventually, open_house
 

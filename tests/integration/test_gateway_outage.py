@@ -21,7 +21,7 @@ from services.gateway.submission.idempotency import songs_of
 from shared.errors import Unavailable
 from shared.jobs.store import JobStore
 from shared.nats.connection import connect
-from shared.nats.topology import JOBS, TOK, submit_subject
+from shared.nats.subjects import JOBS, TOK, submit_subject
 from shared.schema.job import Job
 from shared.settings import Settings
 from tests.integration.flow import PATIENCE, as_role

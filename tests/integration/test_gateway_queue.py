@@ -7,7 +7,8 @@ from typing import Any
 import msgspec
 
 from deploy.local.servers.embedded import NatsServer
-from shared.nats.topology import TOK, purge_job, token_subject
+from shared.nats.streams import purge_job
+from shared.nats.subjects import TOK, token_subject
 from shared.schema.event import CloudEvent, Progress, Queued
 from shared.settings import Settings
 from tests.integration.gateway_fixtures import SONG, House, eventually, open_house

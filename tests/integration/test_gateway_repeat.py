@@ -16,7 +16,7 @@ from nats.js.errors import APIError, NotFoundError
 from deploy.local.servers.embedded import NatsServer, S3Server
 from services.gateway.submission.idempotency import digest_of, song_of
 from services.gateway.submission.rollback import retract
-from shared.nats.topology import JOBS, TENANT, TOK, submit_subject, token_subject
+from shared.nats.subjects import JOBS, TENANT, TOK, submit_subject, token_subject
 from shared.schema.job import Job, TokenJob
 from shared.schema.request import GenerateRequest
 from tests.integration.gateway_fixtures import SONG, House, fresh_settings, open_house

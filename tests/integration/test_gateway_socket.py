@@ -9,7 +9,7 @@ import websockets
 
 from deploy.local.servers.embedded import NatsServer, S3Server
 from services.gateway.auth.access import Caller
-from shared.nats.topology import EVENTS
+from shared.nats.subjects import EVENTS
 from shared.schema.event import Failed, Queued
 from shared.settings import Settings
 from tests.integration.gateway_fixtures import House, eventually, fresh_settings, in_process, open_house

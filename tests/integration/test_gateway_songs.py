@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 
 from deploy.local.servers.embedded import NatsServer, S3Server
-from shared.nats.topology import TENANT, submit_subject
+from shared.nats.subjects import TENANT, submit_subject
 from shared.schema.request import DEFAULT_DURATION_MS
 from tests.integration.gateway_fixtures import SONG, TINY, House, eventually, fresh_settings, open_house
 

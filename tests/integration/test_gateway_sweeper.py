@@ -17,17 +17,8 @@ from deploy.local.servers.embedded import NatsServer, S3Server
 from services.gateway.background import reconciler as sweeping
 from services.gateway.background.reconciler import Reconciler, Swept
 from shared.jobs.store import JobStore
-from shared.nats.topology import (
-    DEC,
-    HOOKS_CONSUMER,
-    JOBS,
-    TENANT,
-    TOK,
-    bootstrap,
-    decode_subject,
-    streams,
-    token_subject,
-)
+from shared.nats.streams import bootstrap, streams
+from shared.nats.subjects import DEC, HOOKS_CONSUMER, JOBS, TENANT, TOK, decode_subject, token_subject
 from shared.schema.job import DecodeJob, Job, Status, TokenJob
 from shared.schema.request import GenerateRequest
 from shared.settings import Settings

@@ -12,7 +12,8 @@ import pytest
 
 from deploy.local.servers.embedded import NatsServer, S3Server
 from services.gateway.submission.idempotency import digest_of, songs_of
-from shared.nats.topology import JOBS, TENANT, TOK, bootstrap, streams, submit_subject
+from shared.nats.streams import bootstrap, streams
+from shared.nats.subjects import JOBS, TENANT, TOK, submit_subject
 from shared.schema.job import Job
 from shared.schema.request import MAX_SEED, GenerateRequest
 from tests.integration.gateway_fixtures import SONG, House, eventually, fresh_settings, open_house

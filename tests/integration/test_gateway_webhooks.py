@@ -23,7 +23,8 @@ from prometheus_client import CollectorRegistry, Counter
 from services.gateway.background import host_slots as places
 from services.gateway.background import webhooks
 from shared.jobs.store import JobStore, change
-from shared.nats.topology import FAULTS, TENANT, bootstrap
+from shared.nats.streams import bootstrap
+from shared.nats.subjects import FAULTS, TENANT
 from shared.schema.job import Job, Status
 from shared.schema.request import GenerateRequest
 from shared.settings import Settings

@@ -11,7 +11,8 @@ from nats.js import JetStreamContext
 
 from shared.errors import JobConflict
 from shared.jobs.store import ALLOWED, JobStore, change
-from shared.nats.topology import TOK, bootstrap, streams
+from shared.nats.streams import bootstrap, streams
+from shared.nats.subjects import TOK
 from shared.schema.job import ENDED, Job, Status
 from shared.schema.request import GenerateRequest
 from shared.settings import Settings

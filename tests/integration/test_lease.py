@@ -16,7 +16,7 @@ from nats.js.errors import BadRequestError
 from deploy.local.servers.embedded import NatsServer
 from shared.device.lease import Lease, read_leases
 from shared.errors import LeaseLost
-from shared.nats.topology import bootstrap
+from shared.nats.streams import bootstrap
 from shared.schema.worker import LeaseRecord
 from shared.settings import Settings
 

@@ -48,7 +48,7 @@ async def came_back(server: NatsServer) -> bool:
 async def test_the_device_is_given_although_leases_of_the_dead_came_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shared.nats.topology.LOCK_MARKER_TTL", 1)
+    monkeypatch.setattr("shared.nats.streams.LOCK_MARKER_TTL", 1)
     server = NatsServer(tmp_path, free_port(), dict.fromkeys(ROLES, "secret"))
     settings = Settings(nats_url=server.url_of("codec"), data_dir=tmp_path, lease_ttl=2)
     await server.start()

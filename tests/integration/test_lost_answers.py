@@ -10,7 +10,7 @@ from services.codec_worker.engines.trivial import TrivialCodec
 from services.codec_worker.stage import DecodeStage
 from shared.errors import Unavailable
 from shared.jobs.store import JobStore
-from shared.nats.topology import bootstrap
+from shared.nats.streams import bootstrap
 from shared.schema.job import Job
 from shared.schema.request import GenerateRequest
 from shared.settings import Settings

@@ -16,7 +16,7 @@ from nats.js.errors import NotFoundError
 from deploy.local.servers import nats as local_nats
 from deploy.local.servers.embedded import ROLES, NatsServer, S3Server, free_port
 from services.gateway.auth.access import digest_of_key
-from shared.nats.topology import TENANT, TOK, record_subject, submit_subject
+from shared.nats.subjects import TENANT, TOK, record_subject, submit_subject
 from tests.integration.flow import as_role
 from tests.integration.gateway_fixtures import SONG, House, eventually, fresh_settings, open_house
 

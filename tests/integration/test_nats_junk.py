@@ -7,14 +7,7 @@ import msgspec
 import pytest
 
 from deploy.local.servers.embedded import NatsServer, S3Server
-from shared.nats.topology import (
-    GPU_LOCK,
-    JOBS,
-    TENANT,
-    WORKERS,
-    event_subject,
-    job_subject,
-)
+from shared.nats.subjects import GPU_LOCK, JOBS, TENANT, WORKERS, event_subject, job_subject
 from shared.schema.event import Progress as ProgressEvent
 from shared.schema.event import cloud_event
 from tests.integration.gateway_fixtures import House, eventually, fresh_settings, open_house

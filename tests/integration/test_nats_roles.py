@@ -18,7 +18,8 @@ from deploy.setup import main, set_up
 from shared.device.lease import Lease
 from shared.errors import Unavailable
 from shared.nats.connection import connect
-from shared.nats.topology import LOCK_MAX_AGE, TENANT, record_subject, require, streams
+from shared.nats.streams import LOCK_MAX_AGE, require, streams
+from shared.nats.subjects import TENANT, record_subject
 from shared.schema.job import Job
 from shared.schema.worker import LeaseRecord
 from shared.settings import Settings

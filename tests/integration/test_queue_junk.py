@@ -2,7 +2,7 @@
 
 import msgspec
 
-from shared.nats.topology import FAULTS, TENANT, TOK, job_subject
+from shared.nats.subjects import FAULTS, TENANT, TOK, job_subject
 from shared.schema.job import DecodeJob, TokenJob
 from shared.settings import Settings
 from tests.integration.flow import Flow, open_flow

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from services.gateway.monitoring import health
-from shared.nats.topology import WORKERS
+from shared.nats.subjects import WORKERS
 from shared.schema.worker import WorkerStatus
 from shared.settings import Settings
 from tests.integration.flow import Flow, open_flow

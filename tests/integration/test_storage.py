@@ -9,7 +9,7 @@ from nats.js.api import StreamConfig
 
 from deploy.setup import set_up
 from shared.jobs.store import change
-from shared.nats.topology import EVENTS, GPU_LOCK, JOBS, TENANT
+from shared.nats.subjects import EVENTS, GPU_LOCK, JOBS, TENANT
 from shared.settings import Settings
 from tests.integration.flow import as_role
 from tests.integration.gateway_fixtures import SONG, eventually, open_house

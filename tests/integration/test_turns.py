@@ -16,7 +16,7 @@ from services.tokenizer_worker.engines.base import Song
 from services.tokenizer_worker.engines.trivial import TrivialEngine
 from shared.device.ledger import DeviceLedger
 from shared.model.prompt import Prompt
-from shared.nats.topology import TOK, token_subject
+from shared.nats.subjects import TOK, token_subject
 from shared.schema.event import Stage
 from shared.schema.job import Job, TokenJob
 from shared.schema.worker import WorkerStatus

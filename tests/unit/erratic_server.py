@@ -265,7 +265,7 @@ class World:
         return self.troubled and self.random.random() < chance
 
     async def connect(self, settings: Settings, name: str, on_reconnect: Any, **options: Any) -> Any:
-        """Stands for `shared.nats.topology.connect`."""
+        """Stands for `shared.nats.connection.connect`."""
         process = next(process for process in self.processes if name.endswith(process.name))
         process.on_reconnect = on_reconnect
         return _Client(process)

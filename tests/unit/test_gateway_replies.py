@@ -5,7 +5,7 @@ from prometheus_client import Counter
 
 from services.gateway.api.reply_subjects import ReplySubjects
 from shared.errors import ConfigError
-from shared.nats.topology import SERVICES
+from shared.nats.subjects import SERVICES
 from shared.settings import Settings
 
 REFUSED = Counter("refused", "Requests that were dropped", registry=None)

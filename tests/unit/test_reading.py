@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from shared.errors import Unreadable
-from shared.nats.topology import decode_subject, event_subject, job_subject, token_subject
+from shared.nats.subjects import decode_subject, event_subject, job_subject, token_subject
 from shared.schema.base import SCHEMA
 from shared.schema.decoding import UNREADABLE, decode, read_event, read_heartbeat, read_order, read_record
 from shared.schema.event import CloudEvent, Progress, cloud_event

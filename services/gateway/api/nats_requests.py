@@ -29,7 +29,7 @@ from services.gateway.submission.service import Submission
 from shared.causes import why
 from shared.jobs.store import JobStore
 from shared.nats.connection import Connection
-from shared.nats.topology import TOK
+from shared.nats.subjects import TOK
 from shared.schema.base import JOB_ID
 from shared.schema.job import Job
 

@@ -16,7 +16,7 @@ from nats.aio.subscription import Subscription
 from prometheus_client import Counter
 
 from shared.nats.connection import inbox_prefix
-from shared.nats.topology import SERVICES
+from shared.nats.subjects import SERVICES
 from shared.settings import Settings
 
 log = logging.getLogger(__name__)

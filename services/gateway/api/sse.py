@@ -21,7 +21,7 @@ from services.gateway.events.broadcaster import Frame, last_sequence
 from services.gateway.songs.event_feed import EventFeed, Lost, event_id
 from services.gateway.songs.status import find_job
 from shared.errors import HeartMulaError
-from shared.nats.topology import event_subject
+from shared.nats.subjects import event_subject
 from shared.schema.job import ENDED
 
 log = logging.getLogger(__name__)

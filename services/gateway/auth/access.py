@@ -25,7 +25,7 @@ from services.gateway.errors import ApiError
 from services.gateway.songs.index import SongIndex
 from shared.errors import ConfigError, InvalidRequest
 from shared.frames import FRAME_MS
-from shared.nats.topology import TENANT
+from shared.nats.subjects import TENANT
 from shared.schema.base import TENANT_NAME
 from shared.schema.request import GenerateRequest
 

@@ -25,7 +25,8 @@ from shared.errors import HeartMulaError, JobConflict, QueueFull, Unreadable
 from shared.jobs.queues import queue_decode, queue_tokens
 from shared.jobs.scan import Record, scan
 from shared.jobs.store import JobStore, change
-from shared.nats.topology import DAY, DEC, JOB_TTL, TOK, decode_subject
+from shared.nats.streams import DAY, JOB_TTL
+from shared.nats.subjects import DEC, TOK, decode_subject
 from shared.schema.base import JOB_ID
 from shared.schema.decoding import read_order
 from shared.schema.job import ENDED, DecodeJob, Job

@@ -26,7 +26,7 @@ from prometheus_client import Counter
 from services.gateway.background.host_slots import Crowded, HostSlots
 from services.gateway.background.webhook_addresses import Address, LookUps, check_host, is_public
 from shared.errors import InvalidRequest, Unreadable
-from shared.nats.topology import HOOKS_DELIVERY, HOOKS_GROUP, dead_subject
+from shared.nats.subjects import HOOKS_DELIVERY, HOOKS_GROUP, dead_subject
 from shared.schema.base import timestamp
 from shared.schema.decoding import read_record
 from shared.schema.job import ENDED, Job, Status

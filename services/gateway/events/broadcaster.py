@@ -19,7 +19,7 @@ from shared.aio import end
 from shared.causes import why
 from shared.errors import Unavailable, Unreadable
 from shared.nats.ordered_consumer import ordered
-from shared.nats.topology import EVENTS
+from shared.nats.subjects import EVENTS
 from shared.schema.decoding import read_event
 from shared.schema.event import Cancelled, CloudEvent, Completed, Failed, Progress
 

@@ -21,7 +21,7 @@ from shared.aio import end
 from shared.causes import NO_ANSWER, why
 from shared.errors import HeartMulaError, NoRoom, Unavailable
 from shared.nats.connection import Connection
-from shared.nats.topology import DEC, TOK
+from shared.nats.subjects import DEC, TOK
 from shared.schema.worker import WorkerStatus
 from shared.settings import Settings
 from shared.storage.objects import ObjectStore

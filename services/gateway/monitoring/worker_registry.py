@@ -10,7 +10,8 @@ from nats.js import JetStreamContext
 from nats.js.errors import APIError, NotFoundError
 
 from shared.errors import Unreadable
-from shared.nats.topology import WORKER_TTL, WORKERS
+from shared.nats.streams import WORKER_TTL
+from shared.nats.subjects import WORKERS
 from shared.schema.decoding import read_heartbeat
 from shared.schema.worker import WorkerStatus
 

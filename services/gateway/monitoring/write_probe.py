@@ -15,7 +15,7 @@ from nats.js.errors import APIError
 
 from shared.aio import end
 from shared.errors import Unavailable
-from shared.nats.topology import JOBS, PROBE_SUBJECT
+from shared.nats.subjects import JOBS, PROBE_SUBJECT
 from shared.storage.objects import ObjectStore
 from shared.write_failures import write_failed, writes_failed
 

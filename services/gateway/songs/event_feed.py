@@ -11,7 +11,7 @@ from services.gateway.songs.eta import Expectation
 from services.gateway.songs.forecast import moved
 from services.gateway.songs.status import StatusBody, describe, find_job
 from shared.jobs.events import end_event
-from shared.nats.topology import event_subject
+from shared.nats.subjects import event_subject
 from shared.schema.event import AnyEvent, CloudEvent, Progress, Queued, cloud_event
 from shared.schema.job import ENDED, Job
 

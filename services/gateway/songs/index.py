@@ -21,7 +21,7 @@ from shared.aio import end
 from shared.causes import why
 from shared.errors import Unavailable, Unreadable
 from shared.nats.ordered_consumer import ordered
-from shared.nats.topology import JOBS
+from shared.nats.subjects import JOBS
 from shared.schema.decoding import read_record
 from shared.schema.job import ENDED, Status
 

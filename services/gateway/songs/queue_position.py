@@ -18,7 +18,7 @@ from nats.js.errors import APIError, NotFoundError
 
 from shared.causes import why
 from shared.errors import Unavailable
-from shared.nats.topology import TOK, token_subject
+from shared.nats.subjects import TOK, token_subject
 from shared.schema.job import Job
 from shared.schema.request import Priority
 

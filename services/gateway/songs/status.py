@@ -18,7 +18,8 @@ from shared.causes import why
 from shared.errors import HeartMulaError, NewerRecord
 from shared.jobs.events import progress_at_start
 from shared.jobs.store import change
-from shared.nats.topology import cancel_subject, event_subject, purge_job
+from shared.nats.streams import purge_job
+from shared.nats.subjects import cancel_subject, event_subject
 from shared.schema.base import JOB_ID, timestamp
 from shared.schema.event import Cancelled, Progress, Stage
 from shared.schema.job import ENDED, Job, Status

@@ -8,7 +8,7 @@ import msgspec
 
 from services.gateway.errors import ApiError
 from shared.errors import InvalidRequest
-from shared.nats.topology import TENANT
+from shared.nats.subjects import TENANT
 from shared.schema.job import Job
 from shared.schema.request import GenerateRequest
 

@@ -10,7 +10,8 @@ from nats.js.errors import APIError, NotFoundError
 
 from shared.errors import Unavailable, Unreadable
 from shared.jobs.store import JobStore
-from shared.nats.topology import JOBS, TOK, job_subject, purge_job, token_subject
+from shared.nats.streams import purge_job
+from shared.nats.subjects import JOBS, TOK, job_subject, token_subject
 from shared.schema.decoding import read_record
 from shared.schema.job import Job
 

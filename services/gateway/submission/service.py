@@ -29,7 +29,7 @@ from shared.errors import JobConflict, QueueFull, Unavailable
 from shared.jobs.events import EventPublisher
 from shared.jobs.queues import queue_group, queue_tokens
 from shared.jobs.store import JobStore
-from shared.nats.topology import TOK, token_subject
+from shared.nats.subjects import TOK, token_subject
 from shared.schema.event import Queued
 from shared.schema.job import Job, Status
 from shared.schema.request import MAX_SEED, GenerateRequest

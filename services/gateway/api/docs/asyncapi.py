@@ -9,7 +9,7 @@ from services.gateway.api.docs.openapi import VERSION
 from services.gateway.api.nats_requests import ERROR_CODES
 from services.gateway.songs.event_feed import SnapshotBody
 from services.gateway.submission.service import AcceptedBody
-from shared.nats.topology import event_subject, record_subject, submit_subject
+from shared.nats.subjects import event_subject, record_subject, submit_subject
 from shared.schema.event import AnyEvent, CloudEvent
 from shared.schema.job import Job
 from shared.schema.request import GenerateRequest

@@ -1,4 +1,4 @@
-"""Every stream, consumer, bucket and subject, and the one bootstrap that creates them.
+"""Every stream, consumer and bucket, and the one bootstrap that creates them.
 
 `bootstrap` is idempotent and runs before the services (`python -m deploy.setup`), which only look.
 Why each setting is what it is: docs/topology.md.
@@ -23,86 +23,36 @@ from nats.js.errors import APIError, BadRequestError, NotFoundError
 
 from shared.causes import why
 from shared.errors import Unavailable
-from shared.schema.request import Priority
+from shared.nats.subjects import (
+    DEC,
+    DEC_CONSUMER,
+    EVENTS,
+    FAULTS,
+    GPU_LOCK,
+    HOOKS_CONSUMER,
+    HOOKS_DELIVERY,
+    HOOKS_GROUP,
+    JOBS,
+    TOK,
+    TOK_CONSUMERS,
+    WORKERS,
+    decode_subject,
+    token_subject,
+)
 from shared.settings import Settings
 
-TENANT = "local"  # the tenant while no API keys are configured
-SERVICES = ("operator", "bootstrap", "gateway", "tokenizer", "codec")  # NATS users that are no clients
 DAY = 86400.0
 
 JOB_TTL = 7 * DAY  # records
-TOK, DEC, EVENTS, FAULTS = "TOK", "DEC", "EVENTS", "FAULTS"
-JOBS, GPU_LOCK, WORKERS = "JOBS", "GPU_LOCK", "WORKERS"
-TOK_CONSUMERS: dict[Priority, str] = {"high": "tok-high", "normal": "tok-normal"}
-DEC_CONSUMER = "dec"
-HOOKS_CONSUMER, HOOKS_DELIVERY, HOOKS_GROUP = "hooks", "ctl.hooks", "gateways"
 WORKER_TTL = 15.0
 LOCK_MARKER_TTL = 60
 LOCK_MAX_AGE = 60.0  # cuts TTLs: no shorter than that of a marker, nor than the longest HEARTMULA_LEASE_TTL
-PROBE_SUBJECT = f"$KV.{JOBS}.probe"  # a key like no record's, which a gateway writes to see whether it can
 # What grows with the number of songs has a part of the account's storage, so that the rest, the lease above all, always
 # finds room. What is asked for is reserved: where there is less, less is asked for.
 _SHARES = {f"KV_{JOBS}": 1 / 2, EVENTS: 1 / 4, FAULTS: 1 / 16}
 _STORAGE = 2 << 30  # bytes, where the account has no limit of its own
 _LEAST_STORAGE = 32 << 20  # bytes
 _TOO_LITTLE_STORAGE = 10047
-
-
-def plain(name: str) -> str:
-    """A name on its way into a subject, where a wildcard would mean everybody's. Raises `ValueError`."""
-    if not name or any(c in ".*>" or c.isspace() for c in name):
-        raise ValueError(f"{name[:80]!r} cannot be a part of a NATS subject")
-    return name
-
-
-def token_subject(priority: Priority, job_id: str) -> str:
-    """Where a `TokenJob` is published."""
-    return f"jobs.tok.{priority}.{plain(job_id)}"
-
-
-def decode_subject(job_id: str) -> str:
-    """Where a `DecodeJob` is published."""
-    return f"jobs.dec.{plain(job_id)}"
-
-
-def dead_subject(stage: str, job_id: str) -> str:
-    """Where a message goes that failed for good."""
-    return f"dead.{stage}.{plain(job_id)}"
-
-
-def event_subject(tenant: str, job_id: str, kind: str) -> str:
-    """Where an event is published; where all kinds are, with `*`."""
-    return f"events.{plain(tenant)}.{plain(job_id)}.{kind}"
-
-
-def cancel_subject(job_id: str) -> str:
-    """Tells the worker that runs a job to stop; not kept."""
-    return f"ctl.cancel.{plain(job_id)}"
-
-
-def work_subject(stage: str) -> str:
-    """Tells workers that a song waits for them, new or given back. Not kept."""
-    return f"ctl.work.{stage}"
-
-
-def submit_subject(tenant: str) -> str:
-    """Where NATS clients ask for a song."""
-    return f"submit.{plain(tenant)}"
-
-
-def record_subject(tenant: str, job_id: str) -> str:
-    """Where NATS clients ask for a song's record."""
-    return f"record.{plain(tenant)}.{plain(job_id)}"
-
-
-def job_subject(tenant: str, job_id: str) -> str:
-    """A song's key in JOBS, as a subject; with the tenant `*` that of whichever has it."""
-    return f"$KV.{JOBS}.{tenant if tenant == '*' else plain(tenant)}.{plain(job_id)}"
-
-
-def lock_key(gpu: str, role: str, instance: str) -> str:
-    """A contender's key in GPU_LOCK."""
-    return f"{gpu}.{role}.{instance}"
 
 
 def _queue(name: str, subject: str, limit: int) -> StreamConfig:
