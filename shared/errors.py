@@ -8,7 +8,10 @@
     ├── QueueFull           the queue took its limit of songs; try again later
     ├── Unavailable         NATS or the object store does not answer
     │   ├── Rejected        … with anything but a refusal, which waiting does not mend
-    │   └── NoRoom          … because it has no room for more
+    │   ├── NoRoom          … because it has no room for more
+    │   └── StreamFull      … because a stream holds as many messages as it may
+    ├── NotFound            a message, stream or consumer is not there
+    ├── WrongSequence       a compare-and-set met another write
     ├── JobConflict         the job record is no longer in the state that an operation needs
     │   └── NewerRecord     … or cannot be read, mostly because a newer version wrote it
     ├── Unreadable          what lies in NATS is not what it should be, or a newer version wrote it
@@ -59,6 +62,18 @@ class Rejected(Unavailable):
 
 class NoRoom(Unavailable):
     """A server has no room for more. Waiting for some seconds does not help."""
+
+
+class StreamFull(Unavailable):
+    """A stream of JetStream holds as many messages as it may."""
+
+
+class NotFound(HeartMulaError):
+    """A message, stream or consumer is not there."""
+
+
+class WrongSequence(HeartMulaError):
+    """A compare-and-set met another write: the sequence that was expected is no longer the latest."""
 
 
 class JobConflict(HeartMulaError):

@@ -1,0 +1,45 @@
+"""nats-py's errors, mapped to this project's at one place.
+
+::
+
+    with nats_errors("events cannot be read"):
+        message = await js.get_msg(...)
+
+raises, instead of whatever nats-py and the operating system raise,
+
+- `NotFound` where a message, stream or consumer is not there,
+- `WrongSequence` where a compare-and-set met another write,
+- `StreamFull` where a stream holds as many messages as it may,
+- `Unavailable` for everything else: no answer, no connection, a refusal.
+
+The first two are decisions for the caller; `StreamFull` is a kind of `Unavailable`.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import nats.errors
+from nats.js.errors import APIError, NotFoundError
+
+from shared.causes import why
+from shared.errors import NotFound, StreamFull, Unavailable, WrongSequence
+
+# Error codes of JetStream, from server/errors.json of nats-server.
+_WRONG_LAST_SEQUENCE = 10071
+_STREAM_FULL = 10077
+
+
+@contextmanager
+def nats_errors(failure: str) -> Iterator[None]:
+    """Map what the body raises. `failure` begins the message: "events cannot be read: no answer yet"."""
+    try:
+        yield
+    except NotFoundError as error:
+        raise NotFound(f"{failure}: {why(error)}") from error
+    except APIError as error:
+        if error.err_code == _WRONG_LAST_SEQUENCE:
+            raise WrongSequence(f"{failure}: {why(error)}") from error
+        kind = StreamFull if error.err_code == _STREAM_FULL else Unavailable
+        raise kind("nats", f"{failure}: {why(error)}") from error
+    except (nats.errors.Error, TimeoutError, OSError) as error:
+        raise Unavailable("nats", f"{failure}: {why(error)}") from error
