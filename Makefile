@@ -16,7 +16,7 @@ help:
 	@echo 'make chaos    songs on a real stack while its parts are killed: MINUTES=5, SEED=random'
 	@echo 'make cluster  the same on three NATS nodes that are killed and cut off, then songs a second by pairs (needs root)'
 	@echo 'make bench    what the engines cost: BENCH=lm_mid|codec|lm_3b, REFERENCE=heartlib beside heartlib'
-	@echo 'make bench-flow   what the house itself costs a song, with an engine that costs nothing'
+	@echo 'make bench-flow   what the system itself costs a song, with an engine that costs nothing'
 	@echo 'make bench-gateway   what a POST and a thousand websockets cost the gateway'
 	@echo 'make screenshots   pictures of the web page into docs/images (needs chromium)'
 	@echo 'make check-images   install what the container images hold, in empty environments'

@@ -1,4 +1,4 @@
-"""``make bench-flow``: what the house itself costs a song, with an engine that costs nothing, on real servers.
+"""``make bench-flow``: what the system itself costs a song, with an engine that costs nothing, on real servers.
 
 The last line is JSON. `own_ms`: from before the POST to the completed event, of songs made one by one; `songs_per_s`:
 many at once, from the first POST to the last completed event; `handover_ms`: from a release of the lease to the next

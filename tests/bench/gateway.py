@@ -27,7 +27,7 @@ import websockets
 from deploy.local.servers.embedded import ROLES, S3Server, free_port, nats_server, s3_server
 from shared.schema.event import Progress
 from shared.settings import Settings
-from tests.integration.gateway_fixtures import SONG, House, open_house
+from tests.integration.gateway_fixtures import SONG, RunningGateway, running_gateway
 
 SONGS, EVENTS_PER_S = 10, 10
 
@@ -76,14 +76,14 @@ async def child(*arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
         await process.wait()
 
 
-async def posts(house: House, count: int) -> dict[str, float | str]:
+async def posts(gateway: RunningGateway, count: int) -> dict[str, float | str]:
     """Take turns with the empty handler."""
     port = free_port()
     body = json.dumps(SONG).encode()
     headers = {"Content-Type": "application/json"}
     found: tuple[list[float], list[float]] = ([], [])
-    async with child("floor", house.settings.nats_url, str(port)), httpx.AsyncClient(trust_env=False) as http:
-        addresses = (f"{house.base}/generate", f"http://127.0.0.1:{port}/")
+    async with child("floor", gateway.settings.nats_url, str(port)), httpx.AsyncClient(trust_env=False) as http:
+        addresses = (f"{gateway.base}/generate", f"http://127.0.0.1:{port}/")
         for _ in range(200):
             try:
                 await http.post(addresses[1], content=body)
@@ -141,15 +141,15 @@ def resident_kib(pid: int) -> int:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") // 1024
 
 
-async def sockets(house: House, size: Size) -> dict[str, float | str]:
+async def sockets(gateway: RunningGateway, size: Size) -> dict[str, float | str]:
     """A thousand websockets."""
-    job_ids = [await house.submit() for _ in range(SONGS)]
+    job_ids = [await gateway.submit() for _ in range(SONGS)]
     for job_id in job_ids:
-        await house.become(job_id, "generating")
-    pid = house.process.pid
+        await gateway.become(job_id, "generating")
+    pid = gateway.process.pid
     before = resident_kib(pid)
     numbers = (str(size.sockets), str(size.seconds))
-    async with child("listen", house.base.replace("http", "ws", 1), *numbers, *job_ids) as listener:
+    async with child("listen", gateway.base.replace("http", "ws", 1), *numbers, *job_ids) as listener:
         assert listener.stdout is not None
         if (await listener.stdout.readline()).strip() != b"open":
             raise RuntimeError("the sockets could not be opened")
@@ -159,7 +159,7 @@ async def sockets(house: House, size: Size) -> dict[str, float | str]:
         for n in range(size.seconds * EVENTS_PER_S * SONGS):
             await asyncio.sleep(max(0.0, began + n / (EVENTS_PER_S * SONGS) - time.perf_counter()))
             done = round(time.time() * 1e6)
-            await house.tell(
+            await gateway.tell(
                 Progress(job_id=job_ids[n % SONGS], status="generating", progress=1, done=done, total=2 * done)
             )
         took = time.perf_counter() - began
@@ -194,9 +194,9 @@ async def main(size: Size) -> None:
                 data_dir=folder,
                 queue_limit=size.posts + SONGS,
             )
-            async with open_house(settings, folder) as house:
-                print(json.dumps(await posts(house, size.posts)), flush=True)
-                print(json.dumps(await sockets(house, size)), flush=True)
+            async with running_gateway(settings, folder) as gateway:
+                print(json.dumps(await posts(gateway, size.posts)), flush=True)
+                print(json.dumps(await sockets(gateway, size)), flush=True)
 
 
 if __name__ == "__main__":

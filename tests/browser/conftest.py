@@ -1,4 +1,4 @@
-"""One chromium for the session, and a whole house to look at: gateway, both workers with the trivial engine."""
+"""One chromium for the session, and the whole system: gateway, both workers with the trivial engine."""
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
@@ -8,22 +8,22 @@ import pytest
 from playwright.async_api import Browser, BrowserContext
 
 from shared.settings import Settings
-from tests.browser.onlooker import CHROMIUM, Onlooker, onlooker, open_browser
+from tests.browser.visitor import CHROMIUM, Visitor, open_browser, open_page
 from tests.integration.flow import Flow, open_flow
-from tests.integration.gateway_fixtures import House, open_house
+from tests.integration.gateway_fixtures import RunningGateway, running_gateway
 
 
 @dataclass
-class Stage:
-    """A house and its visitors."""
+class RunningSystem:
+    """The gateway and both workers, and browsers that visit them."""
 
-    house: House
+    gateway: RunningGateway
     flow: Flow
     browser: Browser
 
-    async def visit(self, browser: Browser | BrowserContext | None = None) -> Onlooker:
-        """A person with the page open."""
-        return await onlooker(browser or self.browser, self.house.base)
+    async def visit(self, browser: Browser | BrowserContext | None = None) -> Visitor:
+        """A browser with the page open."""
+        return await open_page(browser or self.browser, self.gateway.base)
 
 
 @pytest.fixture(scope="session")
@@ -36,11 +36,11 @@ async def browser() -> AsyncIterator[Browser]:
 
 
 @pytest.fixture
-async def stage(browser: Browser, settings: Settings, tmp_path: Path) -> AsyncIterator[Stage]:
-    """A house with a worker of each role; a song is written at 50 frames a second."""
+async def system(browser: Browser, settings: Settings, tmp_path: Path) -> AsyncIterator[RunningSystem]:
+    """A system with a worker of each role; songs are written at 50 frames a second."""
     settings = replace(settings, trivial_step_ms=20)
     async with (
         open_flow(settings, "tokenizer", "codec") as flow,
-        open_house(settings, tmp_path) as house,
+        running_gateway(settings, tmp_path) as gateway,
     ):
-        yield Stage(house, flow, browser)
+        yield RunningSystem(gateway, flow, browser)

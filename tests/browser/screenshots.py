@@ -10,9 +10,9 @@ from playwright.async_api import Browser
 
 from deploy.local.servers.embedded import ROLES, S3Server, free_port, nats_server, s3_server
 from shared.settings import Settings
-from tests.browser.onlooker import Onlooker, onlooker, open_browser
+from tests.browser.visitor import Visitor, open_browser, open_page
 from tests.integration.flow import Flow, open_flow
-from tests.integration.gateway_fixtures import House, open_house
+from tests.integration.gateway_fixtures import RunningGateway, running_gateway
 
 IMAGES = Path(__file__).parents[2] / "docs" / "images"
 DESKTOP: dict[str, Any] = {"viewport": {"width": 1280, "height": 1000}}
@@ -36,54 +36,54 @@ WAITING: list[dict[str, Any]] = [
 ]
 
 
-async def keep(person: Onlooker, name: str) -> None:
+async def keep(visitor: Visitor, name: str) -> None:
     """Save what is seen."""
-    await person.page.mouse.move(0, 0)
+    await visitor.page.mouse.move(0, 0)
     await asyncio.sleep(0.6)  # let transitions come to rest
-    await person.page.screenshot(path=IMAGES / f"{name}.png")
+    await visitor.page.screenshot(path=IMAGES / f"{name}.png")
     print(f"docs/images/{name}.png", f"{(IMAGES / f'{name}.png').stat().st_size / 1000:.0f} KB", flush=True)
 
 
-async def scenes(browser: Browser, house: House, flow: Flow) -> None:
-    """From an empty house to a busy one, and its gateway gone."""
-    person = await onlooker(browser, house.base, **DESKTOP)
-    await person.page.locator("#house[data-state=degraded]").wait_for()
-    await keep(person, "no-worker")
+async def scenes(browser: Browser, gateway: RunningGateway, flow: Flow) -> None:
+    """From an empty system to a busy one, and its gateway gone."""
+    visitor = await open_page(browser, gateway.base, **DESKTOP)
+    await visitor.page.locator("#house[data-state=degraded]").wait_for()
+    await keep(visitor, "no-worker")
 
     for role in ("tokenizer", "codec"):
         await flow.worker(role)
     for song in ENDED:
-        await flow.ended(await house.submit(lyrics=RIVER, **song))
+        await flow.ended(await gateway.submit(lyrics=RIVER, **song))
     for song in WAITING:
-        await house.submit(lyrics=RIVER, **song)
+        await gateway.submit(lyrics=RIVER, **song)
 
-    failed = await house.submit(title="Thunder over Lisbon", tags="rock,drums", lyrics=RIVER)
+    failed = await gateway.submit(title="Thunder over Lisbon", tags="rock,drums", lyrics=RIVER)
     reason = "the device ran out of memory. A shorter song may fit."
-    await house.become(failed, "generating", "failed", error=reason)
+    await gateway.become(failed, "generating", "failed", error=reason)
 
-    row = person.song("Night Train to Bergen")
+    row = visitor.song("Night Train to Bergen")
     await row.get_by_role("button", name="Play").click()
-    await person.page.get_by_label("Lyrics", exact=True).fill(RIVER)
-    await person.page.get_by_label("Lyrics", exact=True).blur()
-    await person.page.locator("progress:visible").first.wait_for()
-    await person.page.locator("#at", has_text="0:06").wait_for()
-    await keep(person, "desktop")
+    await visitor.page.get_by_label("Lyrics", exact=True).fill(RIVER)
+    await visitor.page.get_by_label("Lyrics", exact=True).blur()
+    await visitor.page.locator("progress:visible").first.wait_for()
+    await visitor.page.locator("#at", has_text="0:06").wait_for()
+    await keep(visitor, "desktop")
 
-    await person.page.emulate_media(color_scheme="dark")
-    await person.page.locator("#house summary").click()
-    await keep(person, "device")
+    await visitor.page.emulate_media(color_scheme="dark")
+    await visitor.page.locator("#house summary").click()
+    await keep(visitor, "device")
 
-    phone = await onlooker(browser, house.base, **PHONE)
+    phone = await open_page(browser, gateway.base, **PHONE)
     await phone.page.get_by_role("heading", name="Songs").scroll_into_view_if_needed()
     await phone.song("Paper Lanterns").get_by_role("button", name="Play").click()
     await phone.page.locator("#library-title").evaluate("it => it.scrollIntoView()")
     await keep(phone, "phone")
 
-    await house.stop()
-    await person.page.locator("#banner:not([hidden])").wait_for()
-    await person.page.emulate_media(color_scheme="light")
-    await person.page.locator("#house summary").click()
-    await keep(person, "offline")
+    await gateway.stop()
+    await visitor.page.locator("#banner:not([hidden])").wait_for()
+    await visitor.page.emulate_media(color_scheme="light")
+    await visitor.page.locator("#house summary").click()
+    await keep(visitor, "offline")
 
 
 async def main() -> int:
@@ -106,8 +106,8 @@ async def main() -> int:
                 trivial_step_ms=25,
                 batch=2,
             )
-            async with open_flow(settings) as flow, open_house(settings, folder) as house:
-                await scenes(browser, house, flow)
+            async with open_flow(settings) as flow, running_gateway(settings, folder) as gateway:
+                await scenes(browser, gateway, flow)
     return 0
 
 

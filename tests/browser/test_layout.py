@@ -9,8 +9,8 @@ from playwright.async_api import Browser, Page, Route
 from playwright.async_api import Error as PlaywrightError
 
 from deploy.local.servers.embedded import NatsServer, S3Server
-from tests.browser.onlooker import onlooker
-from tests.integration.gateway_fixtures import House, fresh_settings, open_house
+from tests.browser.visitor import open_page
+from tests.integration.gateway_fixtures import RunningGateway, fresh_settings, running_gateway
 
 PHONE: dict[str, Any] = {"viewport": {"width": 412, "height": 823}, "device_scale_factor": 1.75, "is_mobile": True}
 SMALL: dict[str, Any] = {"viewport": {"width": 340, "height": 640}, "is_mobile": True}
@@ -35,12 +35,12 @@ A_FRAME = "new Promise((done) => requestAnimationFrame(() => requestAnimationFra
 
 
 @pytest.fixture(scope="module")
-async def house(
+async def gateway(
     nats_server: NatsServer, s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[House]:
+) -> AsyncIterator[RunningGateway]:
     folder = tmp_path_factory.mktemp("layout")
-    async with open_house(await fresh_settings(nats_server, s3_server, folder), folder) as house:
-        yield house
+    async with running_gateway(await fresh_settings(nats_server, s3_server, folder), folder) as gateway:
+        yield gateway
 
 
 async def answer_late(route: Route) -> None:
@@ -64,21 +64,21 @@ async def shifts(page: Page) -> tuple[float, str]:
     ("screen", "songs"), [(SMALL, 0), (PHONE, 8), (DESKTOP, 8)], ids=["small and no songs", "phone", "desktop"]
 )
 async def test_the_page_does_not_move_while_it_loads(
-    browser: Browser, house: House, screen: dict[str, Any], songs: int
+    browser: Browser, gateway: RunningGateway, screen: dict[str, Any], songs: int
 ) -> None:
     """With and without songs, and with a word that is said of the missing workers."""
-    there = (await house.http.get("/generate")).json()["songs"]
+    there = (await gateway.http.get("/generate")).json()["songs"]
     for number in range(len(there), songs):
-        job_id = await house.submit(title=f"Song {number}", tags="pop,piano,female vocals")
-        await house.complete(job_id)
-    person = await onlooker(browser, house.base, comes_in=False, **screen)
-    await person.page.add_init_script(WATCH)
-    await person.page.route("**/*", answer_late)
-    await person.come()
-    await person.page.locator("#house[data-state=degraded]").wait_for()
-    await person.page.locator("#fit:not(:empty)").wait_for()
-    await person.page.evaluate(A_FRAME)
-    total, what = await shifts(person.page)
+        job_id = await gateway.submit(title=f"Song {number}", tags="pop,piano,female vocals")
+        await gateway.complete(job_id)
+    visitor = await open_page(browser, gateway.base, enter=False, **screen)
+    await visitor.page.add_init_script(WATCH)
+    await visitor.page.route("**/*", answer_late)
+    await visitor.open()
+    await visitor.page.locator("#house[data-state=degraded]").wait_for()
+    await visitor.page.locator("#fit:not(:empty)").wait_for()
+    await visitor.page.evaluate(A_FRAME)
+    total, what = await shifts(visitor.page)
     print(f"layout shift {total:.4f}\n{what}")
-    await person.page.close()
+    await visitor.page.close()
     assert total < MOST, what

@@ -10,17 +10,17 @@ from playwright.async_api import Browser, expect
 
 from services.gateway.auth.access import digest_of_key
 from shared.settings import Settings
-from tests.browser.conftest import Stage
-from tests.browser.onlooker import Onlooker, onlooker
-from tests.integration.gateway_fixtures import open_house
+from tests.browser.conftest import RunningSystem
+from tests.browser.visitor import Visitor, open_page
+from tests.integration.gateway_fixtures import running_gateway
 
 LYRICS = "[Verse]\nThe river takes the evening home"
 expect.set_options(timeout=20_000)  # a busy machine is not a fault
 
 
-async def finished(person: Onlooker, name: str) -> None:
+async def finished(visitor: Visitor, name: str) -> None:
     """Wait until a song is there to be heard."""
-    await expect(person.song(name).locator(".state")).to_have_text("Finished")
+    await expect(visitor.song(name).locator(".state")).to_have_text("Finished")
 
 
 async def until(question: Callable[[], Awaitable[bool]]) -> None:
@@ -30,13 +30,13 @@ async def until(question: Callable[[], Awaitable[bool]]) -> None:
             await asyncio.sleep(0.05)
 
 
-async def test_a_song_is_asked_for_watched_heard_and_taken_home(stage: Stage, tmp_path: Path) -> None:
+async def test_a_song_is_asked_for_watched_heard_and_taken_home(system: RunningSystem, tmp_path: Path) -> None:
     """The way of a song in the browser; nothing is fetched from elsewhere, and the browser complains of nothing."""
-    person = await stage.visit()
-    page = person.page
+    visitor = await system.visit()
+    page = visitor.page
     await expect(page.locator("#empty")).to_contain_text("No songs yet")
-    await person.ask_for(LYRICS, 10, "The River", tags=("strings", "calm"))
-    row = person.song("The River")
+    await visitor.ask_for(LYRICS, 10, "The River", tags=("strings", "calm"))
+    row = visitor.song("The River")
     bar = row.get_by_role("progressbar", name="Progress of The River")
     await expect(bar).to_be_visible()
 
@@ -44,7 +44,7 @@ async def test_a_song_is_asked_for_watched_heard_and_taken_home(stage: Stage, tm
         return 0 < float(await bar.get_attribute("value") or 0) < 100
 
     await until(under_way)
-    await finished(person, "The River")
+    await finished(visitor, "The River")
     await expect(row.locator(".facts")).to_contain_text("0:10 · FLAC")
     await expect(row.locator(".facts")).to_contain_text("pop, piano, english, strings, calm")
     await expect(bar).to_be_hidden()
@@ -70,26 +70,26 @@ async def test_a_song_is_asked_for_watched_heard_and_taken_home(stage: Stage, tm
     await (await download.value).save_as(file)
     assert soundfile.info(file).format == "WAV"
     assert (await download.value).suggested_filename == "The River.wav"
-    assert person.strangers == []
-    assert person.complaints == []
+    assert visitor.foreign_requests == []
+    assert visitor.complaints == []
 
 
-async def test_a_song_is_cancelled_deleted_and_asked_for_again(stage: Stage) -> None:
+async def test_a_song_is_cancelled_deleted_and_asked_for_again(system: RunningSystem) -> None:
     """Cancel, Use again, Delete (pressed twice), and the search."""
-    person = await stage.visit()
-    page = person.page
-    await person.ask_for(LYRICS, 70, "Too long")
-    row = person.song("Too long")
+    visitor = await system.visit()
+    page = visitor.page
+    await visitor.ask_for(LYRICS, 70, "Too long")
+    row = visitor.song("Too long")
     await row.get_by_role("button", name="Cancel").click()
     await expect(row.locator(".state")).to_have_text("Cancelled")
     await row.get_by_role("button", name="Use again").click()
     await expect(page.get_by_label("Title", exact=True)).to_have_value("Too long")
     await expect(page.get_by_label("Seed")).not_to_have_value("")
     await page.get_by_label("Seed").fill("")
-    await person.ask_for("la la la", 5, "")
-    await finished(person, "la la la")
+    await visitor.ask_for("la la la", 5, "")
+    await finished(visitor, "la la la")
     await page.get_by_label("Search the songs").fill("too l")
-    await expect(person.song("la la la")).to_be_hidden()
+    await expect(visitor.song("la la la")).to_be_hidden()
     await page.get_by_label("Search the songs").fill("no such thing")
     await expect(page.locator("#empty")).to_have_text("No song matches.")
     await page.get_by_label("Search the songs").fill("")
@@ -98,15 +98,15 @@ async def test_a_song_is_cancelled_deleted_and_asked_for_again(stage: Stage) -> 
     await row.get_by_role("button", name="Delete").click()
     await expect(row).to_have_count(0)
     await page.reload()
-    await expect(person.song("la la la")).to_be_visible()
+    await expect(visitor.song("la la la")).to_be_visible()
     await expect(row).to_have_count(0)
-    assert person.complaints == []
+    assert visitor.complaints == []
 
 
-async def test_a_reload_and_a_second_tab_show_the_same_song(stage: Stage) -> None:
+async def test_a_reload_and_a_second_tab_show_the_same_song(system: RunningSystem) -> None:
     """A song goes on without its watcher, and another tab of the same browser sees it without being told."""
-    context = await stage.browser.new_context()
-    first, second = await stage.visit(context), await stage.visit(context)
+    context = await system.browser.new_context()
+    first, second = await system.visit(context), await system.visit(context)
     await first.ask_for(LYRICS, 20, "Shared")
     await expect(second.song("Shared")).to_be_visible()
     await first.page.reload()
@@ -116,8 +116,8 @@ async def test_a_reload_and_a_second_tab_show_the_same_song(stage: Stage) -> Non
     assert first.complaints == second.complaints == []
 
 
-async def test_what_was_typed_outlives_a_reload(stage: Stage) -> None:
-    visitor = await stage.visit(await stage.browser.new_context())
+async def test_what_was_typed_outlives_a_reload(system: RunningSystem) -> None:
+    visitor = await system.visit(await system.browser.new_context())
     page = visitor.page
     await page.locator("#lyrics").fill("[Verse]\nnot yet done")
     await page.locator("#tag-entry").fill("waltz")
@@ -128,26 +128,26 @@ async def test_what_was_typed_outlives_a_reload(stage: Stage) -> None:
     assert visitor.complaints == []
 
 
-async def test_the_page_outlives_a_restart_of_the_server(stage: Stage) -> None:
+async def test_the_page_outlives_a_restart_of_the_server(system: RunningSystem) -> None:
     """The gateway goes and comes back: the page says so, goes on, and shows the song's end."""
-    person = await stage.visit()
-    await person.ask_for(LYRICS, 30, "Patient")
-    await expect(person.song("Patient").locator(".state")).to_have_text("Writing")
-    await stage.house.stop()
-    banner = person.page.locator("#banner")
+    visitor = await system.visit()
+    await visitor.ask_for(LYRICS, 30, "Patient")
+    await expect(visitor.song("Patient").locator(".state")).to_have_text("Writing")
+    await system.gateway.stop()
+    banner = visitor.page.locator("#banner")
     await expect(banner).to_contain_text("The server does not answer")
-    await person.page.get_by_role("button", name="Make the song").click()
-    await expect(person.page.locator("#form-error")).to_contain_text("The server does not answer")
-    await stage.house.start()
+    await visitor.page.get_by_role("button", name="Make the song").click()
+    await expect(visitor.page.locator("#form-error")).to_contain_text("The server does not answer")
+    await system.gateway.start()
     await expect(banner).to_be_hidden()
-    await finished(person, "Patient")
+    await finished(visitor, "Patient")
 
 
-async def test_bad_input_is_told_beside_its_field(stage: Stage) -> None:
+async def test_bad_input_is_told_beside_its_field(system: RunningSystem) -> None:
     """What the gateway refuses is shown where it can be mended, and the form keeps what was typed."""
-    person = await stage.visit()
-    page = person.page
-    await person.ask_for("la " * 20_001)
+    visitor = await system.visit()
+    page = visitor.page
+    await visitor.ask_for("la " * 20_001)
     await expect(page.locator("#lyrics-error")).to_be_visible()
     await expect(page.get_by_label("Lyrics", exact=True)).to_be_focused()
     await page.get_by_label("Lyrics", exact=True).fill(LYRICS)
@@ -160,10 +160,10 @@ async def test_bad_input_is_told_beside_its_field(stage: Stage) -> None:
     await expect(page.get_by_label("Lyrics", exact=True)).to_have_value(LYRICS)
 
 
-async def test_sections_and_tags_by_keyboard(stage: Stage) -> None:
+async def test_sections_and_tags_by_keyboard(system: RunningSystem) -> None:
     """A section goes in at the cursor; tags come and go without a mouse."""
-    person = await stage.visit()
-    page = person.page
+    visitor = await system.visit()
+    page = visitor.page
     lyrics = page.get_by_label("Lyrics", exact=True)
     await lyrics.fill("one")
     await page.get_by_role("button", name="Insert [Bridge]").press("Enter")
@@ -181,35 +181,35 @@ async def test_sections_and_tags_by_keyboard(stage: Stage) -> None:
     await expect(suggestion).to_have_attribute("aria-pressed", "true")
 
 
-async def test_the_device_is_shown(stage: Stage) -> None:
+async def test_the_device_is_shown(system: RunningSystem) -> None:
     """Memory, models, turn, phase and queue while a song is written; and that a worker is missing."""
-    person = await stage.visit()
-    await expect(person.page.locator("#house-word")).to_have_text("Ready")
-    await person.ask_for(LYRICS, 60, "Busy")
-    await person.page.locator("#house summary").click()
-    panel = person.page.locator("#house-panel")
+    visitor = await system.visit()
+    await expect(visitor.page.locator("#house-word")).to_have_text("Ready")
+    await visitor.ask_for(LYRICS, 60, "Busy")
+    await visitor.page.locator("#house summary").click()
+    panel = visitor.page.locator("#house-panel")
     await expect(panel).to_contain_text("Whose turn: the tokenizer, phase 1: songs are written.")
     await expect(panel).to_contain_text("heartmula and the cache of 1 song")
     await expect(panel).to_contain_text("To be written: 1 song.")
     await expect(panel.get_by_role("meter")).to_be_visible()
-    for process in stage.flow.processes:
+    for process in system.flow.processes:
         process.kill()
-    await expect(person.page.locator("#house")).to_have_attribute("data-state", "degraded")
-    await expect(person.page.locator("#house-word")).to_contain_text("worker is running")
+    await expect(visitor.page.locator("#house")).to_have_attribute("data-state", "degraded")
+    await expect(visitor.page.locator("#house-word")).to_contain_text("worker is running")
 
 
-async def test_no_fault_that_an_accessibility_checker_finds(stage: Stage) -> None:
+async def test_no_fault_that_an_accessibility_checker_finds(system: RunningSystem) -> None:
     """Every control has a name; axe finds nothing in light, dark and on a phone, with songs and the player shown."""
-    person = await stage.visit()
-    page = person.page
-    await person.ask_for(LYRICS, 5, "Done")
-    await finished(person, "Done")
-    await person.song("Done").get_by_role("button", name="Play").click()
-    await person.ask_for(LYRICS, 70, "Going")
-    await expect(person.song("Going").get_by_role("progressbar")).to_be_visible()
+    visitor = await system.visit()
+    page = visitor.page
+    await visitor.ask_for(LYRICS, 5, "Done")
+    await finished(visitor, "Done")
+    await visitor.song("Done").get_by_role("button", name="Play").click()
+    await visitor.ask_for(LYRICS, 70, "Going")
+    await expect(visitor.song("Going").get_by_role("progressbar")).to_be_visible()
     await page.locator("#house summary").click()
     await page.get_by_text("More settings").click()
-    assert await person.nameless() == []
+    assert await visitor.nameless() == []
     for scheme in ("light", "dark"):
         await page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
         for width in (1280, 390):
@@ -224,9 +224,9 @@ async def test_a_key_is_asked_for_and_kept(browser: Browser, settings: Settings,
     """With keys, the page asks for one, refuses a wrong one in words, and a right one lasts over a reload."""
     keys = tmp_path / "keys.toml"
     keys.write_text(f'[[tenant]]\nname = "alice"\nkeys = ["{digest_of_key("key-of-alice")}"]\n')
-    async with open_house(settings, tmp_path, api_keys=keys) as house:
-        page = (await onlooker(browser, house.base, comes_in=False)).page
-        await page.goto(house.base)
+    async with running_gateway(settings, tmp_path, api_keys=keys) as gateway:
+        page = (await open_page(browser, gateway.base, enter=False)).page
+        await page.goto(gateway.base)
         await expect(page.get_by_role("heading", name="A new song")).to_be_hidden()
         await page.get_by_label("API key").fill("guessed")
         await page.get_by_role("button", name="Enter").click()

@@ -9,8 +9,8 @@ from playwright.async_api import Browser, expect
 
 from deploy.local.servers.embedded import free_port
 from shared.settings import Settings
-from tests.browser.onlooker import onlooker, open_browser
-from tests.integration.gateway_fixtures import open_house
+from tests.browser.visitor import open_browser, open_page
+from tests.integration.gateway_fixtures import running_gateway
 
 ATTACK = """async ([base, id]) => {
   const body = JSON.stringify({lyrics: "la", tags: "pop", webhook_url: "https://evil.example/"});
@@ -61,19 +61,19 @@ async def site() -> AsyncIterator[int]:
 async def test_a_page_of_another_origin_makes_no_song_and_follows_none(
     browser: Browser, settings: Settings, tmp_path: Path
 ) -> None:
-    async with site() as port, open_house(settings, tmp_path) as house, open_browser(REBOUND) as other:
-        job_id = await house.submit()
+    async with site() as port, running_gateway(settings, tmp_path) as gateway, open_browser(REBOUND) as other:
+        job_id = await gateway.submit()
         for origin in (f"http://127.0.0.1:{port}", f"http://evil.example:{port}"):
             page = await other.new_page()
             await page.goto(origin)
-            assert await page.evaluate(ATTACK, [house.base, job_id]) == OUTCOMES
+            assert await page.evaluate(ATTACK, [gateway.base, job_id]) == OUTCOMES
             async with page.expect_navigation() as form:
-                await page.evaluate(FORM, house.base)
+                await page.evaluate(FORM, gateway.base)
             assert (await form.value).status == 403
-            assert (await house.job(job_id)).status == "queued"
-            assert [song["job_id"] for song in (await house.http.get("/generate")).json()["songs"]] == [job_id]
+            assert (await gateway.job(job_id)).status == "queued"
+            assert [song["job_id"] for song in (await gateway.http.get("/generate")).json()["songs"]] == [job_id]
             await page.goto(origin)
-            await page.evaluate("base => { location.href = base }", house.base)  # as a link does
+            await page.evaluate("base => { location.href = base }", gateway.base)  # as a link does
             await expect(page.get_by_role("heading", name="A new song")).to_be_visible()
             await expect(page.locator("#songs > li")).to_have_count(1)
             await page.close()
@@ -83,12 +83,12 @@ async def test_a_name_that_leads_to_this_machine_shows_no_page(
     browser: Browser, settings: Settings, tmp_path: Path
 ) -> None:
     """The page of a rebound name is of the service's origin for the browser: nothing may answer it."""
-    async with open_house(settings, tmp_path) as house, open_browser(REBOUND) as other:
+    async with running_gateway(settings, tmp_path) as gateway, open_browser(REBOUND) as other:
         page = await other.new_page()
         for path in ("/", "/generate"):
-            answer = await page.goto(f"http://evil.example:{house.settings.port}{path}")
+            answer = await page.goto(f"http://evil.example:{gateway.settings.port}{path}")
             assert answer is not None
             assert answer.status == 421
         for name in ("localhost", "songs.localhost"):
-            person = await onlooker(other, f"http://{name}:{house.settings.port}")
-            assert person.complaints == []
+            visitor = await open_page(other, f"http://{name}:{gateway.settings.port}")
+            assert visitor.complaints == []

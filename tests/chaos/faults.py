@@ -1,4 +1,4 @@
-"""Faults of the house: processes killed or stopped, servers restarted, leases lost, rubbish in the queues."""
+"""Faults of the system: processes killed or stopped, servers restarted, leases lost, rubbish in the queues."""
 
 import asyncio
 import signal

@@ -44,7 +44,7 @@ class Plan:
     seconds: float  # of faults
     songs: int
     length: tuple[float, float]  # of songs, seconds
-    gap: float  # seconds between two faults of the house, on average
+    gap: float  # seconds between two faults of the system, on average
     burst: int  # songs asked for at once
     settings: Settings
     poison: int = 0  # songs that cannot be made
@@ -74,7 +74,7 @@ async def run(plan: Plan, seed: int, folder: Path) -> Result:
     stacked = open_stack(folder, plan.settings, gateways=plan.gateways, cards=plan.cards, disk_mb=plan.disk_mb)
     async with stacked as stack, _watching(stack) as (outside, client):
         injector, trouble = Injector(stack, outside), Trouble(client, outside, stack.tell)
-        stack.tell(f"{plan.name}: {len(wishes)} songs, {len(faults)} faults of the house in {plan.seconds:g} s")
+        stack.tell(f"{plan.name}: {len(wishes)} songs, {len(faults)} faults of the system in {plan.seconds:g} s")
         songs, _, crashed = await asyncio.gather(
             _ask_for_all(wishes, client, trouble),
             injector.run(faults),

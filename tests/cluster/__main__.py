@@ -53,7 +53,7 @@ PATIENCE = 300.0
 
 
 @asynccontextmanager
-async def open_house(folder: Path, pairs: int, gateways: int) -> AsyncIterator[tuple[Stack, list[Node]]]:
+async def running_gateway(folder: Path, pairs: int, gateways: int) -> AsyncIterator[tuple[Stack, list[Node]]]:
     """A cluster, a store, and services on them."""
     async with (
         open_cluster(folder / "nodes") as nodes,
@@ -119,7 +119,7 @@ async def faults(folder: Path, seed: int, minutes: float) -> bool:
     """Songs while nodes go and come. Returns whether all is well."""
     seconds = 60 * minutes
     wishes = plan_songs(Random(seed), round(40 * minutes), seconds, (0.5, 8), 20, 2)
-    async with open_house(folder, pairs=2, gateways=2) as (stack, nodes), _watching(stack) as (outside, client):
+    async with running_gateway(folder, pairs=2, gateways=2) as (stack, nodes), _watching(stack) as (outside, client):
         quiet = Trouble(client, outside, stack.tell)
         songs, done = await asyncio.gather(
             _ask_for_all(wishes, client, quiet), trouble_nodes(nodes, outside, seconds, stack)
@@ -137,7 +137,7 @@ async def faults(folder: Path, seed: int, minutes: float) -> bool:
 async def throughput(folder: Path, pairs: int) -> None:
     """Songs a second, all asked for at once."""
     wishes = [replace(wish, at=0.0) for wish in plan_songs(Random(1), 40 * pairs, 1, (4, 4), 0, 0)]
-    async with open_house(folder, pairs=pairs, gateways=1) as (stack, _), _watching(stack) as (outside, client):
+    async with running_gateway(folder, pairs=pairs, gateways=1) as (stack, _), _watching(stack) as (outside, client):
         began = time.monotonic()
         async with asyncio.TaskGroup() as tasks:
             asked = [tasks.create_task(client.take(wish)) for wish in wishes]

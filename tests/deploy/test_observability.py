@@ -15,7 +15,7 @@ import yaml
 from deploy.local.servers.embedded import free_port
 from shared.settings import Settings
 from tests.integration.flow import open_flow
-from tests.integration.gateway_fixtures import eventually, open_house
+from tests.integration.gateway_fixtures import eventually, running_gateway
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 RULES = DEPLOY / "prometheus" / "alerts.yml"
@@ -33,18 +33,18 @@ async def test_every_figure_that_is_asked_for_is_told(settings: Settings) -> Non
     names = {
         name for expr in [*asked, *(rule["expr"] for rule in rules())] for name in re.findall(r"heartmula_\w+", expr)
     }
-    async with open_house(settings, settings.data_dir) as house, open_flow(settings) as flow:
+    async with running_gateway(settings, settings.data_dir) as gateway, open_flow(settings) as flow:
         flow.settings = replace(settings, metrics_port=(port := free_port()))
         await flow.worker("tokenizer")
         flow.settings = settings
         await flow.worker("codec")
-        job_id = await house.submit()
+        job_id = await gateway.submit()
         await flow.ended(job_id)
-        await house.http.get("/nothing")
+        await gateway.http.get("/nothing")
 
         async def all_there() -> bool:
             async with httpx.AsyncClient(trust_env=False) as http:
-                urls = (f"{house.base}/metrics", f"http://127.0.0.1:{port}/metrics")
+                urls = (f"{gateway.base}/metrics", f"http://127.0.0.1:{port}/metrics")
                 told = "\n".join([(await http.get(url)).text for url in urls])
             return names <= set(re.findall(r"^(?:# TYPE )?(heartmula_\w+)", told, re.MULTILINE))
 

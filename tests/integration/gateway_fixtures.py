@@ -42,7 +42,7 @@ TINY = Path(__file__).parents[1] / "golden/data/ckpt"  # whose model has room fo
 SONG = {"lyrics": "[Verse]\nla la la", "tags": "pop,piano", "max_duration_ms": 4000}
 
 
-class House:
+class RunningGateway:
     """A running gateway and everything that a test does to it."""
 
     def __init__(self, settings: Settings, log: Path) -> None:
@@ -254,25 +254,25 @@ async def fresh_settings(nats_server: NatsServer, s3_server: S3Server, folder: P
 
 
 @asynccontextmanager
-async def open_house(
+async def running_gateway(
     settings: Settings, tmp_path: Path, *, files: tuple[int, int] | None = None, **changes: Any
-) -> AsyncIterator[House]:
+) -> AsyncIterator[RunningGateway]:
     """A gateway process on real servers, ended at the end. `files`: soft and hard limit of its open files."""
-    house = House(replace(settings, port=free_port(), **changes), tmp_path / "gateway.log")
-    house.files = files
-    await set_up(as_role(house.settings, "bootstrap"))
+    gateway = RunningGateway(replace(settings, port=free_port(), **changes), tmp_path / "gateway.log")
+    gateway.files = files
+    await set_up(as_role(gateway.settings, "bootstrap"))
     try:
-        await house.start()
-        await house.connect()
-        yield house
+        await gateway.start()
+        await gateway.connect()
+        yield gateway
     finally:
-        if house.process.returncode is None:
-            house.process.kill()
-            await house.process.wait()
-        await house.http.aclose()
-        if hasattr(house, "nc"):
-            await house.nc.close()
-        house.store.close()
+        if gateway.process.returncode is None:
+            gateway.process.kill()
+            await gateway.process.wait()
+        await gateway.http.aclose()
+        if hasattr(gateway, "nc"):
+            await gateway.nc.close()
+        gateway.store.close()
 
 
 @asynccontextmanager

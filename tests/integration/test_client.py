@@ -17,19 +17,19 @@ from services.client import Client, Event, Refused, UnknownSong, Unreachable
 from shared.nats.subjects import TOK
 from shared.settings import Settings
 from tests.integration.flow import PATIENCE, open_flow
-from tests.integration.gateway_fixtures import House, eventually, fresh_settings, open_house
+from tests.integration.gateway_fixtures import RunningGateway, eventually, fresh_settings, running_gateway
 
 UNKNOWN = "00000000-0000-4000-8000-000000000000"
 Said = tuple[int, str, str]  # exit code, standard output, standard error
 
 
 @pytest.fixture(scope="module")
-async def house(
+async def gateway(
     nats_server: NatsServer, s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[House]:
+) -> AsyncIterator[RunningGateway]:
     folder = tmp_path_factory.mktemp("client")
-    async with open_house(await fresh_settings(nats_server, s3_server, folder), folder) as house:
-        yield house
+    async with running_gateway(await fresh_settings(nats_server, s3_server, folder), folder) as gateway:
+        yield gateway
 
 
 async def begin(url: str, *words: str, folder: Path | None = None) -> asyncio.subprocess.Process:
@@ -115,8 +115,8 @@ class Relay:
 
 
 async def test_a_song_from_the_request_to_the_file(settings: Settings, tmp_path: Path) -> None:
-    async with open_house(settings, tmp_path) as house, open_flow(house.settings, "tokenizer", "codec"):
-        async with Client(house.base) as client:
+    async with running_gateway(settings, tmp_path) as gateway, open_flow(gateway.settings, "tokenizer", "codec"):
+        async with Client(gateway.base) as client:
             accepted = await client.generate("[Verse]\nla", "pop", max_duration_ms=2000, title="Mädchen / 1")
             events = [event async for event in client.watch(accepted.job_id)]
             assert [events[0].kind, events[-1].kind] == ["snapshot", "completed"]
@@ -140,68 +140,68 @@ async def test_a_song_from_the_request_to_the_file(settings: Settings, tmp_path:
             }
 
         text = ["generate", "--tags", "pop", "--lyrics-file", "-", "--seconds", "2"]
-        code, out, err = await heartmula(house.base, *text, "-o", "one.wav", folder=tmp_path, stdin="[Verse]\nla la")
+        code, out, err = await heartmula(gateway.base, *text, "-o", "one.wav", folder=tmp_path, stdin="[Verse]\nla la")
         assert (code, out) == (0, "one.wav\n")
         assert "completed" in err
         assert soundfile.info(tmp_path / "one.wav").format == "WAV"
 
-        code, out, _ = await heartmula(house.base, *text, "--json", "-o", "two", folder=tmp_path, stdin="la")
+        code, out, _ = await heartmula(gateway.base, *text, "--json", "-o", "two", folder=tmp_path, stdin="la")
         told = json.loads(out)
         assert (code, told["status"], told["path"]) == (0, "completed", "two.flac")
-        code, out, _ = await heartmula(house.base, "watch", told["job_id"], "--json")
+        code, out, _ = await heartmula(gateway.base, "watch", told["job_id"], "--json")
         assert (code, [json.loads(line)["status"] for line in out.splitlines()]) == (0, ["completed"])
-        code, out, _ = await heartmula(house.base, "status", told["job_id"], "--json")
+        code, out, _ = await heartmula(gateway.base, "status", told["job_id"], "--json")
         assert json.loads(out)["duration"] == pytest.approx(2, abs=0.1)
-        code, out, _ = await heartmula(house.base, "models", "--json")
+        code, out, _ = await heartmula(gateway.base, "models", "--json")
         assert {model["role"] for model in json.loads(out)["models"]} == {"tokenizer", "codec"}
         for command in ("gpu", "models"):
-            code, out, err = await heartmula(house.base, command)
+            code, out, err = await heartmula(gateway.base, command)
             assert (code, "tokenizer" in out, err) == (0, True, "")
 
 
-async def test_a_request_whose_answer_was_lost_makes_one_song(house: House) -> None:
-    before = (await house.js.stream_info(TOK)).state.messages
-    async with Relay(house.settings.port).serve() as relay:
+async def test_a_request_whose_answer_was_lost_makes_one_song(gateway: RunningGateway) -> None:
+    before = (await gateway.js.stream_info(TOK)).state.messages
+    async with Relay(gateway.settings.port).serve() as relay:
         relay.lose_answers = 2
         async with Client(relay.url) as client:
             accepted = await client.generate("[Verse]\nla la", max_duration_ms=4000)
         assert sum(request.startswith(b"POST") for request in relay.requests) == 3
-    assert (await house.js.stream_info(TOK)).state.messages == before + 1
-    assert (await house.job(accepted.job_id)).status == "queued"
+    assert (await gateway.js.stream_info(TOK)).state.messages == before + 1
+    assert (await gateway.job(accepted.job_id)).status == "queued"
 
 
-async def test_watching_goes_on_after_a_lost_connection(house: House) -> None:
-    job_id = await house.submit()
-    async with Relay(house.settings.port).serve() as relay, Client(relay.url) as client:
+async def test_watching_goes_on_after_a_lost_connection(gateway: RunningGateway) -> None:
+    job_id = await gateway.submit()
+    async with Relay(gateway.settings.port).serve() as relay, Client(relay.url) as client:
         events = client.watch(job_id)
         assert (await anext(events)).kind == "snapshot"
-        await house.become(job_id, "generating")
-        await house.progress(job_id, 10)
+        await gateway.become(job_id, "generating")
+        await gateway.progress(job_id, 10)
         assert (await anext(events)).progress == 10
         relay.cut()
         for percent in (20, 30):
-            await house.progress(job_id, percent)
-        await house.complete(job_id)
+            await gateway.progress(job_id, percent)
+        await gateway.complete(job_id)
         rest = [event async for event in events]
     assert [(event.kind, event.done) for event in rest] == [("progress", 20), ("progress", 30), ("completed", None)]
 
 
-async def test_an_end_that_no_event_tells_is_told_from_the_state(house: House) -> None:
-    job_id = await house.submit()
-    async with Relay(house.settings.port).serve() as relay, Client(relay.url) as client:
+async def test_an_end_that_no_event_tells_is_told_from_the_state(gateway: RunningGateway) -> None:
+    job_id = await gateway.submit()
+    async with Relay(gateway.settings.port).serve() as relay, Client(relay.url) as client:
         events = client.watch(job_id)
         await anext(events)
         relay.cut()
-        await house.become(job_id, "failed", error="no")
+        await gateway.become(job_id, "failed", error="no")
         rest = [event async for event in events]
     assert [(event.kind, event.status, event.error) for event in rest] == [("snapshot", "failed", "no")]
 
 
-async def test_a_download_goes_on_where_it_was_cut(house: House, tmp_path: Path) -> None:
+async def test_a_download_goes_on_where_it_was_cut(gateway: RunningGateway, tmp_path: Path) -> None:
     audio = os.urandom(3_000_000)
-    job_id = await house.submit(title="Long")
-    await house.complete(job_id, audio)
-    async with Relay(house.settings.port).serve() as relay, Client(relay.url) as client:
+    job_id = await gateway.submit(title="Long")
+    await gateway.complete(job_id, audio)
+    async with Relay(gateway.settings.port).serve() as relay, Client(relay.url) as client:
         relay.cut_after = [1_000_000, 1_000_000]
         path = await client.download(job_id, tmp_path / "long")
     assert path == tmp_path / "long.flac"
@@ -214,11 +214,11 @@ async def test_a_download_goes_on_where_it_was_cut(house: House, tmp_path: Path)
     assert 0 < begins[0] < begins[1] < len(audio)
 
 
-async def test_a_download_goes_on_with_what_an_earlier_one_left(house: House, tmp_path: Path) -> None:
+async def test_a_download_goes_on_with_what_an_earlier_one_left(gateway: RunningGateway, tmp_path: Path) -> None:
     audio = os.urandom(3_000_000)
-    job_id = await house.submit(title="Long")
-    await house.complete(job_id, audio)
-    async with Relay(house.settings.port).serve() as relay:
+    job_id = await gateway.submit(title="Long")
+    await gateway.complete(job_id, audio)
+    async with Relay(gateway.settings.port).serve() as relay:
         relay.cut_after = [1_000_000] + [0] * 10
         async with Client(relay.url) as client:
             with pytest.raises(Unreachable):
@@ -227,15 +227,15 @@ async def test_a_download_goes_on_with_what_an_earlier_one_left(house: House, tm
     begun = part.stat().st_size
     assert part.read_bytes() == audio[:begun]
     told: list[int] = []
-    async with Client(house.base) as client:
+    async with Client(gateway.base) as client:
         path = await client.download(job_id, tmp_path, on_progress=lambda done, _: told.append(done))
     assert (path.read_bytes(), list(tmp_path.iterdir())) == (audio, [path])
     assert 0 < begun < told[0]
 
 
-async def test_errors_come_in_words_and_with_their_exit_codes(house: House, tmp_path: Path) -> None:
-    job_id = await house.submit()
-    async with Client(house.base) as client:
+async def test_errors_come_in_words_and_with_their_exit_codes(gateway: RunningGateway, tmp_path: Path) -> None:
+    job_id = await gateway.submit()
+    async with Client(gateway.base) as client:
         with pytest.raises(UnknownSong) as unknown:
             await client.status(UNKNOWN)
         with pytest.raises(UnknownSong):
@@ -248,37 +248,37 @@ async def test_errors_come_in_words_and_with_their_exit_codes(house: House, tmp_
     assert (early.value.status, early.value.type, list(tmp_path.iterdir())) == (409, "/problems/not-ready", [])
     assert (wrong.value.status, wrong.value.field) == (422, "topk")
 
-    code, out, err = await heartmula(house.base, "status", UNKNOWN)
+    code, out, err = await heartmula(gateway.base, "status", UNKNOWN)
     assert (code, out) == (4, "")
     assert "no song has this id" in err
-    code, out, err = await heartmula(house.base, "generate", "--lyrics", "la", "--topk", "0", "--json")
+    code, out, err = await heartmula(gateway.base, "generate", "--lyrics", "la", "--topk", "0", "--json")
     assert (code, json.loads(out)["error"]["field"]) == (4, "topk")
     assert "topk: must be at least 1" in err
     code, out, err = await heartmula(f"http://127.0.0.1:{free_port()}", "gpu")
     assert (code, out) == (3, "")
     assert "no answer from http://127.0.0.1" in err
     for words in (["generate"], ["status"], ["--url", "ftp://x", "gpu"], ["generate", "--lyrics", "a", "-o", "no/x"]):
-        assert (await heartmula(house.base, *words, folder=tmp_path))[0] == 2
+        assert (await heartmula(gateway.base, *words, folder=tmp_path))[0] == 2
 
 
-async def test_a_song_is_cancelled_and_who_watches_it_is_told(house: House) -> None:
-    code, out, _ = await heartmula(house.base, "generate", "--lyrics", "la", "--seconds", "4", "--no-wait", "--json")
+async def test_a_song_is_cancelled_and_who_watches_it_is_told(gateway: RunningGateway) -> None:
+    code, out, _ = await heartmula(gateway.base, "generate", "--lyrics", "la", "--seconds", "4", "--no-wait", "--json")
     job_id = json.loads(out)["job_id"]
     assert code == 0
-    watching = await begin(house.base, "watch", job_id, "--json")
+    watching = await begin(gateway.base, "watch", job_id, "--json")
     assert watching.stdout
     assert json.loads(await watching.stdout.readline())["kind"] == "snapshot"
-    assert (await heartmula(house.base, "cancel", job_id))[0] == 0
+    assert (await heartmula(gateway.base, "cancel", job_id))[0] == 0
     code, out, err = await finish(watching)
     assert (code, json.loads(out)["status"]) == (1, "cancelled")
     assert "cancelled" in err
-    code, out, err = await heartmula(house.base, "download", job_id)
+    code, out, err = await heartmula(gateway.base, "download", job_id)
     assert (code, "the song was cancelled" in err) == (4, True)
-    assert (await heartmula(house.base, "status", job_id))[0] == 1
+    assert (await heartmula(gateway.base, "status", job_id))[0] == 1
 
 
-async def test_who_interrupts_is_told_how_to_watch_again(house: House) -> None:
-    watching = await begin(house.base, "generate", "--lyrics", "la", "--seconds", "4")
+async def test_who_interrupts_is_told_how_to_watch_again(gateway: RunningGateway) -> None:
+    watching = await begin(gateway.base, "generate", "--lyrics", "la", "--seconds", "4")
     assert watching.stderr
     first = (await watching.stderr.readline()).decode()
     job_id = first.removeprefix("song ").strip()
@@ -286,7 +286,7 @@ async def test_who_interrupts_is_told_how_to_watch_again(house: House) -> None:
     watching.send_signal(signal.SIGINT)
     code, _, err = await finish(watching)
     assert (code, f"heartmula watch {job_id}" in err) == (130, True)
-    assert (await house.job(job_id)).status == "queued"
+    assert (await gateway.job(job_id)).status == "queued"
 
 
 async def _statuses(events: AsyncIterator[Event]) -> list[str]:
@@ -294,24 +294,24 @@ async def _statuses(events: AsyncIterator[Event]) -> list[str]:
 
 
 async def test_a_gateway_that_comes_back_is_watched_on(settings: Settings, tmp_path: Path) -> None:
-    async with open_house(settings, tmp_path) as house, Client(house.base) as client:
-        job_id = await house.submit()
+    async with running_gateway(settings, tmp_path) as gateway, Client(gateway.base) as client:
+        job_id = await gateway.submit()
         events = client.watch(job_id)
         await anext(events)
         rest = asyncio.create_task(_statuses(events))
-        await house.stop()
-        await house.start()
-        await house.complete(job_id)
+        await gateway.stop()
+        await gateway.start()
+        await gateway.complete(job_id)
         async with asyncio.timeout(PATIENCE):  # told by an event, or by the snapshot of a client that came later
             assert (await rest)[-1] == "completed"
 
 
-async def test_songs_are_listed_page_by_page(house: House) -> None:
-    wanted = {await house.submit() for _ in range(3)}
+async def test_songs_are_listed_page_by_page(gateway: RunningGateway) -> None:
+    wanted = {await gateway.submit() for _ in range(3)}
 
     async def listed() -> bool:
         found, cursor = set(), None
-        async with Client(house.base) as client:
+        async with Client(gateway.base) as client:
             while True:
                 page = await client.songs(limit=2, cursor=cursor)
                 assert len(page.songs) <= 2
@@ -321,6 +321,6 @@ async def test_songs_are_listed_page_by_page(house: House) -> None:
                     return wanted <= found
 
     await eventually(listed, "a song is missing from the list")
-    code, out, _ = await heartmula(house.base, "list", "--limit", "2", "--json")
+    code, out, _ = await heartmula(gateway.base, "list", "--limit", "2", "--json")
     assert (code, len(json.loads(out)["songs"])) == (0, 2)
-    assert (await heartmula(house.base, "list"))[0] == 0
+    assert (await heartmula(gateway.base, "list"))[0] == 0

@@ -10,7 +10,7 @@ import pytest
 
 from shared.settings import Settings
 from tests.integration.flow import open_flow
-from tests.integration.gateway_fixtures import SONG, House, eventually, open_house
+from tests.integration.gateway_fixtures import SONG, RunningGateway, eventually, running_gateway
 from tests.integration.volumes import Volume, break_store, broker_on, store_on, volume
 
 
@@ -21,11 +21,11 @@ def disk(tmp_path: Path) -> Iterator[Volume]:
         yield found
 
 
-async def problems(house: House, words: str) -> dict[str, Any]:
+async def problems(gateway: RunningGateway, words: str) -> dict[str, Any]:
     """Health, once one of its problems has these words."""
 
     async def ask() -> dict[str, Any] | None:
-        body: dict[str, Any] = (await house.http.get("/health")).json()
+        body: dict[str, Any] = (await gateway.http.get("/health")).json()
         return body if any(re.search(words, problem) for problem in body["problems"]) else None
 
     found: dict[str, Any] = await eventually(ask, f"health never has {words}")
@@ -33,40 +33,43 @@ async def problems(house: House, words: str) -> dict[str, Any]:
 
 
 async def test_a_full_disk_of_nats_is_named_and_ends_with_a_new_start(disk: Volume, settings: Settings) -> None:
-    async with broker_on(disk, settings) as (server, changed), open_house(changed, settings.data_dir) as house:
-        await house.beat("tokenizer")
-        await house.beat("codec")
+    async with broker_on(disk, settings) as (server, changed), running_gateway(changed, settings.data_dir) as gateway:
+        await gateway.beat("tokenizer")
+        await gateway.beat("codec")
         disk.fill()
-        assert (await house.http.post("/generate", json=SONG)).status_code == 503
-        body = await problems(house, "NATS answers but stores nothing: its disk is full, or was. Free some room")
+        assert (await gateway.http.post("/generate", json=SONG)).status_code == 503
+        body = await problems(gateway, "NATS answers but stores nothing: its disk is full, or was. Free some room")
         assert (body["status"], body["nats"]["ok"], body["object_store"]["ok"]) == ("unavailable", False, True)
         assert not [problem for problem in body["problems"] if "worker" in problem]
-        answer = await house.http.post("/generate", json=SONG)
+        answer = await gateway.http.post("/generate", json=SONG)
         assert (answer.status_code, answer.json()["service"]) == (503, "nats")
         assert "its disk is full" in answer.json()["detail"]
-        figures = (await house.http.get("/metrics")).text
+        figures = (await gateway.http.get("/metrics")).text
         assert 'heartmula_server_up{server="nats"} 0.0' in figures
         assert not re.search(r'heartmula_failed_writes_total\{server="nats"\} 0\.0', figures)
         disk.free()
-        assert (await house.http.post("/generate", json=SONG)).status_code == 503
+        assert (await gateway.http.post("/generate", json=SONG)).status_code == 503
         await server.stop()
         await server.start()
-        await house.taken()
+        await gateway.taken()
 
 
 async def test_a_full_disk_of_the_store_is_named_and_burns_no_song(disk: Volume, settings: Settings) -> None:
     async with store_on(disk, settings) as (server, changed):
         changed = replace(changed, trivial_step_ms=5, checkpoint_seconds=3600)
-        async with open_house(changed, settings.data_dir) as house, open_flow(changed, "tokenizer", "codec") as flow:
-            first = await house.submit()
+        async with (
+            running_gateway(changed, settings.data_dir) as gateway,
+            open_flow(changed, "tokenizer", "codec") as flow,
+        ):
+            first = await gateway.submit()
             await flow.ended(first)
-            await break_store(house.store, disk)
+            await break_store(gateway.store, disk)
             waiting = await flow.submit()
-            body = await problems(house, "the object store takes no results: its disk is full, or was")
+            body = await problems(gateway, "the object store takes no results: its disk is full, or was")
             assert (body["status"], body["nats"]["ok"], body["object_store"]["ok"]) == ("unavailable", True, False)
-            answer = await house.http.post("/generate", json=SONG)
+            answer = await gateway.http.post("/generate", json=SONG)
             assert (answer.status_code, answer.json()["service"]) == (503, "s3")
-            await problems(house, "worker .*because the object store takes no results")
+            await problems(gateway, "worker .*because the object store takes no results")
             disk.free()
             server.kill()
             await server.start()
@@ -74,4 +77,4 @@ async def test_a_full_disk_of_the_store_is_named_and_burns_no_song(disk: Volume,
             events = [event.data for event in await flow.events(waiting)]
             begun = [event for event in events if getattr(event, "stage", "") == "generating"]
             assert len(begun) == 1, "its tokens were made more than once"
-            await house.taken()
+            await gateway.taken()

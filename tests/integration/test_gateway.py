@@ -16,18 +16,18 @@ from shared.nats.subjects import EVENTS, JOBS, TENANT, TOK, cancel_subject, toke
 from shared.schema.event import CloudEvent, Failed
 from shared.schema.job import TokenJob
 from shared.storage.objects import audio_key, tokens_key
-from tests.integration.gateway_fixtures import SONG, TINY, House, eventually, fresh_settings, open_house
+from tests.integration.gateway_fixtures import SONG, TINY, RunningGateway, eventually, fresh_settings, running_gateway
 
 UNKNOWN = "00000000-0000-4000-8000-000000000000"
 
 
 @pytest.fixture(scope="module")
-async def house(
+async def gateway(
     nats_server: NatsServer, s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[House]:
+) -> AsyncIterator[RunningGateway]:
     folder = tmp_path_factory.mktemp("gateway")
-    async with open_house(await fresh_settings(nats_server, s3_server, folder), folder) as house:
-        yield house
+    async with running_gateway(await fresh_settings(nats_server, s3_server, folder), folder) as gateway:
+        yield gateway
 
 
 def problem(answer: httpx.Response, status: int, kind: str) -> dict[str, Any]:
@@ -42,15 +42,15 @@ def problem(answer: httpx.Response, status: int, kind: str) -> dict[str, Any]:
     return body
 
 
-async def count(house: House, stream: str) -> int:
-    return (await house.js.stream_info(stream)).state.messages
+async def count(gateway: RunningGateway, stream: str) -> int:
+    return (await gateway.js.stream_info(stream)).state.messages
 
 
 # --- taking a song
 
 
-async def test_a_song_is_accepted_only_with_its_job_in_the_stream(house: House) -> None:
-    answer = await house.http.post("/generate", json=SONG | {"seed": 7, "title": "Ü", "priority": "high"})
+async def test_a_song_is_accepted_only_with_its_job_in_the_stream(gateway: RunningGateway) -> None:
+    answer = await gateway.http.post("/generate", json=SONG | {"seed": 7, "title": "Ü", "priority": "high"})
     assert answer.status_code == 202
     body = answer.json()
     job_id = body.pop("job_id")
@@ -65,35 +65,39 @@ async def test_a_song_is_accepted_only_with_its_job_in_the_stream(house: House) 
     assert answer.headers["location"] == f"{base}/status"
     assert int(answer.headers["retry-after"]) > 0
 
-    message = await house.js.get_msg(TOK, subject=token_subject("high", job_id))
+    message = await gateway.js.get_msg(TOK, subject=token_subject("high", job_id))
     assert msgspec.json.decode(message.data or b"", type=TokenJob) == TokenJob(job_id=job_id, tenant=TENANT)
-    job = await house.job(job_id)
+    job = await gateway.job(job_id)
     assert job.status == "queued"
     assert (job.request.seed, job.request.title, job.request.max_duration_ms) == (7, "Ü", 4000)
-    event = await house.event(job_id, "queued")
+    event = await gateway.event(job_id, "queued")
     assert msgspec.json.decode(event.data or b"", type=CloudEvent).data.job_id == job_id
 
 
-async def test_seed_and_length_are_filled_in(house: House) -> None:
-    first, second = [await house.job(await house.submit(max_duration_ms=None)) for _ in range(2)]
+async def test_seed_and_length_are_filled_in(gateway: RunningGateway) -> None:
+    first, second = [await gateway.job(await gateway.submit(max_duration_ms=None)) for _ in range(2)]
     assert first.request.seed != second.request.seed
-    checkpoint = open_checkpoint(house.settings.model_path)
+    checkpoint = open_checkpoint(gateway.settings.model_path)
     prompter = Prompter(checkpoint)
     longest = prompter.longest_ms(prompter.encode(SONG["tags"], SONG["lyrics"]))  # type: ignore[arg-type]
     assert first.request.max_duration_ms == min(120_000, longest)
 
 
-async def test_a_song_that_is_too_long_is_refused_with_the_length_that_fits(house: House) -> None:
-    body = problem(await house.http.post("/generate", json=SONG | {"max_duration_ms": 600_000}), 422, "invalid-request")
+async def test_a_song_that_is_too_long_is_refused_with_the_length_that_fits(gateway: RunningGateway) -> None:
+    body = problem(
+        await gateway.http.post("/generate", json=SONG | {"max_duration_ms": 600_000}), 422, "invalid-request"
+    )
     assert body["field"] == "max_duration_ms"
     (longest,) = [int(word) for word in body["detail"].split() if word.isdigit()]
-    assert (await house.job(await house.submit(max_duration_ms=longest))).request.max_duration_ms == longest
-    assert (await house.job(await house.submit(max_duration_ms=longest + 79))).request.max_duration_ms == longest + 79
-    problem(await house.http.post("/generate", json=SONG | {"max_duration_ms": longest + 80}), 422, "invalid-request")
+    assert (await gateway.job(await gateway.submit(max_duration_ms=longest))).request.max_duration_ms == longest
+    assert (
+        await gateway.job(await gateway.submit(max_duration_ms=longest + 79))
+    ).request.max_duration_ms == longest + 79
+    problem(await gateway.http.post("/generate", json=SONG | {"max_duration_ms": longest + 80}), 422, "invalid-request")
 
 
-async def test_lyrics_that_leave_no_room_are_refused_with_how_much_is_too_much(house: House) -> None:
-    async with open_house(house.settings, house.log.parent, model_path=TINY) as tiny:
+async def test_lyrics_that_leave_no_room_are_refused_with_how_much_is_too_much(gateway: RunningGateway) -> None:
+    async with running_gateway(gateway.settings, gateway.log.parent, model_path=TINY) as tiny:
         body = problem(await tiny.http.post("/generate", json={"lyrics": "la " * 6000}), 422, "invalid-request")
     assert body["field"] == "lyrics"
     assert "tokens too long" in body["detail"]
@@ -109,8 +113,8 @@ async def test_lyrics_that_leave_no_room_are_refused_with_how_much_is_too_much(h
         {"lyrics": "la", "seed": None, "max_duration_ms": 80, "title": None},
     ],
 )
-async def test_unusual_but_right_requests_are_accepted(house: House, values: dict[str, Any]) -> None:
-    assert (await house.http.post("/generate", json=values)).status_code == 202
+async def test_unusual_but_right_requests_are_accepted(gateway: RunningGateway, values: dict[str, Any]) -> None:
+    assert (await gateway.http.post("/generate", json=values)).status_code == 202
 
 
 @pytest.mark.parametrize(
@@ -161,35 +165,35 @@ async def test_unusual_but_right_requests_are_accepted(house: House, values: dic
     ids=lambda value: value[:48].decode("latin-1") if isinstance(value, bytes) else None,
 )
 async def test_bad_input_is_told_in_words_and_leaves_nothing_behind(
-    house: House, body: bytes, status: int, kind: str, field: str | None
+    gateway: RunningGateway, body: bytes, status: int, kind: str, field: str | None
 ) -> None:
-    before = await count(house, TOK), await count(house, f"KV_{JOBS}")
-    answer = await house.http.post("/generate", content=body, headers={"Content-Type": "application/json"})
+    before = await count(gateway, TOK), await count(gateway, f"KV_{JOBS}")
+    answer = await gateway.http.post("/generate", content=body, headers={"Content-Type": "application/json"})
     detail = problem(answer, status, kind)
     assert detail.get("field") == field
     assert "Traceback" not in answer.text
-    assert (await count(house, TOK), await count(house, f"KV_{JOBS}")) == before
+    assert (await count(gateway, TOK), await count(gateway, f"KV_{JOBS}")) == before
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""])
-async def test_other_content_types_are_refused(house: House, kind: str) -> None:
-    answer = await house.http.post("/generate", content=b'{"lyrics": "la"}', headers={"Content-Type": kind})
+async def test_other_content_types_are_refused(gateway: RunningGateway, kind: str) -> None:
+    answer = await gateway.http.post("/generate", content=b'{"lyrics": "la"}', headers={"Content-Type": kind})
     assert "application/json" in problem(answer, 415, "unsupported-media-type")["detail"]
 
 
-async def test_a_body_without_a_declared_length_is_limited_too(house: House) -> None:
+async def test_a_body_without_a_declared_length_is_limited_too(gateway: RunningGateway) -> None:
     async def endless() -> AsyncIterator[bytes]:
         for _ in range(40):
             yield b" " * 10_000
 
     headers = {"Content-Type": "application/json"}
-    problem(await house.http.post("/generate", content=endless(), headers=headers), 413, "too-large")
+    problem(await gateway.http.post("/generate", content=endless(), headers=headers), 413, "too-large")
 
 
-async def test_unknown_addresses_and_methods_are_problems(house: House) -> None:
-    problem(await house.http.get("/nowhere"), 404, "not-found")
-    problem(await house.http.get("/static/..%2fapp.py"), 404, "not-found")
-    answer = await house.http.put("/generate", json=SONG)
+async def test_unknown_addresses_and_methods_are_problems(gateway: RunningGateway) -> None:
+    problem(await gateway.http.get("/nowhere"), 404, "not-found")
+    problem(await gateway.http.get("/static/..%2fapp.py"), 404, "not-found")
+    answer = await gateway.http.put("/generate", json=SONG)
     assert "POST" in problem(answer, 405, "method-not-allowed")["detail"]
     assert "POST" in answer.headers["allow"]
 
@@ -198,18 +202,18 @@ async def test_unknown_addresses_and_methods_are_problems(house: House) -> None:
 
 
 @pytest.mark.parametrize("job_id", [UNKNOWN, "x", "*", "%3E", "a.b", "local.x", "%00", "..", "é" * 36, "-" * 36])
-async def test_an_unknown_song_is_404_everywhere(house: House, job_id: str) -> None:
+async def test_an_unknown_song_is_404_everywhere(gateway: RunningGateway, job_id: str) -> None:
     if job_id != "..":  # resolved by the client
-        problem(await house.http.get(f"/generate/{job_id}/status"), 404, "unknown-job")
-        problem(await house.http.get(f"/generate/{job_id}/result"), 404, "unknown-job")
-        problem(await house.http.delete(f"/generate/{job_id}"), 404, "unknown-job")
+        problem(await gateway.http.get(f"/generate/{job_id}/status"), 404, "unknown-job")
+        problem(await gateway.http.get(f"/generate/{job_id}/result"), 404, "unknown-job")
+        problem(await gateway.http.delete(f"/generate/{job_id}"), 404, "unknown-job")
 
 
-async def test_the_state_follows_the_song_and_progress_never_goes_back(house: House) -> None:
-    job_id = await house.submit(seed=5, title="Song")
+async def test_the_state_follows_the_song_and_progress_never_goes_back(gateway: RunningGateway) -> None:
+    job_id = await gateway.submit(seed=5, title="Song")
 
     async def state() -> dict[str, Any]:
-        answer = await house.http.get(f"/generate/{job_id}/status")
+        answer = await gateway.http.get(f"/generate/{job_id}/status")
         assert answer.status_code == 200
         assert answer.headers["cache-control"] == "no-cache"
         body: dict[str, Any] = answer.json()
@@ -227,52 +231,52 @@ async def test_the_state_follows_the_song_and_progress_never_goes_back(house: Ho
         "title": "Song",
         "format": "flac",
     }
-    await house.become(job_id, "generating")
+    await gateway.become(job_id, "generating")
     assert (await state())["progress"] == 0
-    await house.stage(job_id)
-    await house.progress(job_id, 50)
+    await gateway.stage(job_id)
+    await gateway.progress(job_id, 50)
     generating = await state()
     assert (generating["status"], generating["progress"], generating["stage"]) == ("generating", 50, "generating")
-    async with house.watch(job_id, after=0) as watcher:  # the gateway has seen the event as well
+    async with gateway.watch(job_id, after=0) as watcher:  # the gateway has seen the event as well
         while (await watcher.frame())["type"] != "heartmula.song.progress":
             pass
-    await house.progress(job_id, 20)  # another worker began anew
+    await gateway.progress(job_id, 20)  # another worker began anew
     assert (await state())["progress"] == 50
-    await house.become(job_id, "decoding")
+    await gateway.become(job_id, "decoding")
     assert (await state())["progress"] == 80
-    await house.complete(job_id)
+    await gateway.complete(job_id)
     done = await state()
     assert (done["status"], done["progress"], done["duration"]) == ("completed", 100, 4.0)
     assert done["completed_at"] > done["created_at"]
     assert "stage" not in done
 
 
-async def test_a_state_that_has_not_changed_is_not_sent_again(house: House) -> None:
-    job_id = await house.submit()
-    await house.become(job_id, "generating")
+async def test_a_state_that_has_not_changed_is_not_sent_again(gateway: RunningGateway) -> None:
+    job_id = await gateway.submit()
+    await gateway.become(job_id, "generating")
     address = f"/generate/{job_id}/status"
-    first = await house.http.get(address)
+    first = await gateway.http.get(address)
     known = {"If-None-Match": first.headers["etag"]}
-    again = await house.http.get(address, headers=known)
+    again = await gateway.http.get(address, headers=known)
     assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", first.headers["etag"])
-    head = await house.http.head(address)
+    head = await gateway.http.head(address)
     assert (head.status_code, head.content, head.headers["etag"]) == (200, b"", first.headers["etag"])
-    await house.progress(job_id, 10)  # the record stays as it is
-    changed = await house.http.get(address, headers=known)
+    await gateway.progress(job_id, 10)  # the record stays as it is
+    changed = await gateway.http.get(address, headers=known)
     assert (changed.status_code, changed.json()["progress"]) == (200, 10)
     known = {"If-None-Match": changed.headers["etag"]}
-    await house.become(job_id, "decoding")
-    assert (await house.http.get(address, headers=known)).json()["status"] == "decoding"
-    problem(await house.http.get(f"/generate/{UNKNOWN}/status", headers={"If-None-Match": "*"}), 404, "unknown-job")
+    await gateway.become(job_id, "decoding")
+    assert (await gateway.http.get(address, headers=known)).json()["status"] == "decoding"
+    problem(await gateway.http.get(f"/generate/{UNKNOWN}/status", headers={"If-None-Match": "*"}), 404, "unknown-job")
 
 
-async def test_a_failed_song_says_why_and_how_far_it_came(house: House) -> None:
-    job_id = await house.submit()
-    await house.become(job_id, "generating")
-    await house.progress(job_id, 30)
-    await house.become(job_id, "failed", error="the model said no")
-    await house.tell(Failed(job_id=job_id, status="failed", progress=0, error="the model said no"))
-    body = (await house.http.get(f"/generate/{job_id}/status")).json()
+async def test_a_failed_song_says_why_and_how_far_it_came(gateway: RunningGateway) -> None:
+    job_id = await gateway.submit()
+    await gateway.become(job_id, "generating")
+    await gateway.progress(job_id, 30)
+    await gateway.become(job_id, "failed", error="the model said no")
+    await gateway.tell(Failed(job_id=job_id, status="failed", progress=0, error="the model said no"))
+    body = (await gateway.http.get(f"/generate/{job_id}/status")).json()
     assert (body["status"], body["progress"], body["error"]) == ("failed", 30, "the model said no")
     assert body["completed_at"]
 
@@ -280,70 +284,70 @@ async def test_a_failed_song_says_why_and_how_far_it_came(house: House) -> None:
 # --- cancelling
 
 
-async def test_cancelling_a_waiting_song_takes_it_out_of_the_queue(house: House) -> None:
-    job_id = await house.submit()
-    answer = await house.http.delete(f"/generate/{job_id}")
+async def test_cancelling_a_waiting_song_takes_it_out_of_the_queue(gateway: RunningGateway) -> None:
+    job_id = await gateway.submit()
+    answer = await gateway.http.delete(f"/generate/{job_id}")
     assert (answer.status_code, answer.json()) == (200, {"job_id": job_id, "status": "cancelled"})
     with pytest.raises(NotFoundError):
-        await house.js.get_msg(TOK, subject=token_subject("normal", job_id))
-    assert (await house.job(job_id)).status == "cancelled"
-    assert (await house.http.get(f"/generate/{job_id}/status")).json()["status"] == "cancelled"
-    assert (await house.http.delete(f"/generate/{job_id}")).status_code == 200  # again
-    events = await house.js.stream_info(EVENTS, subjects_filter=f"events.{TENANT}.{job_id}.cancelled")
+        await gateway.js.get_msg(TOK, subject=token_subject("normal", job_id))
+    assert (await gateway.job(job_id)).status == "cancelled"
+    assert (await gateway.http.get(f"/generate/{job_id}/status")).json()["status"] == "cancelled"
+    assert (await gateway.http.delete(f"/generate/{job_id}")).status_code == 200  # again
+    events = await gateway.js.stream_info(EVENTS, subjects_filter=f"events.{TENANT}.{job_id}.cancelled")
     assert events.state.subjects == {f"events.{TENANT}.{job_id}.cancelled": 1}
 
 
-async def test_cancelling_a_running_song_tells_its_worker_and_removes_its_objects(house: House) -> None:
-    job_id = await house.submit()
-    await house.become(job_id, "generating", fence=3)
+async def test_cancelling_a_running_song_tells_its_worker_and_removes_its_objects(gateway: RunningGateway) -> None:
+    job_id = await gateway.submit()
+    await gateway.become(job_id, "generating", fence=3)
     keys = [tokens_key(job_id, 3), audio_key(job_id, 3, "flac")]
     for key in keys:
-        await house.store.put(key, b"x")
-    told = await house.nc.subscribe(cancel_subject(job_id))
-    await house.nc.flush()
-    assert (await house.http.delete(f"/generate/{job_id}")).status_code == 200
+        await gateway.store.put(key, b"x")
+    told = await gateway.nc.subscribe(cancel_subject(job_id))
+    await gateway.nc.flush()
+    assert (await gateway.http.delete(f"/generate/{job_id}")).status_code == 200
     await told.next_msg(timeout=10)
 
     async def gone() -> bool:
-        listing = house.store._client.list_objects
-        found = [list(listing(house.store.bucket, prefix=key.rsplit("/", 1)[0], recursive=True)) for key in keys]
+        listing = gateway.store._client.list_objects
+        found = [list(listing(gateway.store.bucket, prefix=key.rsplit("/", 1)[0], recursive=True)) for key in keys]
         return not any(found)
 
     await eventually(gone, "the objects are still there")
 
 
-async def test_a_song_that_has_ended_cannot_be_cancelled(house: House) -> None:
-    completed, failed = await house.submit(), await house.submit()
-    await house.complete(completed)
-    await house.become(failed, "failed", error="x")
+async def test_a_song_that_has_ended_cannot_be_cancelled(gateway: RunningGateway) -> None:
+    completed, failed = await gateway.submit(), await gateway.submit()
+    await gateway.complete(completed)
+    await gateway.become(failed, "failed", error="x")
     for job_id, status in ((completed, "completed"), (failed, "failed")):
-        assert status in problem(await house.http.delete(f"/generate/{job_id}"), 409, "conflict")["detail"]
-        assert (await house.job(job_id)).status == status
+        assert status in problem(await gateway.http.delete(f"/generate/{job_id}"), 409, "conflict")["detail"]
+        assert (await gateway.job(job_id)).status == status
 
 
-async def test_of_completion_and_cancellation_one_wins(house: House) -> None:
+async def test_of_completion_and_cancellation_one_wins(gateway: RunningGateway) -> None:
     for _ in range(5):
-        job_id = await house.submit()
-        await house.become(job_id, "generating", "decoding")
+        job_id = await gateway.submit()
+        await gateway.become(job_id, "generating", "decoding")
         ended = asyncio.gather(
-            house.become(job_id, "completed"), house.http.delete(f"/generate/{job_id}"), return_exceptions=True
+            gateway.become(job_id, "completed"), gateway.http.delete(f"/generate/{job_id}"), return_exceptions=True
         )
         completed, answer = await ended
         assert isinstance(answer, httpx.Response)
         assert (completed is None) == (answer.status_code == 409)
-        assert (await house.job(job_id)).status == ("completed" if completed is None else "cancelled")
+        assert (await gateway.job(job_id)).status == ("completed" if completed is None else "cancelled")
 
 
-async def test_many_at_once(house: House) -> None:
-    ids = await asyncio.gather(*(house.submit(seed=n) for n in range(50)))
+async def test_many_at_once(gateway: RunningGateway) -> None:
+    ids = await asyncio.gather(*(gateway.submit(seed=n) for n in range(50)))
     assert len(set(ids)) == 50
     for job_id in ids:
-        await house.js.get_msg(TOK, subject=token_subject("normal", job_id))
-    answers = await asyncio.gather(*(house.http.delete(f"/generate/{job_id}") for job_id in ids))
+        await gateway.js.get_msg(TOK, subject=token_subject("normal", job_id))
+    answers = await asyncio.gather(*(gateway.http.delete(f"/generate/{job_id}") for job_id in ids))
     assert {answer.status_code for answer in answers} == {200}
 
 
-async def test_the_log_holds_no_lyrics(house: House) -> None:
-    await house.submit(lyrics="a secret word: xylophonic")
-    await house.http.post("/generate", json={"lyrics": "xylophonic", "seed": "x"})
-    assert "xylophonic" not in house.log.read_text()
+async def test_the_log_holds_no_lyrics(gateway: RunningGateway) -> None:
+    await gateway.submit(lyrics="a secret word: xylophonic")
+    await gateway.http.post("/generate", json={"lyrics": "xylophonic", "seed": "x"})
+    assert "xylophonic" not in gateway.log.read_text()

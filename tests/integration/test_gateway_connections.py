@@ -17,12 +17,12 @@ from services.gateway.api import http_protocol
 from shared.settings import Settings
 from tests.integration.gateway_fixtures import (
     SONG,
-    House,
+    RunningGateway,
     Watcher,
     eventually,
     fresh_settings,
     in_process,
-    open_house,
+    running_gateway,
 )
 
 FILES = (64, 328)  # of which 128 are not for connections
@@ -54,12 +54,12 @@ def limits(pid: int) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-async def house(
+async def gateway(
     nats_server: NatsServer, s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[House]:
+) -> AsyncIterator[RunningGateway]:
     folder = tmp_path_factory.mktemp("connections")
-    async with open_house(await fresh_settings(nats_server, s3_server, folder), folder, files=FILES) as house:
-        yield house
+    async with running_gateway(await fresh_settings(nats_server, s3_server, folder), folder, files=FILES) as gateway:
+        yield gateway
 
 
 @pytest.mark.parametrize(
@@ -67,32 +67,32 @@ async def house(
     [b"", b"GET / HTTP/1.1\r\nHost: loc", POST + b"1000\r\n\r\n{", b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"],
     ids=["nothing", "half a head", "half a body", "an answered request"],
 )
-async def test_more_idle_connections_than_may_be_open_keep_nobody_out(house: House, said: bytes) -> None:
-    assert limits(house.process.pid) == [str(FILES[1])] * 2  # raised at the start
-    job_id = await house.submit()
-    async with house.watch(job_id) as watcher, house.http.stream("GET", f"/generate/{job_id}/events") as stream:
+async def test_more_idle_connections_than_may_be_open_keep_nobody_out(gateway: RunningGateway, said: bytes) -> None:
+    assert limits(gateway.process.pid) == [str(FILES[1])] * 2  # raised at the start
+    job_id = await gateway.submit()
+    async with gateway.watch(job_id) as watcher, gateway.http.stream("GET", f"/generate/{job_id}/events") as stream:
         assert (await watcher.frame())["type"] == "snapshot"
         lines = stream.aiter_lines()
         await anext(lines)
-        async with crowd(house.base, CROWD, said):
+        async with crowd(gateway.base, CROWD, said):
             for _ in range(3):
-                async with httpx.AsyncClient(base_url=house.base, trust_env=False, timeout=10) as newcomer:
+                async with httpx.AsyncClient(base_url=gateway.base, trust_env=False, timeout=10) as newcomer:
                     assert (await newcomer.get("/livez")).status_code == 200
                     assert (await newcomer.post("/generate", json=SONG)).status_code == 202
-            assert len(os.listdir(f"/proc/{house.process.pid}/fd")) < FILES[1]
-            await house.http.delete(f"/generate/{job_id}")  # who followed a song, follows it still
+            assert len(os.listdir(f"/proc/{gateway.process.pid}/fd")) < FILES[1]
+            await gateway.http.delete(f"/generate/{job_id}")  # who followed a song, follows it still
             assert [frame["type"] for frame in (await watcher.rest())[0]][-1] == "heartmula.song.cancelled"
             assert "event: heartmula.song.cancelled" in [line async for line in lines]
-    log = house.log.read_text()
+    log = gateway.log.read_text()
     assert "as many as may" in log
     assert "Too many open files" not in log
     assert "Traceback" not in log
 
 
-async def test_where_every_connection_is_at_work_newcomers_are_told(house: House) -> None:
-    job_id = await house.submit()
+async def test_where_every_connection_is_at_work_newcomers_are_told(gateway: RunningGateway) -> None:
+    job_id = await gateway.submit()
     ask = f"GET /generate/{job_id}/events HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
-    async with crowd(house.base, ROOM + 50, ask) as clients:
+    async with crowd(gateway.base, ROOM + 50, ask) as clients:
         begun = await asyncio.gather(*(reader.readline() for reader, _ in clients), return_exceptions=True)
         served = [line for line in begun if isinstance(line, bytes) and b" 200 " in line]
         assert ROOM - 10 <= len(served) <= ROOM
@@ -102,7 +102,7 @@ async def test_where_every_connection_is_at_work_newcomers_are_told(house: House
 
     async def answers() -> bool:
         with contextlib.suppress(httpx.TransportError):
-            return (await house.http.get("/livez")).status_code == 200
+            return (await gateway.http.get("/livez")).status_code == 200
         return False
 
     await eventually(answers, "it does not recover")

@@ -16,19 +16,19 @@ from shared.audio.files import AudioWriter, SongTags
 from shared.audio.peaks import peaks_of
 from shared.schema.request import AudioFormat
 from shared.storage.objects import peaks_key
-from tests.integration.gateway_fixtures import House, fresh_settings, open_house
+from tests.integration.gateway_fixtures import RunningGateway, fresh_settings, running_gateway
 
 RATE = 8000
 TYPES = {"flac": "audio/flac", "wav": "audio/wav", "mp3": "audio/mpeg", "ogg": "audio/ogg"}
 
 
 @pytest.fixture(scope="module")
-async def house(
+async def gateway(
     nats_server: NatsServer, s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[House]:
+) -> AsyncIterator[RunningGateway]:
     folder = tmp_path_factory.mktemp("gateway-formats")
-    async with open_house(await fresh_settings(nats_server, s3_server, folder), folder) as house:
-        yield house
+    async with running_gateway(await fresh_settings(nats_server, s3_server, folder), folder) as gateway:
+        yield gateway
 
 
 def music(seconds: float = 5.3) -> np.ndarray:
@@ -37,31 +37,33 @@ def music(seconds: float = 5.3) -> np.ndarray:
     return np.stack([0.9 * wave, 0.4 * wave], axis=1).astype(np.float32)
 
 
-async def finished(house: House, folder: Path, audio_format: AudioFormat = "flac", seconds: float = 5.3) -> str:
+async def finished(
+    gateway: RunningGateway, folder: Path, audio_format: AudioFormat = "flac", seconds: float = 5.3
+) -> str:
     """A song with real audio."""
-    job_id = await house.submit(format=audio_format, title="Lied", seed=7)
+    job_id = await gateway.submit(format=audio_format, title="Lied", seed=7)
     path = folder / "song"
-    tags = SongTags.of((await house.job(job_id)).request)
+    tags = SongTags.of((await gateway.job(job_id)).request)
     with AudioWriter(path, audio_format, RATE, tags) as writer:
         writer.write(music(seconds))
-    await house.complete(job_id, path.read_bytes())
+    await gateway.complete(job_id, path.read_bytes())
     return job_id
 
 
-async def objects(house: House, job_id: str) -> set[str]:
-    return {item.key.rpartition("/")[2] for item in await house.store.list(f"audio/{job_id}/")}
+async def objects(gateway: RunningGateway, job_id: str) -> set[str]:
+    return {item.key.rpartition("/")[2] for item in await gateway.store.list(f"audio/{job_id}/")}
 
 
 @pytest.mark.parametrize("made", TYPES)
 async def test_audio_comes_in_every_format_whatever_it_was_made_in(
-    house: House, tmp_path: Path, made: AudioFormat
+    gateway: RunningGateway, tmp_path: Path, made: AudioFormat
 ) -> None:
-    job_id = await finished(house, tmp_path, made)
+    job_id = await finished(gateway, tmp_path, made)
     url = f"/generate/{job_id}/result"
-    original = (await house.http.get(url)).content
+    original = (await gateway.http.get(url)).content
     samples, _ = soundfile.read(io.BytesIO(original), dtype="int16")
     for name, media_type in TYPES.items():
-        answer = await house.http.get(url, params={"format": name})
+        answer = await gateway.http.get(url, params={"format": name})
         assert (answer.status_code, answer.headers["content-type"]) == (200, media_type)
         assert f'filename="Lied.{name}"' in answer.headers["content-disposition"]
         found, rate = soundfile.read(io.BytesIO(answer.content), dtype="int16")
@@ -73,46 +75,46 @@ async def test_audio_comes_in_every_format_whatever_it_was_made_in(
         assert np.abs(found.astype(int) - samples)[:-2000].max() < 0.15 * 32768
         tags = mutagen.File(io.BytesIO(answer.content)).tags
         assert "Lied" in str(tags["TIT2"] if name in ("wav", "mp3") else tags["title"])
-    assert await objects(house, job_id) == {f"7.{name}" for name in TYPES}
+    assert await objects(gateway, job_id) == {f"7.{name}" for name in TYPES}
 
 
-async def test_a_converted_song_is_served_like_any_other(house: House, tmp_path: Path) -> None:
-    job_id = await finished(house, tmp_path)
+async def test_a_converted_song_is_served_like_any_other(gateway: RunningGateway, tmp_path: Path) -> None:
+    job_id = await finished(gateway, tmp_path)
     url = f"/generate/{job_id}/result?format=ogg"
-    head = await house.http.head(url)  # even the first one tells how long it is
-    whole = await house.http.get(url)
+    head = await gateway.http.head(url)  # even the first one tells how long it is
+    whole = await gateway.http.get(url)
     assert (head.status_code, head.content) == (200, b"")
     assert head.headers["content-length"] == str(len(whole.content))
     etag = whole.headers["etag"]
-    assert head.headers["etag"] == etag != (await house.http.head(f"/generate/{job_id}/result")).headers["etag"]
-    part = await house.http.get(url, headers={"Range": "bytes=100-199", "If-Range": etag})
+    assert head.headers["etag"] == etag != (await gateway.http.head(f"/generate/{job_id}/result")).headers["etag"]
+    part = await gateway.http.get(url, headers={"Range": "bytes=100-199", "If-Range": etag})
     assert (part.status_code, part.content) == (206, whole.content[100:200])
-    assert (await house.http.get(url, headers={"If-None-Match": etag})).status_code == 304
-    assert house.log.read_text().count(f"{job_id}: made") == 1
-    await house.http.delete(f"/generate/{job_id}", params={"forget": "true"})
-    assert await objects(house, job_id) == set()
-    assert (await house.http.get(url)).status_code == 404
+    assert (await gateway.http.get(url, headers={"If-None-Match": etag})).status_code == 304
+    assert gateway.log.read_text().count(f"{job_id}: made") == 1
+    await gateway.http.delete(f"/generate/{job_id}", params={"forget": "true"})
+    assert await objects(gateway, job_id) == set()
+    assert (await gateway.http.get(url)).status_code == 404
 
 
-async def test_many_who_ask_at_once_wait_for_one_conversion(house: House, tmp_path: Path) -> None:
-    job_id = await finished(house, tmp_path, seconds=60)
+async def test_many_who_ask_at_once_wait_for_one_conversion(gateway: RunningGateway, tmp_path: Path) -> None:
+    job_id = await finished(gateway, tmp_path, seconds=60)
     url = f"/generate/{job_id}/result"
-    answers = await asyncio.gather(*(house.http.get(url, params={"format": "mp3"}) for _ in range(6)))
+    answers = await asyncio.gather(*(gateway.http.get(url, params={"format": "mp3"}) for _ in range(6)))
     assert {answer.status_code for answer in answers} == {200}
     assert len({hashlib.sha256(answer.content).digest() for answer in answers}) == 1
-    assert house.log.read_text().count(f"{job_id}: made") == 1
-    assert not list((house.settings.data_dir / "tmp").iterdir())
+    assert gateway.log.read_text().count(f"{job_id}: made") == 1
+    assert not list((gateway.settings.data_dir / "tmp").iterdir())
 
 
-async def test_a_song_that_cannot_be_converted_says_why(house: House, tmp_path: Path) -> None:
-    damaged = await house.submit()
-    await house.complete(damaged)
-    waiting = await house.submit()
-    expired = await finished(house, tmp_path)
-    await house.http.get(f"/generate/{expired}/result?format=mp3")
-    key = (await house.job(expired)).audio_key
+async def test_a_song_that_cannot_be_converted_says_why(gateway: RunningGateway, tmp_path: Path) -> None:
+    damaged = await gateway.submit()
+    await gateway.complete(damaged)
+    waiting = await gateway.submit()
+    expired = await finished(gateway, tmp_path)
+    await gateway.http.get(f"/generate/{expired}/result?format=mp3")
+    key = (await gateway.job(expired)).audio_key
     assert key is not None
-    await house.store.delete_one(key)
+    await gateway.store.delete_one(key)
     for job_id, path, status, words in (
         (damaged, "result?format=wav", 410, "cannot be read"),
         (damaged, "peaks", 410, "cannot be read"),
@@ -125,25 +127,25 @@ async def test_a_song_that_cannot_be_converted_says_why(house: House, tmp_path: 
         ("nobody", "result?format=wav", 404, "no song"),
         ("nobody", "peaks", 404, "no song"),
     ):
-        answer = await house.http.get(f"/generate/{job_id}/{path}")
+        answer = await gateway.http.get(f"/generate/{job_id}/{path}")
         assert (answer.status_code, words in answer.json()["detail"]) == (status, True), (path, answer.text)
-    assert "Traceback" not in house.log.read_text()
+    assert "Traceback" not in gateway.log.read_text()
 
 
-async def test_peaks_are_served_as_the_worker_made_them(house: House, tmp_path: Path) -> None:
-    job_id = await finished(house, tmp_path)
+async def test_peaks_are_served_as_the_worker_made_them(gateway: RunningGateway, tmp_path: Path) -> None:
+    job_id = await finished(gateway, tmp_path)
     made = peaks_of([music(1)], RATE)
-    await house.store.put(peaks_key(str((await house.job(job_id)).audio_key)), made)
-    answer = await house.http.get(f"/generate/{job_id}/peaks")
+    await gateway.store.put(peaks_key(str((await gateway.job(job_id)).audio_key)), made)
+    answer = await gateway.http.get(f"/generate/{job_id}/peaks")
     assert (answer.content, answer.headers["content-type"]) == (made, "application/json")
     etag = answer.headers["etag"]
-    assert (await house.http.get(f"/generate/{job_id}/peaks", headers={"If-None-Match": etag})).status_code == 304
+    assert (await gateway.http.get(f"/generate/{job_id}/peaks", headers={"If-None-Match": etag})).status_code == 304
 
 
-async def test_a_song_without_peaks_gets_them_when_they_are_asked_for(house: House, tmp_path: Path) -> None:
-    job_id = await finished(house, tmp_path)
-    found = (await house.http.get(f"/generate/{job_id}/peaks")).json()
+async def test_a_song_without_peaks_gets_them_when_they_are_asked_for(gateway: RunningGateway, tmp_path: Path) -> None:
+    job_id = await finished(gateway, tmp_path)
+    found = (await gateway.http.get(f"/generate/{job_id}/peaks")).json()
     assert (found["version"], found["channels"], found["bits"], found["sample_rate"]) == (2, 1, 8, RATE)
     assert len(found["data"]) == 2 * found["length"]
     assert max(found["data"]) == pytest.approx(np.abs(music().mean(axis=1)).max() * 127, abs=1)
-    assert await objects(house, job_id) == {"7.flac", "7.peaks.json"}
+    assert await objects(gateway, job_id) == {"7.flac", "7.peaks.json"}

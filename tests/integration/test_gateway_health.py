@@ -15,14 +15,14 @@ from shared.nats.subjects import GPU_LOCK, WORKERS, decode_subject, lock_key
 from shared.schema.worker import LeaseRecord, PhaseMemory
 from shared.settings import Settings
 from tests.integration.flow import environment
-from tests.integration.gateway_fixtures import SONG, House, eventually, open_house
+from tests.integration.gateway_fixtures import SONG, RunningGateway, eventually, running_gateway
 
 
-async def eventually_status(house: House, status: str) -> dict[str, object]:
+async def eventually_status(gateway: RunningGateway, status: str) -> dict[str, object]:
     """Health, once it says so: it may be a second old."""
 
     async def ask() -> dict[str, object] | None:
-        answer = await house.http.get("/health")
+        answer = await gateway.http.get("/health")
         body: dict[str, object] = answer.json()
         assert answer.status_code == (503 if body["status"] == "unavailable" else 200)
         return body if body["status"] == status else None
@@ -32,8 +32,8 @@ async def eventually_status(house: House, status: str) -> dict[str, object]:
 
 
 async def test_health_counts_live_workers_and_waiting_songs(settings: Settings) -> None:
-    async with open_house(settings, settings.data_dir) as house:
-        body = await eventually_status(house, "degraded")
+    async with running_gateway(settings, settings.data_dir) as gateway:
+        body = await eventually_status(gateway, "degraded")
         assert body == {
             "status": "degraded",
             "nats": {"ok": True},
@@ -45,22 +45,22 @@ async def test_health_counts_live_workers_and_waiting_songs(settings: Settings) 
                 "no codec worker is running: songs wait after their tokens",
             ],
         }
-        await house.submit()
-        await house.beat("tokenizer")
-        await house.beat("codec")
-        body = await eventually_status(house, "ok")
+        await gateway.submit()
+        await gateway.beat("tokenizer")
+        await gateway.beat("codec")
+        body = await eventually_status(gateway, "ok")
         assert body["workers"] == {"tokenizer": 1, "codec": 1}
         assert body["queue"] == {"tokens": 1, "decode": 0}
         assert body["problems"] == []
-        await house.js.publish(f"$KV.{WORKERS}.codec.codec-1", b"", headers={"KV-Operation": "DEL"})
-        body = await eventually_status(house, "degraded")
+        await gateway.js.publish(f"$KV.{WORKERS}.codec.codec-1", b"", headers={"KV-Operation": "DEL"})
+        body = await eventually_status(gateway, "degraded")
         assert body["workers"] == {"tokenizer": 1, "codec": 0}
         assert body["problems"] == ["no codec worker on gpu-1: songs wait after their tokens"]
-        await house.beat("codec", problem="HeartCodec needs 6 GB and the device has 4")
+        await gateway.beat("codec", problem="HeartCodec needs 6 GB and the device has 4")
 
         async def told() -> bool:
-            body = (await house.http.get("/health")).json()
-            told: list[list[str]] = [body["problems"], (await house.http.get("/api/gpu")).json()["problems"]]
+            body = (await gateway.http.get("/health")).json()
+            told: list[list[str]] = [body["problems"], (await gateway.http.get("/api/gpu")).json()["problems"]]
             sentence = "codec worker codec-1 on gpu-1: HeartCodec needs 6 GB and the device has 4"
             return body["status"] == "degraded" and told == [[sentence], [sentence]]
 
@@ -68,43 +68,43 @@ async def test_health_counts_live_workers_and_waiting_songs(settings: Settings) 
 
 
 async def test_a_full_queue_for_audio_is_a_problem(settings: Settings) -> None:
-    async with open_house(settings, settings.data_dir, queue_limit=1) as house:
-        await house.beat("tokenizer")
-        await house.beat("codec")
-        await eventually_status(house, "ok")
+    async with running_gateway(settings, settings.data_dir, queue_limit=1) as gateway:
+        await gateway.beat("tokenizer")
+        await gateway.beat("codec")
+        await eventually_status(gateway, "ok")
         for number in range(4):
-            await house.js.publish(decode_subject(str(number)), b"{}")
-        body = await eventually_status(house, "degraded")
+            await gateway.js.publish(decode_subject(str(number)), b"{}")
+        body = await eventually_status(gateway, "degraded")
         assert body["problems"] == ["the queue for audio is full: songs wait for their tokens"]
-        assert (await house.http.post("/generate", json=SONG)).status_code == 202
+        assert (await gateway.http.post("/generate", json=SONG)).status_code == 202
 
 
 async def test_what_dead_workers_leave_behind_is_named_or_dropped(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with open_house(settings, settings.data_dir) as house:
-        await house.beat("tokenizer")
-        await house.beat("codec")
-        await eventually_status(house, "ok")
+    async with running_gateway(settings, settings.data_dir) as gateway:
+        await gateway.beat("tokenizer")
+        await gateway.beat("codec")
+        await eventually_status(gateway, "ok")
         stale, fresh = (f"$KV.{GPU_LOCK}.{lock_key('gpu-1', 'codec', name)}" for name in ("dead", "alive"))
-        await house.js.publish(stale, b"not a record")
+        await gateway.js.publish(stale, b"not a record")
 
         async def named() -> bool:
-            await house.js.publish(fresh, b"not a record either")
-            await house.beat("tokenizer")
-            await house.beat("codec")
-            assert (await house.http.get("/api/gpu")).status_code == 200
-            problems: list[str] = (await house.http.get("/health")).json()["problems"]
+            await gateway.js.publish(fresh, b"not a record either")
+            await gateway.beat("tokenizer")
+            await gateway.beat("codec")
+            assert (await gateway.http.get("/api/gpu")).status_code == 200
+            problems: list[str] = (await gateway.http.get("/health")).json()["problems"]
             return problems == [
                 "the lease of the codec worker dead on gpu-1 is no longer renewed: "
                 "the next worker that waits for the device deletes it"
             ]
 
         await eventually(named, "the stale lease was not named")
-        await house.js.publish(stale, b"", headers={"KV-Operation": "DEL"})
-        await eventually_status(house, "ok")
+        await gateway.js.publish(stale, b"", headers={"KV-Operation": "DEL"})
+        await eventually_status(gateway, "ok")
 
-        workers = Workers(house.js, PROBE_SECONDS)
+        workers = Workers(gateway.js, PROBE_SECONDS)
         assert {worker.role for worker in await workers.live()} == {"tokenizer", "codec"}
         monkeypatch.setattr("services.gateway.monitoring.worker_registry.WORKER_TTL", 0.5)
 
@@ -112,12 +112,12 @@ async def test_what_dead_workers_leave_behind_is_named_or_dropped(
             return await workers.live() == []
 
         await eventually(dropped, "a heartbeat outlived its time")
-        assert (await house.js.get_msg(f"KV_{WORKERS}", subject=f"$KV.{WORKERS}.codec.codec-1")).data
+        assert (await gateway.js.get_msg(f"KV_{WORKERS}", subject=f"$KV.{WORKERS}.codec.codec-1")).data
 
 
 async def test_devices_are_told_with_who_holds_and_who_waits(settings: Settings) -> None:
-    async with open_house(settings, settings.data_dir) as house:
-        assert (await house.http.get("/api/gpu")).json() == {
+    async with running_gateway(settings, settings.data_dir) as gateway:
+        assert (await gateway.http.get("/api/gpu")).json() == {
             "available": False,
             "gpus": [],
             "queue": {"tokens": 0, "decode": 0},
@@ -128,13 +128,13 @@ async def test_devices_are_told_with_who_holds_and_who_waits(settings: Settings)
         }
         for role, state in (("tokenizer", "held"), ("codec", "waiting")):
             record = LeaseRecord(ticket=0, state=state, role=role, owner=f"{role}-1", phase=1, since=2.0)  # type: ignore[arg-type]
-            await house.js.publish(f"$KV.{GPU_LOCK}.{lock_key('gpu-1', role, role)}", msgspec.json.encode(record))
-        await house.beat("codec", "cuda", resident=["what lay there before"])
+            await gateway.js.publish(f"$KV.{GPU_LOCK}.{lock_key('gpu-1', role, role)}", msgspec.json.encode(record))
+        await gateway.beat("codec", "cuda", resident=["what lay there before"])
         memory = [
             PhaseMemory(phase=0, device_before=1, device_after=200, host=3),
             PhaseMemory(phase=1, device_before=200, host=4),
         ]
-        await house.beat(
+        await gateway.beat(
             "tokenizer",
             "cuda",
             state="working",
@@ -147,7 +147,7 @@ async def test_devices_are_told_with_who_holds_and_who_waits(settings: Settings)
         )
 
         async def both() -> dict[str, object] | None:
-            body: dict[str, object] = (await house.http.get("/api/gpu")).json()
+            body: dict[str, object] = (await gateway.http.get("/api/gpu")).json()
             gpus = body["gpus"]
             assert isinstance(gpus, list)
             return body if gpus and len(gpus[0]["workers"]) == 2 else None
@@ -172,11 +172,11 @@ async def test_devices_are_told_with_who_holds_and_who_waits(settings: Settings)
             {"phase": 0, "device_before": 1, "device_after": 200, "host": 3},
             {"phase": 1, "device_before": 200, "device_after": None, "host": 4},
         ]
-        await house.beat("codec")
-        await house.beat("tokenizer")
+        await gateway.beat("codec")
+        await gateway.beat("tokenizer")
 
         async def cpu() -> bool:
-            body = (await house.http.get("/api/gpu")).json()
+            body = (await gateway.http.get("/api/gpu")).json()
             return body["available"] is False and [gpu["kind"] for gpu in body["gpus"]] == ["cpu"]
 
         await eventually(cpu, "the CPU was taken for a GPU")
@@ -185,51 +185,51 @@ async def test_devices_are_told_with_who_holds_and_who_waits(settings: Settings)
 async def test_without_the_broker_nothing_is_known_until_it_is_back(
     settings: Settings, nats_server: NatsServer
 ) -> None:
-    async with open_house(settings, settings.data_dir) as house:
-        job_id = await house.submit()
+    async with running_gateway(settings, settings.data_dir) as gateway:
+        job_id = await gateway.submit()
         nats_server.kill()
         try:
-            answer = await house.http.get(f"/generate/{job_id}")
+            answer = await gateway.http.get(f"/generate/{job_id}")
             assert answer.status_code == 503
             assert answer.headers["content-type"] == "application/problem+json"
             assert (answer.json()["type"], answer.json()["service"]) == ("/problems/unavailable", "nats")
             assert 1 <= int(answer.headers["retry-after"]) <= 60
             for method, path in (("GET", "status"), ("GET", "result"), ("DELETE", "")):
                 url = f"/generate/{job_id}/{path}".rstrip("/")
-                assert (await house.http.request(method, url)).status_code == 503
-            assert (await house.http.get("/api/gpu")).status_code == 503
-            body = await eventually_status(house, "unavailable")
+                assert (await gateway.http.request(method, url)).status_code == 503
+            assert (await gateway.http.get("/api/gpu")).status_code == 503
+            body = await eventually_status(gateway, "unavailable")
             assert (body["nats"]["ok"], body["object_store"]["ok"]) == (False, True)  # type: ignore[index]
-            assert (await house.http.get("/livez")).status_code == 200
-            assert (await house.http.get("/readyz")).status_code == 503
-            async with house.watch(job_id) as watcher:
+            assert (await gateway.http.get("/livez")).status_code == 200
+            assert (await gateway.http.get("/readyz")).status_code == 503
+            async with gateway.watch(job_id) as watcher:
                 assert await watcher.closed() == 1012
         finally:
             await nats_server.start()
-        await eventually_status(house, "degraded")
-        assert (await house.http.get("/readyz")).status_code == 200
-        assert (await house.http.get(f"/generate/{job_id}/status")).json()["status"] == "queued"
-        await house.submit()
+        await eventually_status(gateway, "degraded")
+        assert (await gateway.http.get("/readyz")).status_code == 200
+        assert (await gateway.http.get(f"/generate/{job_id}/status")).json()["status"] == "queued"
+        await gateway.submit()
 
 
 async def test_without_the_store_no_song_is_fetched_until_it_is_back(settings: Settings, s3_server: S3Server) -> None:
-    async with open_house(settings, settings.data_dir) as house:
-        job_id = await house.submit()
-        await house.complete(job_id)
+    async with running_gateway(settings, settings.data_dir) as gateway:
+        job_id = await gateway.submit()
+        await gateway.complete(job_id)
         s3_server.kill()
         try:
-            body = await eventually_status(house, "unavailable")
+            body = await eventually_status(gateway, "unavailable")
             assert (body["nats"]["ok"], body["object_store"]["ok"]) == (True, False)  # type: ignore[index]
-            answer = await house.http.get(f"/generate/{job_id}/result")
+            answer = await gateway.http.get(f"/generate/{job_id}/result")
             assert (answer.status_code, answer.json()["service"]) == (503, "s3")
-            assert (await house.http.get("/readyz")).status_code == 200
+            assert (await gateway.http.get("/readyz")).status_code == 200
         finally:
             await s3_server.start()
-        await eventually_status(house, "degraded")
-        await house.submit()
+        await eventually_status(gateway, "degraded")
+        await gateway.submit()
 
         async def fetched() -> bool:  # the store finds its files a little later than it answers
-            answer = await house.http.get(f"/generate/{job_id}/result")
+            answer = await gateway.http.get(f"/generate/{job_id}/result")
             assert answer.status_code in (200, 503), answer.text
             return answer.status_code == 200
 
@@ -237,13 +237,13 @@ async def test_without_the_store_no_song_is_fetched_until_it_is_back(settings: S
 
 
 async def test_the_page_and_its_files(settings: Settings) -> None:
-    async with open_house(settings, settings.data_dir) as house:
+    async with running_gateway(settings, settings.data_dir) as gateway:
         for path, kind in (
             ("/", "text/html"),
             ("/static/app.js", "text/javascript"),
             ("/static/style.css", "text/css"),
         ):
-            answer = await house.http.get(path)
+            answer = await gateway.http.get(path)
             assert answer.status_code == 200
             assert answer.headers["content-type"].startswith(kind)
             assert "default-src 'self'" in answer.headers["content-security-policy"]
@@ -251,20 +251,20 @@ async def test_the_page_and_its_files(settings: Settings) -> None:
             assert answer.headers["x-content-type-options"] == "nosniff"
             assert answer.headers["referrer-policy"]
             etag = answer.headers["etag"]
-            assert (await house.http.get(path, headers={"If-None-Match": etag})).status_code == 304
+            assert (await gateway.http.get(path, headers={"If-None-Match": etag})).status_code == 304
             plain = {"Accept-Encoding": "identity"}
-            assert (await house.http.head(path, headers=plain)).headers["content-length"] == str(len(answer.content))
+            assert (await gateway.http.head(path, headers=plain)).headers["content-length"] == str(len(answer.content))
         for path in ("/static/", "/static/none.js", "/static/%2e%2e/app.py", "/static//etc/passwd"):
-            assert (await house.http.get(path)).status_code == 404
+            assert (await gateway.http.get(path)).status_code == 404
 
 
 async def test_text_that_is_the_same_for_everybody_is_compressed(settings: Settings) -> None:
     """Nothing else is: lengths of compressed answers tell what stands in them beside what an attacker put there."""
-    async with open_house(settings, settings.data_dir) as house:
+    async with running_gateway(settings, settings.data_dir) as gateway:
         page = ("/", "/static/app.js", "/static/style.css", "/docs", "/docs/swagger-ui-bundle.js")
         for path in (*page, "/schema", "/schema/openapi.json", "/asyncapi.json"):
-            plain = await house.http.get(path, headers={"Accept-Encoding": "identity"})
-            small = await house.http.get(path, headers={"Accept-Encoding": "br, gzip;q=0.5"})
+            plain = await gateway.http.get(path, headers={"Accept-Encoding": "identity"})
+            small = await gateway.http.get(path, headers={"Accept-Encoding": "br, gzip;q=0.5"})
             assert "content-encoding" not in plain.headers
             assert small.headers["content-encoding"] == "gzip"
             assert small.content == plain.content
@@ -273,21 +273,21 @@ async def test_text_that_is_the_same_for_everybody_is_compressed(settings: Setti
             for answer, accepted in ((plain, "identity"), (small, "gzip")):
                 assert "accept-encoding" in answer.headers["vary"].lower()
                 known = {"If-None-Match": answer.headers["etag"], "Accept-Encoding": accepted}
-                again = await house.http.get(path, headers=known)
+                again = await gateway.http.get(path, headers=known)
                 assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", answer.headers["etag"])
                 assert "accept-encoding" in again.headers["vary"].lower()
-            head = await house.http.head(path, headers={"Accept-Encoding": "gzip"})
+            head = await gateway.http.head(path, headers={"Accept-Encoding": "gzip"})
             assert head.headers["content-length"] == small.headers["content-length"]
-        job_id = await house.submit()
-        await house.complete(job_id)
+        job_id = await gateway.submit()
+        await gateway.complete(job_id)
         song = f"/generate/{job_id}"
         for path in (song, f"{song}/status", f"{song}/result", f"{song}/events", "/generate", "/health", "/metrics"):
-            assert "content-encoding" not in (await house.http.get(path, headers={"Accept-Encoding": "gzip"})).headers
+            assert "content-encoding" not in (await gateway.http.get(path, headers={"Accept-Encoding": "gzip"})).headers
 
 
 async def test_the_schema_documents_the_request(settings: Settings) -> None:
-    async with open_house(settings, settings.data_dir) as house:
-        schema = (await house.http.get("/schema/openapi.json")).json()
+    async with running_gateway(settings, settings.data_dir) as gateway:
+        schema = (await gateway.http.get("/schema/openapi.json")).json()
         body = schema["paths"]["/generate"]["post"]["requestBody"]["content"]["application/json"]["schema"]
         assert body == {"$ref": "#/components/schemas/GenerateRequest"}
         body = schema["components"]["schemas"]["GenerateRequest"]
@@ -295,7 +295,7 @@ async def test_the_schema_documents_the_request(settings: Settings) -> None:
         assert body["additionalProperties"] is False
         assert body["properties"]["lyrics"]["maxLength"] == 60_000
         assert {"202", "422", "429", "503"} <= set(schema["paths"]["/generate"]["post"]["responses"])
-        beside = await house.http.get("/schema/none")
+        beside = await gateway.http.get("/schema/none")
         assert (beside.status_code, beside.headers["content-type"]) == (404, "application/problem+json")
 
 
@@ -322,10 +322,10 @@ async def test_a_wrong_setting_is_told_in_one_line(
 
 
 async def test_a_port_that_is_taken_is_told_in_words(settings: Settings) -> None:
-    async with open_house(settings, settings.data_dir) as house:
+    async with running_gateway(settings, settings.data_dir) as gateway:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "services.gateway"),
-            env=environment(house.settings, "gateway"),
+            env=environment(gateway.settings, "gateway"),
             stderr=asyncio.subprocess.PIPE,
         )
         _, said = await process.communicate()
@@ -338,8 +338,8 @@ async def test_a_gateway_waits_for_a_broker_that_comes_late(
 ) -> None:
     await nats_server.stop()
     restarted = asyncio.create_task(_later(nats_server))
-    async with open_house(replace(settings, port=free_port()), settings.data_dir) as house:
-        await house.submit()
+    async with running_gateway(replace(settings, port=free_port()), settings.data_dir) as gateway:
+        await gateway.submit()
     await restarted
 
 

@@ -14,22 +14,22 @@ from services.gateway.auth.access import digest_of_key
 from services.gateway.submission.idempotency import song_of
 from shared.nats.subjects import JOBS, TENANT, TOK, submit_subject, token_subject
 from shared.settings import Settings
-from tests.integration.gateway_fixtures import SONG, House, eventually, open_house
+from tests.integration.gateway_fixtures import SONG, RunningGateway, eventually, running_gateway
 
 SUBJECT = submit_subject(TENANT)
 
 
-async def ask(house: House, body: object) -> dict[str, Any]:
+async def ask(gateway: RunningGateway, body: object) -> dict[str, Any]:
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    answer: dict[str, Any] = json.loads((await house.nc.request(SUBJECT, data, timeout=10)).data)
+    answer: dict[str, Any] = json.loads((await gateway.nc.request(SUBJECT, data, timeout=10)).data)
     return answer
 
 
 async def test_nats_clients_ask_for_songs(settings: Settings) -> None:
-    async with open_house(settings, settings.data_dir) as house:
-        answer = await ask(house, SONG)
+    async with running_gateway(settings, settings.data_dir) as gateway:
+        answer = await ask(gateway, SONG)
         job_id = answer["job_id"]
-        message = await house.js.get_msg(TOK, subject=token_subject("normal", job_id))
+        message = await gateway.js.get_msg(TOK, subject=token_subject("normal", job_id))
         base = f"/generate/{job_id}"
         assert answer == {
             "stream": TOK,
@@ -42,9 +42,9 @@ async def test_nats_clients_ask_for_songs(settings: Settings) -> None:
             "events_url": f"{base}/events",
             "queue_position": 0,
         }
-        assert (await house.http.get(answer["status_url"])).json()["status"] == "queued"
+        assert (await gateway.http.get(answer["status_url"])).json()["status"] == "queued"
 
-        ack = await house.js.publish(SUBJECT, json.dumps(SONG).encode())
+        ack = await gateway.js.publish(SUBJECT, json.dumps(SONG).encode())
         assert (ack.stream, ack.duplicate) == (TOK, False)
         assert ack.seq == answer["seq"] + 1
 
@@ -54,50 +54,50 @@ async def test_nats_clients_ask_for_songs(settings: Settings) -> None:
             ({"lyrics": "la", "seed": "1"}, 422, "seed: must be a whole number"),
             (b"x" * 300_000, 413, "256 KiB"),
         ):
-            answer = await ask(house, body)
+            answer = await ask(gateway, body)
             assert answer["error"]["code"] == code
             assert words in answer["error"]["description"]
             assert "(" not in answer["error"]["description"].split()[0]  # no Python repr
         with pytest.raises(APIError) as refused:
-            await house.js.publish(SUBJECT, b'{"lyrics": "la", "topk": 0}')
+            await gateway.js.publish(SUBJECT, b'{"lyrics": "la", "topk": 0}')
         assert refused.value.code == 422
         assert refused.value.description
         assert "topk" in refused.value.description
 
-        many = await asyncio.gather(*(ask(house, SONG) for _ in range(60)))
+        many = await asyncio.gather(*(ask(gateway, SONG) for _ in range(60)))
         assert len({answer["job_id"] for answer in many}) == 60
 
-        before = (await house.js.stream_info(TOK)).state.messages
-        await house.nc.publish(SUBJECT, json.dumps(SONG).encode())  # with nobody to answer
+        before = (await gateway.js.stream_info(TOK)).state.messages
+        await gateway.nc.publish(SUBJECT, json.dumps(SONG).encode())  # with nobody to answer
 
         async def taken() -> bool:
-            return (await house.js.stream_info(TOK)).state.messages == before + 1
+            return (await gateway.js.stream_info(TOK)).state.messages == before + 1
 
         await eventually(taken, "a plain publish was not taken")
-        assert "Traceback" not in house.log.read_text()
+        assert "Traceback" not in gateway.log.read_text()
 
 
 async def test_a_full_queue_refuses_and_leaves_no_record(settings: Settings) -> None:
-    async with open_house(settings, settings.data_dir, queue_limit=2) as house:
-        first, _ = await house.submit(), await house.submit()
-        answer = await house.http.post("/generate", json=SONG)
+    async with running_gateway(settings, settings.data_dir, queue_limit=2) as gateway:
+        first, _ = await gateway.submit(), await gateway.submit()
+        answer = await gateway.http.post("/generate", json=SONG)
         assert answer.status_code == 429
         assert answer.json()["type"] == "/problems/queue-full"
         assert int(answer.headers["retry-after"]) > 0
-        error = (await ask(house, SONG))["error"]
+        error = (await ask(gateway, SONG))["error"]
         assert (error["code"], error["err_code"]) == (429, 10077)
 
-        bucket = await house.js.stream_info(f"KV_{JOBS}", subjects_filter=f"$KV.{JOBS}.>")
+        bucket = await gateway.js.stream_info(f"KV_{JOBS}", subjects_filter=f"$KV.{JOBS}.>")
         records = []
         for subject in bucket.state.subjects or {}:
             try:
-                records.append((await house.js.get_msg(f"KV_{JOBS}", subject=subject)).data)
+                records.append((await gateway.js.get_msg(f"KV_{JOBS}", subject=subject)).data)
             except NotFoundError:
                 continue
         assert sum(bool(record) for record in records) == 2
 
-        assert (await house.http.delete(f"/generate/{first}")).status_code == 200
-        assert (await house.http.post("/generate", json=SONG)).status_code == 202
+        assert (await gateway.http.delete(f"/generate/{first}")).status_code == 200
+        assert (await gateway.http.post("/generate", json=SONG)).status_code == 202
 
 
 async def test_a_full_queue_costs_no_song_of_the_minute(settings: Settings) -> None:
@@ -105,49 +105,49 @@ async def test_a_full_queue_costs_no_song_of_the_minute(settings: Settings) -> N
     limits = "songs_per_minute = 0.01\nburst = 2"
     keys.write_text(f'[[tenant]]\nname = "alice"\nkeys = ["{digest_of_key("key")}"]\n{limits}\n')
     alice = {"Authorization": "Bearer key"}
-    async with open_house(replace(settings, api_keys=keys), settings.data_dir, queue_limit=1) as house:
-        waiting = (await house.http.post("/generate", json=SONG, headers=alice)).json()["job_id"]
+    async with running_gateway(replace(settings, api_keys=keys), settings.data_dir, queue_limit=1) as gateway:
+        waiting = (await gateway.http.post("/generate", json=SONG, headers=alice)).json()["job_id"]
         for _ in range(3):
-            answer = await house.http.post("/generate", json=SONG, headers=alice)
+            answer = await gateway.http.post("/generate", json=SONG, headers=alice)
             assert (answer.status_code, answer.json()["type"]) == (429, "/problems/queue-full")
-        assert (await house.http.delete(f"/generate/{waiting}", headers=alice)).status_code == 200
-        assert (await house.http.post("/generate", json=SONG, headers=alice)).status_code == 202
-        answer = await house.http.post("/generate", json=SONG, headers=alice)
+        assert (await gateway.http.delete(f"/generate/{waiting}", headers=alice)).status_code == 200
+        assert (await gateway.http.post("/generate", json=SONG, headers=alice)).status_code == 202
+        answer = await gateway.http.post("/generate", json=SONG, headers=alice)
         assert answer.json()["type"] == "/problems/too-many-requests"
 
 
 async def test_a_refused_song_leaves_its_key_free(settings: Settings) -> None:
     key = "a-key"
 
-    async def post(house: House) -> httpx.Response:
-        return await house.http.post("/generate", json=SONG, headers={"Idempotency-Key": key})
+    async def post(gateway: RunningGateway) -> httpx.Response:
+        return await gateway.http.post("/generate", json=SONG, headers={"Idempotency-Key": key})
 
-    async with open_house(settings, settings.data_dir, queue_limit=1) as house:
-        first = await house.submit()
-        answers = await asyncio.gather(*(post(house) for _ in range(10)))
+    async with running_gateway(settings, settings.data_dir, queue_limit=1) as gateway:
+        first = await gateway.submit()
+        answers = await asyncio.gather(*(post(gateway) for _ in range(10)))
         assert {answer.status_code for answer in answers} == {429}
-        assert await house.jobs.get(song_of(key)) is None
-        assert (await house.http.delete(f"/generate/{first}")).status_code == 200
-        answer = await post(house)
+        assert await gateway.jobs.get(song_of(key)) is None
+        assert (await gateway.http.delete(f"/generate/{first}")).status_code == 200
+        answer = await post(gateway)
         assert (answer.status_code, answer.json()["job_id"]) == (202, song_of(key))
-        await house.js.get_msg(TOK, subject=token_subject("normal", song_of(key)))
+        await gateway.js.get_msg(TOK, subject=token_subject("normal", song_of(key)))
 
 
 async def test_the_service_shows_itself(settings: Settings) -> None:
-    async with open_house(settings, settings.data_dir) as house:
-        info = json.loads((await house.nc.request("$SRV.INFO.heartmula", timeout=10)).data)
+    async with running_gateway(settings, settings.data_dir) as gateway:
+        info = json.loads((await gateway.nc.request("$SRV.INFO.heartmula", timeout=10)).data)
         assert [endpoint["subject"] for endpoint in info["endpoints"]] == ["submit.*", "record.*.*"]
-        await house.stop()
+        await gateway.stop()
         with pytest.raises(nats.errors.NoRespondersError):
-            await house.nc.request(SUBJECT, b"{}", timeout=10)
+            await gateway.nc.request(SUBJECT, b"{}", timeout=10)
 
 
 async def test_a_nats_client_watches_its_song(settings: Settings) -> None:
-    async with open_house(settings, settings.data_dir) as house:
-        subscription = await house.nc.subscribe(f"events.{TENANT}.>")  # what README's `nats sub` does
-        await house.nc.flush()
-        job_id = (await ask(house, SONG))["job_id"]
-        await house.complete(job_id)
+    async with running_gateway(settings, settings.data_dir) as gateway:
+        subscription = await gateway.nc.subscribe(f"events.{TENANT}.>")  # what README's `nats sub` does
+        await gateway.nc.flush()
+        job_id = (await ask(gateway, SONG))["job_id"]
+        await gateway.complete(job_id)
         kinds = []
         while "completed" not in kinds:
             message = await subscription.next_msg(timeout=10)

@@ -16,7 +16,7 @@ import pytest
 from deploy.local.servers.embedded import NatsServer, S3Server
 from shared.audio.files import AudioWriter, SongTags
 from shared.schema.event import Failed
-from tests.integration.gateway_fixtures import House, fresh_settings, open_house
+from tests.integration.gateway_fixtures import RunningGateway, fresh_settings, running_gateway
 
 SECONDS = 50  # of random requests
 
@@ -59,13 +59,13 @@ parameters = {{ "path.job_id" = {{ dictionary = "ended", probability = 0.7 }} }}
 
 
 @pytest.fixture(scope="module")
-async def house(
+async def gateway(
     nats_server: NatsServer, s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[House]:
+) -> AsyncIterator[RunningGateway]:
     folder = tmp_path_factory.mktemp("gateway-schema")
     settings = await fresh_settings(nats_server, s3_server, folder)
-    async with open_house(settings, folder, queue_limit=300) as house:
-        yield house
+    async with running_gateway(settings, folder, queue_limit=300) as gateway:
+        yield gateway
 
 
 async def run(folder: Path, *command: str) -> str:
@@ -78,24 +78,24 @@ async def run(folder: Path, *command: str) -> str:
     return output.decode()
 
 
-async def test_random_requests_are_answered_as_documented(house: House, tmp_path: Path) -> None:
-    waiting, running, completed, failed, cancelled = [await house.submit(title=f"{n}") for n in range(5)]
-    await house.become(running, "generating")
-    with AudioWriter(tmp_path / "song", "flac", 8000, SongTags.of((await house.job(completed)).request)) as writer:
+async def test_random_requests_are_answered_as_documented(gateway: RunningGateway, tmp_path: Path) -> None:
+    waiting, running, completed, failed, cancelled = [await gateway.submit(title=f"{n}") for n in range(5)]
+    await gateway.become(running, "generating")
+    with AudioWriter(tmp_path / "song", "flac", 8000, SongTags.of((await gateway.job(completed)).request)) as writer:
         writer.write(np.zeros((8000, 2), np.float32))
-    await house.complete(completed, (tmp_path / "song").read_bytes())
-    await house.become(failed, "generating", "failed", error="no")
-    await house.tell(Failed(job_id=failed, status="failed", progress=0, error="no"))
-    await house.http.delete(f"/generate/{cancelled}")
+    await gateway.complete(completed, (tmp_path / "song").read_bytes())
+    await gateway.become(failed, "generating", "failed", error="no")
+    await gateway.tell(Failed(job_id=failed, status="failed", progress=0, error="no"))
+    await gateway.http.delete(f"/generate/{cancelled}")
     ended = ", ".join(f'"{job_id}"' for job_id in (completed, failed, cancelled))
     songs = f'{ended}, "{waiting}", "{running}"'
-    doomed = ", ".join([f'"{await house.submit()}"' for _ in range(20)])
+    doomed = ", ".join([f'"{await gateway.submit()}"' for _ in range(20)])
     (tmp_path / "schemathesis.toml").write_text(_CONFIG.format(songs=songs, ended=ended, doomed=doomed, made=completed))
     await run(
         tmp_path,
         "schemathesis.cli",
         "run",
-        f"{house.base}/schema",
+        f"{gateway.base}/schema",
         f"--max-time={SECONDS}",
         "--max-examples=60",
         "--seed=1",
@@ -106,7 +106,7 @@ async def test_random_requests_are_answered_as_documented(house: House, tmp_path
         "--exclude-checks=positive_data_acceptance,use_after_free",
         "--generation-database=none",
     )
-    assert "Traceback" not in house.log.read_text()
+    assert "Traceback" not in gateway.log.read_text()
 
 
 _CLIENT = """
@@ -117,24 +117,24 @@ content_type_overrides: {audio/flac: application/octet-stream, audio/wav: applic
 
 
 async def test_a_generated_client_gets_a_song_made(
-    house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    gateway: RunningGateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "client.yml").write_text(_CLIENT)
     options = ("--meta=none", "--output-path=songs_client", "--config=client.yml", "--fail-on-warning")
-    await run(tmp_path, "openapi_python_client", "generate", f"--url={house.base}/schema", *options)
+    await run(tmp_path, "openapi_python_client", "generate", f"--url={gateway.base}/schema", *options)
     monkeypatch.syspath_prepend(tmp_path)
     client_module, models, generate, status, result = (
         importlib.import_module(f"songs_client{name}")
         for name in ("", ".models", ".api.songs.generate", ".api.songs.status", ".api.songs.result")
     )
-    async with client_module.Client(base_url=house.base, httpx_args={"trust_env": False}) as client:
+    async with client_module.Client(base_url=gateway.base, httpx_args={"trust_env": False}) as client:
         accepted = await generate.asyncio(client=client, body=models.GenerateRequest(lyrics="la", seed=7))
         assert isinstance(accepted, models.AcceptedBody)
         job_id = accepted.job_id
         early = await result.asyncio(job_id, client=client)
         assert (early.type_, early.status) == ("/problems/not-ready", 409)
         assert (await status.asyncio(job_id, client=client)).status == "queued"
-        await house.complete(job_id, b"audio")
+        await gateway.complete(job_id, b"audio")
         told = await status.asyncio(job_id, client=client)
         assert (told.status, told.progress, told.seed) == ("completed", 100, 7)
         audio = await result.asyncio(job_id, client=client)
@@ -148,8 +148,8 @@ async def test_a_generated_client_gets_a_song_made(
 # --- the documents
 
 
-async def document(house: House, path: str) -> dict[str, Any]:
-    answer = await house.http.get(path)
+async def document(gateway: RunningGateway, path: str) -> dict[str, Any]:
+    answer = await gateway.http.get(path)
     assert (answer.status_code, answer.headers["content-type"]) == (200, "application/json")
     found: dict[str, Any] = answer.json()
     return found
@@ -175,9 +175,9 @@ def references(part: Any) -> Iterator[str]:
             yield from references(value)
 
 
-async def test_every_operation_is_documented_alike(house: House) -> None:
-    schema = await document(house, "/schema")
-    assert schema == await document(house, "/schema/openapi.json")
+async def test_every_operation_is_documented_alike(gateway: RunningGateway) -> None:
+    schema = await document(gateway, "/schema")
+    assert schema == await document(gateway, "/schema/openapi.json")
     operations = [operation for item in schema["paths"].values() for operation in item.values()]
     names = [operation["operationId"] for operation in operations]
     assert len(set(names)) == len(names)
@@ -209,9 +209,9 @@ async def test_every_operation_is_documented_alike(house: House) -> None:
         jsonschema_rs.validator_for(found).validate(example)
 
 
-async def test_the_asyncapi_document_is_whole(house: House) -> None:
+async def test_the_asyncapi_document_is_whole(gateway: RunningGateway) -> None:
     """What AsyncAPI 3.0.0 demands of the parts that are used here."""
-    whole = await document(house, "/asyncapi.json")
+    whole = await document(gateway, "/asyncapi.json")
     assert whole["asyncapi"] == "3.0.0"
     assert {"title", "version"} <= whole["info"].keys()
     for reference in references(whole):
@@ -235,14 +235,14 @@ def check(whole: dict[str, Any], message: str, value: Any) -> None:
     jsonschema_rs.validator_for({**payload, "components": whole["components"]}).validate(value)
 
 
-async def test_what_is_sent_is_what_the_asyncapi_document_says(house: House) -> None:
-    whole = await document(house, "/asyncapi.json")
-    job_id = await house.submit()
-    async with house.watch(job_id, after=0) as watcher:
-        await house.become(job_id, "generating")
-        await house.stage(job_id)
-        await house.progress(job_id, 40)
-        await house.complete(job_id)
+async def test_what_is_sent_is_what_the_asyncapi_document_says(gateway: RunningGateway) -> None:
+    whole = await document(gateway, "/asyncapi.json")
+    job_id = await gateway.submit()
+    async with gateway.watch(job_id, after=0) as watcher:
+        await gateway.become(job_id, "generating")
+        await gateway.stage(job_id)
+        await gateway.progress(job_id, 40)
+        await gateway.complete(job_id)
         frames, _ = await watcher.rest()
     kinds = {frame["type"].removeprefix("heartmula.song."): frame for frame in frames}
     assert kinds.keys() == {"snapshot", "queued", "stage", "progress", "completed"}
@@ -252,14 +252,14 @@ async def test_what_is_sent_is_what_the_asyncapi_document_says(house: House) -> 
         check(whole, "stage", kinds["progress"])
 
     subject = whole["channels"]["submit"]["address"].format(tenant="local")
-    taken = await house.nc.request(subject, b'{"lyrics": "la"}', timeout=10)
+    taken = await gateway.nc.request(subject, b'{"lyrics": "la"}', timeout=10)
     check(whole, "taken", json.loads(taken.data))
-    refused = await house.nc.request(subject, b'{"lyrics": 1}', timeout=10)
+    refused = await gateway.nc.request(subject, b'{"lyrics": 1}', timeout=10)
     check(whole, "refused", json.loads(refused.data))
     subject = whole["channels"]["lookup"]["address"].format(tenant="local", job_id=job_id)
-    check(whole, "record", json.loads((await house.nc.request(subject, b"", timeout=10)).data))
+    check(whole, "record", json.loads((await gateway.nc.request(subject, b"", timeout=10)).data))
     subject = whole["channels"]["events"]["address"].format(tenant="local", job_id=job_id, kind="stage")
-    stored = await house.js.get_msg("EVENTS", subject=subject)
+    stored = await gateway.js.get_msg("EVENTS", subject=subject)
     check(whole, "stage", json.loads(stored.data or b""))
 
 
@@ -270,8 +270,8 @@ async def test_what_is_sent_is_what_the_asyncapi_document_says(house: House) -> 
     "path",
     ["/", "/static/app.js", "/docs", "/docs/swagger-ui.css", "/schema", "/health", "/none", "/generate/x"],
 )
-async def test_every_answer_carries_the_security_headers(house: House, path: str) -> None:
-    headers = (await house.http.get(path)).headers
+async def test_every_answer_carries_the_security_headers(gateway: RunningGateway, path: str) -> None:
+    headers = (await gateway.http.get(path)).headers
     assert headers["x-content-type-options"] == "nosniff"
     assert headers["referrer-policy"] == "same-origin"
     assert headers["cross-origin-resource-policy"] == "same-origin"
@@ -281,26 +281,26 @@ async def test_every_answer_carries_the_security_headers(house: House, path: str
     assert headers["content-type"].count("charset") <= 1
 
 
-async def test_audio_carries_the_security_headers(house: House) -> None:
-    job_id = await house.submit()
-    await house.complete(job_id)
-    headers = (await house.http.get(f"/generate/{job_id}/result")).headers
+async def test_audio_carries_the_security_headers(gateway: RunningGateway) -> None:
+    job_id = await gateway.submit()
+    await gateway.complete(job_id)
+    headers = (await gateway.http.get(f"/generate/{job_id}/result")).headers
     assert headers["x-content-type-options"] == "nosniff"
     assert "frame-ancestors 'none'" in headers["content-security-policy"]
 
 
-async def test_the_documentation_page_needs_no_other_host(house: House) -> None:
-    page = await house.http.get("/docs")
+async def test_the_documentation_page_needs_no_other_host(gateway: RunningGateway) -> None:
+    page = await gateway.http.get("/docs")
     assert page.status_code == 200
     assert "<script>" not in page.text
     links = re.findall(r'(?:src|href)="([^"]+)"', page.text)
     assert {"/docs/swagger-ui.css", "/docs/swagger-ui-bundle.js", "/static/docs.js"} <= set(links)
     for link in links:
         assert link.startswith("/")
-        assert (await house.http.get(link)).status_code == 200
-    assert (await house.http.get("/docs/swagger-ui-bundle.js.map")).status_code == 404
+        assert (await gateway.http.get(link)).status_code == 200
+    assert (await gateway.http.get("/docs/swagger-ui-bundle.js.map")).status_code == 404
 
 
-async def test_options_names_every_method_of_an_address(house: House) -> None:
-    answer = await house.http.options("/generate")
+async def test_options_names_every_method_of_an_address(gateway: RunningGateway) -> None:
+    answer = await gateway.http.options("/generate")
     assert (answer.status_code, answer.headers["allow"]) == (204, "GET, OPTIONS, POST")

@@ -12,31 +12,31 @@ from services.gateway.auth.access import Caller
 from shared.nats.subjects import EVENTS
 from shared.schema.event import Failed, Queued
 from shared.settings import Settings
-from tests.integration.gateway_fixtures import House, eventually, fresh_settings, in_process, open_house
+from tests.integration.gateway_fixtures import RunningGateway, eventually, fresh_settings, in_process, running_gateway
 
 UNKNOWN = "00000000-0000-4000-8000-000000000000"
 
 
 @pytest.fixture(scope="module")
-async def house(
+async def gateway(
     nats_server: NatsServer, s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[House]:
+) -> AsyncIterator[RunningGateway]:
     folder = tmp_path_factory.mktemp("gateway-socket")
-    async with open_house(await fresh_settings(nats_server, s3_server, folder), folder) as house:
-        yield house
+    async with running_gateway(await fresh_settings(nats_server, s3_server, folder), folder) as gateway:
+        yield gateway
 
 
-async def test_a_client_sees_a_snapshot_then_every_event_then_the_end(house: House) -> None:
-    job_id = await house.submit(title="Song", seed=3)
-    async with house.watch(job_id) as watcher:
+async def test_a_client_sees_a_snapshot_then_every_event_then_the_end(gateway: RunningGateway) -> None:
+    job_id = await gateway.submit(title="Song", seed=3)
+    async with gateway.watch(job_id) as watcher:
         snapshot = await watcher.frame()
-        state = (await house.http.get(f"/generate/{job_id}/status")).json()
+        state = (await gateway.http.get(f"/generate/{job_id}/status")).json()
         assert snapshot == state | {"type": "snapshot", "id": snapshot["id"]}
-        await house.become(job_id, "generating")
-        await house.stage(job_id)
-        await house.progress(job_id, 40)
-        await house.progress(job_id, 10)  # begun again elsewhere
-        await house.complete(job_id)
+        await gateway.become(job_id, "generating")
+        await gateway.stage(job_id)
+        await gateway.progress(job_id, 40)
+        await gateway.progress(job_id, 10)  # begun again elsewhere
+        await gateway.complete(job_id)
         frames, code = await watcher.rest()
     assert code == 1000
     kinds = [frame["type"].removeprefix("heartmula.song.") for frame in frames]
@@ -49,51 +49,51 @@ async def test_a_client_sees_a_snapshot_then_every_event_then_the_end(house: Hou
     assert frames[-1]["data"]["result_url"] == f"/generate/{job_id}/result"
 
 
-async def test_a_client_that_comes_back_gets_what_it_missed_once(house: House) -> None:
-    job_id = await house.submit()
-    async with house.watch(job_id) as watcher:
+async def test_a_client_that_comes_back_gets_what_it_missed_once(gateway: RunningGateway) -> None:
+    job_id = await gateway.submit()
+    async with gateway.watch(job_id) as watcher:
         first = await watcher.frame()
-    await house.become(job_id, "generating")
+    await gateway.become(job_id, "generating")
     for percent in (10, 20, 30):
-        await house.progress(job_id, percent)
-    async with house.watch(job_id, after=first["id"]) as watcher:
+        await gateway.progress(job_id, percent)
+    async with gateway.watch(job_id, after=first["id"]) as watcher:
         snapshot = await watcher.frame()
         assert (snapshot["type"], snapshot["status"], snapshot["progress"]) == ("snapshot", "generating", 30)
         missed = [await watcher.frame() for _ in range(3)]
         assert [frame["data"]["done"] for frame in missed] == [10, 20, 30]
         assert {frame["data"]["progress"] for frame in missed} == {30}
         assert missed[-1]["id"] == snapshot["id"]
-        await house.progress(job_id, 50)
+        await gateway.progress(job_id, 50)
         assert (await watcher.frame())["data"]["progress"] == 50
-        await house.complete(job_id)
+        await gateway.complete(job_id)
         assert (await watcher.frame())["type"] == "heartmula.song.completed"
         assert await watcher.closed() == 1000
 
 
-async def test_a_song_that_has_ended_is_told_at_once(house: House) -> None:
-    job_id = await house.submit()
-    await house.complete(job_id)
-    async with house.watch(job_id) as watcher:
+async def test_a_song_that_has_ended_is_told_at_once(gateway: RunningGateway) -> None:
+    job_id = await gateway.submit()
+    await gateway.complete(job_id)
+    async with gateway.watch(job_id) as watcher:
         frames, code = await watcher.rest()
     assert ([frame["type"] for frame in frames], code) == (["snapshot"], 1000)
     assert frames[0]["progress"] == 100
-    async with house.watch(job_id, after=0) as watcher:
+    async with gateway.watch(job_id, after=0) as watcher:
         frames, code = await watcher.rest()
     kinds = [frame["type"].removeprefix("heartmula.song.") for frame in frames]
     assert (kinds, code) == (["snapshot", "queued", "completed"], 1000)
 
 
-async def test_a_song_that_fails_or_is_cancelled_keeps_its_progress(house: House) -> None:
-    failed, cancelled = await house.submit(), await house.submit()
-    async with house.watch(failed) as first, house.watch(cancelled) as second:
+async def test_a_song_that_fails_or_is_cancelled_keeps_its_progress(gateway: RunningGateway) -> None:
+    failed, cancelled = await gateway.submit(), await gateway.submit()
+    async with gateway.watch(failed) as first, gateway.watch(cancelled) as second:
         for job_id, watcher in ((failed, first), (cancelled, second)):
             await watcher.frame()
-            await house.become(job_id, "generating")
-            await house.progress(job_id, 30)
+            await gateway.become(job_id, "generating")
+            await gateway.progress(job_id, 30)
             assert (await watcher.frame())["data"]["progress"] == 30
-        await house.become(failed, "failed", error="no")
-        await house.tell(Failed(job_id=failed, status="failed", progress=0, error="no"))
-        assert (await house.http.delete(f"/generate/{cancelled}")).status_code == 200
+        await gateway.become(failed, "failed", error="no")
+        await gateway.tell(Failed(job_id=failed, status="failed", progress=0, error="no"))
+        assert (await gateway.http.delete(f"/generate/{cancelled}")).status_code == 200
         for watcher, kind in ((first, "failed"), (second, "cancelled")):
             frame = await watcher.frame()
             assert (frame["type"], frame["data"]["progress"]) == (f"heartmula.song.{kind}", 30)
@@ -101,42 +101,42 @@ async def test_a_song_that_fails_or_is_cancelled_keeps_its_progress(house: House
 
 
 @pytest.mark.parametrize("job_id", [UNKNOWN, "x", "*", "%3E", "a.b"])
-async def test_an_unknown_song_closes_with_4404(house: House, job_id: str) -> None:
-    async with house.watch(job_id) as watcher:
+async def test_an_unknown_song_closes_with_4404(gateway: RunningGateway, job_id: str) -> None:
+    async with gateway.watch(job_id) as watcher:
         assert await watcher.closed() == 4404
 
 
 @pytest.mark.parametrize("after", ["x", "-1", "1.5", "9" * 30, "%00"])
-async def test_an_id_that_is_none_is_refused(house: House, after: str) -> None:
-    job_id = await house.submit()
-    async with house.watch(job_id, after=after) as watcher:
+async def test_an_id_that_is_none_is_refused(gateway: RunningGateway, after: str) -> None:
+    job_id = await gateway.submit()
+    async with gateway.watch(job_id, after=after) as watcher:
         assert await watcher.closed() == 1008
 
 
-async def test_events_of_other_songs_are_not_told(house: House) -> None:
-    mine, other = await house.submit(), await house.submit()
-    async with house.watch(mine) as watcher:
+async def test_events_of_other_songs_are_not_told(gateway: RunningGateway) -> None:
+    mine, other = await gateway.submit(), await gateway.submit()
+    async with gateway.watch(mine) as watcher:
         await watcher.frame()
-        await house.complete(other)
-        await house.complete(mine)
+        await gateway.complete(other)
+        await gateway.complete(mine)
         frames, _ = await watcher.rest()
     assert {frame["subject"] for frame in frames} == {mine}
 
 
-async def test_two_gateways_tell_the_same(house: House) -> None:
-    async with open_house(house.settings, house.log.parent) as second:
-        job_id = await house.submit()
-        async with house.watch(job_id) as one, second.watch(job_id) as two:
+async def test_two_gateways_tell_the_same(gateway: RunningGateway) -> None:
+    async with running_gateway(gateway.settings, gateway.log.parent) as second:
+        job_id = await gateway.submit()
+        async with gateway.watch(job_id) as one, second.watch(job_id) as two:
             await one.frame(), await two.frame()
-            await house.progress(job_id, 5)
-            await house.complete(job_id)
+            await gateway.progress(job_id, 5)
+            await gateway.complete(job_id)
             assert await one.rest() == await two.rest()
         assert (await second.http.get(f"/generate/{job_id}/status")).json()["status"] == "completed"
 
 
-async def test_a_stopped_gateway_says_come_back_and_ends_cleanly(house: House) -> None:
-    async with open_house(house.settings, house.log.parent) as second:
-        job_id = await house.submit()
+async def test_a_stopped_gateway_says_come_back_and_ends_cleanly(gateway: RunningGateway) -> None:
+    async with running_gateway(gateway.settings, gateway.log.parent) as second:
+        job_id = await gateway.submit()
         async with second.watch(job_id) as watcher:
             await watcher.frame()
             second.process.send_signal(signal.SIGTERM)
@@ -145,23 +145,23 @@ async def test_a_stopped_gateway_says_come_back_and_ends_cleanly(house: House) -
 
 
 async def test_nothing_is_lost_while_the_broker_restarts(settings: Settings, nats_server: NatsServer) -> None:
-    async with open_house(settings, settings.data_dir) as house:
-        job_id = await house.submit()
-        async with house.watch(job_id) as watcher:
+    async with running_gateway(settings, settings.data_dir) as gateway:
+        job_id = await gateway.submit()
+        async with gateway.watch(job_id) as watcher:
             await watcher.frame()
-            await house.progress(job_id, 10)
+            await gateway.progress(job_id, 10)
             assert (await watcher.frame())["data"]["progress"] == 10
             await nats_server.stop()
             await nats_server.start()
 
             async def back() -> bool:
-                return house.nc.is_connected
+                return gateway.nc.is_connected
 
             await eventually(back, "the test did not get its connection back")
             for percent in (20, 30):
-                await house.progress(job_id, percent)
+                await gateway.progress(job_id, percent)
             assert [(await watcher.frame())["data"]["progress"] for _ in range(2)] == [20, 30]
-            await house.complete(job_id)
+            await gateway.complete(job_id)
             assert (await watcher.rest())[1] == 1000
 
 

@@ -11,120 +11,123 @@ import pytest
 from deploy.local.servers.embedded import NatsServer, S3Server
 from shared.nats.subjects import TENANT, submit_subject
 from shared.schema.request import DEFAULT_DURATION_MS
-from tests.integration.gateway_fixtures import SONG, TINY, House, eventually, fresh_settings, open_house
+from tests.integration.gateway_fixtures import SONG, TINY, RunningGateway, eventually, fresh_settings, running_gateway
 
 ASKED = SONG | {"seed": 2**53 - 1, "title": "Lied", "temperature": 0.5, "cfg_scale": 2.0, "topk": 7, "format": "wav"}
 
 
 @pytest.fixture(scope="module")
-async def house(
+async def gateway(
     nats_server: NatsServer, s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[House]:
+) -> AsyncIterator[RunningGateway]:
     folder = tmp_path_factory.mktemp("gateway-songs")
-    async with open_house(await fresh_settings(nats_server, s3_server, folder), folder) as house:
-        yield house
+    async with running_gateway(await fresh_settings(nats_server, s3_server, folder), folder) as gateway:
+        yield gateway
 
 
-async def listed(house: House) -> dict[str, dict[str, object]]:
-    songs = (await house.http.get("/generate", params={"limit": "100"})).json()["songs"]
+async def listed(gateway: RunningGateway) -> dict[str, dict[str, object]]:
+    songs = (await gateway.http.get("/generate", params={"limit": "100"})).json()["songs"]
     return {song["job_id"]: song for song in songs}
 
 
-async def test_a_song_tells_what_was_asked_for(house: House) -> None:
-    job_id = await house.submit(**ASKED, priority="high")
-    song = (await house.http.get(f"/generate/{job_id}")).json()
+async def test_a_song_tells_what_was_asked_for(gateway: RunningGateway) -> None:
+    job_id = await gateway.submit(**ASKED, priority="high")
+    song = (await gateway.http.get(f"/generate/{job_id}")).json()
     assert song["request"] == ASKED | {"priority": "high"}
-    assert {**song, "request": None} == {**(await house.http.get(f"/generate/{job_id}/status")).json(), "request": None}
-    assert (await listed(house))[job_id] == song
-    assert (await house.http.head(f"/generate/{job_id}")).status_code == 200
+    assert {**song, "request": None} == {
+        **(await gateway.http.get(f"/generate/{job_id}/status")).json(),
+        "request": None,
+    }
+    assert (await listed(gateway))[job_id] == song
+    assert (await gateway.http.head(f"/generate/{job_id}")).status_code == 200
     # What was filled in is told too: the same request makes the same song.
-    bare = await house.http.post("/generate", json={"lyrics": "la"})
-    request = (await house.http.get(f"/generate/{bare.json()['job_id']}")).json()["request"]
+    bare = await gateway.http.post("/generate", json={"lyrics": "la"})
+    request = (await gateway.http.get(f"/generate/{bare.json()['job_id']}")).json()["request"]
     assert (request["tags"], request["title"], request["format"], request["priority"]) == ("", None, "flac", "normal")
     assert request["seed"] >= 0
-    fits = (await house.http.post("/api/fit", json={"lyrics": "la"})).json()["longest_ms"]
+    fits = (await gateway.http.post("/api/fit", json={"lyrics": "la"})).json()["longest_ms"]
     assert request["max_duration_ms"] == min(fits, DEFAULT_DURATION_MS)
-    assert (await house.http.post("/generate", json=request)).status_code == 202
+    assert (await gateway.http.post("/generate", json=request)).status_code == 202
 
 
-async def test_tags_are_tidied_and_kept_as_they_were_sent_too(house: House) -> None:
+async def test_tags_are_tidied_and_kept_as_they_were_sent_too(gateway: RunningGateway) -> None:
     sent, tidy = "pop, piano\nPop, , english ", "pop,piano,english"
     key = {"Idempotency-Key": str(uuid.uuid4())}
-    over_http = (await house.http.post("/generate", json=SONG | {"tags": sent}, headers=key)).json()["job_id"]
-    answer = await house.nc.request(submit_subject(TENANT), json.dumps(SONG | {"tags": sent}).encode(), timeout=10)
+    over_http = (await gateway.http.post("/generate", json=SONG | {"tags": sent}, headers=key)).json()["job_id"]
+    answer = await gateway.nc.request(submit_subject(TENANT), json.dumps(SONG | {"tags": sent}).encode(), timeout=10)
     for job_id in (over_http, json.loads(answer.data)["job_id"]):
-        job = await house.job(job_id)
+        job = await gateway.job(job_id)
         assert (job.request.tags, job.tags_sent) == (tidy, sent)
-        assert (await house.http.get(f"/generate/{job_id}")).json()["request"]["tags"] == tidy
-    assert (await house.job(await house.submit(tags=tidy))).tags_sent is None
+        assert (await gateway.http.get(f"/generate/{job_id}")).json()["request"]["tags"] == tidy
+    assert (await gateway.job(await gateway.submit(tags=tidy))).tags_sent is None
     # Its form is no reason to make a song twice, nor to measure it otherwise.
-    again = await house.http.post("/generate", json=SONG | {"tags": sent}, headers=key)
+    again = await gateway.http.post("/generate", json=SONG | {"tags": sent}, headers=key)
     assert (again.status_code, again.json()["job_id"]) == (202, over_http)
-    fits = [(await house.http.post("/api/fit", json={"lyrics": "la", "tags": tags})).json() for tags in (sent, tidy)]
+    fits = [(await gateway.http.post("/api/fit", json={"lyrics": "la", "tags": tags})).json() for tags in (sent, tidy)]
     assert fits[0] == fits[1]
 
 
-async def test_an_ended_song_is_removed_with_all_that_belongs_to_it(house: House) -> None:
-    async with open_house(house.settings, house.log.parent) as second:
-        job_id = await house.submit()
-        refused = await house.http.delete(f"/generate/{job_id}", params={"forget": "true"})
+async def test_an_ended_song_is_removed_with_all_that_belongs_to_it(gateway: RunningGateway) -> None:
+    async with running_gateway(gateway.settings, gateway.log.parent) as second:
+        job_id = await gateway.submit()
+        refused = await gateway.http.delete(f"/generate/{job_id}", params={"forget": "true"})
         assert (refused.status_code, refused.json()["type"]) == (409, "/problems/conflict")
-        await house.complete(job_id)
-        await house.store.put(f"tokens/{job_id}/1.safetensors", b"x")
-        for one in (house, second):
+        await gateway.complete(job_id)
+        await gateway.store.put(f"tokens/{job_id}/1.safetensors", b"x")
+        for one in (gateway, second):
             assert job_id in await listed(one)
-        assert (await house.http.delete(f"/generate/{job_id}")).status_code == 409  # it cannot be cancelled
-        answer = await house.http.delete(f"/generate/{job_id}", params={"forget": "true"})
+        assert (await gateway.http.delete(f"/generate/{job_id}")).status_code == 409  # it cannot be cancelled
+        answer = await gateway.http.delete(f"/generate/{job_id}", params={"forget": "true"})
         assert (answer.status_code, answer.json()) == (200, {"job_id": job_id, "status": "completed"})
-        assert [item.key for item in await house.store.list("") if job_id in item.key] == []
-        for one in (house, second):
+        assert [item.key for item in await gateway.store.list("") if job_id in item.key] == []
+        for one in (gateway, second):
             assert job_id not in await listed(one)
             for path in ("", "/status", "/result"):
                 assert (await one.http.get(f"/generate/{job_id}{path}")).status_code == 404
-        again = await house.http.delete(f"/generate/{job_id}", params={"forget": "true"})
+        again = await gateway.http.delete(f"/generate/{job_id}", params={"forget": "true"})
         assert again.status_code == 404
 
 
-async def test_failed_and_cancelled_songs_are_removed_too(house: House) -> None:
-    failed, cancelled = await house.submit(), await house.submit()
-    await house.become(failed, "failed", error="no")
-    await house.http.delete(f"/generate/{cancelled}")
+async def test_failed_and_cancelled_songs_are_removed_too(gateway: RunningGateway) -> None:
+    failed, cancelled = await gateway.submit(), await gateway.submit()
+    await gateway.become(failed, "failed", error="no")
+    await gateway.http.delete(f"/generate/{cancelled}")
     for job_id, status in ((failed, "failed"), (cancelled, "cancelled")):
-        answer = await house.http.delete(f"/generate/{job_id}", params={"forget": "true"})
+        answer = await gateway.http.delete(f"/generate/{job_id}", params={"forget": "true"})
         assert answer.json() == {"job_id": job_id, "status": status}
-        assert (await house.http.get(f"/generate/{job_id}")).status_code == 404
+        assert (await gateway.http.get(f"/generate/{job_id}")).status_code == 404
 
 
 @pytest.mark.parametrize("value", ["1", "True", ""])
-async def test_forget_is_true_or_false(house: House, value: str) -> None:
-    job_id = await house.submit()
-    answer = await house.http.delete(f"/generate/{job_id}", params={"forget": value})
+async def test_forget_is_true_or_false(gateway: RunningGateway, value: str) -> None:
+    job_id = await gateway.submit()
+    answer = await gateway.http.delete(f"/generate/{job_id}", params={"forget": value})
     assert (answer.status_code, answer.json()["field"]) == (422, "forget")
-    assert (await house.job(job_id)).status == "queued"
-    answer = await house.http.delete(f"/generate/{job_id}", params={"forget": "false"})
+    assert (await gateway.job(job_id)).status == "queued"
+    answer = await gateway.http.delete(f"/generate/{job_id}", params={"forget": "false"})
     assert answer.json()["status"] == "cancelled"
 
 
-async def test_a_late_repetition_does_not_bring_a_removed_song_back(house: House) -> None:
-    ask = partial(house.http.post, "/generate", json=SONG, headers={"Idempotency-Key": str(uuid.uuid4())})
+async def test_a_late_repetition_does_not_bring_a_removed_song_back(gateway: RunningGateway) -> None:
+    ask = partial(gateway.http.post, "/generate", json=SONG, headers={"Idempotency-Key": str(uuid.uuid4())})
     job_id = (await ask()).json()["job_id"]
-    await house.complete(job_id)
-    await house.http.delete(f"/generate/{job_id}", params={"forget": "true"})
+    await gateway.complete(job_id)
+    await gateway.http.delete(f"/generate/{job_id}", params={"forget": "true"})
     answer = await ask()
     assert (answer.status_code, answer.json()["type"]) == (409, "/problems/conflict")
     assert "new key" in answer.json()["detail"]
-    assert await house.jobs.get(job_id) is None
-    assert job_id not in await listed(house)
+    assert await gateway.jobs.get(job_id) is None
+    assert job_id not in await listed(gateway)
 
 
-async def test_what_fits_beside_a_text(house: House) -> None:
-    async with open_house(house.settings, house.log.parent, model_path=TINY) as tiny:
+async def test_what_fits_beside_a_text(gateway: RunningGateway) -> None:
+    async with running_gateway(gateway.settings, gateway.log.parent, model_path=TINY) as tiny:
         await fits(tiny)
 
 
-async def fits(house: House) -> None:
+async def fits(gateway: RunningGateway) -> None:
     async def fit(lyrics: str, **more: str) -> dict[str, int]:
-        answer = await house.http.post("/api/fit", json={"lyrics": lyrics} | more)
+        answer = await gateway.http.post("/api/fit", json={"lyrics": lyrics} | more)
         assert answer.status_code == 200, answer.text
         found: dict[str, int] = answer.json()
         return found
@@ -133,9 +136,9 @@ async def fits(house: House) -> None:
     assert 0 < blank["prompt_tokens"] < short["prompt_tokens"] < long["prompt_tokens"]
     assert short["longest_ms"] - long["longest_ms"] == 80 * (long["prompt_tokens"] - short["prompt_tokens"])
     song = {"lyrics": "la la la " * 20, "tags": "pop"}
-    longest = await house.http.post("/generate", json=song | {"max_duration_ms": long["longest_ms"]})
+    longest = await gateway.http.post("/generate", json=song | {"max_duration_ms": long["longest_ms"]})
     assert longest.status_code == 202
-    longer = await house.http.post("/generate", json=song | {"max_duration_ms": long["longest_ms"] + 80})
+    longer = await gateway.http.post("/generate", json=song | {"max_duration_ms": long["longest_ms"] + 80})
     assert (longer.status_code, longer.json()["field"]) == (422, "max_duration_ms")
     assert (await fit("la " * 19_000))["longest_ms"] == 0
 
@@ -152,14 +155,14 @@ async def fits(house: House) -> None:
         ([], 422, "must be an object"),
     ],
 )
-async def test_text_that_cannot_be_measured(house: House, body: object, status: int, words: str) -> None:
-    answer = await house.http.post("/api/fit", json=body)
+async def test_text_that_cannot_be_measured(gateway: RunningGateway, body: object, status: int, words: str) -> None:
+    answer = await gateway.http.post("/api/fit", json=body)
     assert answer.status_code == status
     assert words in answer.json()["detail"]
 
 
-async def test_a_form_of_another_site_is_refused(house: House) -> None:
-    answer = await house.http.post("/api/fit", content="{}", headers={"Content-Type": "text/plain"})
+async def test_a_form_of_another_site_is_refused(gateway: RunningGateway) -> None:
+    answer = await gateway.http.post("/api/fit", content="{}", headers={"Content-Type": "text/plain"})
     assert answer.status_code == 415
 
 
@@ -168,21 +171,21 @@ async def test_objects_of_a_removed_song_that_come_late_are_swept(
 ) -> None:
     folder = tmp_path_factory.mktemp("gateway-swept")
     settings = await fresh_settings(nats_server, s3_server, folder)
-    async with open_house(settings, folder, sweep_seconds=1.0) as house:
-        job_id = await house.submit()
-        await house.complete(job_id)
-        await house.http.delete(f"/generate/{job_id}", params={"forget": "true"})
-        await house.store.put(f"audio/{job_id}/9.flac", b"x")  # by a worker that had lost its lease
+    async with running_gateway(settings, folder, sweep_seconds=1.0) as gateway:
+        job_id = await gateway.submit()
+        await gateway.complete(job_id)
+        await gateway.http.delete(f"/generate/{job_id}", params={"forget": "true"})
+        await gateway.store.put(f"audio/{job_id}/9.flac", b"x")  # by a worker that had lost its lease
 
         async def gone() -> bool:
-            return not await house.store.list(f"audio/{job_id}/")
+            return not await gateway.store.list(f"audio/{job_id}/")
 
         await eventually(gone, "it is still there")
 
 
-async def test_texts_are_measured_a_few_at_a_time_and_songs_are_taken_meanwhile(house: House) -> None:
+async def test_texts_are_measured_a_few_at_a_time_and_songs_are_taken_meanwhile(gateway: RunningGateway) -> None:
     """A client that asks for too many has to wait, before the tokenizer has anything to do with them."""
-    async with open_house(house.settings, house.log.parent) as second:
+    async with running_gateway(gateway.settings, gateway.log.parent) as second:
         text = {"lyrics": "la li lo lu " * 4_000}
         song = asyncio.create_task(second.submit())
         found = await asyncio.gather(*(second.http.post("/api/fit", json=text) for _ in range(40)))

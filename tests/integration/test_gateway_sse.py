@@ -19,18 +19,18 @@ from shared.nats.subjects import event_subject
 from shared.schema.event import Progress, Queued, cloud_event
 from shared.settings import Settings
 from tests.integration.flow import PATIENCE
-from tests.integration.gateway_fixtures import House, eventually, fresh_settings, in_process, open_house
+from tests.integration.gateway_fixtures import RunningGateway, eventually, fresh_settings, in_process, running_gateway
 
 UNKNOWN = "00000000-0000-4000-8000-000000000000"
 
 
 @pytest.fixture(scope="module")
-async def house(
+async def gateway(
     nats_server: NatsServer, s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[House]:
+) -> AsyncIterator[RunningGateway]:
     folder = tmp_path_factory.mktemp("gateway-sse")
-    async with open_house(await fresh_settings(nats_server, s3_server, folder), folder) as house:
-        yield house
+    async with running_gateway(await fresh_settings(nats_server, s3_server, folder), folder) as gateway:
+        yield gateway
 
 
 class Reader:
@@ -69,54 +69,54 @@ class Reader:
 
 
 @asynccontextmanager
-async def listen(house: House, job_id: str, query: str = "", **headers: str) -> AsyncIterator[Reader]:
-    async with house.http.stream("GET", f"/generate/{job_id}/events{query}", headers=headers) as answer:
+async def listen(gateway: RunningGateway, job_id: str, query: str = "", **headers: str) -> AsyncIterator[Reader]:
+    async with gateway.http.stream("GET", f"/generate/{job_id}/events{query}", headers=headers) as answer:
         assert answer.status_code == 200
         assert answer.headers["content-type"].startswith("text/event-stream")
         assert answer.headers["cache-control"] == "no-store"
         yield Reader(answer)
 
 
-async def test_a_client_is_told_the_same_as_over_a_websocket(house: House) -> None:
-    job_id = await house.submit(title="Ü", seed=3)
-    async with listen(house, job_id) as reader, house.watch(job_id) as watcher:
+async def test_a_client_is_told_the_same_as_over_a_websocket(gateway: RunningGateway) -> None:
+    job_id = await gateway.submit(title="Ü", seed=3)
+    async with listen(gateway, job_id) as reader, gateway.watch(job_id) as watcher:
         assert await reader.frame() == await watcher.frame()
-        await house.become(job_id, "generating")
-        await house.stage(job_id)
-        await house.progress(job_id, 40)
-        await house.progress(job_id, 10)
-        await house.complete(job_id)
+        await gateway.become(job_id, "generating")
+        await gateway.stage(job_id)
+        await gateway.progress(job_id, 40)
+        await gateway.progress(job_id, 10)
+        await gateway.complete(job_id)
         frames, _ = await watcher.rest()
         assert await reader.rest() == frames
         assert frames[-1]["type"] == "heartmula.song.completed"
 
 
 @pytest.mark.parametrize("how", ["header", "query", "both"])
-async def test_a_client_that_comes_back_gets_what_it_missed_once(house: House, how: str) -> None:
-    job_id = await house.submit()
-    async with listen(house, job_id) as reader:
+async def test_a_client_that_comes_back_gets_what_it_missed_once(gateway: RunningGateway, how: str) -> None:
+    job_id = await gateway.submit()
+    async with listen(gateway, job_id) as reader:
         first = (await reader.frame())["id"]
-    await house.become(job_id, "generating")
+    await gateway.become(job_id, "generating")
     for percent in (10, 20):
-        await house.progress(job_id, percent)
+        await gateway.progress(job_id, percent)
     headers = {} if how == "query" else {"Last-Event-ID": first}
     query = {"header": "", "query": f"?after={first}", "both": "?after=0"}[how]  # the header is the newer one
-    async with listen(house, job_id, query, **headers) as reader:
+    async with listen(gateway, job_id, query, **headers) as reader:
         assert (await reader.frame())["progress"] == 20
         assert [(await reader.frame())["data"]["done"] for _ in range(2)] == [10, 20]
-        await house.complete(job_id)
+        await gateway.complete(job_id)
         assert [frame["type"] for frame in await reader.rest()] == ["heartmula.song.completed"]
 
 
-async def test_a_browser_that_knows_the_end_is_told_to_stay_away(house: House) -> None:
-    job_id = await house.submit()
-    await house.complete(job_id)
-    async with listen(house, job_id, "?after=0") as reader:
+async def test_a_browser_that_knows_the_end_is_told_to_stay_away(gateway: RunningGateway) -> None:
+    job_id = await gateway.submit()
+    await gateway.complete(job_id)
+    async with listen(gateway, job_id, "?after=0") as reader:
         frames = await reader.rest()
     assert [frame["type"].split(".")[-1] for frame in frames] == ["snapshot", "queued", "completed"]
     path, last = f"/generate/{job_id}/events", frames[-1]["id"]
-    assert (await house.http.get(path, headers={"Last-Event-ID": last})).status_code == 204
-    async with listen(house, job_id, **{"Last-Event-ID": frames[1]["id"]}) as reader:
+    assert (await gateway.http.get(path, headers={"Last-Event-ID": last})).status_code == 204
+    async with listen(gateway, job_id, **{"Last-Event-ID": frames[1]["id"]}) as reader:
         assert [frame["type"].split(".")[-1] for frame in await reader.rest()] == ["snapshot", "completed"]
 
 
@@ -130,23 +130,23 @@ async def test_a_browser_that_knows_the_end_is_told_to_stay_away(house: House) -
     ],
 )
 async def test_what_cannot_be_followed_is_refused_as_everywhere(
-    house: House, path: str, headers: dict[str, str], status: int, kind: str
+    gateway: RunningGateway, path: str, headers: dict[str, str], status: int, kind: str
 ) -> None:
-    answer = await house.http.get(path.format(await house.submit()), headers=headers)
+    answer = await gateway.http.get(path.format(await gateway.submit()), headers=headers)
     assert answer.status_code == status
     assert answer.headers["content-type"] == "application/problem+json"
     assert answer.json()["type"] == f"/problems/{kind}"
 
 
-async def test_a_stopped_gateway_ends_the_stream_and_itself_at_once(house: House) -> None:
-    async with open_house(house.settings, house.log.parent) as second:
-        job_id = await house.submit()
+async def test_a_stopped_gateway_ends_the_stream_and_itself_at_once(gateway: RunningGateway) -> None:
+    async with running_gateway(gateway.settings, gateway.log.parent) as second:
+        job_id = await gateway.submit()
         async with listen(second, job_id) as reader:
             await reader.frame()
             second.process.send_signal(signal.SIGTERM)
             assert await reader.rest() == []
         assert await second.process.wait() == 0
-    assert "Cancel" not in house.log.read_text()  # uvicorn's word for answers that it waited for in vain
+    assert "Cancel" not in gateway.log.read_text()  # uvicorn's word for answers that it waited for in vain
 
 
 async def test_pings_come_while_nothing_happens(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ from shared.schema.job import DecodeJob, Job, Status, TokenJob
 from shared.schema.request import GenerateRequest
 from shared.settings import Settings
 from shared.storage.objects import PROBES, ObjectStore
-from tests.integration.gateway_fixtures import eventually, open_house
+from tests.integration.gateway_fixtures import eventually, running_gateway
 
 NOTHING = Swept()
 
@@ -237,23 +237,23 @@ async def test_songs_for_which_there_is_no_room_wait_for_the_next_round(mess: Me
 async def test_the_gateway_sweeps_by_itself_and_outlives_its_servers(
     settings: Settings, nats_server: NatsServer, s3_server: S3Server
 ) -> None:
-    async with open_house(settings, settings.data_dir, sweep_seconds=1.0) as house:
+    async with running_gateway(settings, settings.data_dir, sweep_seconds=1.0) as gateway:
         key = "tokens/nobody/1.safetensors"
 
         async def gone() -> bool:
-            return not await house.store.list(key)
+            return not await gateway.store.list(key)
 
-        await house.store.put(key, b"x")
+        await gateway.store.put(key, b"x")
         await eventually(gone, "the object is still there")
         s3_server.kill()
-        await eventually(functools.partial(_logged, house.log, "sweeping again later"), "no round failed")
+        await eventually(functools.partial(_logged, gateway.log, "sweeping again later"), "no round failed")
         await s3_server.start()
         await nats_server.stop()
         await nats_server.start()
-        await house.store.put(key, b"x")
+        await gateway.store.put(key, b"x")
         await eventually(gone, "the object is still there")
-        assert "Traceback" not in house.log.read_text()
-        assert "1 objects deleted" in house.log.read_text()
+        assert "Traceback" not in gateway.log.read_text()
+        assert "1 objects deleted" in gateway.log.read_text()
 
 
 async def _logged(log: Path, words: str) -> bool:

@@ -28,7 +28,7 @@ from shared.nats.subjects import FAULTS, TENANT
 from shared.schema.job import Job, Status
 from shared.schema.request import GenerateRequest
 from shared.settings import Settings
-from tests.integration.gateway_fixtures import SONG, House, eventually, open_house
+from tests.integration.gateway_fixtures import SONG, RunningGateway, eventually, running_gateway
 
 WORD = "whsec_" + base64.b64encode(b"0123456789abcdef0123456789abcdef").decode()
 
@@ -117,8 +117,8 @@ async def open_songs(settings: Settings) -> AsyncIterator[Songs]:
     await nc.close()
 
 
-async def end(house: House | Songs, job_id: str, status: Status = "failed", **more: Any) -> Job:
-    return await JobStore(house.js).update(job_id, "local", lambda job: change(job, status=status, **more))
+async def end(gateway: RunningGateway | Songs, job_id: str, status: Status = "failed", **more: Any) -> Job:
+    return await JobStore(gateway.js).update(job_id, "local", lambda job: change(job, status=status, **more))
 
 
 async def received(receiver: Receiver, count: int) -> list[dict[str, Any]]:
@@ -129,11 +129,11 @@ async def received(receiver: Receiver, count: int) -> list[dict[str, Any]]:
     return [json.loads(body) for _, body in receiver.got]
 
 
-async def settled(house: House | Songs) -> None:
-    last = (await house.js.stream_info("KV_JOBS")).state.last_seq
+async def settled(gateway: RunningGateway | Songs) -> None:
+    last = (await gateway.js.stream_info("KV_JOBS")).state.last_seq
 
     async def nothing_left() -> bool:
-        info = await house.js.consumer_info("KV_JOBS", "hooks")
+        info = await gateway.js.consumer_info("KV_JOBS", "hooks")
         # A record that was just written is neither pending nor delivered for a moment (1 % of the time when measured).
         delivered = info.delivered is not None and info.delivered.stream_seq >= last
         return delivered and not (info.num_pending or info.num_ack_pending)
@@ -142,14 +142,14 @@ async def settled(house: House | Songs) -> None:
 
 
 async def test_whoever_left_an_address_is_told_and_can_prove_who_called(calling: Settings, receiver: Receiver) -> None:
-    async with open_house(calling, calling.data_dir) as house:
-        await house.submit()  # leaves none
-        job_id = await house.submit(webhook_url=receiver.url(), title="Ours")
-        await house.complete(job_id)
-        cancelled = await house.submit(webhook_url=receiver.url())
-        await house.http.delete(f"/generate/{cancelled}")
-        failed = await house.submit(webhook_url=receiver.url())
-        await end(house, failed, error="no voice")
+    async with running_gateway(calling, calling.data_dir) as gateway:
+        await gateway.submit()  # leaves none
+        job_id = await gateway.submit(webhook_url=receiver.url(), title="Ours")
+        await gateway.complete(job_id)
+        cancelled = await gateway.submit(webhook_url=receiver.url())
+        await gateway.http.delete(f"/generate/{cancelled}")
+        failed = await gateway.submit(webhook_url=receiver.url())
+        await end(gateway, failed, error="no voice")
         told = {body["data"]["job_id"]: body for body in await received(receiver, 3)}
         assert {name: body["type"].rpartition(".")[2] for name, body in told.items()} == {
             job_id: "completed",
@@ -166,9 +166,9 @@ async def test_whoever_left_an_address_is_told_and_can_prove_who_called(calling:
         for headers, body in receiver.got:
             standardwebhooks.Webhook(WORD).verify(body, headers)
             assert headers["host"] == f"127.0.0.1:{receiver.port}"
-        await settled(house)
+        await settled(gateway)
         assert len(receiver.got) == 3
-        assert 'heartmula_webhooks_total{outcome="delivered"} 3.0' in (await house.http.get("/metrics")).text
+        assert 'heartmula_webhooks_total{outcome="delivered"} 3.0' in (await gateway.http.get("/metrics")).text
 
 
 async def test_a_webhook_that_fails_comes_again_as_the_same(calling: Settings, receiver: Receiver, quick: None) -> None:
@@ -214,38 +214,38 @@ async def test_who_asks_for_a_pause_gets_it(calling: Settings, receiver: Receive
 
 
 async def test_what_no_gateway_heard_of_is_told_by_the_next_one(calling: Settings, receiver: Receiver) -> None:
-    async with open_house(calling, calling.data_dir) as house:
-        job_id = await house.submit(webhook_url=receiver.url())
-        await house.stop()
-        await end(house, job_id)
+    async with running_gateway(calling, calling.data_dir) as gateway:
+        job_id = await gateway.submit(webhook_url=receiver.url())
+        await gateway.stop()
+        await end(gateway, job_id)
         assert not receiver.got
-        await house.start()
+        await gateway.start()
         (body,) = await received(receiver, 1)
         assert body["data"]["job_id"] == job_id
-        await settled(house)
+        await settled(gateway)
 
 
 async def test_a_gateway_that_is_killed_in_the_middle_leaves_it_to_the_next(
     calling: Settings, receiver: Receiver
 ) -> None:
-    async with open_house(calling, calling.data_dir) as house:
-        await shorter_wait(house)
+    async with running_gateway(calling, calling.data_dir) as gateway:
+        await shorter_wait(gateway)
         receiver.hold = asyncio.Event()
-        await end(house, await house.submit(webhook_url=receiver.url()))
+        await end(gateway, await gateway.submit(webhook_url=receiver.url()))
         await received(receiver, 1)
-        await house.stop(signal.SIGKILL)
+        await gateway.stop(signal.SIGKILL)
         receiver.hold.set()
-        await house.start()
-        await shorter_wait(house)
+        await gateway.start()
+        await shorter_wait(gateway)
         await received(receiver, 2)
-        await settled(house)
+        await settled(gateway)
 
 
-async def shorter_wait(house: House | Songs) -> None:
+async def shorter_wait(gateway: RunningGateway | Songs) -> None:
     """An unsettled message comes again after two seconds instead of a minute."""
-    info = await house.js.consumer_info("KV_JOBS", "hooks")
+    info = await gateway.js.consumer_info("KV_JOBS", "hooks")
     info.config.ack_wait = 2
-    await house.js.add_consumer("KV_JOBS", info.config)
+    await gateway.js.add_consumer("KV_JOBS", info.config)
 
 
 async def test_a_receiver_that_hangs_does_not_hold_up_others(
@@ -358,7 +358,7 @@ async def test_a_name_beyond_ascii_is_called_by_its_ascii_form(
 
 
 async def test_addresses_that_cannot_be_called_are_refused(settings: Settings) -> None:
-    async with open_house(replace(settings, webhook_secret=WORD), settings.data_dir) as house:
+    async with running_gateway(replace(settings, webhook_secret=WORD), settings.data_dir) as gateway:
         for url, words in {
             "ftp://example.org/": "https://",
             "https://": "https://",
@@ -376,12 +376,12 @@ async def test_addresses_that_cannot_be_called_are_refused(settings: Settings) -
             "http://exa_mple..org/": "neither a name nor an address",
             "https://x/" + "a" * 2_000: "2000",
         }.items():
-            answer = await house.http.post("/generate", json=SONG | {"webhook_url": url})
+            answer = await gateway.http.post("/generate", json=SONG | {"webhook_url": url})
             assert (answer.status_code, answer.json().get("field")) == (422, "webhook_url"), url
             assert words in answer.json()["detail"], url
-        await house.submit(webhook_url="https://example.org/done")
-    async with open_house(settings, settings.data_dir) as house:
-        answer = await house.http.post("/generate", json=SONG | {"webhook_url": "https://example.org/"})
+        await gateway.submit(webhook_url="https://example.org/done")
+    async with running_gateway(settings, settings.data_dir) as gateway:
+        answer = await gateway.http.post("/generate", json=SONG | {"webhook_url": "https://example.org/"})
         assert "HEARTMULA_WEBHOOK_SECRET" in answer.json()["detail"]
 
 

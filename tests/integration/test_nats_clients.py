@@ -18,7 +18,7 @@ from deploy.local.servers.embedded import ROLES, NatsServer, S3Server, free_port
 from services.gateway.auth.access import digest_of_key
 from shared.nats.subjects import TENANT, TOK, record_subject, submit_subject
 from tests.integration.flow import as_role
-from tests.integration.gateway_fixtures import SONG, House, eventually, fresh_settings, open_house
+from tests.integration.gateway_fixtures import SONG, RunningGateway, eventually, fresh_settings, running_gateway
 
 ROLES_CONF = Path(local_nats.__file__).parents[2] / "nats" / "roles.conf"
 ELSEWHERE = (
@@ -47,29 +47,29 @@ ELSEWHERE = (
 
 
 @pytest.fixture(scope="module")
-async def house(
+async def gateway(
     nats_server: NatsServer, s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[House]:
+) -> AsyncIterator[RunningGateway]:
     folder = tmp_path_factory.mktemp("nats-clients")
-    async with open_house(await fresh_settings(nats_server, s3_server, folder), folder) as house:
-        yield house
+    async with running_gateway(await fresh_settings(nats_server, s3_server, folder), folder) as gateway:
+        yield gateway
 
 
 @asynccontextmanager
-async def client_of(house: House) -> AsyncIterator[Client]:
+async def client_of(gateway: RunningGateway) -> AsyncIterator[Client]:
     """A connection with the rights of the user `client`."""
-    client = await nats.connect(as_role(house.settings, "client").nats_url, inbox_prefix=b"_INBOX_client")
+    client = await nats.connect(as_role(gateway.settings, "client").nats_url, inbox_prefix=b"_INBOX_client")
     yield client
     await client.close()
 
 
-async def refused(house: House) -> float:
+async def refused(gateway: RunningGateway) -> float:
     """How many requests the gateway did not answer because of where they wanted to be answered."""
-    figures = (await house.http.get("/metrics")).text
+    figures = (await gateway.http.get("/metrics")).text
     return float(re.findall(r"^heartmula_reply_subjects_refused_total (\S+)", figures, re.MULTILINE)[0])
 
 
-async def attack(house: House, sender: Client, subject: str, data: bytes) -> list[str]:
+async def attack(gateway: RunningGateway, sender: Client, subject: str, data: bytes) -> list[str]:
     """Ask to be answered everywhere but in an inbox; returns where something came."""
     heard: list[str] = []
 
@@ -77,55 +77,55 @@ async def attack(house: House, sender: Client, subject: str, data: bytes) -> lis
         if message.data != data:  # the attack itself, which is heard where it is sent
             heard.append(message.subject)
 
-    listening = [await house.nc.subscribe(elsewhere, cb=hear) for elsewhere in ELSEWHERE]
-    await house.nc.flush()
-    before = await refused(house)
+    listening = [await gateway.nc.subscribe(elsewhere, cb=hear) for elsewhere in ELSEWHERE]
+    await gateway.nc.flush()
+    before = await refused(gateway)
     # The server itself refuses to pass on what names an acknowledgement.
     asked = [reply for reply in ELSEWHERE if not reply.startswith("$JS.ACK")]
     for reply in asked:
         await sender.publish(subject, data, reply=reply)
 
     async def settled() -> bool:
-        return bool(heard) or await refused(house) == before + len(asked)
+        return bool(heard) or await refused(gateway) == before + len(asked)
 
     await eventually(settled, "the gateway neither answered nor refused")
-    await house.nc.flush()
+    await gateway.nc.flush()
     for subscription in listening:
         await subscription.unsubscribe()
     return heard
 
 
 @pytest.mark.parametrize("body", [b"{", json.dumps(SONG).encode()])
-async def test_a_client_is_answered_in_inboxes_alone(house: House, body: bytes) -> None:
-    async with client_of(house) as client:
-        before = (await house.js.stream_info(TOK)).state.messages
-        assert await attack(house, client, submit_subject(TENANT), body) == []
-        assert await attack(house, client, record_subject(TENANT, "a-song"), b"") == []
+async def test_a_client_is_answered_in_inboxes_alone(gateway: RunningGateway, body: bytes) -> None:
+    async with client_of(gateway) as client:
+        before = (await gateway.js.stream_info(TOK)).state.messages
+        assert await attack(gateway, client, submit_subject(TENANT), body) == []
+        assert await attack(gateway, client, record_subject(TENANT, "a-song"), b"") == []
         for stream, subject in (("KV_JOBS", "$KV.JOBS.*.victim"), ("KV_GPU_LOCK", "$KV.GPU_LOCK.>"), ("EVENTS", ">")):
             with pytest.raises(NotFoundError):
-                await house.js.get_msg(stream, subject=subject)
+                await gateway.js.get_msg(stream, subject=subject)
         # What cannot be answered is not made: its sender would ask again and again.
-        assert (await house.js.stream_info(TOK)).state.messages == before
-        assert (await house.http.get("/health")).status_code == 200
+        assert (await gateway.js.stream_info(TOK)).state.messages == before
+        assert (await gateway.http.get("/health")).status_code == 200
 
 
 @pytest.mark.parametrize("verb", ["PING", "INFO", "STATS", "PING.heartmula", "INFO.heartmula", "STATS.heartmula"])
-async def test_the_service_shows_itself_in_inboxes_alone(house: House, verb: str) -> None:
-    assert await attack(house, house.nc, f"$SRV.{verb}", b"") == []
-    answer = json.loads((await house.nc.request(f"$SRV.{verb}", b"", timeout=10)).data)
+async def test_the_service_shows_itself_in_inboxes_alone(gateway: RunningGateway, verb: str) -> None:
+    assert await attack(gateway, gateway.nc, f"$SRV.{verb}", b"") == []
+    answer = json.loads((await gateway.nc.request(f"$SRV.{verb}", b"", timeout=10)).data)
     assert answer["name"] == "heartmula"
 
 
-async def test_a_client_asks_as_its_library_does(house: House) -> None:
-    async with client_of(house) as client:
+async def test_a_client_asks_as_its_library_does(gateway: RunningGateway) -> None:
+    async with client_of(gateway) as client:
         answer = await ask(client, submit_subject(TENANT), SONG)
         old_style = await client.request(submit_subject(TENANT), json.dumps(SONG).encode(), timeout=10, old_style=True)
         ack = await client.jetstream().publish(submit_subject(TENANT), json.dumps(SONG).encode())
         assert [json.loads(old_style.data)["seq"], ack.seq] == [answer["seq"] + 1, answer["seq"] + 2]
 
 
-async def test_a_client_reads_the_records_of_its_tenant(house: House) -> None:
-    async with client_of(house) as client:
+async def test_a_client_reads_the_records_of_its_tenant(gateway: RunningGateway) -> None:
+    async with client_of(gateway) as client:
         job_id = (await ask(client, submit_subject(TENANT), SONG))["job_id"]
         record = await ask(client, record_subject(TENANT, job_id))
         assert (record["job_id"], record["status"], record["request"]["tags"]) == (job_id, "queued", SONG["tags"])
@@ -134,10 +134,10 @@ async def test_a_client_reads_the_records_of_its_tenant(house: House) -> None:
         (TENANT, "a_b", 404, 20010),
         ("bob", job_id, 401, 20008),
     ):
-        error = (await ask(house.nc, record_subject(tenant, name)))["error"]
+        error = (await ask(gateway.nc, record_subject(tenant, name)))["error"]
         assert (error["code"], error["err_code"]) == (code, number)
     for literally in ("*", ">"):  # a publisher's wildcard is a name like any other to the server
-        assert (await ask(house.nc, f"record.{TENANT}.{literally}"))["error"]["code"] == 404
+        assert (await ask(gateway.nc, f"record.{TENANT}.{literally}"))["error"]["code"] == 404
 
 
 @pytest.mark.parametrize(
@@ -152,17 +152,17 @@ async def test_a_client_reads_the_records_of_its_tenant(house: House) -> None:
     ],
 )
 async def test_a_message_that_nats_py_cannot_read_does_not_make_the_gateway_deaf(
-    house: House, reply: bytes, headers: bytes
+    gateway: RunningGateway, reply: bytes, headers: bytes
 ) -> None:
-    async with client_of(house) as client:
+    async with client_of(gateway) as client:
         sizes = b"%d %d" % (len(headers), len(headers) + 1)
         command = b"HPUB" if headers else b"PUB"
         line = b"%s %s %s %s" % (command, submit_subject(TENANT).encode(), reply, sizes if headers else b"1")
         await client._send_command(line + b"\r\n" + headers + b"{\r\n")
         await client.flush()
         assert "job_id" in await ask(client, submit_subject(TENANT), SONG)
-        assert (await house.http.get("/readyz")).status_code == 200
-        assert "connection lost" not in house.log.read_text()
+        assert (await gateway.http.get("/readyz")).status_code == 200
+        assert "connection lost" not in gateway.log.read_text()
 
 
 async def ask(client: Client, subject: str, body: object = None) -> dict[str, Any]:
@@ -182,12 +182,14 @@ def configure(folder: Path, monkeypatch: pytest.MonkeyPatch, roles: str, account
 
 
 @asynccontextmanager
-async def open_house_on(server: NatsServer, s3_server: S3Server, folder: Path, **changes: Any) -> AsyncIterator[House]:
+async def open_house_on(
+    server: NatsServer, s3_server: S3Server, folder: Path, **changes: Any
+) -> AsyncIterator[RunningGateway]:
     await server.start()
     try:
         settings = await fresh_settings(server, s3_server, folder)
-        async with open_house(settings, folder, **changes) as house:
-            yield house
+        async with running_gateway(settings, folder, **changes) as gateway:
+            yield gateway
     finally:
         await server.stop()
 
@@ -205,23 +207,23 @@ async def test_a_tenants_own_user_asks_follows_and_reads(
     keys = tmp_path / "keys.toml"
     keys.write_text(f'[[tenant]]\nname = "alice"\nkeys = ["{digest_of_key("key")}"]\n')
     more = "_ANSWERS, _INBOX_codec"
-    async with open_house_on(server, s3_server, tmp_path, api_keys=keys, reply_prefixes=more) as house:
+    async with open_house_on(server, s3_server, tmp_path, api_keys=keys, reply_prefixes=more) as gateway:
         url = server.url.replace("//operator:", "//alice:")
         alice = await nats.connect(url, inbox_prefix=b"_INBOX_alice")
         events = await alice.subscribe("events.alice.>")
         job_id = (await ask(alice, submit_subject("alice"), SONG))["job_id"]
         assert (await events.next_msg(timeout=10)).subject == f"events.alice.{job_id}.queued"
         assert (await ask(alice, record_subject("alice", job_id)))["status"] == "queued"
-        answer = await house.http.get(f"/generate/{job_id}", headers={"Authorization": "Bearer key"})
+        answer = await gateway.http.get(f"/generate/{job_id}", headers={"Authorization": "Bearer key"})
         assert answer.json()["request"]["tags"] == SONG["tags"]
         # Answers go where the setting says too, and never to a service, whatever it says.
-        heard = await house.nc.subscribe("_ANSWERS.>")
-        never = await house.nc.subscribe("_INBOX_codec.>")
-        await house.nc.flush()
+        heard = await gateway.nc.subscribe("_ANSWERS.>")
+        never = await gateway.nc.subscribe("_INBOX_codec.>")
+        await gateway.nc.flush()
         await alice.publish(submit_subject("alice"), b"{", reply="_INBOX_codec.x")
         await alice.publish(submit_subject("alice"), b"{", reply="_ANSWERS.x")
         assert json.loads((await heard.next_msg(timeout=10)).data)["error"]["code"] == 400
-        assert await refused(house) == 1
+        assert await refused(gateway) == 1
         assert never.pending_msgs == 0
         await alice.close()
 
@@ -236,8 +238,8 @@ async def test_a_client_of_another_account_is_answered_through_the_import(
         f'imports: [{{ service: {{ account: OURS, subject: "submit.{TENANT}" }} }}] }}\n'
     )
     server = configure(tmp_path, monkeypatch, "", accounts)
-    async with open_house_on(server, s3_server, tmp_path) as house:
+    async with open_house_on(server, s3_server, tmp_path) as gateway:
         visitor = await nats.connect(server.url.replace("//operator:", "//visitor:"))
         job_id = (await ask(visitor, submit_subject(TENANT), SONG))["job_id"]
-        assert (await house.job(job_id)).status == "queued"
+        assert (await gateway.job(job_id)).status == "queued"
         await visitor.close()

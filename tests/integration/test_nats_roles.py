@@ -24,7 +24,7 @@ from shared.schema.job import Job
 from shared.schema.worker import LeaseRecord
 from shared.settings import Settings
 from tests.integration.flow import as_role, environment, open_flow
-from tests.integration.gateway_fixtures import SONG, eventually, open_house
+from tests.integration.gateway_fixtures import SONG, eventually, running_gateway
 
 FORBIDDEN: dict[Role, tuple[str, ...]] = {
     "bootstrap": (
@@ -196,7 +196,7 @@ async def test_the_user_of_the_system_account_asks_for_the_health_of_the_server_
 
 
 async def test_a_client_asks_for_a_song_reads_its_record_and_follows_it(settings: Settings) -> None:
-    async with open_house(settings, settings.data_dir) as house:
+    async with running_gateway(settings, settings.data_dir) as gateway:
         url = as_role(settings, "client").nats_url
         client = await nats.connect(url, inbox_prefix=b"_INBOX_client")
         events = await client.subscribe(f"events.{TENANT}.>")
@@ -205,7 +205,7 @@ async def test_a_client_asks_for_a_song_reads_its_record_and_follows_it(settings
         record = record_subject(TENANT, answer["job_id"])
         assert json.loads((await client.request(record, b"", timeout=10)).data)["status"] == "queued"
         await client.close()
-        assert isinstance(await house.job(answer["job_id"]), Job)
+        assert isinstance(await gateway.job(answer["job_id"]), Job)
 
 
 async def test_services_wait_until_somebody_has_set_up_nats(settings: Settings) -> None:

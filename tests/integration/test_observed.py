@@ -18,7 +18,7 @@ from shared.device.ledger import DeviceLedger
 from shared.settings import Settings
 from tests.chaos.poisoned import POISON_SEED
 from tests.integration.flow import PATIENCE, environment, open_flow
-from tests.integration.gateway_fixtures import SONG, eventually, open_house
+from tests.integration.gateway_fixtures import SONG, eventually, running_gateway
 
 WORD = "zanzibarometer"  # in the lyrics, and in nothing else
 
@@ -97,16 +97,16 @@ async def test_a_song_that_fails_is_counted_once_and_its_other_attempts_as_tried
 
 
 async def test_requests_sockets_and_waiting_songs_are_counted(settings: Settings) -> None:
-    async with open_house(settings, settings.data_dir) as house:
-        job_id = await house.submit()
-        assert (await house.http.get("/unheard/of")).status_code == 404
-        assert (await house.http.request("BREW", "/generate")).status_code >= 400
-        url = f"{house.base.replace('http', 'ws', 1)}/generate/{job_id}/events"
+    async with running_gateway(settings, settings.data_dir) as gateway:
+        job_id = await gateway.submit()
+        assert (await gateway.http.get("/unheard/of")).status_code == 404
+        assert (await gateway.http.request("BREW", "/generate")).status_code >= 400
+        url = f"{gateway.base.replace('http', 'ws', 1)}/generate/{job_id}/events"
         text, found = "", dict[tuple[object, ...], float]()
 
         async def counted() -> bool:  # the gateway may have looked at its queues just before the song came
             nonlocal text
-            text = (await house.http.get("/metrics")).text
+            text = (await gateway.http.get("/metrics")).text
             for family in text_string_to_metric_families(text):
                 found.update({(sample.name, *sorted(sample.labels.items())): sample.value for sample in family.samples})
             return found[("heartmula_queue_songs", ("queue", "tokens"))] == 1
@@ -126,7 +126,7 @@ async def test_requests_sockets_and_waiting_songs_are_counted(settings: Settings
 async def test_logs_tell_of_songs_and_never_what_they_say(settings: Settings, tmp_path: Path, form: str) -> None:
     settings = replace(settings, log_format=form, log_level="debug", output_path=None)
     logs = {role: tmp_path / f"{role}.log" for role in ("tokenizer", "codec")}
-    async with open_house(settings, tmp_path) as house:
+    async with running_gateway(settings, tmp_path) as gateway:
         workers = []
         for role, log in logs.items():
             with log.open("wb") as out:
@@ -138,16 +138,16 @@ async def test_logs_tell_of_songs_and_never_what_they_say(settings: Settings, tm
                     )
                 )
         song = SONG | {"lyrics": f"[Verse]\n{WORD}", "tags": f"pop,{WORD}", "title": WORD}
-        job_id = (await house.http.post("/generate", json=song)).json()["job_id"]
+        job_id = (await gateway.http.post("/generate", json=song)).json()["job_id"]
 
         async def completed() -> bool:
-            return bool((await house.http.get(f"/generate/{job_id}/status")).json()["status"] == "completed")
+            return bool((await gateway.http.get(f"/generate/{job_id}/status")).json()["status"] == "completed")
 
         await eventually(completed, "the song is not made")
         for process in workers:
             process.terminate()
             await process.wait()
-    for log in (house.log, *logs.values()):
+    for log in (gateway.log, *logs.values()):
         text = log.read_text()
         assert job_id in text
         assert WORD not in text
@@ -156,7 +156,7 @@ async def test_logs_tell_of_songs_and_never_what_they_say(settings: Settings, tm
             assert all(datetime.fromisoformat(line["time"]).tzinfo for line in lines)
             of_song = [line for line in lines if line.get("job_id") == job_id]
             assert any(line["level"] == "info" for line in of_song)
-            if log != house.log:
+            if log != gateway.log:
                 (role,) = (role for role, path in logs.items() if path == log)
                 assert all(line["role"] == role for line in of_song)
                 told = {line["phase"] for line in of_song if "phase" in line}

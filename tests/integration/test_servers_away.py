@@ -17,7 +17,7 @@ from shared.errors import Rejected
 from shared.settings import Settings
 from tests.integration.certificates import Authority, TlsNatsServer, TlsS3Server
 from tests.integration.flow import PATIENCE, environment
-from tests.integration.gateway_fixtures import open_house
+from tests.integration.gateway_fixtures import running_gateway
 
 ROOT = Path(__file__).parents[2]
 ANSWER = "no answer yet"
@@ -243,14 +243,14 @@ async def test_all_works_over_tls_and_no_library_has_a_word_of_its_own(
     secure = replace(settings, nats_url=broker.url, s3_endpoint=store.url)
     async with Program("deploy.setup", environment(secure, "bootstrap")) as setup:
         assert (await setup.rest(), setup.lines) == (0, [])
-    async with open_house(secure, secure.data_dir) as house:
-        await house.complete(await house.submit())
+    async with running_gateway(secure, secure.data_dir) as gateway:
+        await gateway.complete(await gateway.submit())
         await broker.stop()
         await broker.start()
-        job_id = await house.submit()
-        await house.complete(job_id)
-        assert (await house.http.get(f"/generate/{job_id}/result")).status_code == 200
-    said = house.log.read_text()
+        job_id = await gateway.submit()
+        await gateway.complete(job_id)
+        assert (await gateway.http.get(f"/generate/{job_id}/result")).status_code == 200
+    said = gateway.log.read_text()
     assert "connected again" in said
     for word in ("eof_received", "never retrieved", "Retrying", "Traceback"):
         assert word not in said

@@ -12,7 +12,7 @@ from shared.jobs.store import change
 from shared.nats.subjects import EVENTS, GPU_LOCK, JOBS, TENANT
 from shared.settings import Settings
 from tests.integration.flow import as_role
-from tests.integration.gateway_fixtures import SONG, eventually, open_house
+from tests.integration.gateway_fixtures import SONG, eventually, running_gateway
 
 
 async def test_streams_reserve_less_where_there_is_less(nats_settings: Settings) -> None:
@@ -31,22 +31,22 @@ async def test_streams_reserve_less_where_there_is_less(nats_settings: Settings)
 
 
 async def test_songs_are_refused_before_a_record_cannot_grow(settings: Settings) -> None:
-    async with open_house(settings, settings.data_dir) as house:
-        job_id = await house.submit()
-        config = (await house.js.stream_info(f"KV_{JOBS}")).config
-        await house.js.update_stream(replace(config, max_bytes=200_000))
+    async with running_gateway(settings, settings.data_dir) as gateway:
+        job_id = await gateway.submit()
+        config = (await gateway.js.stream_info(f"KV_{JOBS}")).config
+        await gateway.js.update_stream(replace(config, max_bytes=200_000))
         for number in range(16):
-            long = msgspec.structs.replace(await house.job(job_id), job_id=str(number), error="x" * 10_000)
-            await house.jobs.create(long)
+            long = msgspec.structs.replace(await gateway.job(job_id), job_id=str(number), error="x" * 10_000)
+            await gateway.jobs.create(long)
 
         async def refused() -> httpx.Response | None:
-            answer = await house.http.post("/generate", json=SONG)
+            answer = await gateway.http.post("/generate", json=SONG)
             return answer if answer.status_code == 503 else None
 
         answer = await eventually(refused, "songs are taken until nothing fits")
         assert answer.json()["service"] == "nats"
         assert "the records of songs take" in answer.json()["detail"]
-        body = (await house.http.get("/health")).json()
+        body = (await gateway.http.get("/health")).json()
         assert body["status"] == "degraded"
         assert answer.json()["detail"] in body["problems"]
-        await house.jobs.update(job_id, TENANT, lambda job: change(job, status="generating", error="x" * 10_000))
+        await gateway.jobs.update(job_id, TENANT, lambda job: change(job, status="generating", error="x" * 10_000))

@@ -10,7 +10,7 @@ from deploy.local.servers.embedded import Server
 from deploy.local.servers.recovery import Healer
 from shared.aio import end
 from shared.settings import Settings
-from tests.integration.gateway_fixtures import SONG, eventually, open_house
+from tests.integration.gateway_fixtures import SONG, eventually, running_gateway
 from tests.integration.volumes import Volume, break_store, broker_on, store_on, volume
 
 
@@ -32,11 +32,11 @@ async def test_what_can_no_longer_write_is_started_again_once_there_is_room(disk
             await server.start()
             restarted.append(name)
 
-        async with open_house(changed, settings.data_dir) as house:
+        async with running_gateway(changed, settings.data_dir) as gateway:
             healing = asyncio.create_task(Healer(servers, changed.s3_bucket, restart, every=0.3).run())
             try:
-                await break_store(house.store, disk)
-                assert (await house.http.post("/generate", json=SONG)).status_code == 503
+                await break_store(gateway.store, disk)
+                assert (await gateway.http.post("/generate", json=SONG)).status_code == 503
                 assert restarted == []
                 disk.free()
 
@@ -44,7 +44,7 @@ async def test_what_can_no_longer_write_is_started_again_once_there_is_room(disk
                     return sorted(restarted) == ["nats", "s3"]
 
                 await eventually(both, "nothing was started again")
-                await house.taken()
+                await gateway.taken()
                 assert sorted(restarted) == ["nats", "s3"]
             finally:
                 await end(healing)

@@ -12,7 +12,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from shared.settings import Settings
 from tests.integration.flow import open_flow
-from tests.integration.gateway_fixtures import eventually, open_house
+from tests.integration.gateway_fixtures import eventually, running_gateway
 
 
 class Collector:
@@ -49,8 +49,11 @@ async def collector(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Collector]
 
 
 async def test_a_song_is_one_trace_across_all_processes(settings: Settings, collector: Collector) -> None:
-    async with open_house(settings, settings.data_dir) as house, open_flow(settings, "tokenizer", "codec") as flow:
-        job_id = await house.submit()
+    async with (
+        running_gateway(settings, settings.data_dir) as gateway,
+        open_flow(settings, "tokenizer", "codec") as flow,
+    ):
+        job_id = await gateway.submit()
         await flow.ended(job_id)
         wanted = {
             ("heartmula-gateway", "submit"),

@@ -1,4 +1,4 @@
-"""A person in front of a browser: chromium on the web page, and everything that the browser complained about."""
+"""A visitor of the web page: Chromium, and everything that it complained about."""
 
 import os
 import re
@@ -15,13 +15,13 @@ NAMELESS = re.compile(
 )
 
 
-class Onlooker:
+class Visitor:
     """A browser with the page open."""
 
     def __init__(self, page: Page, base: str) -> None:
         self.page, self.base = page, base
         self.complaints: list[str] = []
-        self.strangers: list[str] = []
+        self.foreign_requests: list[str] = []
         page.on("console", self._said)
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
         page.on("request", self._asked)
@@ -32,9 +32,9 @@ class Onlooker:
 
     def _asked(self, request: Request) -> None:
         if not request.url.startswith((self.base, "data:", "blob:")):
-            self.strangers.append(request.url)
+            self.foreign_requests.append(request.url)
 
-    async def come(self) -> "Onlooker":
+    async def open(self) -> "Visitor":
         """Open the page; return when the songs were looked for."""
         await self.page.goto(self.base)
         looked = self.page.locator("#empty:not([hidden]):not(:text('Looking')), #songs > li")
@@ -74,8 +74,8 @@ async def open_browser(*options: str) -> AsyncIterator[Browser]:
             await browser.close()
 
 
-async def onlooker(browser: Browser | BrowserContext, base: str, *, comes_in: bool = True, **context: Any) -> Onlooker:
-    """A new person (given a browser) or a new tab (given a context); on the page, unless there is a door before it."""
+async def open_page(browser: Browser | BrowserContext, base: str, *, enter: bool = True, **context: Any) -> Visitor:
+    """Open a window (given a browser) or a tab (given a context), and the page in it, unless `enter` is false."""
     page = await browser.new_page(**context)
-    person = Onlooker(page, base)
-    return await person.come() if comes_in else person
+    visitor = Visitor(page, base)
+    return await visitor.open() if enter else visitor
