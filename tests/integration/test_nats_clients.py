@@ -66,7 +66,7 @@ async def client_of(gateway: RunningGateway) -> AsyncIterator[Client]:
 async def refused(gateway: RunningGateway) -> float:
     """How many requests the gateway did not answer because of where they wanted to be answered."""
     figures = (await gateway.http.get("/metrics")).text
-    return float(re.findall(r"^heartmula_reply_subjects_refused_total (\S+)", figures, re.MULTILINE)[0])
+    return float(re.findall(r"^heartmula_nats_replies_refused_total (\S+)", figures, re.MULTILINE)[0])
 
 
 async def attack(gateway: RunningGateway, sender: Client, subject: str, data: bytes) -> list[str]:

@@ -43,7 +43,7 @@ class Metrics:
             registry=self._registry,
         )
         self.unanswered = Counter(
-            "heartmula_reply_subjects_refused",
+            "heartmula_nats_replies_refused",
             "Requests of NATS clients that were dropped, because they named no inbox to be answered in",
             registry=self._registry,
         )
