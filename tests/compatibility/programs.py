@@ -1,0 +1,67 @@
+"""What people and programs call: the command line `heartmula` and the Python client."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import click
+import msgspec
+
+from services import client
+from services.client.cli.commands import AWAY, FAILED, INTERRUPTED, REFUSED, cli
+
+
+async def commands() -> Any:
+    """Every command of `heartmula` with its arguments and options, and the exit codes."""
+    return {
+        "common": _parameters(cli),
+        "commands": {name: _parameters(command) for name, command in sorted(cli.commands.items())},
+        "exit codes": {"failed": FAILED, "away": AWAY, "refused": REFUSED, "interrupted": INTERRUPTED},
+    }
+
+
+_ORDINARY = {"required": False, "nargs": 1, "multiple": False, "envvar": None, "is_flag": False}
+
+
+def _parameters(command: click.Command) -> Any:
+    """Arguments and options by what is typed; of each its type and what is not ordinary."""
+    found = {}
+    for parameter in command.params:
+        told = parameter.to_info_dict()
+        special = {name: told[name] for name, usual in _ORDINARY.items() if told.get(name, usual) != usual}
+        if isinstance(parameter.default, str | int | float):
+            special["default"] = parameter.default
+        kind = {name: value for name, value in told["type"].items() if name != "name"}
+        typed = " ".join([*parameter.opts, *parameter.secondary_opts])
+        found[typed] = {"kind": told["param_type_name"], **kind, **special}
+    return found
+
+
+async def python_client() -> Any:
+    """Every public name of the Python client, with its parameters or fields."""
+    return {name: _described(getattr(client, name)) for name in sorted(client.__all__)}
+
+
+def _described(thing: Any) -> Any:
+    if not isinstance(thing, type):
+        return thing
+    if issubclass(thing, msgspec.Struct):
+        fields = msgspec.structs.fields(thing)
+        return {"fields": {each.encode_name: each.required for each in fields}, "members": _members(thing)}
+    bases = [base.__name__ for base in thing.__mro__[1:-1]]
+    return {"bases": bases, "parameters": _signature(thing), "members": _members(thing)}
+
+
+def _members(kind: type) -> Any:
+    return {
+        name: _signature(member) if inspect.isroutine(member) else type(member).__name__
+        for name, member in sorted(vars(kind).items())
+        if not name.startswith("_") and not inspect.ismemberdescriptor(member)
+    }
+
+
+def _signature(called: Callable[..., Any]) -> list[str]:
+    """Parameters without their types: `name`, `*`, `name=default`."""
+    parameters = inspect.signature(called).parameters.values()
+    bare = [each.replace(annotation=inspect.Parameter.empty) for each in parameters]
+    return [f"{'* ' if each.kind is each.KEYWORD_ONLY else ''}{each}" for each in bare]
