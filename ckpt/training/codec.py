@@ -12,7 +12,7 @@ from ckpt.training.synthesizer import TABLES
 from services.codec_worker.model.estimator import Block
 from services.codec_worker.model.flow_matching import GUIDANCE, STEPS
 from services.codec_worker.model.heartcodec import HeartCodec
-from services.codec_worker.model.waveform_decoder import Activation, Convolution, ScalarDecoder, Stage
+from services.codec_worker.model.waveform_decoder import Activation, Convolution, UpsamplingBlock, WaveformDecoder
 from shared.model.checkpoint import CodecConfig
 
 WIDTH = 192
@@ -99,7 +99,7 @@ def codebooks() -> Tensor:
     return torch.from_numpy(books)
 
 
-def write_down(decoder: ScalarDecoder) -> None:
+def write_down(decoder: WaveformDecoder) -> None:
     """Make the decoder the synthesiser's filter bank: latents times `KERNELS`, overlapped and added.
 
     Its transposed convolutions are as long as two strides, the kernels as two latents. So the first of them can turn a
@@ -118,7 +118,7 @@ def write_down(decoder: ScalarDecoder) -> None:
         if isinstance(module, Activation):
             module.weight.fill_(1)
     for number, stage in enumerate(stages):
-        assert isinstance(stage, Stage)
+        assert isinstance(stage, UpsamplingBlock)
         weight = stage.up_conv.weight  # [2 · stride, outputs, inputs]
         if number == 0:
             stretches = kernels.view(len(kernels), len(weight), -1).permute(1, 2, 0)

@@ -48,7 +48,7 @@ def bar_of(field: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def pack(fields: dict[str, np.ndarray]) -> np.ndarray:
-    """Of every stream its fields ``[T]``, or ``[T, fields]`` where there are several → int16 codes ``[8, T]``."""
+    """Pack the fields of every stream, ``[T]`` or ``[T, fields]``, into int16 codes ``[8, T]``."""
     rows = [np.ravel_multi_index(np.atleast_2d(fields[name].T), sizes) for name, sizes in STREAMS.items()]
     return np.stack(rows).astype(np.int16)
 

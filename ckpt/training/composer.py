@@ -57,7 +57,7 @@ def compose(style: Style, entries: list[str | int], rng: np.random.Generator) ->
 
 
 def _since(strokes: Iterable[int], frames: int) -> np.ndarray:
-    """Of each frame, how many have passed since the last stroke; −1 before the first."""
+    """Frames since the last stroke, for each frame; −1 before the first stroke."""
     age = np.full(frames, -1)
     for stroke in strokes:
         age[stroke:] = np.arange(frames - stroke)

@@ -34,7 +34,7 @@ def text(entries: list[str | int]) -> str:
 
 
 def notes(song: np.ndarray) -> list[tuple[int, int, int]]:
-    """Of each part of a song, int16 ``[8, T]``: which it is, how many notes its melody has, and how many frames."""
+    """Parts of a song, int16 ``[8, T]``: for each its kind, the notes of its melody and its frames."""
     fields = codes.unpack(song)
     melody, place = fields["melody"][:, 0], fields["place"][:, 0]
     begins = (melody != codes.SILENT_MELODY) & (melody % codes.MELODY_AGES == 0)

@@ -97,7 +97,7 @@ def untrained(seed: int) -> HeartMuLa:
 
 
 def finished(model: HeartMuLa) -> HeartMuLa:
-    """The same with every row in its place."""
+    """A copy with every row in its place."""
     for name in ("text_embeddings", "audio_embeddings"):
         parametrize.remove_parametrizations(model, name, leave_parametrized=True)
     for head in (model.head, *model.depth_heads):

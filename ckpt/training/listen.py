@@ -60,7 +60,7 @@ class Distance:
 
     @classmethod
     def between(cls, sound: np.ndarray, wanted: np.ndarray, rate: int) -> "Distance":
-        """Of stereo sounds ``[2, samples]``."""
+        """Features of stereo audio ``[2, samples]``."""
         noise = ((sound - wanted) ** 2).sum()
         left, right = sound.mean(0), wanted.mean(0)
         wanted_mel = log_mel(right, rate)

@@ -77,5 +77,5 @@ def train(
 
 
 def schedule(done: float) -> float:
-    """Of the full rate, by the share of the steps that are done."""
+    """Share of the full learning rate, given the share of the steps that are done."""
     return min(done / WARM_UP + 1e-3, 1.0) * (0.02 + 0.98 * math.cos(math.pi / 2 * done) ** 2)

@@ -47,7 +47,7 @@ class Timbre:
     sustain: float  # what is left in the end
 
     def gains(self, note: int, age: float) -> np.ndarray:
-        """Of the wheels for a tone (MIDI) that began `age` latents ago, ``[wheels]``."""
+        """Levels of the wheels for a tone (MIDI) that began `age` latents ago, ``[wheels]``."""
         found = np.zeros(len(WHEELS))
         attack = self.attack[int(age)] if age < len(self.attack) else 1.0
         for above, amplitude in self.overtones.items():

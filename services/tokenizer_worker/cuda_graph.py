@@ -1,6 +1,6 @@
-"""Work that is the same every time, recorded once and played again: a CUDA graph, where there is CUDA.
+"""CUDA graphs: work that is the same every time is recorded once and replayed.
 
-A frame is some 2,000 small kernels. Launched one by one from Python they take longer than they compute.
+A frame is some 2,000 small kernels. Launching them one by one from Python takes longer than computing them.
 """
 
 import logging
@@ -15,20 +15,20 @@ Work = Callable[[], None]
 Recorder = Callable[[Work], Work]
 """Records work without doing it, and returns how to do it again. Raises `RuntimeError` where that cannot be."""
 
-_FIRST = 2  # times that work is done unrecorded: it allocates, and many a lineup does not last longer
+_FIRST = 2  # times that work is done unrecorded: it allocates, and many batches do not last longer
 
 
 def cuda_graph(work: Work) -> Work:
     """A `Recorder` on the current CUDA device. What `work` allocates stays allocated as long as the recording lives."""
     graph = torch.cuda.CUDAGraph()
-    # Other threads may go on using CUDA meanwhile; they are none of this graph's business.
+    # Other threads may use CUDA meanwhile without becoming part of this graph.
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         work()
     return graph.replay
 
 
 class Recording:
-    """Does work over and over: unrecorded at first, then from a recording, for as long as its shapes are the same."""
+    """Repeats work: unrecorded at first, then by replaying a recording while its shapes stay the same."""
 
     possible = True  # until recording has failed in this process; then everything goes on unrecorded
     announced = False
@@ -50,7 +50,7 @@ class Recording:
         self._times += 1
 
     def forget(self) -> None:
-        """Give up what was recorded, and begin anew with whatever comes next."""
+        """Drop the recording; the next work starts a new one."""
         if self._play is not None and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             torch.cuda.synchronize()  # a graph must not go while it is played
         self._shapes, self._times, self._play = None, 0, None

@@ -18,7 +18,7 @@ from shared.errors import QueueFull, Unavailable
 from shared.nats.subjects import decode_subject, token_subject, work_subject
 from shared.schema.job import DecodeJob, Job, TokenJob
 from shared.schema.worker import Role
-from shared.tracing import carried
+from shared.tracing import conv_cache
 from shared.write_failures import write_failed
 
 _STREAM_FULL = 10077
@@ -43,7 +43,7 @@ async def queue_group(nc: Client, jobs: Sequence[Job]) -> list[int] | None:
         for number, job in enumerate(jobs, 1):
             subject = token_subject(job.request.priority, job.job_id)
             data = msgspec.json.encode(TokenJob(job_id=job.job_id, tenant=job.tenant))
-            headers = {"Nats-Batch-Id": batch, "Nats-Batch-Sequence": str(number)} | carried()
+            headers = {"Nats-Batch-Id": batch, "Nats-Batch-Sequence": str(number)} | conv_cache()
             if number < len(jobs):
                 await nc.publish(subject, data, headers=headers)
             else:
@@ -69,7 +69,7 @@ async def queue_decode(nc: Client, job: Job, tokens_key: str, frames: int) -> Pu
 async def _publish(nc: Client, role: Role, subject: str, order: TokenJob | DecodeJob) -> PubAck | None:
     # An id of its own: a song may come into the same queue again, within the window in which the server drops
     # repetitions of an id.
-    headers = {"Nats-Msg-Id": f"{order.job_id}:{secrets.token_hex(4)}"} | carried()
+    headers = {"Nats-Msg-Id": f"{order.job_id}:{secrets.token_hex(4)}"} | conv_cache()
     try:
         ack = await nc.jetstream().publish(subject, msgspec.json.encode(order), headers=headers)
         await nc.publish(work_subject(role))

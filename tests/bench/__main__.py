@@ -29,7 +29,7 @@ Row = dict[str, Any]
 
 
 class Worker:
-    """The other end of `tests.bench.worker`."""
+    """The calling side of `tests.bench.worker`."""
 
     def __init__(self, process: "subprocess.Popen[str]") -> None:
         self._process = process

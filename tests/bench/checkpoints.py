@@ -104,7 +104,7 @@ def frame_weights(config: LMConfig) -> int:
 
 
 def stack_weights(stack: Flavor) -> int:
-    """Of the matrices of all layers."""
+    """Weights in the matrices of all layers."""
     attention = 2 * stack.embed_dim * stack.head_dim * (stack.num_heads + stack.num_kv_heads)
     return stack.num_layers * (attention + 3 * stack.embed_dim * stack.intermediate_dim)
 
@@ -136,7 +136,7 @@ def _write(folder: Path, shapes: Iterable[tuple[str, torch.Size]], dtype: torch.
 
 
 def _random(pool: Tensor, name: str, shape: torch.Size) -> Tensor:
-    """Of a size that keeps activations near 1: matrices and kernels by their inputs, norms and magnitudes 1."""
+    """Scale that keeps activations near 1: matrices and kernels by their inputs, norms and magnitudes 1."""
     if len(shape) < 2 or name.endswith("original0"):
         return torch.full(shape, 0.25 if shape == (1,) else 0.0 if name.endswith("bias") else 1.0, dtype=pool.dtype)
     flat = torch.empty(shape.numel(), dtype=pool.dtype)

@@ -39,7 +39,7 @@ class Bench:
     stack: Stack
     http: httpx.AsyncClient
     nc: Client
-    ends: dict[str, float] = field(default_factory=dict)  # song → monotonic time at which its end was told
+    ends: dict[str, float] = field(default_factory=dict)  # song → monotonic time at which its end was published
     _ended: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def listen(self) -> None:

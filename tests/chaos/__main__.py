@@ -100,7 +100,7 @@ def plans(minutes: float) -> list[Plan]:
 
 
 def summary(seed: int, results: list[Result]) -> dict[str, object]:
-    """Of all runs together."""
+    """Summary of all runs together."""
     verdicts = [result.verdict for result in results]
     ends = sum((verdict.ends for verdict in verdicts), Counter[str]())
     broken = [line for verdict in verdicts for line in verdict.broken]

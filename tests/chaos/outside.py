@@ -125,7 +125,7 @@ class Outside:
                 if message.metadata.sequence.consumer != received:
                     return  # something was dropped on the way
                 self._last = message.metadata.sequence.stream
-                if message.data:  # else a song that was taken back: nobody was told of it
+                if message.data:  # else a song that was rolled back: no event was published
                     job = msgspec.json.decode(message.data, type=Job)
                     self.states.setdefault(job.job_id, []).append(job)
                 else:

@@ -33,7 +33,7 @@ class Part:
         self.name, self.settings = name, settings
         self.free = asyncio.Lock()  # one fault at a time
         self.deaths: dict[int, float] = {}  # when a process of it was killed, or seen to have ended by itself
-        self.crashes: list[str] = []  # ends that nobody asked for
+        self.crashes: list[str] = []  # ends that were not asked for
         module = "services.gateway" if role == "gateway" else f"services.{role}_worker"
         if role == "tokenizer" and settings.engine == "trivial":
             module = "tests.chaos.poisoned"  # the same engine, for which some songs are impossible
@@ -87,7 +87,7 @@ class Part:
 
     @property
     def pid(self) -> int:
-        """Of the process that runs, or ran last."""
+        """Process id of the part that runs, or ran last."""
         return self._process.pid
 
     async def _keep(self) -> None:
@@ -130,7 +130,7 @@ class Stack:
 
     @property
     def workers(self) -> list[Part]:
-        """Of both roles."""
+        """Workers of both roles."""
         return [*self.tokenizers, *self.codecs]
 
     @property
@@ -140,7 +140,7 @@ class Stack:
 
     @property
     def urls(self) -> list[str]:
-        """Of the gateways."""
+        """URLs of the gateways."""
         return [f"http://127.0.0.1:{part.settings.port}" for part in self.gateways]
 
     def tell(self, line: str) -> None:

@@ -73,7 +73,7 @@ def judge_records(verdict: Verdict, songs: Sequence[Taken], states: Mapping[str,
         if poisoned and (job.status != "failed" or not job.error):
             verdict.others.append(f"{name} is poison, but {job.status} with error {job.error}")
         if job.status == "cancelled" and song.wish.fault != "cancel":
-            verdict.others.append(f"{name} was cancelled by nobody")
+            verdict.others.append(f"{name} was cancelled without a request")
         ended = [index for index, state in enumerate(history) if state.status in ENDED]
         if ended[0] != len(history) - 1:
             changes = [state.status for state in history[ended[0] :]]
@@ -90,13 +90,13 @@ def judge_records(verdict: Verdict, songs: Sequence[Taken], states: Mapping[str,
 def judge_events(verdict: Verdict, songs: Sequence[Taken], events: Mapping[str, Sequence[AnyEvent]]) -> None:
     """One end a song; and what resuming saved, what it did not."""
     for song in songs:
-        told = events.get(song.job_id, [])
-        ends = {str(event.__struct_config__.tag) for event in told} & _END_KINDS
+        published = events.get(song.job_id, [])
+        ends = {str(event.__struct_config__.tag) for event in published} & _END_KINDS
         if len(ends) > 1:
-            verdict.duplicated.append(f"{song.wish.name} ({song.job_id}) was told to be {' and '.join(sorted(ends))}")
+            verdict.duplicated.append(f"{song.wish.name} ({song.job_id}) was reported as {' and '.join(sorted(ends))}")
         verdict.untold += not ends
         frames = 0
-        for event in told:
+        for event in published:
             now = frames
             if isinstance(event, Stage) and event.stage in ("generating", "paused"):
                 now = event.frames or 0
@@ -138,7 +138,7 @@ def judge_objects(
 def judge_queues(
     verdict: Verdict, songs: Sequence[Taken], left: Mapping[str, int], dead: Mapping[str, int], junk: Sequence[str]
 ) -> None:
-    """Nothing waits, and what nobody could use was put aside."""
+    """Nothing waits, and what could not be used was dead-lettered."""
     verdict.others += [f"left in a queue: {subject}" for subject in left]
     poisoned = [song.job_id for song in songs if song.wish.fault == "poison"]
     wanted = {dead_subject("tokenizer", name) for name in (*poisoned, *junk)}

@@ -45,7 +45,7 @@ class _Loop(asyncio.SelectorEventLoop):
 class _Contender(LeaseCandidate):
     """Its process may be stopped between looking at its deadline and writing."""
 
-    slow = False  # stays there until told otherwise
+    slow = False  # until set back
     about_to_write = False
 
     async def _write(self, state: str, ticket: int, timeout: float) -> int:

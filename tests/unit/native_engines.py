@@ -61,6 +61,6 @@ def live_tensors() -> tuple[int, int]:
 
 
 def resident_bytes() -> int:
-    """Of this process (RSS)."""
+    """Resident memory of this process (RSS)."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")

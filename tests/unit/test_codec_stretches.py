@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from services.codec_worker.engines.native import NativeCodec, noise
-from services.codec_worker.model import Carried, EulerSolver, HeartCodec, Schedule, WindowPlan, load_weights
+from services.codec_worker.model import ConvCache, EulerSolver, HeartCodec, Schedule, WindowPlan, load_weights
 from shared.model.checkpoint import Checkpoint, open_checkpoint
 
 DEMO = Path(__file__).parents[2] / "ckpt/demo"
@@ -36,9 +36,9 @@ def latents(checkpoint: Checkpoint) -> torch.Tensor:
 
 @pytest.mark.parametrize("length", [1, 7, 62, 149])
 def test_stretches_join_to_the_waveform_of_the_window(codec: HeartCodec, latents: torch.Tensor, length: int) -> None:
-    whole, carried = codec.scalar(latents), Carried()
+    whole, conv_cache = codec.scalar(latents), ConvCache()
     starts = range(0, LATENTS, length)
-    joined = torch.cat([codec.scalar(latents, at, min(at + length, LATENTS), carried) for at in starts], dim=1)
+    joined = torch.cat([codec.scalar(latents, at, min(at + length, LATENTS), conv_cache) for at in starts], dim=1)
     torch.testing.assert_close(joined, whole, atol=1e-6, rtol=1e-5)
 
 
@@ -47,10 +47,10 @@ def test_what_is_carried_is_the_same_after_every_stretch_of_any_length(
 ) -> None:
     sizes = set()
     for length in (25, 75):
-        carried = Carried()
+        conv_cache = ConvCache()
         for start in range(0, LATENTS, length):
-            codec.scalar(latents, start, start + length, carried)
-            sizes.add(sum(tensor.untyped_storage().nbytes() for tensor in carried._last.values()))
+            codec.scalar(latents, start, start + length, conv_cache)
+            sizes.add(sum(tensor.untyped_storage().nbytes() for tensor in conv_cache._last.values()))
     assert len(sizes) == 1
 
 

@@ -1,4 +1,4 @@
-"""When a client is told to come again."""
+"""When a client is asked to try again."""
 
 import time
 from types import SimpleNamespace

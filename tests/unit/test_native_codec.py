@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from services.codec_worker.engines.native import NativeCodec
 from services.codec_worker.model import HeartCodec, load_weights
-from services.codec_worker.model.waveform_decoder import ScalarDecoder
+from services.codec_worker.model.waveform_decoder import WaveformDecoder
 from shared.errors import ConfigError, DeviceFull, PhaseError
 from shared.model.checkpoint import Checkpoint, open_checkpoint
 from tests.unit.native_engines import live_tensors, resident_bytes
@@ -113,7 +113,7 @@ def test_a_song_that_fails_is_gone_while_its_error_is_kept(
         if step.done == 11:  # of 10 for the latents
             break
     assert live_tensors() > before
-    monkeypatch.setattr(ScalarDecoder, "forward", fail)
+    monkeypatch.setattr(WaveformDecoder, "forward", fail)
     with pytest.raises(seen, match="here") as kept:
         list(steps)
     assert live_tensors() == before

@@ -1,4 +1,4 @@
-"""Frames that are recorded and played again, frames in the air between two steps, frames as one compiled function.
+"""Frames that are recorded and played again, frames pending between two steps, frames as one compiled function.
 
 On CUDA the recorder is a CUDA graph. Here it is a trace of every operation, which plays the same operations on the same
 tensors: whatever the host had decided while it was recorded, it would decide again.
@@ -30,9 +30,9 @@ class Tracer:
         self.recorded = self.played = 0
 
     def __call__(self, work: Work) -> Work:
-        lineup = self.engine._lineup
-        assert lineup is not None
-        changing = [lineup.positions, lineup.counters, lineup.embedded]
+        batch = self.engine._batch
+        assert batch is not None
+        changing = [batch.positions, batch.counters, batch.embedded]
         before = [tensor.clone() for tensor in changing]
         graph = make_fx(work)()  # does the work as well, which a CUDA graph does not
         for tensor, value in zip(changing, before, strict=True):
@@ -123,7 +123,7 @@ def test_a_device_that_is_full_while_recording_costs_no_song_a_frame() -> None:
 
 
 def ahead(slots: int = 1) -> NativeEngine:
-    """An engine that leaves a frame in the air, as on CUDA."""
+    """An engine that leaves a frame pending, as on CUDA."""
     engine = ready(DEMO, slots=slots)
     engine._ahead = 1
     return engine
@@ -148,8 +148,8 @@ def test_the_first_frame_of_a_song_comes_with_the_second_step() -> None:
         assert np.array_equal(np.stack(made, axis=1), alone)
 
 
-def test_frames_in_the_air_are_nobody_elses() -> None:
-    """Of a song that was dropped and begun anew under its name, or by another engine from where the host was."""
+def test_pending_frames_reach_only_the_song_they_were_made_for() -> None:
+    """A song is dropped and begun again under its name, or by another engine from the last frame on the host."""
     song = Song(prompt=prompt_of(DEMO), max_frames=12, topk=5, seed=3)
     alone = generate(ready(DEMO), song)
     engine = ahead(2)
@@ -157,7 +157,7 @@ def test_frames_in_the_air_are_nobody_elses() -> None:
     engine.admit("song", song)
     made = [frame for frame in [engine.step().get("song") for _ in range(5)] if frame is not None]
     assert len(made) == 4
-    engine.drop("song")  # the fifth is in the air
+    engine.drop("song")  # the fifth is pending
     engine.admit("song", song, np.stack(made, axis=1))
     while len(made) < 12:
         if (frame := engine.step().get("song")) is not None:

@@ -1,4 +1,4 @@
-"""The rule of turns: whatever comes and whenever, nobody waits for ever and models are not swapped for nothing."""
+"""The rule of turns: whatever comes and whenever, no song waits for ever and models are not swapped for nothing."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -28,7 +28,7 @@ def test_every_situation_has_a_decision_that_makes_sense(now: Situation) -> None
     if decision is Decision.GO_ON:
         assert now.running, "a device must not be held for nothing"
     if decision is Decision.YIELD and now.running:
-        assert now.wanted is not None, "songs must not be paused for nobody"
+        assert now.wanted is not None, "songs must not be paused for no other"
         assert now.held >= SLICE, "a swap costs more than a short turn is worth"
     if now.wanted is not None and now.wanted >= SLICE and now.held >= SLICE:
         assert decision is Decision.YIELD, "who has waited for a slice gets the device"

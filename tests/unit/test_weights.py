@@ -274,8 +274,8 @@ def test_without_page_locking_weights_move_all_the_same(
 
 
 @pytest.mark.parametrize(
-    ("raised", "told"), [(torch.OutOfMemoryError, DeviceFull), (torch.AcceleratorError, DeviceBroken)]
+    ("raised", "mapped"), [(torch.OutOfMemoryError, DeviceFull), (torch.AcceleratorError, DeviceBroken)]
 )
-def test_what_a_driver_raises_is_told_apart(raised: type[Exception], told: type[Exception]) -> None:
-    with pytest.raises(told, match="why"), device_memory():
+def test_what_a_driver_raises_is_mapped(raised: type[Exception], mapped: type[Exception]) -> None:
+    with pytest.raises(mapped, match="why"), device_memory():
         raise raised("why")

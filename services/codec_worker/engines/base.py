@@ -1,4 +1,4 @@
-"""What a codec engine is. It knows tensors, and nothing of NATS, S3 or HTTP."""
+"""The interface of a codec engine: token frames in, audio out. An engine knows nothing of NATS, S3 or HTTP."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class DecodeStep:
-    """One step's outcome."""
+    """The result of one step."""
 
     done: int  # steps finished, this one included
     total: int  # steps that the song takes
@@ -17,7 +17,7 @@ class DecodeStep:
 
 
 class CodecEngine(Protocol):
-    """Makes audio from token frames. Plain and synchronous; run it in a thread of its own."""
+    """Makes audio from token frames. Synchronous: run it in a thread of its own."""
 
     sample_rate: int  # Hz
 
@@ -39,7 +39,7 @@ class CodecEngine(Protocol):
         """Move the weights to host memory and give the device's memory back."""
 
     def decode(self, codes: np.ndarray, *, seed: int) -> Iterator[DecodeStep]:
-        """Decode int16 codes ``[8, L]``; every ``next()`` runs one Euler step or one stretch of the scalar decoder.
+        """Decode int16 codes ``[8, L]``; every ``next()`` runs one Euler step or one stretch of the waveform decoder.
 
         The audio of all steps together has ``floor(L · 2 / 25 · sample_rate)`` samples a channel.
         """

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from services.codec_worker.engines.base import DecodeStep
-from services.codec_worker.model import Carried, EulerSolver, HeartCodec, Schedule, Splicer, WindowPlan, load_weights
+from services.codec_worker.model import ConvCache, EulerSolver, HeartCodec, Schedule, Splicer, WindowPlan, load_weights
 from services.codec_worker.model.flow_matching import GUIDANCE, STEPS
 from shared.errors import DeviceFull, PhaseError
 from shared.model.checkpoint import Checkpoint
 from shared.model.weights import Weights, device_memory
 
-STRETCH = 62  # latents that the scalar decoder takes at once: a twelfth of a window
+STRETCH = 62  # latents that the waveform decoder takes at once: a twelfth of a window
 
 
 class NativeCodec:
@@ -44,7 +44,7 @@ class NativeCodec:
 
     @property
     def work_bytes(self) -> int:
-        """Of one window."""
+        """Bytes that one window needs beside the weights; an upper estimate."""
         return self._model.work_bytes(2 * self._plan(1).window, STRETCH)
 
     def load(self) -> None:
@@ -95,14 +95,14 @@ class NativeCodec:
                 self._advance(solver)
                 done += 1
                 yield DecodeStep(done, total)
-            context, carried = solver.latents[-plan.context :], Carried()
+            context, conv_cache = solver.latents[-plan.context :], ConvCache()
             for start in stretches[index]:
                 stop = min(start + STRETCH, stretches[index].stop)
-                audio = splicer.add(self._waveform(solver.latents, start, stop, carried))
+                audio = splicer.add(self._waveform(solver.latents, start, stop, conv_cache))
                 done += 1
                 yield DecodeStep(done, total, audio)
 
-    # Inference mode is entered within each step: around a generator it would leak into whoever runs it.
+    # Inference mode is entered within each step: around a generator it would leak into its caller.
 
     @torch.inference_mode()
     def _begin(self, codes: np.ndarray, noise: Tensor, context: Tensor, schedule: Schedule) -> EulerSolver:
@@ -114,8 +114,8 @@ class NativeCodec:
         solver.step()
 
     @torch.inference_mode()
-    def _waveform(self, latents: Tensor, start: int, stop: int, carried: Carried) -> np.ndarray:
-        waveform: np.ndarray = self._model.scalar(latents, start, stop, carried).cpu().numpy()
+    def _waveform(self, latents: Tensor, start: int, stop: int, conv_cache: ConvCache) -> np.ndarray:
+        waveform: np.ndarray = self._model.scalar(latents, start, stop, conv_cache).cpu().numpy()
         return waveform
 
 

@@ -125,7 +125,7 @@ class Modulation:
     second_embedding: Tensor  # [steps, 1, 2D]
 
     def to(self, device: torch.device) -> "Modulation":
-        """The same on a device."""
+        """A copy on a device."""
         return Modulation(*(getattr(self, field.name).to(device) for field in fields(self)))
 
 
@@ -153,7 +153,7 @@ class Estimator(nn.Module):
         self.register_buffer("wide_table", rope_table(2 * head_dim), persistent=False)
 
     def modulation(self, times: Tensor) -> Modulation:
-        """For the times ``[steps]`` of a schedule, which lie where the time embeddings do."""
+        """Modulation for the times ``[steps]`` of a schedule, on the device of the time embeddings."""
         features = time_features(times)
         return Modulation(*self.adaln_single(features), *self.adaln_single_2(features))
 

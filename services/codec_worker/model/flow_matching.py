@@ -13,7 +13,7 @@ SIGMA_MIN = 1e-6
 
 
 class Schedule:
-    """The times of the Euler steps and all that depends on them alone; shared by all windows."""
+    """The times of the Euler steps and everything that depends on them alone; shared by all windows."""
 
     def __init__(self, estimator: Estimator, steps: int = STEPS) -> None:
         ends = torch.linspace(0, 1, steps + 1)
@@ -30,7 +30,7 @@ class Schedule:
         self.modulation: Modulation = estimator.modulation(self.times)
 
     def to(self, device: torch.device) -> "Schedule":
-        """The same with its modulation on a device."""
+        """A copy with its modulation on a device."""
         moved = copy(self)
         moved.modulation = self.modulation.to(device)
         return moved

@@ -1,11 +1,11 @@
-"""HeartCodec's weights, as far as decoding needs them."""
+"""HeartCodec's decoder: the weights that decoding needs."""
 
 import torch
 from torch import nn
 
 from services.codec_worker.model.estimator import Estimator
 from services.codec_worker.model.quantizer import Quantizer
-from services.codec_worker.model.waveform_decoder import ScalarDecoder
+from services.codec_worker.model.waveform_decoder import WaveformDecoder
 from shared.model.checkpoint import CodecConfig
 
 
@@ -20,11 +20,11 @@ class HeartCodec(nn.Module):
         self.config = config
         self.quantizer = Quantizer(config)
         self.estimator = Estimator(config, dtype)
-        self.scalar = ScalarDecoder(config)
+        self.scalar = WaveformDecoder(config)
 
     @property
     def weight_bytes(self) -> int:
-        """Of all parameters."""
+        """Bytes of all parameters."""
         return sum(p.nbytes for p in self.parameters())
 
     @property

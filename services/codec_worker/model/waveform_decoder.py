@@ -1,7 +1,7 @@
-"""The scalar decoder: latents to waveform, by transposed and dilated causal convolutions. Always in fp32.
+"""The waveform decoder (the checkpoint's ScalarModel): latents to waveform by causal convolutions, always in fp32.
 
-It runs in stretches of any length: each convolution carries over the last of its inputs, so that stretch by stretch it
-computes what it would compute at once. Activations are ``[channels, T, width]``.
+It runs in stretches of any length: each convolution keeps the last of its inputs, so that stretches give the same
+samples as a single pass. Activations are ``[channels, T, width]``.
 """
 
 import torch
@@ -15,8 +15,8 @@ LEVELS = 9
 DILATIONS = (1, 3, 5, 7, 9)
 
 
-class Carried:
-    """The last inputs of every convolution of one window, for its next stretch; zeros at the window's start."""
+class ConvCache:
+    """The last inputs of every convolution of a window, for its next stretch; zeros at the window's start."""
 
     def __init__(self) -> None:
         self._last: dict[nn.Module, Tensor] = {}  # [channels, reach, width]
@@ -49,9 +49,9 @@ class Convolution(nn.Module):
         """``[channels, reach + T, inputs]`` → ``[channels, T, outputs]``."""
         return convolve(x, self.weight, self.bias, dilation=self.dilation)
 
-    def forward(self, x: Tensor, carried: Carried) -> Tensor:
+    def forward(self, x: Tensor, conv_cache: ConvCache) -> Tensor:
         """Causally: ``[channels, T, inputs]`` → ``[channels, T, outputs]``."""
-        return self.convolve(carried.extend(self, x, self.reach) if self.reach else x)
+        return self.convolve(conv_cache.extend(self, x, self.reach) if self.reach else x)
 
 
 class Upsampling(nn.Module):
@@ -65,9 +65,9 @@ class Upsampling(nn.Module):
         self.weight = nn.Parameter(torch.empty(2 * stride, outputs, inputs))
         self.bias = nn.Parameter(torch.empty(outputs))
 
-    def forward(self, x: Tensor, carried: Carried) -> Tensor:
+    def forward(self, x: Tensor, conv_cache: ConvCache) -> Tensor:
         """``[channels, T, inputs]`` → ``[channels, T · stride, outputs]``."""
-        x = carried.extend(self, x, 1)
+        x = conv_cache.extend(self, x, 1)
         here, before = self.weight.flatten(0, 1).chunk(2)  # [stride · outputs, inputs]
         y = F.linear(x[:, 1:], here, self.bias.repeat(len(self.weight) // 2))
         y += F.linear(x[:, :-1], before)
@@ -96,15 +96,15 @@ class ResidualUnit(nn.Module):
         self.activation1 = Activation()
         self.activation2 = Activation()
 
-    def forward(self, x: Tensor, carried: Carried) -> Tensor:
+    def forward(self, x: Tensor, conv_cache: ConvCache) -> Tensor:
         """``[channels, T, width]``, unchanged in shape."""
-        h: Tensor = self.activation1(self.conv1(x, carried))
-        h = self.activation2(self.conv2(h, carried))
+        h: Tensor = self.activation1(self.conv1(x, conv_cache))
+        h = self.activation2(self.conv2(h, conv_cache))
         h += x
         return h
 
 
-class Stage(nn.Module):
+class UpsamplingBlock(nn.Module):
     """One upsampling factor: a transposed convolution and five residual units."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, residual_kernel: int) -> None:
@@ -112,16 +112,16 @@ class Stage(nn.Module):
         self.up_conv = Upsampling(inputs, outputs, stride)
         self.convs = nn.ModuleList(ResidualUnit(outputs, residual_kernel, dilation) for dilation in DILATIONS)
 
-    def forward(self, x: Tensor, carried: Carried) -> Tensor:
+    def forward(self, x: Tensor, conv_cache: ConvCache) -> Tensor:
         """``[channels, T, inputs]`` → ``[channels, T · stride, outputs]``."""
-        x = self.up_conv(x, carried)
+        x = self.up_conv(x, conv_cache)
         for unit in self.convs:
-            x = unit(x, carried)
+            x = unit(x, conv_cache)
         return x
 
 
 class Repeat(nn.Module):
-    """Every sample several times, then a smoothing convolution."""
+    """Repeats every sample several times, then smooths with a convolution."""
 
     def __init__(self, channels: int, kernel: int, times: int) -> None:
         super().__init__()
@@ -129,48 +129,48 @@ class Repeat(nn.Module):
         self.activation = Activation()
         self.times = times
 
-    def forward(self, x: Tensor, carried: Carried) -> Tensor:
+    def forward(self, x: Tensor, conv_cache: ConvCache) -> Tensor:
         """``[channels, T, width]`` → ``[channels, T · times, width]``."""
-        smoothed: Tensor = self.activation(self.conv(x.repeat_interleave(self.times, dim=1), carried))
+        smoothed: Tensor = self.activation(self.conv(x.repeat_interleave(self.times, dim=1), conv_cache))
         return smoothed
 
 
-class ScalarDecoder(nn.Module):
-    """Latents of a window → its waveform."""
+class WaveformDecoder(nn.Module):
+    """Turns the latents of a window into its waveform."""
 
     def __init__(self, config: CodecConfig) -> None:
         super().__init__()
         widths = [config.init_channel << n for n in range(len(config.upsample_factors), -1, -1)]
         layers: list[nn.Module] = [Convolution(config.latent_hidden_dim, widths[0], config.delay_kernel_size)]
         for n, factor in enumerate(config.upsample_factors):
-            layers.append(Stage(widths[n], widths[n + 1], factor, config.res_kernel_size))
+            layers.append(UpsamplingBlock(widths[n], widths[n + 1], factor, config.res_kernel_size))
         if config.num_samples > 1:
             layers.append(Repeat(widths[-1], config.default_kernel_size, config.num_samples))
         layers.append(Convolution(widths[-1], 1, config.default_kernel_size))
         self.decoder = nn.ModuleList(layers)
 
     def forward(
-        self, latents: Tensor, start: int = 0, stop: int | None = None, carried: Carried | None = None
+        self, latents: Tensor, start: int = 0, stop: int | None = None, conv_cache: ConvCache | None = None
     ) -> Tensor:
-        """Of a window's latents ``[T, 256]`` fp32, those from `start` to `stop` → ``[2, samples]`` fp32.
+        """Decode the latents from `start` to `stop` of a window, ``[T, 256]`` fp32, to ``[2, samples]`` fp32.
 
-        The halves of a latent are the two stereo channels. `carried` comes from the call that ended at `start`, or is
-        new where a window begins.
+        The halves of a latent are the two stereo channels. `conv_cache` comes from the call that ended at `start`;
+        at the start of a window it is new.
         """
         stop = len(latents) if stop is None else stop
-        carried = Carried() if carried is None else carried
+        conv_cache = ConvCache() if conv_cache is None else conv_cache
         first = self.decoder[0]
         assert isinstance(first, Convolution)
-        side = first.reach // 2  # this one convolution looks ahead as far as it looks back
+        side = first.reach // 2  # only this convolution is not causal: it looks ahead as far as it looks back
         low, high = max(0, start - side), min(len(latents), stop + side)
         x = latents[low:high].view(high - low, 2, -1).transpose(0, 1)  # [2, T, 128]
-        return self.waveform(F.pad(x, (0, 0, side - (start - low), side - (high - stop))), carried)
+        return self.waveform(F.pad(x, (0, 0, side - (start - low), side - (high - stop))), conv_cache)
 
-    def waveform(self, x: Tensor, carried: Carried) -> Tensor:
+    def waveform(self, x: Tensor, conv_cache: ConvCache) -> Tensor:
         """Channels of latents and of two neighbours on each side, ``[rows, 2 + T + 2, 128]`` → ``[rows, samples]``."""
         first, *layers = self.decoder
         assert isinstance(first, Convolution)
         x = first.convolve(torch.round(LEVELS * x) / LEVELS)
         for layer in layers:
-            x = layer(x, carried)
+            x = layer(x, conv_cache)
         return x[..., 0]

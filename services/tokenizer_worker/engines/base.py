@@ -1,4 +1,4 @@
-"""What a token engine is. It knows tensors, and nothing of NATS, S3 or HTTP."""
+"""The interface of a token engine: tensors in, frames out. An engine knows nothing of NATS, S3 or HTTP."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -10,7 +10,7 @@ from shared.model.prompt import Prompt
 
 @dataclass(frozen=True, kw_only=True)
 class Song:
-    """What an engine needs to know of a song."""
+    """A song as an engine sees it."""
 
     prompt: Prompt
     max_frames: int  # 80 ms each, at least 1
@@ -21,7 +21,7 @@ class Song:
 
 
 class TokenEngine(Protocol):
-    """Makes frames for up to `slots` songs at once. Plain and synchronous; run it in a thread of its own.
+    """Makes frames for up to `slots` songs at once. Synchronous: run it in a thread of its own.
 
     Order of calls: `load` once; then turns of `to_device`, any number of `admit` / `step` / `drop`, `to_host`.
     """
@@ -47,8 +47,8 @@ class TokenEngine(Protocol):
     def admit(self, song_id: str, song: Song, frames: np.ndarray | None = None) -> None:
         """Take a song into the batch: allocate its caches and prefill its prompt.
 
-        With `frames`, int16 ``[8, T]`` made before (by this engine or another one like it), the song goes on after
-        them, as if it had never been interrupted. Raises `DeviceFull` when the batch as it is leaves no room; then
+        With `frames`, int16 ``[8, T]`` made earlier (by this engine or an equal one), the song continues after them
+        as if it had never been interrupted. Raises `DeviceFull` when the batch as it is leaves no room; then
         the song is not in it and nothing else has changed. Raises `ValueError` when there is no free slot, the id is
         taken, or `check_frames` finds the frames damaged.
         """
@@ -68,6 +68,6 @@ class TokenEngine(Protocol):
 def check_frames(frames: np.ndarray, codebooks: int, codes: int) -> None:
     """Raises `ValueError` unless `frames` are int16 ``[codebooks, T]`` of codes below `codes`, as an engine makes."""
     if frames.dtype != np.int16 or frames.ndim != 2 or len(frames) != codebooks:
-        raise ValueError(f"frames to go on from are {frames.dtype} {list(frames.shape)}, not int16 [{codebooks}, T]")
+        raise ValueError(f"frames to continue from are {frames.dtype} {list(frames.shape)}, not int16 [{codebooks}, T]")
     if ((frames < 0) | (frames >= codes)).any():
-        raise ValueError(f"frames to go on from hold codes {frames.min()} to {frames.max()}, not 0 to {codes - 1}")
+        raise ValueError(f"frames to continue from hold codes {frames.min()} to {frames.max()}, not 0 to {codes - 1}")

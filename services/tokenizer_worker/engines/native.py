@@ -10,7 +10,7 @@ from torch import Tensor
 
 from services.tokenizer_worker.cuda_graph import Recording, cuda_graph
 from services.tokenizer_worker.engines.base import Song, check_frames
-from services.tokenizer_worker.model import HeartMuLa, KVCache, Lineup, Sampler, counter, load_weights
+from services.tokenizer_worker.model import BatchTensors, HeartMuLa, KVCache, Sampler, counter, load_weights
 from shared.errors import PhaseError, SongError
 from shared.model.checkpoint import Checkpoint
 from shared.model.weights import Weights, device_memory
@@ -25,9 +25,9 @@ _EXTENT = 256
 
 @dataclass(kw_only=True, eq=False)
 class SongState:
-    """All that changes while a song is made. Nothing else is needed to make its next frame.
+    """Everything that changes while a song is made, and all that its next frame needs.
 
-    Tensors are on the device; once the song is in a lineup they are views of the lineup's.
+    Tensors are on the device; once the song is in a batch they are views of the batch's tensors.
     """
 
     song: Song
@@ -35,22 +35,22 @@ class SongState:
     position: Tensor  # int64 [], the next one to be fed
     counter: Tensor  # int64 [], of the noise of the next frame
     embedded: Tensor  # [rows, D], what is fed next
-    launched: int  # frames that the device has made, or is about to
-    landed: int  # of those, how many the host has seen
+    launched: int  # frames that the device has made or was asked to make
+    received: int  # frames of these that have reached the host
 
 
 @dataclass(kw_only=True, eq=False)
-class Flight:
-    """A frame of all songs on its way from the device."""
+class PendingFrame:
+    """A frame of every song in the batch that the device was asked for and the host has not received."""
 
     states: list[SongState]
     codes: Tensor  # int64 [songs, codebooks], on the host
-    arrival: torch.cuda.Event | None  # None: it has arrived
+    copied: torch.cuda.Event | None  # None: the codes are on the host already
 
-    def land(self) -> np.ndarray:
-        """int16 ``[songs, codebooks]``. Waits for the device."""
-        if self.arrival is not None:
-            self.arrival.synchronize()
+    def receive(self) -> np.ndarray:
+        """Wait for the device and return the codes, int16 ``[songs, codebooks]``."""
+        if self.copied is not None:
+            self.copied.synchronize()
         return self.codes.numpy().astype(np.int16)
 
 
@@ -58,19 +58,18 @@ class NativeEngine:
     """A `TokenEngine` that runs the official weights on the CPU or one CUDA device.
 
     A step makes a frame of all songs at once. Rows of a batch share the weights and nothing else, so a song's frames do
-    not depend on the others; in another company sums may be added in another order, which in float32 tips no choice
-    but between logits that are equal to some six digits.
+    not depend on the others. In another batch sums may be added in another order, which in float32 changes a choice
+    only between logits that agree to about six digits.
 
-    On CUDA the device makes the next frame while the host still handles the last: a step returns what the step before
-    began, so that a song's first frame comes with its second step. Frames are recorded as CUDA graphs.
+    On CUDA the device makes the next frame while the host handles the last one: a step returns the frame that the
+    step before it started, so a song's first frame comes with its second step. Frames are recorded as CUDA graphs.
 
     `dtype` is float32, bfloat16 or float16; the stacks named in `int8` ("backbone", "decoder") keep their weights as
     int8. A song has at most `max_frames` frames in all, its first included; the reference makes one more. It ends
     before the first frame in which any code is `audio_eos_id` or above, even if that is its very first (the reference
     does not look at that one). Other codes outside the codec's codebooks pass.
 
-    Methods that allocate on the device raise `DeviceFull`. An error keeps none of a song's tensors, however long it is
-    kept itself.
+    Methods that allocate on the device raise `DeviceFull`. Errors hold no reference to a song's tensors.
     """
 
     def __init__(
@@ -92,10 +91,10 @@ class NativeEngine:
         self._next_frame = torch.compile(self._model.next_frame) if compiled else self._model.next_frame
         self._weights = Weights(self._model, self._device, host_only=_HOST_ONLY)
         self._songs: dict[str, SongState] = {}
-        self._going: list[SongState] = []  # those of the lineup, as its rows lie: the ones with guidance first
-        self._lineup: Lineup | None = None  # until the first step after a song has left
-        self._flights: deque[Flight] = deque()
-        self._ahead = 1 if self._device.type == "cuda" else 0  # frames that stay in the air between two steps
+        self._going: list[SongState] = []  # the songs of the batch in the order of its rows: those with guidance first
+        self._batch: BatchTensors | None = None  # until the first step after a song has left
+        self._pending: deque[PendingFrame] = deque()
+        self._ahead = 1 if self._device.type == "cuda" else 0  # frames that stay pending between two steps
         self._recording = Recording(cuda_graph if self._device.type == "cuda" else None)
 
     @property
@@ -104,7 +103,7 @@ class NativeEngine:
         return self._weights.nbytes
 
     def song_bytes(self, song: Song) -> int:
-        """Bytes of a `SongState` and its part of the `Lineup`.
+        """Bytes of a `SongState` and of its rows of the `BatchTensors`.
 
         Activations come on top: those of a frame of all songs, and 512 positions' worth at `admit`.
         """
@@ -127,8 +126,8 @@ class NativeEngine:
     def to_host(self) -> None:
         """Forget the songs and the device's copy of the weights. Fine to call at any time."""
         self._songs.clear()
-        self._flights.clear()
-        self._disband()
+        self._pending.clear()
+        self._dissolve_batch()
         self._weights.to_host()
 
     @device_memory()
@@ -136,9 +135,9 @@ class NativeEngine:
     def admit(self, song_id: str, song: Song, frames: np.ndarray | None = None) -> None:
         """Allocate the song's caches at their full size and prefill all positions but the last: a step begins there.
 
-        In float32 a song that goes on has the frames that it would have had. In bfloat16 sums in another order may tip
-        a choice: on the two small checkpoints, when songs were still stepped one by one, logits were off by at most 2 %
-        of the largest, and 12 of 105 songs came out different, from the 1st to the 127th frame after the interruption.
+        In float32 a resumed song gets the frames that it would have got. In bfloat16 sums in another order may change a
+        choice: on the two small checkpoints, songs stepped one at a time, logits differed by at most 2 % of the
+        largest, and 12 of 105 songs came out different, from the 1st to the 127th frame after the interruption.
 
         Raises `SongError` when prompt and frames exceed the model's positions, `PhaseError` when the weights are not
         on the device.
@@ -163,9 +162,9 @@ class NativeEngine:
             counter=torch.tensor(counter(song.seed, len(made)), device=self._device),
             embedded=_prefill(model, song, made, cache),
             launched=len(made),
-            landed=len(made),
+            received=len(made),
         )
-        self._line_up([*self._songs.values(), state])
+        self._form_batch([*self._songs.values(), state])
         self._songs[song_id] = state
 
     @device_memory()
@@ -178,13 +177,13 @@ class NativeEngine:
             self._launch(going)
         names = {state: name for name, state in self._songs.items()}
         frames: dict[str, np.ndarray | None] = {
-            name: None for name, state in self._songs.items() if state.landed == state.song.max_frames
+            name: None for name, state in self._songs.items() if state.received == state.song.max_frames
         }
-        if len(self._flights) > self._ahead or (self._flights and not going):
-            flight = self._flights.popleft()
-            for state, codes in zip(flight.states, flight.land(), strict=True):
+        if len(self._pending) > self._ahead or (self._pending and not going):
+            pending = self._pending.popleft()
+            for state, codes in zip(pending.states, pending.receive(), strict=True):
                 if state in names:  # it has not been dropped meanwhile
-                    state.landed += 1
+                    state.received += 1
                     frames[names[state]] = None if (codes >= self._checkpoint.gen.audio_eos_id).any() else codes
         for name, frame in frames.items():
             if frame is None:
@@ -192,15 +191,15 @@ class NativeEngine:
         return frames
 
     def drop(self, song_id: str) -> None:
-        """Works on the device or off it."""
+        """Fine on the device and off it."""
         if self._songs.pop(song_id, None) is not None:
-            self._disband()
+            self._dissolve_batch()
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()
 
-    def _line_up(self, states: list[SongState]) -> None:
-        """Let these songs be made together. Until that is sure to be possible, they stay as they are."""
-        self._disband()  # its memory first
+    def _form_batch(self, states: list[SongState]) -> None:
+        """Put these songs into one batch. They change only once everything has been allocated."""
+        self._dissolve_batch()  # its memory first
         states = sorted(states, key=lambda state: -_rows(state.song))
         guided = [state for state in states if _rows(state.song) == 2]
         songs = [state.song for state in states]
@@ -211,7 +210,7 @@ class NativeEngine:
             self._device,
         )
         books = self._checkpoint.lm.num_codebooks
-        lineup = Lineup(
+        batch = BatchTensors(
             caches=[state.cache for state in states],
             depth_cache=self._model.depth_cache(len(states) + len(guided)),
             sampler=sampler,
@@ -221,33 +220,33 @@ class NativeEngine:
             codes=torch.empty(len(states), books, dtype=torch.int64, device=self._device),
         )
         for index, state in enumerate(states):
-            state.position, state.counter = lineup.positions[index], lineup.counters[index]
-            state.embedded = lineup.embedded[index :: len(states)]
-        self._lineup, self._going = lineup, states
+            state.position, state.counter = batch.positions[index], batch.counters[index]
+            state.embedded = batch.embedded[index :: len(states)]
+        self._batch, self._going = batch, states
 
-    def _disband(self) -> None:
+    def _dissolve_batch(self) -> None:
         self._recording.forget()
-        self._lineup, self._going = None, []
+        self._batch, self._going = None, []
 
     def _launch(self, going: list[SongState]) -> None:
-        """Let the device make the next frame of these songs. When that fails they are as they were before."""
-        if self._lineup is None or len(self._going) != len(going):
-            self._line_up(going)
-        lineup, states = self._lineup, self._going
-        assert lineup is not None
+        """Start the next frame of these songs on the device. After an error they are as they were before."""
+        if self._batch is None or len(self._going) != len(going):
+            self._form_batch(going)
+        batch, states = self._batch, self._going
+        assert batch is not None
         furthest = max(state.song.prompt.length + state.launched for state in states)  # positions, the next included
         seen = -(-furthest // _EXTENT) * _EXTENT
-        # No closure: the frame of one that raised would keep the lineup for as long as the error is kept.
-        self._recording.run(functools.partial(self._next_frame, lineup, seen), shapes=seen)
-        arrival = None
+        # No closure: the stack frame in an error's traceback would keep the batch alive.
+        self._recording.run(functools.partial(self._next_frame, batch, seen), shapes=seen)
+        copied = None
         if self._device.type == "cuda":
-            codes = torch.empty(lineup.codes.shape, dtype=torch.int64, pin_memory=True)
-            codes.copy_(lineup.codes, non_blocking=True)
-            arrival = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            arrival.record()
+            codes = torch.empty(batch.codes.shape, dtype=torch.int64, pin_memory=True)
+            codes.copy_(batch.codes, non_blocking=True)
+            copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            copied.record()
         else:
-            codes = lineup.codes.clone()
-        self._flights.append(Flight(states=states, codes=codes, arrival=arrival))
+            codes = batch.codes.clone()
+        self._pending.append(PendingFrame(states=states, codes=codes, copied=copied))
         for state in states:
             state.launched += 1
 
@@ -258,7 +257,7 @@ class NativeEngine:
 
 
 def _rows(song: Song) -> int:
-    """A conditional row and, unless guidance leaves it as it is, an unconditional one."""
+    """Rows that a song takes: a conditional one and, with guidance, an unconditional one."""
     return 1 if song.cfg_scale == 1 else 2
 
 
@@ -266,7 +265,7 @@ def _prefill(model: HeartMuLa, song: Song, frames: Tensor, cache: KVCache) -> Te
     """Feed the prompt and frames, int64 ``[T, 8]``, up to the last position: its embedding, ``[rows, D]``.
 
     The prompt goes by itself, so that its part of the cache is, to the bit, what it was when the song began. In the
-    unconditional row all of its positions are alike, and are computed once.
+    unconditional row all positions are equal and are computed once.
     """
     rows, length = _rows(song), song.prompt.length
     prompt = model.embed_prompt(song.prompt.tags, song.prompt.lyrics, rows)  # [rows, P, D]

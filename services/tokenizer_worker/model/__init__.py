@@ -3,9 +3,9 @@
 It holds weights and computes; songs, devices and turns are the engine's business.
 """
 
-from services.tokenizer_worker.model.heartmula import HeartMuLa, Lineup
+from services.tokenizer_worker.model.heartmula import BatchTensors, HeartMuLa
 from services.tokenizer_worker.model.llama import KVCache
 from services.tokenizer_worker.model.loading import load_weights
 from services.tokenizer_worker.model.sampling import Sampler, counter
 
-__all__ = ["HeartMuLa", "KVCache", "Lineup", "Sampler", "counter", "load_weights"]
+__all__ = ["BatchTensors", "HeartMuLa", "KVCache", "Sampler", "counter", "load_weights"]

@@ -17,8 +17,8 @@ Choose = Callable[[int, Tensor], Tensor]
 
 
 @dataclass(kw_only=True, eq=False)
-class Lineup:
-    """Songs that are made together, as the tensors that `HeartMuLa.next_frame` takes one frame further in place."""
+class BatchTensors:
+    """The tensors of songs that are made together. `HeartMuLa.next_frame` advances them in place."""
 
     caches: Sequence[KVCache]  # of the backbone, one a song
     depth_cache: KVCache  # of all their rows: codebooks 0 … 7, overwritten every frame
@@ -119,22 +119,22 @@ class HeartMuLa(nn.Module):
                 x = self.projection(spread(code, rows)[:, None]).contiguous()
         return torch.stack(codes, dim=1)
 
-    def next_frame(self, lineup: Lineup, seen: int) -> None:
+    def next_frame(self, batch: BatchTensors, seen: int) -> None:
         """Make a frame of every song, in place; all positions are below `seen`.
 
-        All of it, draws included, is computed on the device, and shapes follow from the lineup and `seen` alone: the
+        All of it, draws included, is computed on the device, and shapes follow from the batch and `seen` alone: the
         host neither waits for nor decides anything. Before the last lines nothing of a song has changed but its
         cache's entries at the next position, so a frame that failed on the way can be made again.
         """
-        hidden = self.step(lineup.embedded, lineup.caches, lineup.positions, seen)
-        seeds = mix(lineup.counters)
+        hidden = self.step(batch.embedded, batch.caches, batch.positions, seen)
+        seeds = mix(batch.counters)
 
         def draw(book: int, logits: Tensor) -> Tensor:
-            return lineup.sampler.draw(logits, exponential_noise(seeds, self.noise_counters[book]))
+            return batch.sampler.draw(logits, exponential_noise(seeds, self.noise_counters[book]))
 
-        codes = self.frame(hidden, lineup.depth_cache, draw)
+        codes = self.frame(hidden, batch.depth_cache, draw)
         embedded = spread(self.embed_frames(codes), len(hidden))
-        lineup.codes.copy_(codes)
-        lineup.embedded.copy_(embedded)
-        lineup.positions.add_(1)
-        lineup.counters.add_(COUNTER_STEP)
+        batch.codes.copy_(codes)
+        batch.embedded.copy_(embedded)
+        batch.positions.add_(1)
+        batch.counters.add_(COUNTER_STEP)

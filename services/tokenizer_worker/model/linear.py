@@ -1,4 +1,4 @@
-"""Weights that rows are multiplied by: in the model's dtype, or as int8."""
+"""Linear layers with weights in the model's dtype or in int8."""
 
 import torch
 from torch import Tensor, nn

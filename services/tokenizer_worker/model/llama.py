@@ -1,4 +1,4 @@
-"""The Llama stack that both the backbone and the depth decoder of HeartMuLa are made of."""
+"""The Llama stack of which both the backbone and the depth decoder of HeartMuLa consist."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -67,7 +67,7 @@ class KVCache:
         return 2 * flavor.num_layers * rows * flavor.num_kv_heads * positions * flavor.head_dim * dtype.itemsize
 
     def rows(self, rows: slice) -> "KVCache":
-        """Some rows of it, in the same memory."""
+        """A view of some rows, in the same memory."""
         return KVCache(self.keys[:, rows], self.values[:, rows])
 
     def layers(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -195,7 +195,7 @@ class Llama(nn.Module):
         return x
 
     def norm(self, x: Tensor) -> Tensor:
-        """The final norm, for those positions that are wanted: ``[…, D]`` → the same shape."""
+        """Apply the final norm to some positions: ``[…, D]`` → ``[…, D]``."""
         return rms_norm(x, self.scale)
 
 

@@ -27,9 +27,9 @@ class Place:
 
 
 def load_weights(model: HeartMuLa, folder: Path) -> None:
-    """Copy every tensor of the checkpoint `folder` into its place, as the model wants it, a part at a time.
+    """Copy every tensor of the checkpoint `folder` into the model, a part at a time.
 
-    So the host holds the model and a part of a tensor. Raises `ConfigError` naming the tensor that is missing, not
+    The host holds the model and one part of a tensor. Raises `ConfigError` naming the tensor that is missing, not
     expected, not of floating point, or of another shape than config.json gives it.
     """
     known = places(model)
@@ -54,7 +54,7 @@ def load_weights(model: HeartMuLa, folder: Path) -> None:
 
 
 def places(model: HeartMuLa) -> dict[str, Place]:
-    """Of all tensors of a checkpoint, by their names there."""
+    """Targets of all tensors of a checkpoint, keyed by their names there."""
     heads = [head for head in model.depth_heads if isinstance(head, Matrix)]
 
     def fill_heads(tensor: Tensor, start: int) -> None:  # [n, E, Va]

@@ -1,4 +1,4 @@
-"""Guidance and sampling of a code of each song. Randomness comes from outside, so that songs can be repeated."""
+"""Guidance and sampling: one code for each song. Noise is handed in, so that songs can be repeated."""
 
 from collections.abc import Sequence
 
@@ -67,11 +67,11 @@ def _signed(number: int) -> int:
 
 
 COUNTER_STEP = _signed(_INCREMENT)
-"""From a song's counter at one frame to that at the next."""
+"""Difference between a song's counters at two neighbouring frames."""
 
 
 def counter(seed: int, frame: int) -> int:
-    """Of the SplitMix64 generator started at `seed`, when it makes its output `frame`: a signed 64-bit number.
+    """State of the SplitMix64 generator started at `seed` when it makes output `frame`: a signed 64-bit number.
 
     A frame's output is the seed of its noise. Neighbouring seeds and frames come out unrelated, and frame n needs no
     frame before it.
@@ -106,5 +106,5 @@ def mix(counters: Tensor) -> Tensor:
 
 
 def _shift(z: Tensor, bits: int) -> Tensor:
-    """To the right, with zeros coming in from the left."""
+    """Logical shift to the right: zeros come in from the left."""
     return (z >> bits).bitwise_and_((1 << (64 - bits)) - 1)
