@@ -347,7 +347,7 @@ class Settings:
                 raise ConfigError(f"{variable} {error}{got}") from None
         unknown = sorted(v for v in environ if v.startswith("HEARTMULA_") and v not in known | _ELSEWHERE)
         if unknown:
-            raise ConfigError(f"{unknown[0]} is not a setting of this version; README.md lists them all")
+            raise ConfigError(f"{unknown[0]} is not a setting of this version; docs/configuration.md lists them all")
         settings = cls(**values)
         if settings.s3_endpoint and not (settings.s3_access_key and settings.s3_secret_key):
             raise ConfigError("HEARTMULA_S3_ENDPOINT needs HEARTMULA_S3_ACCESS_KEY and HEARTMULA_S3_SECRET_KEY too")

@@ -1,4 +1,4 @@
-"""``python -m services.gateway``: configured by the environment, see README.md."""
+"""``python -m services.gateway``: configured by environment variables, see docs/configuration.md."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""``python -m services.tokenizer_worker``: configured by the environment, see README.md."""
+"""``python -m services.tokenizer_worker``: configured by environment variables, see docs/configuration.md."""
 
 import sys
 

@@ -144,7 +144,7 @@ async def test_the_service_shows_itself(settings: Settings) -> None:
 
 async def test_a_nats_client_watches_its_song(settings: Settings) -> None:
     async with running_gateway(settings, settings.data_dir) as gateway:
-        subscription = await gateway.nc.subscribe(f"events.{TENANT}.>")  # what README's `nats sub` does
+        subscription = await gateway.nc.subscribe(f"events.{TENANT}.>")  # what `nats sub` in docs/clients.md does
         await gateway.nc.flush()
         job_id = (await ask(gateway, SONG))["job_id"]
         await gateway.complete(job_id)

@@ -1,14 +1,11 @@
 """Settings: defaults, and errors that name the variable."""
 
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from shared.errors import ConfigError
 from shared.settings import Settings
-
-README = Path(__file__).parents[2] / "README.md"
 
 
 def test_an_empty_environment_gives_the_defaults() -> None:
@@ -95,9 +92,3 @@ def test_a_wrong_value_that_may_hold_a_secret_is_not_repeated(variable: str, val
     assert variable in str(caught.value)
     assert "hush" not in str(caught.value)
     assert "://" in str(caught.value) or "whsec_" in str(caught.value)
-
-
-def test_the_readme_documents_every_variable() -> None:
-    text = README.read_text()
-    missing = [item.metadata["variable"] for item in fields(Settings) if f"`{item.metadata['variable']}`" not in text]
-    assert missing == []
