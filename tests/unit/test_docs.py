@@ -90,6 +90,14 @@ def test_every_setting_that_a_page_names_exists(page: Path) -> None:
     assert named - known <= {"HEARTMULA_S3", "HEARTMULA_BIND", "HEARTMULA_GPU"}
 
 
+@EVERY_PAGE
+def test_every_metric_that_a_page_names_exists(page: Path) -> None:
+    source = "".join(path.read_text() for top in ("services", "shared") for path in (ROOT / top).rglob("*.py"))
+    known = [re.sub(r"{\w+}", r"\\w+", name) for name in re.findall(r'"(heartmula_[\w{}]+)"', source)]
+    named = re.findall(r"\bheartmula_[a-z_]*[a-z]\b(?!_)", page.read_text())
+    assert [name for name in named if not re.fullmatch("|".join(known), name.removesuffix("_total"))] == []
+
+
 def test_the_configuration_page_has_a_row_for_every_setting() -> None:
     rows = [line.split("|")[1] for line in CONFIGURATION.read_text().splitlines() if line.startswith("| `HEARTMULA_")]
     listed = re.findall(r"`(HEARTMULA_\w+)`", " ".join(rows))
