@@ -11,8 +11,8 @@ from litestar.exceptions import WebSocketDisconnect
 from litestar.testing import TestClient
 
 from services.gateway.api.guards import PUBLIC, PageRules, need_key
-from services.gateway.api.origins import is_own
 from services.gateway.auth.access import Access, digest_of_key
+from services.gateway.auth.origins import is_own
 from services.gateway.errors import ApiError, answer_error
 from services.gateway.monitoring.health import Health
 from services.gateway.songs.index import SongIndex

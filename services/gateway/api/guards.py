@@ -12,8 +12,8 @@ from litestar.enums import ScopeType
 from litestar.handlers import BaseRouteHandler
 from litestar.types import Send
 
-from services.gateway.api.origins import Address, Origin
 from services.gateway.auth.access import Access, Caller
+from services.gateway.auth.origins import Address, Origin
 from services.gateway.errors import MEDIA_TYPE, ApiError
 from shared.settings import Settings
 

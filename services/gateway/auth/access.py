@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import msgspec
 from litestar.connection import ASGIConnection
 
-from services.gateway.api.origins import is_own
+from services.gateway.auth.origins import is_own
 from services.gateway.auth.token_bucket import TokenBucket
 from services.gateway.errors import ApiError
 from services.gateway.songs.index import SongIndex
