@@ -49,9 +49,9 @@ class Gateway:
         self.settings, self.nc, self.store = settings, nc, store
         self.js = nc.jetstream(timeout=5)
         self.jobs, self.events = JobStore(self.js), EventPublisher(self.js)
-        self.reconciler = Reconciler(nc, store, settings)
-        self.metrics = Metrics(self.reconciler)
-        self.broadcaster = Broadcaster(nc, self.js, self.metrics)
+        self.metrics = Metrics()
+        self.reconciler = Reconciler(nc, store, settings, self.metrics.reconciler)
+        self.broadcaster = Broadcaster(nc, self.js, self.metrics.ended)
         self.song_index = SongIndex(nc, self.js)
         self.webhooks = Webhooks(nc, settings, self.metrics.webhooks)
         self.access = Access(settings.api_keys, self.song_index)

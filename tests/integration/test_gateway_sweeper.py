@@ -16,6 +16,7 @@ from nats.js.errors import NotFoundError
 from deploy.local.servers.embedded import NatsServer, S3Server
 from services.gateway.background import reconciler as sweeping
 from services.gateway.background.reconciler import Reconciler, Swept
+from services.gateway.monitoring.metrics import ReconcilerCounts
 from shared.jobs.store import JobStore
 from shared.nats.streams import bootstrap, streams
 from shared.nats.subjects import DEC, HOOKS_CONSUMER, JOBS, TENANT, TOK, decode_subject, token_subject
@@ -35,11 +36,12 @@ class Mess:
         self.settings = settings
         self.nc, self.js = nc, nc.jetstream()
         self.jobs, self.store = JobStore(self.js), ObjectStore(settings)
+        self.counts = ReconcilerCounts()
         self.reconciler = self.another()
 
     def another(self, pause: float = -60.0, keep: float = -60.0) -> Reconciler:
         """A sweeper of another gateway."""
-        return Reconciler(self.nc, self.store, replace(self.settings, sweep_seconds=pause), keep)
+        return Reconciler(self.nc, self.store, replace(self.settings, sweep_seconds=pause), self.counts, keep)
 
     async def song(self, job_id: str, status: Status, *, ordered: bool = False, **fields: object) -> Job:
         """A record, with its message where it is `ordered`."""
@@ -116,7 +118,7 @@ async def test_objects_that_nobody_needs_are_deleted(mess: Mess) -> None:
     assert await mess.reconciler.sweep() == Swept(objects=14)
     assert await mess.keys() == needed | {"elsewhere/nobody/1.flac", "audio/no-song.flac"}
     assert await mess.reconciler.sweep() == NOTHING
-    assert mess.reconciler.total == Swept(objects=14)
+    assert mess.counts == ReconcilerCounts(rounds=2, objects=14)
     assert await mess.passing_consumers() == []
 
 

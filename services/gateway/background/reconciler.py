@@ -19,6 +19,7 @@ from nats.aio.client import Client
 from nats.js.api import PubAck
 from nats.js.errors import APIError, NotFoundError
 
+from services.gateway.monitoring.metrics import ReconcilerCounts
 from shared.aio import end
 from shared.causes import why
 from shared.errors import HeartMulaError, JobConflict, QueueFull, Unreadable
@@ -41,7 +42,7 @@ _SERVER_ERRORS = (HeartMulaError, nats.errors.Error, APIError, TimeoutError, OSE
 
 @dataclass
 class Swept:
-    """What was done."""
+    """What one round did."""
 
     objects: int = 0  # deleted
     songs: int = 0  # queued again
@@ -54,12 +55,15 @@ class Swept:
 class Reconciler:
     """Sweeps now and then, until it is closed."""
 
-    def __init__(self, nc: Client, store: ObjectStore, settings: Settings, keep: float = JOB_TTL) -> None:
-        """Audio whose record is gone is kept for `keep` seconds: records expire then, and one that is gone before
-        was lost, which must not cost the song too."""
-        self.total = Swept()
-        self.rounds = 0
-        self.failures = 0  # rounds that a server ended
+    def __init__(
+        self, nc: Client, store: ObjectStore, settings: Settings, counts: ReconcilerCounts, keep: float = JOB_TTL
+    ) -> None:
+        """`counts` is kept up to date.
+
+        Audio whose record is gone is kept for `keep` seconds: records expire then, and one that is gone before was
+        lost, which must not cost the song too.
+        """
+        self._counts = counts
         self._nc, self._js, self._store = nc, nc.jetstream(timeout=5), store
         self._jobs = JobStore(self._js)
         self._pause, self._keep = settings.sweep_seconds, keep
@@ -80,10 +84,10 @@ class Reconciler:
             try:
                 await self.sweep()
             except _SERVER_ERRORS as error:
-                self.failures += 1
+                self._counts.failures += 1
                 log.warning("sweeping again later: %s", why(error))
             except Exception:
-                self.failures += 1
+                self._counts.failures += 1
                 log.exception("unexpected")
 
     async def sweep(self) -> Swept:
@@ -102,10 +106,10 @@ class Reconciler:
                 with contextlib.suppress(JobConflict):
                     done.objects += await self._clear(job_id, "*", objects)  # of whichever tenant
         finally:
-            self.rounds += 1
-            self.total.objects += done.objects
-            self.total.songs += done.songs
-            self.total.records += done.records
+            self._counts.rounds += 1
+            self._counts.objects += done.objects
+            self._counts.songs += done.songs
+            self._counts.records += done.records
             if done != Swept():
                 log.info("swept: %s", done)
         return done

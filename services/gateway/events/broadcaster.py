@@ -13,8 +13,8 @@ from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 from nats.js.api import RawStreamMsg
 from nats.js.errors import APIError, NotFoundError
+from prometheus_client import Counter
 
-from services.gateway.monitoring.metrics import Metrics
 from shared.aio import end
 from shared.causes import why
 from shared.errors import Unavailable, Unreadable
@@ -113,8 +113,9 @@ class Subscription:
 class Broadcaster:
     """Follows the EVENTS stream with one consumer and fans out by song."""
 
-    def __init__(self, nc: Client, js: JetStreamContext, metrics: Metrics) -> None:
-        self._nc, self._js, self._metrics = nc, js, metrics
+    def __init__(self, nc: Client, js: JetStreamContext, ended: Counter) -> None:
+        """`ended` counts songs by the ``status`` in which they ended."""
+        self._nc, self._js, self._ended = nc, js, ended
         self._last = 0  # sequence of the latest event seen
         self._subscriptions: dict[str, set[Subscription]] = {}
         self._dismissed = False
@@ -213,7 +214,7 @@ class Broadcaster:
             return
         song = stored.event.data
         if isinstance(song, Completed | Failed | Cancelled):
-            self._metrics.ended.labels(song.status).inc()
+            self._ended.labels(song.status).inc()
         if song.progress > self._peaks.get(song.job_id, 0.0):
             self._peaks[song.job_id] = song.progress
             self._peaks.move_to_end(song.job_id)

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from litestar.types import ASGIApp, Message, Receive, Send
@@ -10,7 +11,6 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from services.gateway.background.reconciler import Reconciler
 from services.gateway.monitoring.health import Snapshot
 from shared.schema.decoding import UNREADABLE
 from shared.schema.worker import WorkerStatus
@@ -20,10 +20,21 @@ _METHODS = {"GET", "HEAD", "POST", "DELETE", "OPTIONS"}
 _WORKER = ["role", "instance", "device"]
 
 
+@dataclass
+class ReconcilerCounts:
+    """What the reconciler of this gateway has done since its start."""
+
+    rounds: int = 0
+    failures: int = 0  # rounds that a server ended
+    objects: int = 0  # deleted
+    songs: int = 0  # queued again
+    records: int = 0  # written again before they would expire
+
+
 class Metrics:
     """What this gateway counts, and what it sees when it is asked."""
 
-    def __init__(self, reconciler: Reconciler) -> None:
+    def __init__(self) -> None:
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
         self.accepted = Counter("heartmula_songs_accepted", "Songs taken by this gateway", registry=self._registry)
@@ -56,7 +67,8 @@ class Metrics:
         )
         self._sockets = Gauge("heartmula_websockets", "Open websockets", registry=self._registry)
         self._registry.register(FAILED_WRITES)
-        self._seen = _Seen(reconciler)
+        self.reconciler = ReconcilerCounts()
+        self._seen = _Seen(self.reconciler)
         self._registry.register(self._seen)
 
     def measured(self, app: ASGIApp) -> ASGIApp:
@@ -95,7 +107,7 @@ class Metrics:
 class _Seen(Collector):
     """Made anew at every request, so that a worker that is gone leaves no figures."""
 
-    def __init__(self, reconciler: Reconciler) -> None:
+    def __init__(self, reconciler: ReconcilerCounts) -> None:
         self.snapshot: Snapshot | None = None
         self._reconciler = reconciler
 
@@ -112,9 +124,9 @@ class _Seen(Collector):
         for name, words, value in (
             ("rounds", "Rounds of the sweeper", reconciler.rounds),
             ("failures", "Rounds that a server ended", reconciler.failures),
-            ("objects_deleted", "Objects that nobody needed", reconciler.total.objects),
-            ("songs_queued", "Songs that were in no queue and were queued again", reconciler.total.songs),
-            ("records_renewed", "Records that would have expired before their song was made", reconciler.total.records),
+            ("objects_deleted", "Objects that nobody needed", reconciler.objects),
+            ("songs_queued", "Songs that were in no queue and were queued again", reconciler.songs),
+            ("records_renewed", "Records that would have expired before their song was made", reconciler.records),
         ):
             yield CounterMetricFamily(f"heartmula_sweeper_{name}", words, value=value)
 
