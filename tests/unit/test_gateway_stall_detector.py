@@ -2,7 +2,7 @@
 
 from services.gateway.monitoring.stall_detector import StallDetector
 from shared.schema.worker import WorkerStatus
-from tests.unit.test_gateway_diagnosis import worker as worker_on
+from tests.unit.test_gateway_diagnostics import worker as worker_on
 
 
 def workers(**movement: int) -> list[WorkerStatus]:
