@@ -12,7 +12,7 @@ from services.gateway.api.nats_requests import NatsRequests
 from services.gateway.api.reply_subjects import ReplySubjects
 from services.gateway.auth.access import Access, read_keys
 from services.gateway.background.reconciler import Reconciler
-from services.gateway.background.webhooks import Webhooks
+from services.gateway.background.webhooks.delivery import Webhooks
 from services.gateway.events.broadcaster import Broadcaster
 from services.gateway.media.renditions import Renditions
 from services.gateway.monitoring.health import PROBE_SECONDS, Health

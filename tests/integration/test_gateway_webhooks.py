@@ -20,8 +20,8 @@ import standardwebhooks
 from nats.aio.client import Client
 from prometheus_client import CollectorRegistry, Counter
 
-from services.gateway.background import host_slots as places
-from services.gateway.background import webhooks
+from services.gateway.background.webhooks import delivery as webhooks
+from services.gateway.background.webhooks import slots as places
 from shared.jobs.store import JobStore, change
 from shared.nats.streams import bootstrap
 from shared.nats.subjects import FAULTS, TENANT

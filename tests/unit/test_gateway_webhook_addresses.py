@@ -4,7 +4,7 @@ import ipaddress
 
 import pytest
 
-from services.gateway.background.webhook_addresses import check_host, is_public
+from services.gateway.background.webhooks.addresses import check_host, is_public
 from shared.errors import InvalidRequest
 
 

@@ -15,7 +15,7 @@ from nats.aio.client import Client
 from nats.js.errors import APIError, NotFoundError
 
 from services.gateway.auth.access import Access, Caller
-from services.gateway.background.webhooks import Webhooks
+from services.gateway.background.webhooks.delivery import Webhooks
 from services.gateway.errors import refusal
 from services.gateway.monitoring.health import Health
 from services.gateway.monitoring.metrics import Metrics

@@ -23,8 +23,8 @@ from nats.aio.msg import Msg
 from nats.js.errors import APIError
 from prometheus_client import Counter
 
-from services.gateway.background.host_slots import Crowded, HostSlots
-from services.gateway.background.webhook_addresses import Address, LookUps, check_host, is_public
+from services.gateway.background.webhooks.addresses import Address, LookUps, check_host, is_public
+from services.gateway.background.webhooks.slots import Crowded, HostSlots
 from shared.errors import InvalidRequest, Unreadable
 from shared.nats.subjects import HOOKS_DELIVERY, HOOKS_GROUP, dead_subject
 from shared.schema.base import timestamp
