@@ -27,7 +27,7 @@ from services.gateway.submission.validation import MAX_BODY
 
 def create_app(gateway: Gateway) -> Litestar:
     """Routes, and one way to answer every error. The gateway belongs to the caller, who closes it."""
-    pages, rules = Pages(), PageRules(gateway.settings, gateway.access)
+    pages, rules = Pages(), PageRules(gateway.settings, gateway.authenticator)
     origins = [origin.strip() for origin in gateway.settings.cors_origins.split(",") if origin.strip()]
     handlers = [*ROUTES, *session.ROUTES, *api_docs.ROUTES, event_stream]
     return Litestar(
@@ -54,7 +54,7 @@ def create_app(gateway: Gateway) -> Litestar:
         if origins
         else None,
         guards=[rules.guard, need_key],
-        state=State({"access": gateway.access, "outage": gateway.outage}),
+        state=State({"authenticator": gateway.authenticator, "outage": gateway.outage}),
         before_send=[secure],
         exception_handlers={Exception: answer_error},
         request_max_body_size=MAX_BODY,

@@ -10,7 +10,9 @@ import nats
 
 from services.gateway.api.nats_requests import NatsRequests
 from services.gateway.api.reply_subjects import ReplySubjects
-from services.gateway.auth.access import Access, read_keys
+from services.gateway.auth.api_keys import ApiKeys, read_keys
+from services.gateway.auth.authenticate import Authenticator
+from services.gateway.auth.quota import Quotas
 from services.gateway.background.reconciler import Reconciler
 from services.gateway.background.webhooks.delivery import Webhooks
 from services.gateway.events.broadcaster import Broadcaster
@@ -54,7 +56,8 @@ class Gateway:
         self.broadcaster = Broadcaster(nc, self.js, self.metrics.ended)
         self.song_index = SongIndex(nc, self.js)
         self.webhooks = Webhooks(nc, settings, self.metrics.webhooks)
-        self.access = Access(settings.api_keys, self.song_index)
+        keys = ApiKeys(settings.api_keys)
+        self.authenticator, self.quotas = Authenticator(keys), Quotas(keys, self.song_index)
         self.renditions = Renditions(store, self.jobs, settings.data_dir / "tmp")
         workers = Workers(self.js, PROBE_SECONDS)
         self.health = Health(nc, store, workers, settings)
@@ -62,7 +65,7 @@ class Gateway:
         self.eta = EtaEstimator(QueuePositions(nc, self.js), workers)
         self.submission = Submission(
             nc,
-            self.access,
+            self.quotas,
             Fitter(prompter),
             self.webhooks,
             self.health,
@@ -72,7 +75,7 @@ class Gateway:
             self.spawn,
         )
         replies = ReplySubjects(settings, self.metrics.unanswered)
-        self._intake = NatsRequests(nc, self.access, self.submission, self.jobs, replies, self.spawn)
+        self._intake = NatsRequests(nc, self.authenticator, self.submission, self.jobs, replies, self.spawn)
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property

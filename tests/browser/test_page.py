@@ -8,7 +8,7 @@ import soundfile
 from axe_playwright_python.async_playwright import Axe
 from playwright.async_api import Browser, expect
 
-from services.gateway.auth.access import digest_of_key
+from services.gateway.auth.api_keys import digest_of_key
 from shared.settings import Settings
 from tests.browser.conftest import RunningSystem
 from tests.browser.visitor import Visitor, open_page

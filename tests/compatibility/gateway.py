@@ -19,7 +19,7 @@ from services.gateway.api.nats_requests import ERROR_CODES
 from services.gateway.api.websocket import DONE, FAULT, RECONNECT, UNAUTHORIZED, UNKNOWN
 from services.gateway.api.websocket import REFUSED as WRONG_AFTER
 from services.gateway.app import create_app
-from services.gateway.auth.access import COOKIE, COOKIE_SECONDS
+from services.gateway.auth.authenticate import COOKIE, COOKIE_SECONDS
 from services.gateway.container import Gateway
 from services.gateway.errors import MEDIA_TYPE, STATUSES, TITLES, refusal
 from services.gateway.monitoring.health import QueueDepth, Server, Snapshot

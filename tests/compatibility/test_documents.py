@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from services.gateway.auth.access import Caller, Limits, digest_of_key, read_keys
+from services.gateway.auth.api_keys import Caller, Limits, digest_of_key, read_keys
 from services.gateway.keys import main as make_key
 from shared.entrypoint import run
 from shared.errors import ConfigError, DeviceBroken, Unavailable

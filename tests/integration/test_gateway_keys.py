@@ -17,7 +17,7 @@ import websockets
 from deploy.local.servers.embedded import NatsServer, S3Server
 from services.client.client import Client
 from services.client.errors import Refused
-from services.gateway.auth.access import digest_of_key
+from services.gateway.auth.api_keys import digest_of_key
 from tests.integration.gateway_fixtures import (
     SONG,
     RunningGateway,

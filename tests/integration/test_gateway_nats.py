@@ -10,7 +10,7 @@ import nats
 import pytest
 from nats.js.errors import APIError, NotFoundError
 
-from services.gateway.auth.access import digest_of_key
+from services.gateway.auth.api_keys import digest_of_key
 from services.gateway.submission.idempotency import song_of
 from shared.nats.subjects import JOBS, TENANT, TOK, submit_subject, token_subject
 from shared.settings import Settings

@@ -13,7 +13,7 @@ import pytest
 import websockets
 
 from services.gateway.api import websocket_protocol as connection
-from services.gateway.auth.access import Caller
+from services.gateway.auth.api_keys import Caller
 from services.gateway.events.broadcaster import MAILBOX_EVENTS, StoredEvent, Subscription
 from shared.jobs.store import change
 from shared.nats.subjects import TENANT

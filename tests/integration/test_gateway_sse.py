@@ -14,7 +14,7 @@ import pytest
 
 from deploy.local.servers.embedded import NatsServer, S3Server
 from services.gateway.api import sse as event_stream
-from services.gateway.auth.access import Caller
+from services.gateway.auth.api_keys import Caller
 from shared.nats.subjects import event_subject
 from shared.schema.event import Progress, Queued, cloud_event
 from shared.settings import Settings

@@ -8,7 +8,7 @@ import pytest
 import websockets
 
 from deploy.local.servers.embedded import NatsServer, S3Server
-from services.gateway.auth.access import Caller
+from services.gateway.auth.api_keys import Caller
 from shared.nats.subjects import EVENTS
 from shared.schema.event import Failed, Queued
 from shared.settings import Settings

@@ -15,7 +15,7 @@ from nats.js.errors import NotFoundError
 
 from deploy.local.servers import nats as local_nats
 from deploy.local.servers.embedded import ROLES, NatsServer, S3Server, free_port
-from services.gateway.auth.access import digest_of_key
+from services.gateway.auth.api_keys import digest_of_key
 from shared.nats.subjects import TENANT, TOK, record_subject, submit_subject
 from tests.integration.flow import as_role
 from tests.integration.gateway_fixtures import SONG, RunningGateway, eventually, fresh_settings, running_gateway

@@ -1,4 +1,4 @@
-"""Keys' file and token buckets."""
+"""The key file, token buckets and quotas."""
 
 import math
 from pathlib import Path
@@ -6,7 +6,8 @@ from typing import cast
 
 import pytest
 
-from services.gateway.auth.access import Access, Caller, digest_of_key, read_keys
+from services.gateway.auth.api_keys import ApiKeys, Caller, digest_of_key, read_keys
+from services.gateway.auth.quota import Quotas
 from services.gateway.auth.token_bucket import TokenBucket
 from services.gateway.errors import ApiError
 from services.gateway.keys import main
@@ -30,6 +31,8 @@ def test_a_bucket_takes_all_or_nothing() -> None:
     bucket = TokenBucket(room=4, a_second=1, left=2, at=0)
     assert bucket.take(3, 0) == 1
     assert bucket.take(2, 0) == 0
+    bucket.give_back(9)
+    assert bucket.left == 4
 
 
 @pytest.mark.parametrize(
@@ -46,7 +49,7 @@ def test_a_bucket_takes_all_or_nothing() -> None:
         ('[[tenant]]\nname = "a"\nkeys = []\nsongs_a_minute = 3', "songs_a_minute"),
     ],
 )
-def test_a_wrong_file_is_told_of_in_words(tmp_path: Path, text: str, words: str) -> None:
+def test_an_error_in_the_key_file_is_named(tmp_path: Path, text: str, words: str) -> None:
     path = tmp_path / "keys.toml"
     path.write_text(text)
     with pytest.raises(ConfigError) as refused:
@@ -59,13 +62,13 @@ def test_a_wrong_file_is_told_of_in_words(tmp_path: Path, text: str, words: str)
 
 def test_a_new_key_opens_what_its_entry_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["new", "alice"]) == 0
-    told = capsys.readouterr()
-    key = next(line.strip() for line in told.err.splitlines() if line.startswith("  "))
-    (tmp_path / "keys.toml").write_text(told.out)
+    printed = capsys.readouterr()
+    key = next(line.strip() for line in printed.err.splitlines() if line.startswith("  "))
+    (tmp_path / "keys.toml").write_text(printed.out)
     callers = read_keys(tmp_path / "keys.toml")
     assert callers[digest_of_key(key)].tenant == "alice"
     assert not callers[digest_of_key(key)].limits.priority
-    assert key not in told.out
+    assert key not in printed.out
     assert main(["new", "a.b"]) == 2
 
 
@@ -75,25 +78,25 @@ def test_texts_are_measured_for_each_client_and_each_tenant_at_a_rate(tmp_path: 
     file.write_text(f'[[tenant]]\nname = "a"\nkeys = ["{DIGEST}"]\n')
     none = cast("SongIndex", None)  # nothing is looked up
 
-    def refused(access: Access, tenant: str, address: str, count: int) -> int:
+    def refused(quotas: Quotas, tenant: str, address: str, count: int) -> int:
         found = []
         for _ in range(count):
             try:
-                access.measure(Caller(tenant), address)
+                quotas.take_text(Caller(tenant), address)
             except ApiError as refusal:
                 found.append((refusal.status, refusal.kind, refusal.headers["Retry-After"]))
         assert set(found) <= {(429, "too-many-requests", "1")}
         return len(found)
 
-    open_to_all = Access(None, none, lambda: now[0])
+    open_to_all = Quotas(ApiKeys(None), none, lambda: now[0])
     assert refused(open_to_all, "local", "10.0.0.1", 30) == 10
     assert refused(open_to_all, "local", "10.0.0.2", 30) == 10
     now[0] += 1
     assert refused(open_to_all, "local", "10.0.0.1", 5) == 1
     for number in range(2_000):  # addresses are cheap, memory is not
         refused(open_to_all, "local", f"client {number}", 1)
-    assert len(open_to_all._measures) == 1_000
-    with_keys = Access(file, none, lambda: now[0])
+    assert len(open_to_all._texts) == 1_000
+    with_keys = Quotas(ApiKeys(file), none, lambda: now[0])
     assert refused(with_keys, "a", "10.0.0.1", 15) == 0
     assert refused(with_keys, "a", "10.0.0.2", 15) == 10
     assert refused(with_keys, "b", "10.0.0.2", 15) == 0

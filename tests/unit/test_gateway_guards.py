@@ -11,11 +11,11 @@ from litestar.exceptions import WebSocketDisconnect
 from litestar.testing import TestClient
 
 from services.gateway.api.guards import PUBLIC, PageRules, need_key
-from services.gateway.auth.access import Access, digest_of_key
+from services.gateway.auth.api_keys import ApiKeys, digest_of_key
+from services.gateway.auth.authenticate import Authenticator
 from services.gateway.auth.origins import is_own
 from services.gateway.errors import ApiError, answer_error
 from services.gateway.monitoring.health import Health
-from services.gateway.songs.index import SongIndex
 from services.gateway.submission.outage import Outage
 from shared.nats.connection import Connection
 from shared.settings import Settings
@@ -23,14 +23,14 @@ from shared.settings import Settings
 KEYS = f'[[tenant]]\nname = "alice"\nkeys = ["{digest_of_key("key")}"]\n'
 
 
-def access(keys: Path | None = None) -> Access:
-    return Access(keys, cast("SongIndex", None))  # which is asked for limits alone
+def authenticator(keys: Path | None = None) -> Authenticator:
+    return Authenticator(ApiKeys(keys))
 
 
 def test_a_route_without_a_mark_is_closed(tmp_path: Path) -> None:
     """Whatever its address, and whatever it is."""
     (tmp_path / "keys.toml").write_text(KEYS)
-    closed = access(tmp_path / "keys.toml")
+    closed = authenticator(tmp_path / "keys.toml")
 
     @get("/", sync_to_thread=False)
     def unmarked() -> str:
@@ -51,7 +51,7 @@ def test_a_route_without_a_mark_is_closed(tmp_path: Path) -> None:
     app = Litestar(
         [unmarked, beside, socket, marked],
         guards=[PageRules(Settings(), closed).guard, need_key],
-        state=State({"access": closed, "outage": Outage(cast("Connection", None), cast("Health", None))}),
+        state=State({"authenticator": closed, "outage": Outage(cast("Connection", None), cast("Health", None))}),
         exception_handlers={Exception: answer_error},
         openapi_config=None,
     )
@@ -65,7 +65,7 @@ def test_a_route_without_a_mark_is_closed(tmp_path: Path) -> None:
 
 
 def test_a_websocket_without_a_mark_is_closed_to_pages_of_other_origins() -> None:
-    opened = access()
+    opened = authenticator()
 
     @websocket("/socket")
     async def socket(socket: WebSocket) -> None:  # type: ignore[type-arg]
@@ -73,7 +73,9 @@ def test_a_websocket_without_a_mark_is_closed_to_pages_of_other_origins() -> Non
         await socket.close()
 
     rules = PageRules(Settings(), opened)
-    app = Litestar([socket], guards=[rules.guard, need_key], state=State({"access": opened}), openapi_config=None)
+    app = Litestar(
+        [socket], guards=[rules.guard, need_key], state=State({"authenticator": opened}), openapi_config=None
+    )
     with TestClient(app, base_url="http://songs.localhost") as client:
         with client.websocket_connect("/socket", headers={"Origin": "http://songs.localhost"}):
             pass
@@ -96,7 +98,7 @@ def refused(rules: PageRules, *headers: tuple[str, str], method: str = "GET", pa
 
 
 def test_the_name_that_the_gateway_listens_on_is_its_own() -> None:
-    rules = PageRules(Settings(host="Box.lan", allowed_hosts="a.example,b.example"), access())
+    rules = PageRules(Settings(host="Box.lan", allowed_hosts="a.example,b.example"), authenticator())
     for name in ("box.lan", "BOX.LAN:8000", "a.example", "b.example:80", "127.0.0.1", "localhost"):
         assert refused(rules, ("host", name)) == 0
     for name in ("lan", "c.example", "a.example,b.example", "", "x.box.lan"):

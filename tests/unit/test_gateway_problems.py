@@ -17,5 +17,5 @@ def test_every_problem_is_documented_and_nothing_else() -> None:
 def test_every_problem_that_is_sent_has_a_title() -> None:
     folder = Path(services.gateway.__file__).parent
     text = "\n".join(path.read_text() for path in folder.rglob("*.py"))
-    sent = set(re.findall(r'(?:Refusal\(\s*\d+,\s*|\d+: |get\(status, )"([a-z-]+)"', text))
+    sent = set(re.findall(r'(?:ApiError\(\s*\d+,\s*|\d+: |get\(status, )"([a-z-]+)"', text))
     assert sent == set(TITLES)

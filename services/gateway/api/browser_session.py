@@ -11,7 +11,8 @@ from litestar.datastructures import Cookie
 from litestar.di import NamedDependency
 
 from services.gateway.api.docs.openapi import refusals
-from services.gateway.auth.access import COOKIE, COOKIE_SECONDS, Caller, Limits
+from services.gateway.auth.api_keys import Caller, Limits
+from services.gateway.auth.authenticate import COOKIE, COOKIE_SECONDS
 
 AnyRequest = Request[Any, Any, Any]
 _NO_STORE = {"Cache-Control": "no-store"}

@@ -12,7 +12,8 @@ from litestar.enums import ScopeType
 from litestar.handlers import BaseRouteHandler
 from litestar.types import Send
 
-from services.gateway.auth.access import Access, Caller
+from services.gateway.auth.api_keys import Caller
+from services.gateway.auth.authenticate import Authenticator
 from services.gateway.auth.origins import Address, Origin
 from services.gateway.errors import MEDIA_TYPE, ApiError
 from shared.settings import Settings
@@ -29,12 +30,12 @@ _HARMLESS = ("GET", "HEAD", "OPTIONS")
 def need_key(connection: Connection, handler: BaseRouteHandler) -> None:
     """Litestar's guard of every route: without a mark it needs a key, also where its handler does not ask who calls."""
     if not (handler.opt.get("public") or handler.opt.get("checks_itself")):
-        connection.app.state.access.caller(connection)
+        connection.app.state.authenticator.caller(connection)
 
 
 def provide_caller(request: Connection) -> Caller:
     """The dependency `caller` of HTTP handlers."""
-    caller: Caller = request.app.state.access.caller(request)
+    caller: Caller = request.app.state.authenticator.caller(request)
     return caller
 
 
@@ -49,8 +50,8 @@ class PageRules:
     While there are no keys, everybody who reaches it may do everything, and a browser lends that to every page.
     """
 
-    def __init__(self, settings: Settings, access: Access) -> None:
-        self._access = access
+    def __init__(self, settings: Settings, authenticator: Authenticator) -> None:
+        self._authenticator = authenticator
         self._names = {settings.host.lower().removesuffix("."), *settings.allowed_hosts.split(",")} - {""}
         self._listed = {Origin.parse(origin) for origin in settings.cors_origins.split(",")} - {None}
 
@@ -63,7 +64,7 @@ class PageRules:
         """Raise a 421 `ApiError` for a name that is not the service's, a 403 one for pages of other origins."""
         hosts = connection.headers.getall("host", [])
         host = ", ".join(hosts)
-        if hosts and not (self._access.closed or marks.get("any_host") or self._is_known(host)):
+        if hosts and not (self._authenticator.keys_required or marks.get("any_host") or self._is_known(host)):
             raise _unknown_host()
         origin = connection.headers.get("origin")
         if origin is None or (found := Origin.parse(origin)) in self._listed or (found and found.is_at(host)):
@@ -71,7 +72,7 @@ class PageRules:
         if connection.scope["type"] == ScopeType.HTTP:
             if not is_for_own_pages(str(connection.scope.get("method")), marks):
                 return
-        elif self._access.closed:
+        elif self._authenticator.keys_required:
             return  # accepted and closed with 4401, as without a key: browsers cannot see why a handshake failed
         if not self._has_valid_header(connection):
             raise _foreign_origin()
@@ -82,10 +83,10 @@ class PageRules:
 
     def _has_valid_header(self, connection: Connection) -> bool:
         """Whether there is a key in the Authorization header, which no page can set that does not have the key."""
-        if not self._access.closed or "authorization" not in connection.headers:
+        if not self._authenticator.keys_required or "authorization" not in connection.headers:
             return False
         try:
-            self._access.caller(connection)
+            self._authenticator.caller(connection)
         except ApiError:
             return False
         return True

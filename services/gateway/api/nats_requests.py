@@ -22,7 +22,7 @@ from nats.micro.request import Request
 from nats.micro.service import Service, ServiceConfig
 
 from services.gateway.api.reply_subjects import Guarded, ReplySubjects
-from services.gateway.auth.access import Access
+from services.gateway.auth.authenticate import Authenticator
 from services.gateway.errors import ApiError, refusal, unknown_job
 from services.gateway.submission.outage import PATIENCE
 from services.gateway.submission.service import Submission
@@ -58,14 +58,14 @@ class NatsRequests:
     def __init__(
         self,
         nc: Connection,
-        access: Access,
+        authenticator: Authenticator,
         submission: Submission,
         jobs: JobStore,
         replies: ReplySubjects,
         spawn: Callable[[Coroutine[Any, Any, None]], object],
     ) -> None:
         self._nc, self._up = cast("Client", Guarded(nc, replies)), nc.up
-        self._access, self._submission, self._jobs, self._spawn = access, submission, jobs, spawn
+        self._authenticator, self._submission, self._jobs, self._spawn = authenticator, submission, jobs, spawn
         self._service: Service | None = None
 
     async def start(self) -> None:
@@ -107,13 +107,13 @@ class NatsRequests:
 
     async def _take(self, request: Request) -> dict[str, Any]:
         tenant, key = request.subject.split(".")[1], (request.headers or {}).get("Nats-Msg-Id")
-        accepted = await self._submission.submit(self._access.tenant(tenant), request.data, key)
+        accepted = await self._submission.submit(self._authenticator.tenant(tenant), request.data, key)
         ack = {"stream": TOK, "seq": accepted.sequence, "duplicate": accepted.duplicate}
         return ack | {name: value for name, value in msgspec.structs.asdict(accepted.body).items() if value is not None}
 
     async def _look_up(self, request: Request) -> Job:
         _, name, job_id = request.subject.split(".")
-        tenant = self._access.tenant(name).tenant
+        tenant = self._authenticator.tenant(name).tenant
         job = await self._jobs.get(job_id, tenant) if JOB_ID.fullmatch(job_id) else None
         if job is None:
             raise unknown_job()

@@ -28,7 +28,7 @@ from services.gateway.api.docs.openapi import (
 )
 from services.gateway.api.guards import PROBE, PUBLIC
 from services.gateway.api.static_files import Pages
-from services.gateway.auth.access import Caller
+from services.gateway.auth.api_keys import Caller
 from services.gateway.container import Gateway
 from services.gateway.errors import ApiError
 from services.gateway.monitoring import devices as gpu
@@ -109,7 +109,7 @@ async def fit(
     request: AnyRequest, gateway: NamedDependency[Gateway], caller: NamedDependency[Caller]
 ) -> Response[FitBody]:
     """How long a song may be beside these lyrics and tags: prompt and frames share the model's positions."""
-    gateway.access.measure(caller, request.client.host if request.client else "")
+    gateway.quotas.take_text(caller, request.client.host if request.client else "")
     text = decode_fit(await _json_of(request))
     return Response(await gateway.submission.fitter.measure(text, caller.limits.max_duration_ms), headers=NO_STORE)
 

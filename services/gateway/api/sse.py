@@ -14,7 +14,7 @@ from litestar.types import ASGIApp, Receive, Scope, Send
 
 from services.gateway.api.docs.openapi import Answer, operation, parameter, refusals
 from services.gateway.api.guards import OWN_PAGES
-from services.gateway.auth.access import Caller
+from services.gateway.auth.api_keys import Caller
 from services.gateway.container import Gateway
 from services.gateway.errors import ApiError
 from services.gateway.events.broadcaster import Frame, last_sequence

@@ -74,7 +74,7 @@ async def _follow(socket: Socket, gateway: Gateway, job_id: str) -> _Close:
         await socket.send({"type": "websocket.send", "text": frame.data, "bytes": None})
 
     try:
-        tenant = gateway.access.caller(socket).tenant
+        tenant = gateway.authenticator.caller(socket).tenant
         await EventFeed(gateway, tenant, job_id, send).run(_after(socket))
     except _Close as close:
         return close

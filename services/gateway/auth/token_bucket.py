@@ -1,4 +1,4 @@
-"""How often something may be asked for."""
+"""A token bucket, which limits how often something may happen."""
 
 import math
 from dataclasses import dataclass
@@ -6,15 +6,15 @@ from dataclasses import dataclass
 
 @dataclass
 class TokenBucket:
-    """A token bucket. Times in seconds, of any clock that does not go back."""
+    """Holds up to `room` tokens and gains `a_second`. Times are seconds of any clock that does not go back."""
 
     room: float
     a_second: float
     left: float
-    at: float
+    at: float  # when `left` was right
 
     def wait(self, count: int, now: float) -> float:
-        """Seconds until there will be so many: 0 where there are, infinite where there never will be."""
+        """Seconds until there are `count` tokens: 0 where there are, infinite where there never will be."""
         self.left = min(self.room, self.left + (now - self.at) * self.a_second)
         self.at = now
         if count > self.room:
@@ -22,8 +22,12 @@ class TokenBucket:
         return 0.0 if self.left + 1e-9 >= count else (count - self.left) / self.a_second
 
     def take(self, count: int, now: float) -> float:
-        """Take so many, or nothing and return the seconds until there will be enough."""
+        """Take `count` tokens and return 0, or take none and return the seconds until there are enough."""
         if wait := self.wait(count, now):
             return wait
         self.left -= count
         return 0.0
+
+    def give_back(self, count: int) -> None:
+        """Put tokens back that were taken and not used."""
+        self.left = min(self.room, self.left + count)

@@ -76,7 +76,7 @@ async def gpus(gateway: Gateway, tenant: str) -> GpusBody:
     leases = await read_leases(gateway.js)
     snapshot = await gateway.health.snapshot()
     found = arrange(snapshot, leases)
-    for device in found.gpus if gateway.access.closed else ():
+    for device in found.gpus if gateway.authenticator.keys_required else ():
         for worker in device.workers:
             worker.jobs[:] = [job_id for job_id in worker.jobs if gateway.song_index.belongs(job_id, tenant)]
     return found

@@ -14,7 +14,8 @@ from msgspec import Meta
 from nats.aio.client import Client
 from nats.js.errors import APIError, NotFoundError
 
-from services.gateway.auth.access import Access, Caller
+from services.gateway.auth.api_keys import Caller
+from services.gateway.auth.quota import Quotas
 from services.gateway.background.webhooks.delivery import Webhooks
 from services.gateway.errors import refusal
 from services.gateway.monitoring.health import Health
@@ -98,7 +99,7 @@ class Submission:
     def __init__(
         self,
         nc: Client,
-        access: Access,
+        quotas: Quotas,
         fitter: Fitter,
         webhooks: Webhooks,
         health: Health,
@@ -108,7 +109,7 @@ class Submission:
         spawn: Callable[[Coroutine[Any, Any, None]], object],  # runs what an answer need not wait for
     ) -> None:
         self._nc, self._js = nc, nc.jetstream(timeout=5)
-        self._access, self._webhooks = access, webhooks
+        self._quotas, self._webhooks = quotas, webhooks
         self.fitter, self._health, self._spawn = fitter, health, spawn
         self._outage, self._eta, self._metrics = outage, eta, metrics
         self._jobs, self._events = JobStore(self._js), EventPublisher(self._js)
@@ -121,7 +122,7 @@ class Submission:
         """
         patience = self._outage.patience()
         try:
-            async with self._access.turn(caller):
+            async with self._quotas.lock(caller):
                 with span("submit"):
                     return await self._submit(caller, data, key, patience)
         except Exception as error:
@@ -140,16 +141,16 @@ class Submission:
             order = _Order(caller, asked, songs_of(key, asked.variants, caller.tenant), digest_of(asked))
         try:
             accepted = await self._insist(order, patience)
-            self._access.give_back(caller, order.admitted - len(order.mine))
+            self._quotas.give_back(caller, order.admitted - len(order.mine))
             return accepted
         except QueueFull:
-            self._access.give_back(caller, order.admitted)
+            self._quotas.give_back(caller, order.admitted)
             for job in order.mine.values():
                 with contextlib.suppress(Unavailable, nats.errors.Error, APIError, TimeoutError, OSError):
                     await retract(self._js, job)
             raise
         except BaseException:
-            self._access.give_back(caller, order.admitted)
+            self._quotas.give_back(caller, order.admitted)
             for job in order.mine.values():
                 self._spawn(retract_in_time(self._js, job))
             raise
@@ -207,16 +208,16 @@ class Submission:
         if None not in known:
             return [job for job in known if job is not None]
         found = next(((index, job.request) for index, job in enumerate(known) if job is not None), None)
-        self._access.check(caller, order.asked)
+        self._quotas.check(caller, order.asked)
         if (more := known.count(None) - order.admitted) > 0:
-            self._access.expect(caller, more)
+            self._quotas.check_rate(caller, more)
         if found is None and order.fitted is None:
             order.fitted = await self.fitter.fit(order.asked, caller.limits.max_duration_ms)
         place, request = found or (0, order.fitted)
         assert request is not None
         await self._health.require_servers()
         if more > 0:
-            await self._access.admit(caller, more)
+            await self._quotas.take(caller, more)
             order.admitted += more
         jobs = []
         for index, job_id in enumerate(order.ids):

@@ -8,7 +8,7 @@ from typing import Annotated, TypeVar
 import msgspec
 from msgspec import Meta
 
-from services.gateway.auth.access import too_many
+from services.gateway.auth.quota import too_many
 from services.gateway.errors import ApiError
 from shared.errors import InvalidRequest
 from shared.frames import frames_within
