@@ -2,7 +2,7 @@
 
 import pytest
 
-from services.gateway.songs.forecast import Pace, moved, pace
+from services.gateway.songs.eta import Pace, moved, pace
 from shared.jobs.events import end_event
 from shared.schema.event import Progress
 from shared.schema.job import Job, Status

@@ -10,7 +10,8 @@ from services.gateway.api.conditional import ByteRange, NotSatisfiable, parse_ra
 from services.gateway.api.nats_requests import error_body
 from services.gateway.api.static_files import accepts_gzip
 from services.gateway.errors import refusal
-from services.gateway.events.broadcaster import MAILBOX_EVENTS, StoredEvent, Subscription
+from services.gateway.events.broadcaster import MAILBOX_EVENTS, Subscription
+from services.gateway.events.store import StoredEvent
 from shared.errors import QueueFull
 from shared.schema.event import AnyEvent, Failed, Progress, Stage, cloud_event
 from shared.schema.job import Job

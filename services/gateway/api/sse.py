@@ -17,7 +17,7 @@ from services.gateway.api.guards import OWN_PAGES
 from services.gateway.auth.api_keys import Caller
 from services.gateway.container import Gateway
 from services.gateway.errors import ApiError
-from services.gateway.events.broadcaster import Frame, last_sequence
+from services.gateway.events.store import Frame, last_sequence
 from services.gateway.songs.event_feed import EventFeed, Lost, event_id
 from services.gateway.songs.status import find_job
 from shared.errors import HeartMulaError

@@ -13,7 +13,7 @@ from litestar.params import FromPath
 from services.gateway.api.guards import CHECKS_ITSELF, PageRules, refuse_handshake
 from services.gateway.container import Gateway
 from services.gateway.errors import ApiError
-from services.gateway.events.broadcaster import Frame
+from services.gateway.events.store import Frame
 from services.gateway.songs.event_feed import EventFeed, Lost, event_id
 from shared.errors import HeartMulaError
 

@@ -6,9 +6,9 @@ from collections.abc import Awaitable, Callable
 import msgspec
 
 from services.gateway.container import Gateway
-from services.gateway.events.broadcaster import Frame, StoredEvent, Subscription, following, last_sequence
-from services.gateway.songs.eta import Expectation
-from services.gateway.songs.forecast import moved
+from services.gateway.events.broadcaster import Subscription
+from services.gateway.events.store import Frame, StoredEvent, following, last_sequence
+from services.gateway.songs.eta import Expectation, moved
 from services.gateway.songs.status import StatusBody, describe, find_job
 from shared.jobs.events import end_event
 from shared.nats.subjects import event_subject

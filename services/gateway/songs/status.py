@@ -12,7 +12,7 @@ from nats.js.errors import APIError
 
 from services.gateway.container import Gateway
 from services.gateway.errors import ApiError, unknown_job
-from services.gateway.events.broadcaster import newest
+from services.gateway.events.store import newest
 from services.gateway.songs.index import cursor_of, place_of
 from shared.causes import why
 from shared.errors import HeartMulaError, NewerRecord

@@ -10,7 +10,7 @@ from contextlib import AbstractAsyncContextManager
 
 from services.gateway.errors import UNKNOWN_SECONDS
 from services.gateway.monitoring.health import Health
-from services.gateway.songs.forecast import pace
+from services.gateway.songs.eta import pace
 from shared.errors import NoRoom, QueueFull, Rejected, Unavailable
 from shared.nats.connection import Connection
 
