@@ -97,7 +97,7 @@ class Gateway:
 
         async def on_reconnect() -> None:
             for gateway in opened:
-                gateway.broadcaster.renew()
+                gateway.broadcaster.reconnect()
 
         # pending_size 0: what is published while the connection is lost fails at once, instead of arriving later.
         nc = await until_there(server, lambda: connect(settings, name, on_reconnect, pending_size=0), patience)

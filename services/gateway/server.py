@@ -56,7 +56,7 @@ class GatewayServer(uvicorn.Server):
 
         The second time without patience.
         """
-        self._gateway.broadcaster.dismiss()  # event streams would be waited for as answers under way
+        self._gateway.broadcaster.end_subscriptions()  # event streams would be waited for as answers under way
         self.force_exit = self.should_exit
         self.should_exit = True
 

@@ -14,7 +14,7 @@ import websockets
 
 from services.gateway.api import websocket_protocol as connection
 from services.gateway.auth.api_keys import Caller
-from services.gateway.events.broadcaster import MAILBOX_EVENTS, Subscription
+from services.gateway.events.broadcaster import SUBSCRIPTION_EVENTS, Subscription
 from services.gateway.events.store import StoredEvent
 from shared.jobs.store import change
 from shared.nats.subjects import TENANT
@@ -83,7 +83,7 @@ async def test_slow_and_vanished_clients_cost_the_others_nothing(
             await start.wait()
 
         async def listening(count: int) -> bool:
-            return gateway.broadcaster.listeners == count
+            return gateway.broadcaster.subscriptions == count
 
         await eventually(lambda: listening(READING + STALLED + VANISHING), "not everybody is served")
 
@@ -99,7 +99,7 @@ async def test_slow_and_vanished_clients_cost_the_others_nothing(
                 client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             client.close()
         done = 0
-        while gateway.broadcaster.listeners > READING:  # those who do not read are let go while the song goes on
+        while gateway.broadcaster.subscriptions > READING:  # those who do not read are let go while the song goes on
             done += 1
             await gateway.events.publish(TENANT, progress(done, job_id))
             waiting = max(
@@ -107,7 +107,7 @@ async def test_slow_and_vanished_clients_cost_the_others_nothing(
                 for subscriptions in gateway.broadcaster._subscriptions.values()
                 for subscription in subscriptions
             )
-            assert waiting <= MAILBOX_EVENTS
+            assert waiting <= SUBSCRIPTION_EVENTS
             if done % 100 == 0:
                 assert max(map(held, server.server_state.connections)) < 256 * 1024
 
@@ -134,7 +134,7 @@ async def test_slow_and_vanished_clients_cost_the_others_nothing(
 
         async def forgotten() -> bool:
             return (
-                not gateway.broadcaster.listeners
+                not gateway.broadcaster.subscriptions
                 and not server.server_state.connections
                 and not server.server_state.tasks
             )
@@ -153,14 +153,14 @@ async def test_a_mailbox_keeps_the_latest_progress_and_every_change_of_state() -
     subscription.put(StoredEvent(1, cloud_event(begun, "1")))
     for sequence in range(2, 1000):
         subscription.put(StoredEvent(sequence, cloud_event(progress(sequence), str(sequence))))
-        assert len(subscription) <= MAILBOX_EVENTS
+        assert len(subscription) <= SUBSCRIPTION_EVENTS
     got = [await subscription.get() for _ in range(len(subscription))]
     sequences = [stored.sequence for stored in got if stored]
     assert sequences[0] == 1
     assert sequences[-1] == 999
     assert sequences == sorted(sequences)
 
-    for sequence in range(MAILBOX_EVENTS):
+    for sequence in range(SUBSCRIPTION_EVENTS):
         subscription.put(StoredEvent(sequence, cloud_event(begun, str(sequence))))
     assert not subscription.lost
     subscription.put(

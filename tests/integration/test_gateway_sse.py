@@ -167,18 +167,18 @@ async def test_a_client_that_does_not_read_is_let_go(settings: Settings, monkeyp
         writer.write(f"GET /generate/{job_id}/events HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
 
         async def listening() -> bool:
-            return gateway.broadcaster.listeners == 1
+            return gateway.broadcaster.subscriptions == 1
 
         await eventually(listening, "the stream did not begin")
         event = cloud_event(Progress(job_id=job_id, status="generating", progress=1, done=1, total=100), "1")
         large = msgspec.json.encode(msgspec.structs.replace(event, source="x" * 50_000))  # buffers are megabytes
         for _ in range(600):
-            if not gateway.broadcaster.listeners:
+            if not gateway.broadcaster.subscriptions:
                 break
             await gateway.js.publish(event_subject("local", job_id, "progress"), large)
 
         async def let_go() -> bool:
-            return gateway.broadcaster.listeners == 0
+            return gateway.broadcaster.subscriptions == 0
 
         await eventually(let_go, "the gateway still waits for a client that does not read")
         writer.transport.abort()
@@ -200,14 +200,14 @@ async def test_clients_that_vanish_leave_nothing_behind(settings: Settings) -> N
 
         for _ in range(4):
             clients = await asyncio.gather(*(arrive() for _ in range(50)))
-            assert gateway.broadcaster.listeners == 50
+            assert gateway.broadcaster.subscriptions == 50
             for client in clients:
                 client.transport.abort()
             await gateway.events.publish("local", Queued(job_id=job_id, status="queued", progress=0))
 
             async def forgotten() -> bool:
                 # The gateway's own tasks come and go; one left behind by every client would be 50.
-                return gateway.broadcaster.listeners == 0 and len(asyncio.all_tasks()) < idle + 25
+                return gateway.broadcaster.subscriptions == 0 and len(asyncio.all_tasks()) < idle + 25
 
             await eventually(forgotten, "listeners or tasks are left of 50 clients")
     assert asyncio.all_tasks() <= before

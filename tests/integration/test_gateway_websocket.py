@@ -181,7 +181,7 @@ async def test_clients_that_vanish_leave_nothing_behind(settings: Settings) -> N
 
         async def forgotten() -> bool:
             # The gateway's own tasks come and go; one left behind by every client would be 200.
-            return gateway.broadcaster.listeners == 0 and len(asyncio.all_tasks()) < idle + 25
+            return gateway.broadcaster.subscriptions == 0 and len(asyncio.all_tasks()) < idle + 25
 
         await eventually(forgotten, "listeners or tasks are left of 200 clients")
 

@@ -10,7 +10,7 @@ from services.gateway.api.conditional import ByteRange, NotSatisfiable, parse_ra
 from services.gateway.api.nats_requests import error_body
 from services.gateway.api.static_files import accepts_gzip
 from services.gateway.errors import refusal
-from services.gateway.events.broadcaster import MAILBOX_EVENTS, Subscription
+from services.gateway.events.broadcaster import SUBSCRIPTION_EVENTS, Subscription
 from services.gateway.events.store import StoredEvent
 from shared.errors import QueueFull
 from shared.schema.event import AnyEvent, Failed, Progress, Stage, cloud_event
@@ -38,7 +38,7 @@ def test_torch_is_not_imported() -> None:
 async def test_a_slow_listener_loses_old_progress_and_nothing_else() -> None:
     subscription = Subscription()
     subscription.put(stage(1))
-    for sequence in range(2, MAILBOX_EVENTS * 3):
+    for sequence in range(2, SUBSCRIPTION_EVENTS * 3):
         subscription.put(progress(sequence))
     subscription.put(stored(1000, Failed(job_id="j", status="failed", progress=1, error="x")))
     found = [await subscription.get() for _ in range(len(subscription))]
@@ -46,12 +46,12 @@ async def test_a_slow_listener_loses_old_progress_and_nothing_else() -> None:
     assert sequences[0] == 1
     assert sequences[-1] == 1000
     assert sequences == sorted(sequences)
-    assert sequences[-2] == MAILBOX_EVENTS * 3 - 1
+    assert sequences[-2] == SUBSCRIPTION_EVENTS * 3 - 1
 
 
 async def test_a_listener_that_would_lose_a_state_has_to_begin_anew() -> None:
     subscription = Subscription()
-    for sequence in range(MAILBOX_EVENTS + 1):
+    for sequence in range(SUBSCRIPTION_EVENTS + 1):
         subscription.put(stage(sequence))
     assert subscription.lost
     assert await subscription.get() is None

@@ -1,4 +1,4 @@
-"""All events of all songs, followed once, and handed to whoever listens in this process."""
+"""The broadcaster: follows the events of all songs once, and hands them to every subscriber in this process."""
 
 import asyncio
 import contextlib
@@ -6,7 +6,6 @@ import logging
 from collections import OrderedDict, deque
 from collections.abc import Iterator
 
-import nats
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext
@@ -14,26 +13,27 @@ from prometheus_client import Counter
 
 from services.gateway.events.store import StoredEvent, stored_event
 from shared.aio import end
-from shared.causes import why
-from shared.errors import Unavailable
+from shared.errors import NotFound, Unavailable
+from shared.nats.errors import nats_errors
 from shared.nats.ordered_consumer import ordered
 from shared.nats.subjects import EVENTS
 from shared.schema.event import Cancelled, Completed, Failed, Progress
 
 log = logging.getLogger(__name__)
 
-MAILBOX_EVENTS = 64
-_QUIET_SECONDS = 2.0  # without an event, after which a listener is told that there was none
-_PEAKS = 10_000  # songs whose progress is remembered
+SUBSCRIPTION_EVENTS = 64  # that wait for one subscriber
+_QUIET_SECONDS = 2.0  # without an event, after which a subscriber learns that there was none
+_PAUSE_SECONDS = 0.25  # before the stream is followed again
+_REMEMBERED_SONGS = 10_000  # whose progress is remembered
 
 
 class Subscription:
-    """Events for one listener. A slow one gets the latest: it loses old progress, never a change of state."""
+    """Events for one subscriber. A slow one gets the latest: it loses old progress, never a change of state."""
 
     def __init__(self) -> None:
-        self.lost = False  # the listener has to begin anew
+        self.lost = False  # events were lost: the subscriber has to begin anew
         self._waiting: deque[StoredEvent] = deque()
-        self._came = False  # something since the latest tick
+        self._came = False  # an event since the latest tick
         self._filled = asyncio.Event()
 
     def __len__(self) -> int:
@@ -42,9 +42,9 @@ class Subscription:
 
     def put(self, stored: StoredEvent) -> None:
         """Add an event; never waits."""
-        if len(self._waiting) >= MAILBOX_EVENTS:
+        if len(self._waiting) >= SUBSCRIPTION_EVENTS:
             changes = [item for item in self._waiting if not isinstance(item.event.data, Progress)]
-            if len(changes) >= MAILBOX_EVENTS:
+            if len(changes) >= SUBSCRIPTION_EVENTS:
                 self.give_up()
                 return
             self._waiting = deque(changes)
@@ -53,13 +53,13 @@ class Subscription:
         self._filled.set()
 
     def tick(self) -> None:
-        """Some time has passed; one clock for all, for a timer each would cost as much as sending."""
+        """Note that some time has passed. One clock serves all: a timer each would cost as much as sending."""
         if not self._came and not self._waiting:
             self._filled.set()
         self._came = False
 
     def give_up(self) -> None:
-        """Tell the listener that it cannot be told everything."""
+        """End the subscription as one that has lost events."""
         self.lost = True
         self._filled.set()
 
@@ -87,9 +87,9 @@ class Broadcaster:
         """`ended` counts songs by the ``status`` in which they ended."""
         self._nc, self._js, self._ended = nc, js, ended
         self._last = 0  # sequence of the latest event seen
-        self._subscriptions: dict[str, set[Subscription]] = {}
-        self._dismissed = False
-        self._peaks: OrderedDict[str, float] = OrderedDict()  # the furthest progress of recent songs
+        self._subscriptions: dict[str, set[Subscription]] = {}  # by song
+        self._closing = False
+        self._progress: OrderedDict[str, float] = OrderedDict()  # the furthest of recent songs
         self._task: asyncio.Task[None] | None = None
         self._following: asyncio.Task[None] | None = None
         self._clock: asyncio.Task[None] | None = None
@@ -97,11 +97,12 @@ class Broadcaster:
     async def start(self) -> None:
         """Follow from now on. Raises `Unavailable`."""
         try:
-            self._last = (await self._js.stream_info(EVENTS)).state.last_seq
-        except (nats.errors.Error, TimeoutError, OSError) as error:
-            raise Unavailable("nats", f"events cannot be followed: {why(error)}") from error
-        self._task = asyncio.create_task(self._run(), name="hub")
-        self._clock = asyncio.create_task(self._tick(), name="hub-clock")
+            with nats_errors("events cannot be followed"):
+                self._last = (await self._js.stream_info(EVENTS)).state.last_seq
+        except NotFound as error:
+            raise Unavailable("nats", str(error)) from error
+        self._task = asyncio.create_task(self._run(), name="broadcaster")
+        self._clock = asyncio.create_task(self._tick(), name="broadcaster-clock")
 
     async def close(self) -> None:
         """Stop following."""
@@ -109,32 +110,30 @@ class Broadcaster:
             if task is not None:
                 await end(task)
 
-    def renew(self) -> None:
-        """The connection was lost and is back: what the server knew of us may be gone."""
+    def reconnect(self) -> None:
+        """Make a new consumer: the connection was lost and is back, and the server may have forgotten the old one."""
         if self._following is not None:
             self._following.cancel()
 
-    def peak(self, job_id: str) -> float:
-        """The furthest progress that was seen of a song: one that is begun again does not go back."""
-        return self._peaks.get(job_id, 0.0)
+    def furthest_progress(self, job_id: str) -> float:
+        """The furthest progress that was seen of a song, in per cent: one that begins again does not go back."""
+        return self._progress.get(job_id, 0.0)
 
-    def dismiss(self) -> None:
-        """Send every listener away, those that are still to come too: this process ends."""
-        self._dismissed = True
-        for subscriptions in self._subscriptions.values():
-            for subscription in subscriptions:
-                subscription.give_up()
+    def end_subscriptions(self) -> None:
+        """End every subscription, later ones too: this process ends."""
+        self._closing = True
+        self._give_up_all()
 
     @property
-    def listeners(self) -> int:
-        """How many mailboxes are open."""
+    def subscriptions(self) -> int:
+        """How many subscriptions are open."""
         return sum(len(found) for found in self._subscriptions.values())
 
     @contextlib.contextmanager
-    def listen(self, job_id: str) -> Iterator[Subscription]:
-        """A mailbox for a song's events from now on."""
+    def subscribe(self, job_id: str) -> Iterator[Subscription]:
+        """A subscription to a song's events from now on, open while the context lasts."""
         subscription = Subscription()
-        if self._dismissed:
+        if self._closing:
             subscription.give_up()
         self._subscriptions.setdefault(job_id, set()).add(subscription)
         try:
@@ -143,6 +142,11 @@ class Broadcaster:
             self._subscriptions[job_id].discard(subscription)
             if not self._subscriptions[job_id]:
                 del self._subscriptions[job_id]
+
+    def _give_up_all(self) -> None:
+        for subscriptions in self._subscriptions.values():
+            for subscription in subscriptions:
+                subscription.give_up()
 
     async def _tick(self) -> None:
         while True:
@@ -153,14 +157,14 @@ class Broadcaster:
 
     async def _run(self) -> None:
         while True:
-            self._following = asyncio.create_task(self._follow(), name="hub-consumer")
+            self._following = asyncio.create_task(self._follow(), name="broadcaster-consumer")
             try:
                 await asyncio.wait({self._following})
             finally:
                 self._following.cancel()
             if not self._following.cancelled() and (error := self._following.exception()):
                 log.debug("events: following again after %r", error)
-                await asyncio.sleep(0.25)
+                await asyncio.sleep(_PAUSE_SECONDS)
 
     async def _follow(self) -> None:
         await self._check_stream()
@@ -169,13 +173,11 @@ class Broadcaster:
                 self._dispatch(message)
 
     async def _check_stream(self) -> None:
-        """The stream may be shorter than we saw it: its last events need not survive a power cut."""
+        """End all subscriptions where the stream has lost its last events, which need not survive a power cut."""
         last = (await self._js.stream_info(EVENTS)).state.last_seq
         if last < self._last:
             self._last = last
-            for subscriptions in self._subscriptions.values():
-                for subscription in subscriptions:
-                    subscription.give_up()
+            self._give_up_all()
 
     def _dispatch(self, message: Msg) -> None:
         self._last = message.metadata.sequence.stream
@@ -185,10 +187,10 @@ class Broadcaster:
         song = stored.event.data
         if isinstance(song, Completed | Failed | Cancelled):
             self._ended.labels(song.status).inc()
-        if song.progress > self._peaks.get(song.job_id, 0.0):
-            self._peaks[song.job_id] = song.progress
-            self._peaks.move_to_end(song.job_id)
-            if len(self._peaks) > _PEAKS:
-                self._peaks.popitem(last=False)
+        if song.progress > self._progress.get(song.job_id, 0.0):
+            self._progress[song.job_id] = song.progress
+            self._progress.move_to_end(song.job_id)
+            if len(self._progress) > _REMEMBERED_SONGS:
+                self._progress.popitem(last=False)
         for subscription in self._subscriptions.get(song.job_id, ()):
             subscription.put(stored)

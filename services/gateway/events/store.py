@@ -1,15 +1,13 @@
-"""Stored events, read from the EVENTS stream."""
+"""Reading stored events from the EVENTS stream, one at a time and from the stream's leader."""
 
 import logging
 from dataclasses import dataclass, field
 
-import nats
 from nats.js import JetStreamContext
 from nats.js.api import RawStreamMsg
-from nats.js.errors import APIError, NotFoundError
 
-from shared.causes import why
-from shared.errors import Unavailable, Unreadable
+from shared.errors import NotFound, Unreadable
+from shared.nats.errors import nats_errors
 from shared.nats.subjects import EVENTS
 from shared.schema.decoding import read_event
 from shared.schema.event import CloudEvent
@@ -19,9 +17,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Frame:
-    """What a client is sent."""
+    """An event as it is sent to a client."""
 
-    id: str  # sequence of the latest event that it knows then
+    id: str  # sequence of the latest event that the client knows then
     type: str  # "snapshot", or the type of the event
     data: str  # JSON
 
@@ -36,7 +34,7 @@ class StoredEvent:
 
 
 def stored_event(sequence: int, subject: str, data: bytes | None) -> StoredEvent | None:
-    """An event as stored; None for one that cannot be read, by this version or at all."""
+    """Decode an event; None for one that this version cannot read."""
     try:
         return StoredEvent(sequence, read_event(subject, data))
     except Unreadable as error:
@@ -45,19 +43,19 @@ def stored_event(sequence: int, subject: str, data: bytes | None) -> StoredEvent
 
 
 async def newest(js: JetStreamContext, subject: str) -> StoredEvent | None:
-    """The latest event on a subject, which may hold wildcards; from the leader. Raises `Unavailable`."""
+    """The latest event on a subject, which may hold wildcards; None when there is none. Raises `Unavailable`."""
     message = await _message(js, subject)
     return stored_event(message.seq or 0, message.subject or "", message.data) if message else None
 
 
 async def last_sequence(js: JetStreamContext, subject: str) -> int:
-    """The sequence of the latest event on a subject, readable or not; 0 when there is none. Otherwise as `newest`."""
+    """The sequence of the latest event on a subject, readable or not; 0 when there is none. Raises `Unavailable`."""
     message = await _message(js, subject)
     return (message.seq or 0) if message else 0
 
 
 async def following(js: JetStreamContext, subject: str, sequence: int) -> StoredEvent | None:
-    """The first event on a subject from `sequence` on; from the leader. Raises `Unavailable`."""
+    """The first readable event on a subject from `sequence` on; None when there is none. Raises `Unavailable`."""
     while (message := await _message(js, subject, sequence)) is not None:
         sequence = message.seq or 0
         if stored := stored_event(sequence, message.subject or "", message.data):
@@ -68,8 +66,7 @@ async def following(js: JetStreamContext, subject: str, sequence: int) -> Stored
 
 async def _message(js: JetStreamContext, subject: str, sequence: int | None = None) -> RawStreamMsg | None:
     try:
-        return await js.get_msg(EVENTS, seq=sequence, subject=subject, next=sequence is not None)
-    except NotFoundError:
+        with nats_errors("events cannot be read"):
+            return await js.get_msg(EVENTS, seq=sequence, subject=subject, next=sequence is not None)
+    except NotFound:
         return None
-    except (nats.errors.Error, APIError, TimeoutError, OSError) as error:
-        raise Unavailable("nats", f"events cannot be read: {why(error)}") from error

@@ -1,4 +1,7 @@
-"""What a song's listeners may expect: its place in the queue, and when it will be ready."""
+"""The ETA of a song: its place in the queue, and when it will be ready, from what workers measured and nothing else.
+
+A duration is None where a rate that it needs is unknown: no number is better than a made-up one.
+"""
 
 import logging
 import time
@@ -20,19 +23,19 @@ from shared.schema.worker import WorkerStatus
 log = logging.getLogger(__name__)
 
 _MOVED_SECONDS = 5.0
-_MOVED_SHARE = 0.1
+_MOVED_SHARE = 0.1  # of the time that was left
 
 
 @dataclass(frozen=True)
 class Pace:
-    """How fast all live workers together are, of late."""
+    """How fast all live workers together have been in the last minutes."""
 
     tokens: float | None  # frames a second
     audio: float | None  # frames decoded a second
     song_frames: float | None  # mean length of the latest songs
 
     def waiting(self, songs_before: int, frames: int) -> float | None:
-        """Seconds for a song of `frames` that has not begun."""
+        """Seconds until a song of `frames` is ready that has not begun."""
         if self.tokens is None or self.audio is None:
             return None
         if songs_before == 0:  # the others' length does not matter
@@ -42,13 +45,13 @@ class Pace:
         return (songs_before * self.song_frames + frames) * (1 / self.tokens + 1 / self.audio)
 
     def generating(self, progress: Progress) -> float | None:
-        """Seconds for a song whose tokens are being made, at its own rate."""
+        """Seconds until a song is ready whose tokens are being made, at its own rate."""
         if self.audio is None or not progress.rate or progress.rate < 0:
             return None
         return max(0, progress.total - progress.done) / progress.rate + progress.total / self.audio
 
     def decoding(self, progress: Progress | None, frames: int) -> float | None:
-        """Seconds for a song of `frames` whose audio is made; without progress nothing of it is."""
+        """Seconds until a song of `frames` is ready whose audio is being made. No progress: nothing is decoded yet."""
         if self.audio is None:
             return None
         done = min(1.0, progress.done / max(progress.total, 1)) if progress else 0.0
@@ -56,7 +59,7 @@ class Pace:
 
 
 def pace(workers: Sequence[WorkerStatus]) -> Pace:
-    """Put heartbeats together."""
+    """Add up what the heartbeats of live workers say."""
     tokenizers = [worker for worker in workers if worker.role == "tokenizer"]
     return Pace(
         tokens=_sum(worker.rate for worker in tokenizers),
@@ -66,12 +69,12 @@ def pace(workers: Sequence[WorkerStatus]) -> Pace:
 
 
 def longest_frames(request: GenerateRequest) -> int:
-    """The length of a song that has not been made, in frames: nobody knows better than what was asked for."""
+    """The most frames that a song may have: its length is not known before its tokens are made."""
     return frames_within(request.max_duration_ms or 0)
 
 
 def moved(before: float | None, after: float | None, now: float) -> bool:
-    """Whether a time of completion differs enough from what was told to be told again. Seconds since the epoch."""
+    """Whether a new time of completion differs enough from the one last sent. Times in seconds since the epoch."""
     if before is None or after is None:
         return before is not after
     return abs(after - before) > max(_MOVED_SECONDS, _MOVED_SHARE * (before - now))
@@ -79,51 +82,54 @@ def moved(before: float | None, after: float | None, now: float) -> bool:
 
 @dataclass(frozen=True)
 class Expectation:
-    """What is expected of a song; None where nobody can say."""
+    """A song's place and its time of completion; None where they are unknown."""
 
     position: int | None = None  # songs before it, while it waits
     at: float | None = None  # when it will be completed, seconds since the epoch
 
     @classmethod
-    def told(cls, position: int | None, eta: str | None) -> "Expectation":
-        """What somebody was told."""
+    def parse(cls, position: int | None, eta: str | None) -> "Expectation":
+        """Read an expectation from the fields of an answer."""
         return cls(position, None if eta is None else datetime.fromisoformat(eta).timestamp())
 
     @property
     def eta(self) -> str | None:
-        """`at` as users are told."""
+        """`at` as an RFC 3339 time."""
         return None if self.at is None else timestamp(self.at)
 
 
 class EtaEstimator:
-    """Expectations of one gateway."""
+    """Estimates for the songs of one gateway."""
 
-    def __init__(self, line: QueuePositions, workers: Workers) -> None:
-        self._line, self._workers = line, workers
+    def __init__(self, positions: QueuePositions, workers: Workers) -> None:
+        self._positions, self._workers = positions, workers
 
-    async def of(self, job: Job, progress: Progress | None = None) -> Expectation:
+    async def estimate(self, job: Job, progress: Progress | None = None) -> Expectation:
         """What is expected of a song, given its latest progress. Raises `Unavailable`."""
-        now_at_pace = pace(await self._workers.live())
+        current = pace(await self._workers.live())
         position, seconds = None, None
         match job.status:
             case "queued":
-                position = await self._line.position(job)
+                position = await self._positions.position(job)
                 if position is not None:
-                    seconds = now_at_pace.waiting(position, longest_frames(job.request))
+                    seconds = current.waiting(position, longest_frames(job.request))
             case "generating" if progress and progress.status == "generating":
-                seconds = now_at_pace.generating(progress)
+                seconds = current.generating(progress)
             case "decoding":
                 decoded = progress if progress and progress.status == "decoding" else None
-                seconds = now_at_pace.decoding(decoded, job.frames or longest_frames(job.request))
+                seconds = current.decoding(decoded, job.frames or longest_frames(job.request))
         return Expectation(position, None if seconds is None else time.time() + seconds)
 
-    async def of_accepted(self, job: Job, sequence: int) -> Expectation:
-        """The same for a song that was taken just now, its message too: whatever fails, it was taken."""
+    async def estimate_accepted(self, job: Job, sequence: int) -> Expectation:
+        """What is expected of a song that was just accepted; `sequence` is that of its message in the queue.
+
+        Raises nothing: the song was accepted, whatever fails now.
+        """
         try:
-            await self._line.position(job, sequence)
-            return await self.of(job)
+            await self._positions.position(job, sequence)
+            return await self.estimate(job)
         except Unavailable as error:
-            log.info("%s: taken, its place is not known: %s", job.job_id, error)
+            log.info("%s: accepted, its place is not known: %s", job.job_id, error)
             return Expectation()
 
 

@@ -50,7 +50,7 @@ class EventFeed:
 
         Raises a 404 `ApiError`, `Lost`, `Unavailable`, and whatever `send` raises.
         """
-        with self._gateway.broadcaster.listen(self._job_id) as subscription:
+        with self._gateway.broadcaster.subscribe(self._job_id) as subscription:
             # Events before the record: workers write the record first, so the snapshot is never behind its id.
             job = await find_job(self._gateway, self._tenant, self._job_id)
             subject = event_subject(job.tenant, job.job_id, "*")
@@ -65,7 +65,7 @@ class EventFeed:
     async def _snapshot(self, last: int) -> None:
         self._job = await find_job(self._gateway, self._tenant, self._job_id)
         body = await describe(self._gateway, self._job)
-        self._progress, self._expected = body.progress, Expectation.told(body.queue_position, body.eta)
+        self._progress, self._expected = body.progress, Expectation.parse(body.queue_position, body.eta)
         snapshot = SnapshotBody(id=str(last), **msgspec.structs.asdict(body))
         await self._send(Frame(snapshot.id, "snapshot", msgspec.json.encode(snapshot).decode()))
 
@@ -105,7 +105,7 @@ class EventFeed:
         if quiet % _RECORD_LOOKS == 0:
             self._job = await find_job(self._gateway, self._tenant, self._job_id)
         if self._job.status == "queued":
-            expected = await self._gateway.eta.of(self._job)
+            expected = await self._gateway.eta.estimate(self._job)
             told = self._expected
             if expected.position is not None and (
                 expected.position != told.position or moved(told.at, expected.at, time.time())
@@ -139,7 +139,7 @@ class EventFeed:
         if frame is None:
             data = msgspec.structs.replace(data, progress=self._progress)
             if live and isinstance(data, Progress):
-                data = msgspec.structs.replace(data, eta=(await self._gateway.eta.of(self._job, data)).eta)
+                data = msgspec.structs.replace(data, eta=(await self._gateway.eta.estimate(self._job, data)).eta)
             frame = _frame(msgspec.structs.replace(stored.event, id=str(stored.sequence), data=data))
             stored.frames[self._progress, live] = frame
         await self._send(frame)

@@ -123,7 +123,7 @@ async def describe(gateway: Gateway, job: Job) -> StatusBody:
     """The state of a song. How far it is comes from its events, the rest from its record."""
     running = job.status in ("generating", "decoding")
     latest, stage = await asyncio.gather(_latest(gateway, job), _stage(gateway, job) if running else _nothing())
-    expected = await gateway.eta.of(job, latest)
+    expected = await gateway.eta.estimate(job, latest)
     return StatusBody(
         job_id=job.job_id,
         status=job.status,
@@ -161,7 +161,7 @@ def _progress(gateway: Gateway, job: Job, latest: Progress | None) -> float:
         return 100.0
     told = latest.progress if latest else 0.0
     # A song that is begun again after a worker's death has newer events with less progress.
-    return max(told, gateway.broadcaster.peak(job.job_id), progress_at_start(job.status))
+    return max(told, gateway.broadcaster.furthest_progress(job.job_id), progress_at_start(job.status))
 
 
 async def _stage(gateway: Gateway, job: Job) -> str | None:

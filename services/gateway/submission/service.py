@@ -259,7 +259,7 @@ class Submission:
             sequences[index] = sequence
 
     async def _accepted(self, job: Job, sequence: int, mine: dict[str, Job]) -> Accepted:
-        expected = await self._eta.of_accepted(job, sequence)
+        expected = await self._eta.estimate_accepted(job, sequence)
         if job.job_id in mine:
             self._metrics.accepted.inc()
             log.info("%s: taken, %d ms", job.job_id, job.request.max_duration_ms or 0)
