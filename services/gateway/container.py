@@ -14,7 +14,7 @@ from services.gateway.auth.api_keys import ApiKeys, read_keys
 from services.gateway.auth.authenticate import Authenticator
 from services.gateway.auth.quota import Quotas
 from services.gateway.background.reconciler import Reconciler
-from services.gateway.background.webhooks.delivery import Webhooks
+from services.gateway.background.webhooks.consumer import Webhooks
 from services.gateway.events.broadcaster import Broadcaster
 from services.gateway.media.renditions import Renditions
 from services.gateway.monitoring.health import PROBE_SECONDS, Health

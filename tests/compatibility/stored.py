@@ -16,7 +16,7 @@ import numpy as np
 
 from deploy.local.credentials import Credentials, load_credentials
 from services.gateway.auth.api_keys import digest_of_key
-from services.gateway.background.webhooks.delivery import Payload, payload_of, sign
+from services.gateway.background.webhooks.payload import Payload, payload_of, sign
 from services.gateway.songs.index import cursor_of, place_of
 from services.gateway.submission.idempotency import digest_of, songs_of
 from shared.audio.peaks import PeaksBody, peaks_of

@@ -20,8 +20,7 @@ import standardwebhooks
 from nats.aio.client import Client
 from prometheus_client import CollectorRegistry, Counter
 
-from services.gateway.background.webhooks import delivery as webhooks
-from services.gateway.background.webhooks import slots as places
+from services.gateway.background.webhooks import consumer, delivery, payload, slots
 from shared.jobs.store import JobStore, change
 from shared.nats.streams import bootstrap
 from shared.nats.subjects import FAULTS, TENANT
@@ -79,7 +78,7 @@ async def receiver() -> AsyncIterator[Receiver]:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(webhooks, "FIRST_PAUSE", 0.1)
+    monkeypatch.setattr(consumer, "FIRST_PAUSE", 0.1)
 
 
 @pytest.fixture
@@ -88,15 +87,15 @@ def calling(settings: Settings) -> Settings:
 
 
 class Songs:
-    """Songs that end, and the part of a gateway that tells it, in this process."""
+    """Songs that end, and the part of a gateway that delivers their webhooks, in this process."""
 
     def __init__(self, nc: Client, settings: Settings) -> None:
         self.nc, self.js, self.settings = nc, nc.jetstream(), settings
         self.jobs = JobStore(self.js)
-        self.told = Counter("told", "", ["outcome"], registry=CollectorRegistry())
+        self.outcomes = Counter("outcomes", "", ["outcome"], registry=CollectorRegistry())
 
     async def start(self) -> None:
-        self.hooks = webhooks.Webhooks(self.nc, self.settings, self.told)
+        self.hooks = consumer.Webhooks(self.nc, self.settings, self.outcomes)
         await self.hooks.start()
 
     async def submit(self, url: str) -> str:
@@ -141,7 +140,9 @@ async def settled(gateway: RunningGateway | Songs) -> None:
     await eventually(nothing_left, "a webhook is not settled")
 
 
-async def test_whoever_left_an_address_is_told_and_can_prove_who_called(calling: Settings, receiver: Receiver) -> None:
+async def test_the_address_of_a_song_is_called_with_a_signature_that_proves_who_calls(
+    calling: Settings, receiver: Receiver
+) -> None:
     async with running_gateway(calling, calling.data_dir) as gateway:
         await gateway.submit()  # leaves none
         job_id = await gateway.submit(webhook_url=receiver.url(), title="Ours")
@@ -150,19 +151,19 @@ async def test_whoever_left_an_address_is_told_and_can_prove_who_called(calling:
         await gateway.http.delete(f"/generate/{cancelled}")
         failed = await gateway.submit(webhook_url=receiver.url())
         await end(gateway, failed, error="no voice")
-        told = {body["data"]["job_id"]: body for body in await received(receiver, 3)}
-        assert {name: body["type"].rpartition(".")[2] for name, body in told.items()} == {
+        bodies = {body["data"]["job_id"]: body for body in await received(receiver, 3)}
+        assert {name: body["type"].rpartition(".")[2] for name, body in bodies.items()} == {
             job_id: "completed",
             cancelled: "cancelled",
             failed: "failed",
         }
-        done = told[job_id]["data"]
+        done = bodies[job_id]["data"]
         assert (done["result_url"], done["title"], done["status"]) == (
             f"/generate/{job_id}/result",
             "Ours",
             "completed",
         )
-        assert told[failed]["data"]["error"] == "no voice"
+        assert bodies[failed]["data"]["error"] == "no voice"
         for headers, body in receiver.got:
             standardwebhooks.Webhook(WORD).verify(body, headers)
             assert headers["host"] == f"127.0.0.1:{receiver.port}"
@@ -180,7 +181,9 @@ async def test_a_webhook_that_fails_comes_again_as_the_same(calling: Settings, r
         assert len({headers["webhook-id"] for headers, _ in receiver.got}) == 1
 
 
-async def test_who_is_gone_is_not_called_again(calling: Settings, receiver: Receiver, quick: None) -> None:
+async def test_an_address_that_answers_410_is_not_called_again(
+    calling: Settings, receiver: Receiver, quick: None
+) -> None:
     receiver.answers = [b"410 Gone"]
     async with open_songs(calling) as songs:
         job_id = await songs.submit(receiver.url())
@@ -194,16 +197,16 @@ async def test_who_is_gone_is_not_called_again(calling: Settings, receiver: Rece
 async def test_after_a_day_it_is_given_up(
     calling: Settings, receiver: Receiver, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(webhooks, "GIVE_UP", 1.0)
+    monkeypatch.setattr(consumer, "GIVE_UP", 1.0)
     receiver.answers = [b"503 Later"] * 100
     async with open_songs(calling) as songs:
         await end(songs, await songs.submit(receiver.url()))
         await settled(songs)
         assert 2 <= len(receiver.got) < 20
-        assert songs.told.labels("given_up")._value.get() == 1
+        assert songs.outcomes.labels("given_up")._value.get() == 1
 
 
-async def test_who_asks_for_a_pause_gets_it(calling: Settings, receiver: Receiver, quick: None) -> None:
+async def test_a_retry_after_header_delays_the_next_attempt(calling: Settings, receiver: Receiver, quick: None) -> None:
     receiver.answers = [b"429 Slowly\r\nRetry-After: 2"]
     async with open_songs(calling) as songs:
         await end(songs, await songs.submit(receiver.url()))
@@ -213,7 +216,9 @@ async def test_who_asks_for_a_pause_gets_it(calling: Settings, receiver: Receive
         assert time.monotonic() - began > 1.5
 
 
-async def test_what_no_gateway_heard_of_is_told_by_the_next_one(calling: Settings, receiver: Receiver) -> None:
+async def test_a_song_that_ends_while_no_gateway_runs_is_delivered_by_the_next_one(
+    calling: Settings, receiver: Receiver
+) -> None:
     async with running_gateway(calling, calling.data_dir) as gateway:
         job_id = await gateway.submit(webhook_url=receiver.url())
         await gateway.stop()
@@ -251,7 +256,7 @@ async def shorter_wait(gateway: RunningGateway | Songs) -> None:
 async def test_a_receiver_that_hangs_does_not_hold_up_others(
     calling: Settings, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(webhooks, "_TIMEOUT", 3600.0)  # or patience would do it
+    monkeypatch.setattr(delivery, "_TIMEOUT", 3600.0)  # else the timeout would end them
     slow = Receiver(hold=asyncio.Event())
     server = await asyncio.start_server(slow.handle, "127.0.0.2", 0)
     slow.port = server.sockets[0].getsockname()[1]
@@ -263,7 +268,7 @@ async def test_a_receiver_that_hangs_does_not_hold_up_others(
         assert slow.hold is not None
         slow.hold.set()
         await received(slow, 12)
-        assert slow.most_at_once == webhooks.AT_ONCE_EACH
+        assert slow.most_at_once == consumer.HOST_DELIVERIES
         await settled(songs)
     server.close()
 
@@ -272,13 +277,13 @@ async def test_many_hosts_that_hang_do_not_hold_up_others(
     calling: Settings, receiver: Receiver, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """More hosts hang than deliveries may run: those that are slow make room, and come again later."""
-    monkeypatch.setattr(webhooks, "_TIMEOUT", 3600.0)  # or patience would do it
-    monkeypatch.setattr(places, "SLOW_AFTER", 0.2)
+    monkeypatch.setattr(delivery, "_TIMEOUT", 3600.0)  # else the timeout would end them
+    monkeypatch.setattr(slots, "SLOW_AFTER", 0.2)
     slow = Receiver(hold=asyncio.Event())
     server = await asyncio.start_server(slow.handle, "127.0.0.2", 0)
     slow.port = server.sockets[0].getsockname()[1]
     resolve_as(monkeypatch, "127.0.0.2")
-    hosts = places.QUICK + places.SLOW + 20
+    hosts = slots.QUICK + slots.SLOW + 20
     async with open_songs(calling) as songs:
         for number in range(hosts):
             await end(songs, await songs.submit(slow.url(f"slow-{number}.example")))
@@ -287,8 +292,8 @@ async def test_many_hosts_that_hang_do_not_hold_up_others(
         assert slow.hold is not None
         slow.hold.set()
         await settled(songs)
-        assert songs.told.labels("failed")._value.get() >= 20
-        assert songs.told.labels("delivered")._value.get() == hosts + 1
+        assert songs.outcomes.labels("failed")._value.get() >= 20
+        assert songs.outcomes.labels("delivered")._value.get() == hosts + 1
     server.close()
 
 
@@ -323,20 +328,20 @@ async def test_every_error_is_counted_and_tried_again(
     calling: Settings, receiver: Receiver, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What no library's documentation names is an outcome too, with its pause."""
-    real, errors = webhooks.payload_of, [RuntimeError("strange"), KeyError("stranger")]
+    real, errors = payload.payload_of, [RuntimeError("strange"), KeyError("stranger")]
 
-    def payload_of(job: Job) -> webhooks.Payload:
+    def payload_of(job: Job) -> payload.Payload:
         if errors:
             raise errors.pop()
         return real(job)
 
-    monkeypatch.setattr(webhooks, "payload_of", payload_of)
+    monkeypatch.setattr(delivery, "payload_of", payload_of)
     async with open_songs(calling) as songs:
         await end(songs, await songs.submit(receiver.url()))
         await received(receiver, 1)
         await settled(songs)
-        assert songs.told.labels("failed")._value.get() == 2
-        assert songs.told.labels("delivered")._value.get() == 1
+        assert songs.outcomes.labels("failed")._value.get() == 2
+        assert songs.outcomes.labels("delivered")._value.get() == 1
 
 
 async def test_an_address_that_an_older_version_took_is_given_up(calling: Settings, quick: None) -> None:
@@ -344,7 +349,7 @@ async def test_an_address_that_an_older_version_took_is_given_up(calling: Settin
         for url in ("http://8.8.8.010/", "http://exa mple.org/", "nowhere"):
             await end(songs, await songs.submit(url))
         await settled(songs)
-        assert songs.told.labels("given_up")._value.get() == 3
+        assert songs.outcomes.labels("given_up")._value.get() == 3
 
 
 async def test_a_name_beyond_ascii_is_called_by_its_ascii_form(

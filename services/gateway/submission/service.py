@@ -16,7 +16,7 @@ from nats.js.errors import APIError, NotFoundError
 
 from services.gateway.auth.api_keys import Caller
 from services.gateway.auth.quota import Quotas
-from services.gateway.background.webhooks.delivery import Webhooks
+from services.gateway.background.webhooks.consumer import Webhooks
 from services.gateway.errors import refusal
 from services.gateway.monitoring.health import Health
 from services.gateway.monitoring.metrics import Metrics

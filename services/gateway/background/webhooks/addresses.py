@@ -1,4 +1,4 @@
-"""Which hosts a webhook may go to: how they may be written, what they lead to, and which addresses are public."""
+"""Which addresses a webhook may go to: how they may be written, which are public, and how names are looked up."""
 
 import asyncio
 import contextlib
@@ -8,25 +8,27 @@ import socket
 import threading
 from typing import Any
 
+import httpx
+
 from shared.errors import InvalidRequest
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
-LOOK_UPS = 256  # at once; those that nothing waits for any more count until the system gives up, which takes it seconds
+LOOK_UPS = 256  # at once; abandoned ones count until the system gives up, which takes it seconds
 _NAME = re.compile(r"(?=.{1,253}\.?$)[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*\.?", re.IGNORECASE)
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*", re.IGNORECASE)
 
-# All that is handed out for use on the internet; what lies beside it means something else, now or one day.
+# All IPv6 addresses that are assigned for use on the internet.
 _GLOBAL = ipaddress.ip_network("2000::/3")
-# What `is_global` takes for public and is not, in any version of Python: services within one network, relays, ways to
-# reach IPv4 addresses of all kinds (6to4, Teredo), documentation.
+# Not public, though some version of Python's `is_global` says so: services within one network, relays, ways to reach
+# IPv4 addresses of all kinds (6to4, Teredo), documentation.
 _NEVER = tuple(
     ipaddress.ip_network(net) for net in ("192.0.0.0/24", "192.88.99.0/24", "2001::/23", "2002::/16", "3fff::/20")
 )
 
 
 def is_public(address: Address) -> bool:
-    """Whether an address is one of the open internet, whatever it is wrapped in."""
+    """Whether an address belongs to the public internet. An IPv4 address written as IPv6 is judged as IPv4."""
     if isinstance(address, ipaddress.IPv6Address):
         if address.ipv4_mapped is not None:
             return is_public(address.ipv4_mapped)
@@ -35,8 +37,32 @@ def is_public(address: Address) -> bool:
     return address.is_global and not address.is_multicast and not any(address in net for net in _NEVER)
 
 
+def parse_url(url: str, *, private: bool) -> httpx.URL:
+    """Read the address of a webhook. Raises `InvalidRequest` for one that cannot be called.
+
+    `private`: whether private addresses may be called.
+    """
+    words = "must be an address beginning with https:// or http://"
+    try:
+        target = httpx.URL(url)
+    except (httpx.InvalidURL, ValueError) as error:
+        raise InvalidRequest("webhook_url", f"{words}: {str(error)[:200]}") from None
+    if (
+        not target.host
+        or target.scheme not in ("http", "https")
+        or any(c.isspace() or not c.isprintable() for c in url)
+    ):
+        raise InvalidRequest("webhook_url", words)
+    if target.port is not None and not 0 < target.port < 65536:
+        raise InvalidRequest("webhook_url", f"{words}, with a port from 1 to 65535 if it has one")
+    if target.userinfo:
+        raise InvalidRequest("webhook_url", "must hold no user and password; the signature proves who calls")
+    check_host(target.raw_host.decode(), private=private)
+    return target
+
+
 def check_host(host: str, *, private: bool) -> None:
-    """Raise `InvalidRequest` for a host that cannot be called. Names are not looked up: what they lead to may change.
+    """Raise `InvalidRequest` for a host that cannot be called. Names are not looked up: their addresses may change.
 
     `host` is ASCII, as a URL has it after IDNA. `private`: whether private addresses may be called.
     """
@@ -46,13 +72,13 @@ def check_host(host: str, *, private: bool) -> None:
         raise InvalidRequest("webhook_url", "is a private address, which this service does not call")
     if not _NAME.fullmatch(host):
         raise InvalidRequest("webhook_url", "has a host that is neither a name nor an address")
-    # 8.8.8.010, 127.1, 0x7f000001: to some these are addresses, and not to all the same ones.
+    # 8.8.8.010, 127.1, 0x7f000001: some programs take these for addresses, and not all for the same ones.
     if _NUMBER.fullmatch(host.removesuffix(".").rpartition(".")[2]):
         raise InvalidRequest("webhook_url", "has an address as its host that is not written as four decimal numbers")
 
 
 class LookUps:
-    """Names looked up in threads of their own: name servers that do not answer hold up nothing else."""
+    """Looks names up in threads of their own, so that name servers that do not answer hold up nothing else."""
 
     def __init__(self) -> None:
         self._free = asyncio.Semaphore(LOOK_UPS)
@@ -80,10 +106,10 @@ class LookUps:
                 answer = [_address(entry) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)], None
             except Exception as error:
                 answer = [], error
-            with contextlib.suppress(RuntimeError):  # the gateway is closed, nothing waits
+            with contextlib.suppress(RuntimeError):  # the gateway is closed, and nothing waits
                 loop.call_soon_threadsafe(settle, *answer)
 
-        # Not an executor's: the process would wait for them at its end.
+        # Not an executor's threads: the process would wait for them at its end.
         try:
             threading.Thread(target=look, name="look-up", daemon=True).start()
         except RuntimeError as error:  # the system allows no more

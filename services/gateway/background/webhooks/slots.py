@@ -1,20 +1,20 @@
-"""Room for deliveries to hosts, of which some are slow."""
+"""How many webhooks are delivered at once, so that slow hosts do not hold up quick ones."""
 
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-QUICK, SLOW = 64, 64  # at once
+QUICK, SLOW = 64, 64  # deliveries at once
 SLOW_AFTER = 2.0  # seconds
 
 
-class Crowded(Exception):
-    """A delivery was slow while as many others were as may be."""
+class SlotsFull(Exception):
+    """A delivery became slow while all slots for slow ones were taken."""
 
 
-class HostSlots:
-    """A delivery takes one of `QUICK` places. One that turns out to be slow leaves it to the next and takes one of
-    `SLOW`; while those are taken it ends. So `QUICK` deliveries can begin every two seconds, whatever the others do.
+class DeliverySlots:
+    """A delivery takes one of `QUICK` slots. One that becomes slow leaves it to the next and takes one of `SLOW`; it
+    ends when all of those are taken. So `QUICK` deliveries can begin every two seconds, however slow the others are.
     """
 
     def __init__(self) -> None:
@@ -23,11 +23,11 @@ class HostSlots:
 
     @asynccontextmanager
     async def take(self) -> AsyncIterator[None]:
-        """A place while the context lasts. Raises `Crowded` when it ends before its time."""
+        """A slot while the context lasts. Raises `SlotsFull` when it has to end early."""
         await self._quick.acquire()
         loop, slow = asyncio.get_running_loop(), False
 
-        def move() -> None:
+        def become_slow() -> None:
             nonlocal slow
             if self._slow < SLOW:
                 slow = True
@@ -36,13 +36,13 @@ class HostSlots:
             else:
                 limit.reschedule(loop.time())
 
-        timer = loop.call_later(SLOW_AFTER, move)
+        timer = loop.call_later(SLOW_AFTER, become_slow)
         try:
             async with asyncio.timeout(None) as limit:
                 yield
         except TimeoutError:
             if limit.expired():
-                raise Crowded from None
+                raise SlotsFull from None
             raise
         finally:
             timer.cancel()
