@@ -108,7 +108,7 @@ async def test_workers_and_their_devices_are_told_while_they_live(settings: Sett
             await s3_server.start()
 
 
-async def test_the_sweeper_is_counted(settings: Settings) -> None:
+async def test_the_reconciler_is_counted(settings: Settings) -> None:
     async with running_gateway(settings, settings.data_dir, sweep_seconds=1.0) as gateway:
         await gateway.store.put("tokens/nobody/1.safetensors", b"x")
         job = await gateway.job(await gateway.submit())

@@ -14,8 +14,8 @@ from nats.aio.client import Client
 from nats.js.errors import NotFoundError
 
 from deploy.local.servers.embedded import NatsServer, S3Server
-from services.gateway.background import reconciler as sweeping
-from services.gateway.background.reconciler import Reconciler, Swept
+from services.gateway.background import reconciler
+from services.gateway.background.reconciler import Reconciled, Reconciler
 from services.gateway.monitoring.metrics import ReconcilerCounts
 from shared.jobs.store import JobStore
 from shared.nats.streams import bootstrap, streams
@@ -26,11 +26,11 @@ from shared.settings import Settings
 from shared.storage.objects import PROBES, ObjectStore
 from tests.integration.gateway_fixtures import eventually, running_gateway
 
-NOTHING = Swept()
+NOTHING = Reconciled()
 
 
 class Mess:
-    """Servers without a gateway, and what lies in them. To the sweeper everything is old, however young it is."""
+    """Servers without a gateway, and what lies in them. To the reconciler everything is old."""
 
     def __init__(self, settings: Settings, nc: Client) -> None:
         self.settings = settings
@@ -40,7 +40,7 @@ class Mess:
         self.reconciler = self.another()
 
     def another(self, pause: float = -60.0, keep: float = -60.0) -> Reconciler:
-        """A sweeper of another gateway."""
+        """The reconciler of another gateway."""
         return Reconciler(self.nc, self.store, replace(self.settings, sweep_seconds=pause), self.counts, keep)
 
     async def song(self, job_id: str, status: Status, *, ordered: bool = False, **fields: object) -> Job:
@@ -115,9 +115,9 @@ async def test_objects_that_nobody_needs_are_deleted(mess: Mess) -> None:
         *("tokens/again/7.safetensors", "audio/retracted/1.flac"),
     )
     await mess.put("elsewhere/nobody/1.flac", "audio/no-song.flac")  # not ours
-    assert await mess.reconciler.sweep() == Swept(objects=14)
+    assert await mess.reconciler.reconcile() == Reconciled(objects=14)
     assert await mess.keys() == needed | {"elsewhere/nobody/1.flac", "audio/no-song.flac"}
-    assert await mess.reconciler.sweep() == NOTHING
+    assert await mess.reconciler.reconcile() == NOTHING
     assert mess.counts == ReconcilerCounts(rounds=2, objects=14)
     assert await mess.passing_consumers() == []
 
@@ -125,7 +125,7 @@ async def test_objects_that_nobody_needs_are_deleted(mess: Mess) -> None:
 async def test_young_objects_and_songs_are_left_alone(mess: Mess) -> None:
     await mess.song("lost", "queued")
     await mess.put("tokens/nobody/1.safetensors", "audio/nobody/1.flac")
-    assert await mess.another(3600.0).sweep() == NOTHING
+    assert await mess.another(3600.0).reconcile() == NOTHING
     assert len(await mess.keys()) == 2
     assert await mess.token_job("lost") is None
 
@@ -137,11 +137,11 @@ async def test_a_song_that_is_in_no_queue_is_queued_again_once(mess: Mess, statu
     subject = token_subject("normal", "lost")
     await mess.js.publish(subject, b"{}", headers={"Nats-Msg-Id": "lost:tok"})
     await mess.js.purge_stream(TOK, subject=subject)
-    assert await mess.reconciler.sweep() == Swept(songs=1)
+    assert await mess.reconciler.reconcile() == Reconciled(songs=1)
     assert await mess.token_job("lost") == TokenJob(job_id="lost", tenant=TENANT)
     assert await mess.jobs.get("lost") == job
-    assert await mess.reconciler.sweep() == NOTHING
-    assert await mess.another().sweep() == NOTHING
+    assert await mess.reconciler.reconcile() == NOTHING
+    assert await mess.another().reconcile() == NOTHING
     assert (await mess.js.stream_info(TOK)).state.messages == 1
 
 
@@ -149,23 +149,23 @@ async def test_a_song_with_tokens_is_queued_for_its_audio(mess: Mess) -> None:
     key = "tokens/lost/5.safetensors"
     job = await mess.song("lost", "decoding", tokens_key=key, frames=50)
     await mess.put(key)
-    assert await mess.reconciler.sweep() == Swept(songs=1)
+    assert await mess.reconciler.reconcile() == Reconciled(songs=1)
     order = DecodeJob(job_id="lost", tenant=TENANT, tokens_key=key, first_frame=0, frames=50, last=True)
     data = await mess.message(DEC, decode_subject("lost"))
     assert msgspec.json.decode(data or b"", type=DecodeJob) == order
     assert await mess.jobs.get("lost") == job
-    assert await mess.reconciler.sweep() == NOTHING
+    assert await mess.reconciler.reconcile() == NOTHING
 
 
 async def test_a_song_whose_tokens_nobody_knows_begins_again(mess: Mess) -> None:
     await mess.song("lost", "decoding", attempts=2, frames=50)
-    assert await mess.reconciler.sweep() == Swept(songs=1)
+    assert await mess.reconciler.reconcile() == Reconciled(songs=1)
     job = await mess.jobs.get("lost")
     assert job is not None
     assert (job.status, job.attempts, job.frames, job.remade) == ("queued", 0, None, 1)
     assert await mess.token_job("lost") is not None
     assert await mess.message(DEC, decode_subject("lost")) is None
-    assert await mess.reconciler.sweep() == NOTHING
+    assert await mess.reconciler.reconcile() == NOTHING
 
 
 async def test_songs_that_are_alive_are_left_alone(mess: Mess) -> None:
@@ -177,7 +177,7 @@ async def test_songs_that_are_alive_are_left_alone(mess: Mess) -> None:
     keys = {"tokens/runs/2.safetensors", "tokens/runs/3.safetensors", "tokens/plays/3.safetensors"}
     await mess.put(*keys, "audio/plays/4.flac")
     messages = {name: (await mess.js.stream_info(name)).state.last_seq for name in (TOK, DEC, f"KV_{JOBS}")}
-    assert await mess.reconciler.sweep() == NOTHING
+    assert await mess.reconciler.reconcile() == NOTHING
     assert await mess.keys() == keys | {"audio/plays/4.flac"}
     assert [await mess.jobs.get(job.job_id) for job in songs] == songs
     assert {name: (await mess.js.stream_info(name)).state.last_seq for name in messages} == messages
@@ -188,7 +188,7 @@ async def test_tokens_that_a_decode_job_names_are_needed(mess: Mess) -> None:
     await mess.song("two", "generating", ordered=True, fence=9)
     await mess.order_decoding("two", "tokens/two/5.safetensors", 50)
     await mess.put("tokens/two/5.safetensors", "tokens/two/4.safetensors")
-    assert await mess.reconciler.sweep() == Swept(objects=1)
+    assert await mess.reconciler.reconcile() == Reconciled(objects=1)
     assert await mess.keys() == {"tokens/two/5.safetensors"}
 
 
@@ -196,25 +196,25 @@ async def test_records_that_would_expire_are_written_again(mess: Mess, monkeypat
     waits = await mess.song("waits", "queued", ordered=True)
     done = await mess.song("done", "completed")
     before = (await mess.js.stream_info(f"KV_{JOBS}")).state.last_seq
-    assert await mess.reconciler.sweep() == NOTHING
-    monkeypatch.setattr(sweeping, "RENEW_AFTER", -60.0)
-    assert await mess.reconciler.sweep() == Swept(records=1)
+    assert await mess.reconciler.reconcile() == NOTHING
+    monkeypatch.setattr(reconciler, "RENEW_AFTER", -60.0)
+    assert await mess.reconciler.reconcile() == Reconciled(records=1)
     assert await mess.jobs.get("waits") == waits
     assert await mess.jobs.get("done") == done
     message = await mess.js.get_msg(f"KV_{JOBS}", subject=f"$KV.{JOBS}.{TENANT}.waits")
     assert message.seq == before + 1
 
 
-async def test_many_songs_and_two_sweepers_at_once(mess: Mess) -> None:
+async def test_many_songs_and_two_reconcilers_at_once(mess: Mess) -> None:
     ids = [f"song-{n}" for n in range(230)]
     await asyncio.gather(*(mess.song(job_id, "queued") for job_id in ids))
     await mess.put(*(f"tokens/nobody-{n}/1.safetensors" for n in range(20)))
     one, two = mess.another(), mess.another()
-    found = await asyncio.gather(one.sweep(), two.sweep())
+    found = await asyncio.gather(one.reconcile(), two.reconcile())
     assert sum(swept.songs for swept in found) == len(ids)
     assert (await mess.js.stream_info(TOK)).state.messages == len(ids)
     assert await mess.keys() == set()
-    assert await mess.reconciler.sweep() == NOTHING
+    assert await mess.reconciler.reconcile() == NOTHING
 
 
 async def test_what_cannot_be_read_is_left_alone(mess: Mess) -> None:
@@ -223,7 +223,7 @@ async def test_what_cannot_be_read_is_left_alone(mess: Mess) -> None:
     newer = await mess.song("newer", "queued")
     await mess.js.publish(subject("newer"), msgspec.json.encode(msgspec.structs.replace(newer, schema=99)))
     await mess.put("audio/torn/1.flac", "audio/newer/1.flac")
-    assert await mess.reconciler.sweep() == NOTHING
+    assert await mess.reconciler.reconcile() == NOTHING
     assert len(await mess.keys()) == 2
 
 
@@ -231,12 +231,12 @@ async def test_songs_for_which_there_is_no_room_wait_for_the_next_round(mess: Me
     await mess.js.update_stream(next(stream for stream in streams(1) if stream.name == TOK))
     await mess.song("first", "queued", ordered=True)
     await mess.song("lost", "queued")
-    assert await mess.reconciler.sweep() == NOTHING
+    assert await mess.reconciler.reconcile() == NOTHING
     await mess.js.update_stream(next(stream for stream in streams(2) if stream.name == TOK))
-    assert await mess.reconciler.sweep() == Swept(songs=1)
+    assert await mess.reconciler.reconcile() == Reconciled(songs=1)
 
 
-async def test_the_gateway_sweeps_by_itself_and_outlives_its_servers(
+async def test_the_gateway_reconciles_by_itself_and_outlives_its_servers(
     settings: Settings, nats_server: NatsServer, s3_server: S3Server
 ) -> None:
     async with running_gateway(settings, settings.data_dir, sweep_seconds=1.0) as gateway:
@@ -248,7 +248,7 @@ async def test_the_gateway_sweeps_by_itself_and_outlives_its_servers(
         await gateway.store.put(key, b"x")
         await eventually(gone, "the object is still there")
         s3_server.kill()
-        await eventually(functools.partial(_logged, gateway.log, "sweeping again later"), "no round failed")
+        await eventually(functools.partial(_logged, gateway.log, "reconciling again later"), "no round failed")
         await s3_server.start()
         await nats_server.stop()
         await nats_server.start()
@@ -266,7 +266,7 @@ async def _logged(log: Path, words: str) -> bool:
 async def test_audio_outlives_a_record_that_was_lost_but_not_one_that_was_deleted(mess: Mess, tenant: str) -> None:
     await mess.jobs.delete(await mess.song("deleted", "completed", audio_key="audio/deleted/1.flac", tenant=tenant))
     await mess.put("audio/deleted/1.flac")
-    assert await mess.another(keep=3600).sweep() == Swept(objects=1)
+    assert await mess.another(keep=3600).reconcile() == Reconciled(objects=1)
     await mess.put("audio/lost/1.flac", "tokens/lost/1.safetensors")
-    assert await mess.another(keep=3600).sweep() == Swept(objects=1)
+    assert await mess.another(keep=3600).reconcile() == Reconciled(objects=1)
     assert await mess.keys() == {"audio/lost/1.flac"}

@@ -1,7 +1,8 @@
-"""Finds what crashes left behind: objects that nobody needs, songs that no queue knows, records about to expire.
+"""The reconciler: repairs what crashes leave behind.
 
-Every gateway sweeps. Nothing here trusts what it read a while ago: whatever is about to be deleted or queued is looked
-at again, and two sweepers that find the same are held apart by the queues, which take one message a song.
+It deletes objects that no song needs, queues songs again that are in no queue, and renews records that would expire
+before their song has ended. Every gateway runs one. What it deletes or queues it reads again just before; and when two
+reconcilers find the same song, the queues, which take one message a song, let one of them queue it.
 """
 
 import asyncio
@@ -14,18 +15,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-import nats
 from nats.aio.client import Client
 from nats.js.api import PubAck
-from nats.js.errors import APIError, NotFoundError
 
 from services.gateway.monitoring.metrics import ReconcilerCounts
 from shared.aio import end
-from shared.causes import why
-from shared.errors import HeartMulaError, JobConflict, QueueFull, Unreadable
+from shared.errors import HeartMulaError, JobConflict, NotFound, QueueFull, Unreadable
 from shared.jobs.queues import queue_decode, queue_tokens
 from shared.jobs.scan import Record, scan
 from shared.jobs.store import JobStore, change
+from shared.nats.errors import nats_errors
 from shared.nats.streams import DAY, JOB_TTL
 from shared.nats.subjects import DEC, TOK, decode_subject
 from shared.schema.base import JOB_ID
@@ -37,11 +36,10 @@ from shared.storage.objects import ObjectStore, StoredObject, belonging
 log = logging.getLogger(__name__)
 
 RENEW_AFTER = 3 * DAY  # records live for seven
-_SERVER_ERRORS = (HeartMulaError, nats.errors.Error, APIError, TimeoutError, OSError)
 
 
 @dataclass
-class Swept:
+class Reconciled:
     """What one round did."""
 
     objects: int = 0  # deleted
@@ -53,15 +51,15 @@ class Swept:
 
 
 class Reconciler:
-    """Sweeps now and then, until it is closed."""
+    """Reconciles at intervals, until it is closed."""
 
     def __init__(
         self, nc: Client, store: ObjectStore, settings: Settings, counts: ReconcilerCounts, keep: float = JOB_TTL
     ) -> None:
         """`counts` is kept up to date.
 
-        Audio whose record is gone is kept for `keep` seconds: records expire then, and one that is gone before was
-        lost, which must not cost the song too.
+        Audio without a record is kept for `keep` seconds. Records expire after that time; one that is gone earlier was
+        lost, and its audio must not be lost with it.
         """
         self._counts = counts
         self._nc, self._js, self._store = nc, nc.jetstream(timeout=5), store
@@ -70,75 +68,80 @@ class Reconciler:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin, after a pause."""
-        self._task = asyncio.create_task(self._run(), name="sweeper")
+        """Begin; the first round follows after a pause."""
+        self._task = asyncio.create_task(self._run(), name="reconciler")
 
     async def close(self) -> None:
-        """Stop, whatever is being done."""
+        """Stop, in the middle of a round if need be."""
         if self._task is not None:
             await end(self._task)
 
     async def _run(self) -> None:
         while True:
-            await asyncio.sleep(self._pause * random.uniform(0.5, 1.5))  # several gateways started together
+            await asyncio.sleep(self._pause * random.uniform(0.5, 1.5))  # gateways that started together drift apart
             try:
-                await self.sweep()
-            except _SERVER_ERRORS as error:
+                await self.reconcile()
+            except HeartMulaError as error:
                 self._counts.failures += 1
-                log.warning("sweeping again later: %s", why(error))
+                log.warning("reconciling again later: %s", error)
             except Exception:
                 self._counts.failures += 1
                 log.exception("unexpected")
 
-    async def sweep(self) -> Swept:
-        """One round. Raises what the servers' clients raise when one does not answer."""
-        done, before = Swept(), time.time() - self._pause
+    async def reconcile(self) -> Reconciled:
+        """Do one round. Raises `HeartMulaError` when a server does not answer."""
+        done, before = Reconciled(), time.time() - self._pause
         try:
             left = await self._old_objects(before)
-            async with contextlib.aclosing(scan(self._js)) as records:
-                async for record in records:
-                    objects = left.pop(record.job_id, [])
-                    if record.job is not None:
-                        # A record that is gone, or changes all the time, is somebody else's care.
-                        with contextlib.suppress(JobConflict):
-                            await self._song(record, record.job, objects, before, done)
+            with nats_errors("job records cannot be read"):
+                async with contextlib.aclosing(scan(self._js)) as records:
+                    async for record in records:
+                        objects = left.pop(record.job_id, [])
+                        if record.job is not None:
+                            # A record that was removed or changed meanwhile is being worked on: leave it alone.
+                            with contextlib.suppress(JobConflict):
+                                await self._song(record, record.job, objects, before, done)
             for job_id, objects in left.items():
                 with contextlib.suppress(JobConflict):
-                    done.objects += await self._clear(job_id, "*", objects)  # of whichever tenant
+                    done.objects += await self._delete_unneeded(job_id, "*", objects)  # of any tenant
         finally:
             self._counts.rounds += 1
             self._counts.objects += done.objects
             self._counts.songs += done.songs
             self._counts.records += done.records
-            if done != Swept():
-                log.info("swept: %s", done)
+            if done != Reconciled():
+                log.info("reconciled: %s", done)
         return done
 
-    async def _song(self, record: Record, job: Job, objects: list[StoredObject], before: float, done: Swept) -> None:
+    async def _song(
+        self, record: Record, job: Job, objects: list[StoredObject], before: float, done: Reconciled
+    ) -> None:
         if not all(self._needed(job, item) for item in objects):
-            done.objects += await self._clear(job.job_id, job.tenant, objects)
+            done.objects += await self._delete_unneeded(job.job_id, job.tenant, objects)
         if job.status in ENDED:
             return
         if record.written < before and await self._queue_again(job):
             done.songs += 1
         if record.written < time.time() - RENEW_AFTER:
-            await self._jobs.update(job.job_id, job.tenant, _as_it_is)
+            await self._jobs.update(job.job_id, job.tenant, _unchanged)
             done.records += 1
 
     # --- objects
 
     async def _old_objects(self, before: float) -> dict[str, list[StoredObject]]:
-        """Objects that are old enough to be left over, by song."""
+        """Objects that are old enough to have been left behind, by song."""
         found: dict[str, list[StoredObject]] = {}
         for prefix in ("tokens/", "audio/"):
             for item in await self._store.list(prefix):
                 _, job_id, *name = item.key.split("/")
-                if item.modified < before and len(name) == 1 and JOB_ID.fullmatch(job_id):  # others are not ours
+                if (
+                    item.modified < before and len(name) == 1 and JOB_ID.fullmatch(job_id)
+                ):  # others are not this system's
                     found.setdefault(job_id, []).append(item)
         return found
 
-    async def _clear(self, job_id: str, tenant: str, objects: list[StoredObject]) -> int:
-        """Delete what the song does not need by its record of this moment; returns how many."""
+    async def _delete_unneeded(self, job_id: str, tenant: str, objects: list[StoredObject]) -> int:
+        """Delete the objects that the song does not need by its current record; returns how many."""
         ordered = await self._ordered_tokens(job_id)
         job = await self._jobs.get(job_id, tenant)
         unwanted = job is None and await self._jobs.was_deleted(job_id, tenant)
@@ -151,15 +154,16 @@ class Reconciler:
         return deleted
 
     async def _ordered_tokens(self, job_id: str) -> str | None:
-        """The tokens that a waiting decode job names: its record may have gone on to other ones."""
+        """The key of the tokens that a waiting decode job names; the record may name others by now."""
         try:
-            message = await self._js.get_msg(DEC, subject=decode_subject(job_id))
+            with nats_errors("the queue for audio cannot be read"):
+                message = await self._js.get_msg(DEC, subject=decode_subject(job_id))
             return read_order(message.subject or "", message.data or b"", DecodeJob).tokens_key
-        except (NotFoundError, Unreadable):
+        except (NotFound, Unreadable):
             return None
 
     def _needed(self, job: Job | None, item: StoredObject) -> bool:
-        """Whether an object has any use, by its song's record."""
+        """Whether a song needs an object, by its record."""
         if job is None:
             return item.key.startswith("audio/") and item.modified > time.time() - self._keep
         if job.status in ("failed", "cancelled"):
@@ -172,13 +176,13 @@ class Reconciler:
     # --- songs
 
     async def _queue_again(self, job: Job) -> bool:
-        """Put a song into its queue when it is in none. Returns whether it was put there.
+        """Queue a song that is in no queue. Returns whether it was queued.
 
-        The queues are looked at before the record: workers hand a song on to the next queue, or end its record,
-        before they take it out of the one it was in. So a record that is still the same has no message under way.
+        The queues are read before the record: workers put a song into the next queue, or end its record, before they
+        remove it from the queue it was in. So a record that is still the same has no message under way.
         """
         for stream, subject in ((TOK, f"jobs.tok.*.{job.job_id}"), (DEC, decode_subject(job.job_id))):
-            with contextlib.suppress(NotFoundError):
+            with contextlib.suppress(NotFound), nats_errors("the queues cannot be read"):
                 await self._js.get_msg(stream, subject=subject)
                 return False
         if await self._jobs.get(job.job_id, job.tenant) != job:
@@ -186,23 +190,23 @@ class Reconciler:
         if job.status == "decoding":
             if job.tokens_key and job.frames:
                 return await _queued(job, queue_decode(self._nc, job, job.tokens_key, job.frames))
-            # Nobody knows its tokens. Were the message first, a worker would find a song that is not for it.
+            # Its tokens are not known. The record first: a worker ignores a message whose song is in another state.
             await self._jobs.update(job.job_id, job.tenant, _from_the_beginning)
         return await _queued(job, queue_tokens(self._nc, job))
 
 
-async def _queued(job: Job, putting: Coroutine[Any, Any, PubAck | None]) -> bool:
+async def _queued(job: Job, publishing: Coroutine[Any, Any, PubAck | None]) -> bool:
     try:
-        if await putting is None:  # another sweeper was quicker
+        if await publishing is None:  # another reconciler was quicker
             return False
-    except QueueFull:  # next time
+    except QueueFull:  # the next round tries again
         return False
     log.warning("%s: was in no queue, queued again", job.job_id)
     return True
 
 
-def _as_it_is(job: Job) -> Job:
-    """A copy, which is written; the record itself would not be."""
+def _unchanged(job: Job) -> Job:
+    """A copy of the record: it is written, and so lives longer, where the record itself would not be."""
     return job if job.status in ENDED else msgspec.structs.replace(job)
 
 
