@@ -25,7 +25,7 @@ from services.gateway.songs.index import SongIndex
 from services.gateway.songs.queue_position import QueuePositions
 from services.gateway.submission.outage import Outage
 from services.gateway.submission.service import Submission
-from services.gateway.submission.validation import Fitter
+from services.gateway.submission.validation import ModelLimits
 from shared.aio import end
 from shared.errors import ConfigError
 from shared.jobs.events import EventPublisher
@@ -63,10 +63,11 @@ class Gateway:
         self.health = Health(nc, store, workers, settings)
         self.outage = Outage(nc, self.health)
         self.eta = EtaEstimator(QueuePositions(nc, self.js), workers)
+        self.model_limits = ModelLimits(prompter)
         self.submission = Submission(
             nc,
             self.quotas,
-            Fitter(prompter),
+            self.model_limits,
             self.webhooks,
             self.health,
             self.outage,

@@ -9,6 +9,7 @@ import signal
 from collections.abc import Iterator
 from typing import cast
 
+import stamina.instrumentation
 import uvicorn
 
 from services.gateway.api.http_protocol import Connections, HttpConnection
@@ -82,6 +83,7 @@ async def serve(settings: Settings) -> None:
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)  # it has a line for every connection
     raise_file_limit()
     tracing.start("heartmula-gateway")
+    stamina.instrumentation.set_on_retry_hooks(())  # a loop that ends without success logs that itself
     gateway = await Gateway.open(settings)
     try:
         server = GatewayServer(gateway)

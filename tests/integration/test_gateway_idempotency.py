@@ -15,7 +15,7 @@ from nats.js.errors import APIError, NotFoundError
 
 from deploy.local.servers.embedded import NatsServer, S3Server
 from services.gateway.submission.idempotency import digest_of, song_of
-from services.gateway.submission.rollback import retract
+from services.gateway.submission.rollback import roll_back
 from shared.nats.subjects import JOBS, TENANT, TOK, submit_subject, token_subject
 from shared.schema.job import Job, TokenJob
 from shared.schema.request import GenerateRequest
@@ -154,9 +154,9 @@ async def created(gateway: RunningGateway, key: str) -> Job:
 
 async def test_a_song_that_nobody_was_told_of_is_taken_back(gateway: RunningGateway, key: str) -> None:
     job = await created(gateway, key)
-    await retract(gateway.js, job)
+    await roll_back(gateway.js, job)
     assert await gateway.jobs.get(job.job_id) is None
-    await retract(gateway.js, job)
+    await roll_back(gateway.js, job)
     await gateway.jobs.create(job)  # nothing is left that would be in the way
 
 
@@ -164,12 +164,12 @@ async def test_a_song_that_a_duplicate_was_told_of_is_never_taken_back(
     gateway: RunningGateway, key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = await created(gateway, key)  # the record is another request's, which has yet to publish
-    await retract(gateway.js, msgspec.structs.replace(other, created_at=1.0))
+    await roll_back(gateway.js, msgspec.structs.replace(other, created_at=1.0))
     assert await gateway.job(other.job_id) == other
 
     waiting = await created(gateway, key + "2")
     await gateway.js.publish(token_subject("normal", waiting.job_id), b"{}")
-    await retract(gateway.js, waiting)
+    await roll_back(gateway.js, waiting)
     assert await gateway.job(waiting.job_id) == waiting
 
     # A duplicate publishes and is told, and a worker has the message out again, all between two looks.
@@ -183,6 +183,6 @@ async def test_a_song_that_a_duplicate_was_told_of_is_never_taken_back(
         raise NotFoundError
 
     monkeypatch.setattr(gateway.js, "get_msg", late)
-    await retract(gateway.js, told)
+    await roll_back(gateway.js, told)
     monkeypatch.undo()
     assert await gateway.job(told.job_id) == told

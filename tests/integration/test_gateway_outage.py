@@ -180,7 +180,7 @@ async def test_no_song_is_refused_while_the_store_restarts(
 async def test_requests_that_wait_too_long_or_are_too_many_are_told_when_to_come_again(
     settings: Settings, nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outage, "AT_ONCE", 2)
+    monkeypatch.setattr(outage, "MAX_WAITING", 2)
     at = f"NATS at nats://127.0.0.1:{nats_server.port} (HEARTMULA_NATS_URL)"
     words = f"no connection to {at}: connection refused, nothing listens there"
     async with gateway_and_crowd(settings) as (_, crowd):

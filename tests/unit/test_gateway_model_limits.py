@@ -1,11 +1,11 @@
-"""How requests are fitted to the model."""
+"""Requests against the limits of the model."""
 
 import asyncio
 import threading
 from typing import cast
 
 from services.gateway.errors import ApiError
-from services.gateway.submission.validation import FitRequest, Fitter
+from services.gateway.submission.validation import FitRequest, ModelLimits
 from shared.model.prompt import Prompt, Prompter
 from shared.schema.request import GenerateRequest
 
@@ -34,9 +34,9 @@ class Slow:
 
 async def test_one_text_is_tokenized_at_a_time_and_few_wait_to_be_measured() -> None:
     prompter = Slow()
-    fitter = Fitter(cast("Prompter", prompter))
-    texts = [asyncio.create_task(fitter.measure(FitRequest(lyrics="la", tags="pop, piano"))) for _ in range(10)]
-    songs = [asyncio.create_task(fitter.fit(GenerateRequest(lyrics="la", tags="rock, bass"))) for _ in range(3)]
+    limits = ModelLimits(cast("Prompter", prompter))
+    texts = [asyncio.create_task(limits.measure(FitRequest(lyrics="la", tags="pop, piano"))) for _ in range(10)]
+    songs = [asyncio.create_task(limits.complete(GenerateRequest(lyrics="la", tags="rock, bass"))) for _ in range(3)]
     while not prompter.seen:
         await asyncio.sleep(0)
     refused = [text for text in texts if text.done()]

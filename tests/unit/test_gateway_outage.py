@@ -26,7 +26,7 @@ async def test_nobody_waits_where_waiting_is_of_no_use() -> None:
     outage = Outage(Any, Any)  # type: ignore[arg-type]
     for error in (NoRoom("nats", "full"), Rejected("s3", "wrong password")):
         with pytest.raises(type(error)):
-            await outage.patience().wait(error)
+            await outage.begin_request().until_back(error)
     assert outage.retry_after(NoRoom("nats", "full")) == 60
 
 

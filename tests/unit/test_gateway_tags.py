@@ -5,13 +5,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.gateway.submission.validation import decode_request, tidy_tags
+from services.gateway.submission.validation import decode_request, normalize_tags
 from shared.errors import InvalidRequest
 from shared.schema.job import Job
 
 
 @pytest.mark.parametrize(
-    ("sent", "tidy"),
+    ("sent", "normalized"),
     [
         ("pop, piano", "pop,piano"),
         ("pop,piano,english", "pop,piano,english"),
@@ -25,18 +25,18 @@ from shared.schema.job import Job
         ("", ""),
     ],
 )
-def test_tags_are_divided_by_a_comma_alone(sent: str, tidy: str) -> None:
-    assert tidy_tags(sent) == tidy
+def test_tags_are_divided_by_a_comma_alone(sent: str, normalized: str) -> None:
+    assert normalize_tags(sent) == normalized
 
 
 @given(st.text(alphabet="aAbİß ,\n\r\t，é"))
-def test_tidy_tags_stay_as_they_are_and_lose_no_word(sent: str) -> None:
-    tidy = tidy_tags(sent)
-    assert tidy_tags(tidy) == tidy
+def test_normalized_tags_stay_as_they_are_and_lose_no_word(sent: str) -> None:
+    normalized = normalize_tags(sent)
+    assert normalize_tags(normalized) == normalized
     words = {word.lower() for word in sent.replace(",", " ").replace("，", " ").split()}
-    assert {word.lower() for word in tidy.replace(",", " ").split()} == words
-    assert ", " not in tidy
-    assert len(tidy) <= len(sent)
+    assert {word.lower() for word in normalized.replace(",", " ").split()} == words
+    assert ", " not in normalized
+    assert len(normalized) <= len(sent)
 
 
 def test_commas_alone_are_no_tags() -> None:

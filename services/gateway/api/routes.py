@@ -111,7 +111,7 @@ async def fit(
     """How long a song may be beside these lyrics and tags: prompt and frames share the model's positions."""
     gateway.quotas.take_text(caller, request.client.host if request.client else "")
     text = decode_fit(await _json_of(request))
-    return Response(await gateway.submission.fitter.measure(text, caller.limits.max_duration_ms), headers=NO_STORE)
+    return Response(await gateway.model_limits.measure(text, caller.limits.max_duration_ms), headers=NO_STORE)
 
 
 # Checked by hand, so that what is wrong is told in the same words as elsewhere.

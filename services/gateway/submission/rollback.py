@@ -1,15 +1,13 @@
-"""Taking back a song that was refused after a part of it had been stored."""
+"""Rollback: removes what a refused request has stored of a song."""
 
-import asyncio
 import logging
-import time
 
-import nats
+import stamina
 from nats.js import JetStreamContext
-from nats.js.errors import APIError, NotFoundError
 
-from shared.errors import Unavailable, Unreadable
+from shared.errors import HeartMulaError, NotFound, Unreadable
 from shared.jobs.store import JobStore
+from shared.nats.errors import nats_errors
 from shared.nats.streams import purge_job
 from shared.nats.subjects import JOBS, TOK, job_subject, token_subject
 from shared.schema.decoding import read_record
@@ -20,38 +18,40 @@ log = logging.getLogger(__name__)
 _PATIENCE = 300.0  # seconds
 
 
-async def retract_in_time(js: JetStreamContext, job: Job) -> None:
-    """`retract`, tried again until NATS answers."""
-    deadline = time.monotonic() + _PATIENCE
-    while time.monotonic() < deadline:
-        try:
-            await retract(js, job)
-            return
-        except (Unavailable, nats.errors.Error, APIError, TimeoutError, OSError):
-            await asyncio.sleep(1)
-    log.warning("%s: may be made although it was refused; NATS did not answer", job.job_id)
+async def roll_back_eventually(js: JetStreamContext, job: Job) -> None:
+    """Roll back a song as soon as NATS answers. After five minutes without success it is logged, not raised."""
+    try:
+        async for attempt in stamina.retry_context(
+            on=HeartMulaError, attempts=None, timeout=_PATIENCE, wait_initial=0.5, wait_jitter=0.5, wait_max=5.0
+        ):
+            with attempt:
+                await roll_back(js, job)
+    except HeartMulaError as error:
+        log.warning("%s: may be made although it was refused: %s", job.job_id, error)
 
 
-async def retract(js: JetStreamContext, job: Job) -> None:
-    """Remove a song that nobody was told of. Raises what the client raises when NATS does not answer."""
-    if job.digest is None:  # nobody but who was refused knows its id
-        await purge_job(js, job.job_id)
-        await JobStore(js).delete(job)
-    else:
-        await _retract_shared(js, job)
+async def roll_back(js: JetStreamContext, job: Job) -> None:
+    """Remove a song whose id no client has been given. Raises `Unavailable` when NATS does not answer."""
+    with nats_errors("a refused song could not be removed"):
+        if job.digest is None:  # no other request can have found the record
+            await purge_job(js, job.job_id)
+            await JobStore(js).delete(job)
+        else:
+            await _roll_back_shared(js, job)
 
 
-async def _retract_shared(js: JetStreamContext, job: Job) -> None:
-    """Remove a record that a duplicate of the request may have found, unless that one was told of the song.
+async def _roll_back_shared(js: JetStreamContext, job: Job) -> None:
+    """Remove a record that a duplicate of the request may have found, unless the duplicate was accepted.
 
-    A duplicate answers only after it saw the message in the queue and wrote the record once more. So either the message
-    is there, or a worker had it and changed the record, or the record is newer than the one that is removed here.
-    No delete marker is left: the song may be asked for again.
+    A duplicate is answered only after it has seen the message in the queue and has written the record once more. So
+    either the message is there, or a worker had it and changed the record, or the record is newer than the one removed
+    here. No delete marker is left: the song may be asked for again.
     """
     subject = job_subject(job.tenant, job.job_id)
     try:
-        record = await js.get_msg(f"KV_{JOBS}", subject=subject)
-    except NotFoundError:
+        with nats_errors("the record cannot be read"):
+            record = await js.get_msg(f"KV_{JOBS}", subject=subject)
+    except NotFound:
         return
     try:
         if record.seq is None or not record.data or read_record(subject, record.data) != job:
@@ -59,6 +59,7 @@ async def _retract_shared(js: JetStreamContext, job: Job) -> None:
     except Unreadable:
         return
     try:
-        await js.get_msg(TOK, subject=token_subject(job.request.priority, job.job_id))
-    except NotFoundError:
+        with nats_errors("the queue cannot be read"):
+            await js.get_msg(TOK, subject=token_subject(job.request.priority, job.job_id))
+    except NotFound:
         await js.purge_stream(f"KV_{JOBS}", subject=subject, seq=record.seq + 1)

@@ -1,4 +1,4 @@
-"""Taking a song: validate, record, publish. The same for HTTP and for NATS clients."""
+"""Accepting songs, from HTTP and NATS clients alike."""
 
 import contextlib
 import logging
@@ -9,10 +9,8 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
 import msgspec
-import nats
 from msgspec import Meta
 from nats.aio.client import Client
-from nats.js.errors import APIError, NotFoundError
 
 from services.gateway.auth.api_keys import Caller
 from services.gateway.auth.quota import Quotas
@@ -22,14 +20,15 @@ from services.gateway.monitoring.health import Health
 from services.gateway.monitoring.metrics import Metrics
 from services.gateway.songs.eta import EtaEstimator, Expectation
 from services.gateway.submission.idempotency import digest_of, removed, require_same, songs_of
-from services.gateway.submission.outage import Outage, Patience
-from services.gateway.submission.rollback import retract, retract_in_time
-from services.gateway.submission.validation import Fitter, decode_request
-from shared.causes import NO_ANSWER, why
-from shared.errors import JobConflict, QueueFull, Unavailable
+from services.gateway.submission.outage import Outage, RequestWait
+from services.gateway.submission.rollback import roll_back, roll_back_eventually
+from services.gateway.submission.validation import ModelLimits, decode_request
+from shared.causes import NO_ANSWER
+from shared.errors import JobConflict, NotFound, QueueFull, Unavailable
 from shared.jobs.events import EventPublisher
 from shared.jobs.queues import queue_group, queue_tokens
 from shared.jobs.store import JobStore
+from shared.nats.errors import nats_errors
 from shared.nats.subjects import TOK, token_subject
 from shared.schema.event import Queued
 from shared.schema.job import Job, Status
@@ -38,11 +37,11 @@ from shared.tracing import span
 
 log = logging.getLogger(__name__)
 
-_TRIES = 10
+_CONFLICTS = 10  # in a row, after which a request is refused
 
 
 class AcceptedBody(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The answer to a song that was taken."""
+    """The answer to a song that was accepted."""
 
     job_id: str
     status: Status
@@ -56,17 +55,17 @@ class AcceptedBody(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
 @dataclass(frozen=True)
 class Accepted:
-    """A song that is in the queue, on disk, or was when it was asked for before."""
+    """A song that is in the queue, on disk, or that was accepted before under the same key."""
 
     job: Job
     sequence: int  # of its message in the queue; 0 when it is no longer there
     expected: Expectation
-    duplicate: bool = False  # the same was asked for before, under the same key
+    duplicate: bool = False  # the same request was accepted before, under the same key
     variants: "tuple[Accepted, ...]" = ()  # all songs, this one first, where several were asked for
 
     @property
     def body(self) -> AcceptedBody:
-        """What a client is told."""
+        """The answer for a client."""
         base = f"/generate/{self.job.job_id}"
         return AcceptedBody(
             job_id=self.job.job_id,
@@ -81,26 +80,37 @@ class Accepted:
 
 
 @dataclass
-class _Order:
-    """A request for songs, and what was done about it so far."""
+class _Submission:
+    """A validated request for songs, and what has been done about it so far."""
 
     caller: Caller
     asked: GenerateRequest
-    ids: list[str]
-    digest: str | None = None
-    fitted: GenerateRequest | None = None  # with what was left to us filled in
-    admitted: int = 0  # songs that were counted against the caller's limits
-    mine: dict[str, Job] = field(default_factory=dict)  # songs whose records this request made, or may have made
+    ids: list[str]  # of its songs
+    digest: str | None = None  # of the request, where it has a key
+    completed: GenerateRequest | None = None  # with every field filled in
+    counted: int = 0  # songs that were counted against the caller's quota
+    created: dict[str, Job] = field(default_factory=dict)  # records that this request created, or may have created
 
 
 class Submission:
-    """Takes songs."""
+    """Accepts songs in six steps.
+
+    1. Validate the request: its JSON, its fields, the webhook's address, the key.
+    2. Find the records that exist already, made by the same request under its key or by an earlier attempt.
+    3. Check the quota and the servers, for songs without a record.
+    4. Record those songs.
+    5. Publish: a message in the queue for each song that waits, all or none of them.
+    6. Answer with place and ETA, and send the event.
+
+    Steps 2 to 6 are repeated after a conflict and while a server is away for a short time; each finds what the attempt
+    before has done. A request that is refused is rolled back.
+    """
 
     def __init__(
         self,
         nc: Client,
         quotas: Quotas,
-        fitter: Fitter,
+        limits: ModelLimits,
         webhooks: Webhooks,
         health: Health,
         outage: Outage,
@@ -109,22 +119,21 @@ class Submission:
         spawn: Callable[[Coroutine[Any, Any, None]], object],  # runs what an answer need not wait for
     ) -> None:
         self._nc, self._js = nc, nc.jetstream(timeout=5)
-        self._quotas, self._webhooks = quotas, webhooks
-        self.fitter, self._health, self._spawn = fitter, health, spawn
-        self._outage, self._eta, self._metrics = outage, eta, metrics
-        self._jobs, self._events = JobStore(self._js), EventPublisher(self._js)
+        self._quotas, self._limits, self._webhooks = quotas, limits, webhooks
+        self._health, self._outage, self._eta, self._metrics = health, outage, eta, metrics
+        self._jobs, self._events, self._spawn = JobStore(self._js), EventPublisher(self._js), spawn
 
     async def submit(self, caller: Caller, data: bytes, key: str | None = None) -> Accepted:
-        """Take a song, a JSON object, or several variants of it. Returns once JetStream has all of them on disk.
+        """Accept a song, a JSON object, or several variants of it. Returns once JetStream has all of them on disk.
 
         A request that comes again under the same key is answered with the song that it made the first time. While a
-        server is away for a short time the request waits. Raises `ApiError`; then nothing stays behind.
+        server is away for a short time the request waits. Raises `ApiError`; then the request leaves nothing behind.
         """
-        patience = self._outage.patience()
+        wait = self._outage.begin_request()
         try:
             async with self._quotas.lock(caller):
                 with span("submit"):
-                    return await self._submit(caller, data, key, patience)
+                    return await self._submit(self._validate(caller, data, key), wait)
         except Exception as error:
             found = refusal(error, self._outage.retry_after(error))
             self._metrics.refused.labels(found.kind).inc()
@@ -132,121 +141,130 @@ class Submission:
                 raise
             raise found from error
 
-    async def _submit(self, caller: Caller, data: bytes, key: str | None, patience: Patience) -> Accepted:
+    def _validate(self, caller: Caller, data: bytes, key: str | None) -> _Submission:
+        """Step 1. Raises `InvalidRequest` or `ApiError`."""
         asked = decode_request(data)
         self._webhooks.check(asked.webhook_url)
         if key is None:
-            order = _Order(caller, asked, [str(uuid.uuid4()) for _ in range(asked.variants)])
-        else:
-            order = _Order(caller, asked, songs_of(key, asked.variants, caller.tenant), digest_of(asked))
+            return _Submission(caller, asked, [str(uuid.uuid4()) for _ in range(asked.variants)])
+        return _Submission(caller, asked, songs_of(key, asked.variants, caller.tenant), digest_of(asked))
+
+    async def _submit(self, order: _Submission, wait: RequestWait) -> Accepted:
+        """Steps 2 to 6, and the rollback."""
         try:
-            accepted = await self._insist(order, patience)
-            self._quotas.give_back(caller, order.admitted - len(order.mine))
+            accepted = await self._accept_patiently(order, wait)
+            self._quotas.give_back(order.caller, order.counted - len(order.created))
             return accepted
         except QueueFull:
-            self._quotas.give_back(caller, order.admitted)
-            for job in order.mine.values():
-                with contextlib.suppress(Unavailable, nats.errors.Error, APIError, TimeoutError, OSError):
-                    await retract(self._js, job)
+            self._quotas.give_back(order.caller, order.counted)
+            for job in order.created.values():
+                with contextlib.suppress(Unavailable):
+                    await roll_back(self._js, job)
             raise
         except BaseException:
-            self._quotas.give_back(caller, order.admitted)
-            for job in order.mine.values():
-                self._spawn(retract_in_time(self._js, job))
+            self._quotas.give_back(order.caller, order.counted)
+            for job in order.created.values():
+                self._spawn(roll_back_eventually(self._js, job))
             raise
 
-    async def _insist(self, order: "_Order", patience: Patience) -> Accepted:
-        """Take the songs, again after a conflict or while a server is away: what was done before is found again."""
+    async def _accept_patiently(self, order: _Submission, wait: RequestWait) -> Accepted:
+        """Accept the songs, trying again after a conflict or while a server is away."""
         conflicts = 0
         while True:
             try:
                 try:
-                    async with patience.attempt():
-                        return await self._take(order)
+                    async with wait.attempt():
+                        return await self._accept(order)
                 except TimeoutError:
                     raise Unavailable("nats", f"NATS does not answer: {NO_ANSWER}") from None
-            except JobConflict:  # the same request, being taken or taken back at this moment
+            except JobConflict:  # the same request is being accepted or rolled back at this moment
                 conflicts += 1
-                if conflicts == _TRIES:
+                if conflicts == _CONFLICTS:
                     raise Unavailable("nats", "the song's record keeps changing; try again") from None
             except Unavailable as error:
-                await patience.wait(error)
+                await wait.until_back(error)
 
-    async def _take(self, order: "_Order") -> Accepted:
-        """Take the songs of a request, all of them: those that have no record are made.
-
-        Raises `JobConflict` when a record came or went meanwhile.
-        """
-        mine = order.mine
-        known = [await self._known(order, job_id) for job_id in order.ids]
+    async def _accept(self, order: _Submission) -> Accepted:
+        """One attempt to accept all songs of a request. Raises `JobConflict` when a record came or went meanwhile."""
+        known = [await self._find_record(order, job_id) for job_id in order.ids]
+        if order.digest is not None:
+            require_same([job for job in known if job is not None], order.digest)
+        if None in known:
+            await self._check_quota(order, known)
         jobs = await self._record(order, known)
-        # The message of a record that was found may be missing: whoever made it may have died before, or is at it.
-        sequences = [await self._find(job) if found else 0 for job, found in zip(jobs, known, strict=True)]
-        await self._enqueue(jobs, sequences)
+        # The message of a record that was found may be missing: the process that made it may have died in between.
+        sequences = [await self._find_message(job) if found else 0 for job, found in zip(jobs, known, strict=True)]
+        await self._publish(jobs, sequences)
         for index, job in enumerate(jobs):
-            if job.job_id not in mine and job.status == "queued":
-                jobs[index] = await self._jobs.update(job.job_id, job.tenant, _once_more)
-        taken = [await self._accepted(job, seq, mine) for job, seq in zip(jobs, sequences, strict=True)]
-        return replace(taken[0], duplicate=not mine, variants=tuple(taken) if len(taken) > 1 else ())
+            if job.job_id not in order.created and job.status == "queued":
+                jobs[index] = await self._jobs.update(job.job_id, job.tenant, _unchanged)
+        taken = [await self._answer(order, job, seq) for job, seq in zip(jobs, sequences, strict=True)]
+        return replace(taken[0], duplicate=not order.created, variants=tuple(taken) if len(taken) > 1 else ())
 
-    async def _known(self, order: "_Order", job_id: str) -> Job | None:
-        """The record of a song that is there already: another request's, or our own, whose writing was not answered."""
-        written = order.mine.get(job_id)
+    async def _find_record(self, order: _Submission, job_id: str) -> Job | None:
+        """Step 2: the record of a song that exists already, another request's or one whose writing was not answered."""
+        written = order.created.get(job_id)
         if written is None and order.digest is None:
             return None  # no other request knows the id
         job = await self._jobs.get(job_id, order.caller.tenant)
-        if job is not None and written is not None and not _same(job, written):
-            del order.mine[job_id]  # another request was quicker
+        if job is not None and written is not None and not _is_same_song(job, written):
+            del order.created[job_id]  # another request was quicker
         return job
 
-    async def _record(self, order: "_Order", known: list[Job | None]) -> list[Job]:
-        """The records of all variants; those that are not known are made, with seeds that go with the others'."""
-        caller, digest, mine = order.caller, order.digest, order.mine
-        for job in known:
-            if job is not None and digest is not None:
-                require_same(job, digest)
-        if None not in known:
-            return [job for job in known if job is not None]
-        found = next(((index, job.request) for index, job in enumerate(known) if job is not None), None)
+    async def _check_quota(self, order: _Submission, known: list[Job | None]) -> None:
+        """Step 3: count the songs without a record, and fill in what the request left open."""
+        caller = order.caller
         self._quotas.check(caller, order.asked)
-        if (more := known.count(None) - order.admitted) > 0:
+        if (more := known.count(None) - order.counted) > 0:
             self._quotas.check_rate(caller, more)
-        if found is None and order.fitted is None:
-            order.fitted = await self.fitter.fit(order.asked, caller.limits.max_duration_ms)
-        place, request = found or (0, order.fitted)
-        assert request is not None
+        if order.completed is None and not any(known):
+            order.completed = await self._limits.complete(order.asked, caller.limits.max_duration_ms)
         await self._health.require_servers()
         if more > 0:
             await self._quotas.take(caller, more)
-            order.admitted += more
+            order.counted += more
+
+    async def _record(self, order: _Submission, known: list[Job | None]) -> list[Job]:
+        """Step 4: the records of all variants. Missing ones are created, with seeds that follow from the others'."""
+        found = next(((index, job.request) for index, job in enumerate(known) if job is not None), None)
+        base, request = found or (0, order.completed)
+        assert request is not None
         jobs = []
         for index, job_id in enumerate(order.ids):
             job = known[index]
             if job is None:
-                seed = ((request.seed or 0) + index - place) % (MAX_SEED + 1)
-                job = mine.get(job_id) or Job(
+                seed = ((request.seed or 0) + index - base) % (MAX_SEED + 1)
+                job = order.created.get(job_id) or Job(
                     job_id=job_id,
-                    tenant=caller.tenant,
+                    tenant=order.caller.tenant,
                     request=msgspec.structs.replace(request, seed=seed, variants=1),
                     tags_sent=order.asked.tags if order.asked.tags != request.tags else None,
                     created_at=time.time(),
                     group=order.ids[0] if len(order.ids) > 1 else None,
                     variant=index + 1 if len(order.ids) > 1 else None,
-                    digest=digest,
+                    digest=order.digest,
                 )
-                mine[job_id] = job
+                order.created[job_id] = job
                 try:
                     await self._jobs.create(job)
-                except JobConflict:  # another request's, or our own after all: the next look tells
-                    if await self._jobs.was_deleted(job_id, caller.tenant):
-                        del mine[job_id]
+                except JobConflict:  # another request's record, or this one's after all: the next attempt finds it
+                    if await self._jobs.was_deleted(job_id, order.caller.tenant):
+                        del order.created[job_id]
                         raise removed() from None
                     raise
             jobs.append(job)
         return jobs
 
-    async def _enqueue(self, jobs: list[Job], sequences: list[int]) -> None:
-        """Queue the songs that wait and have no message, all or none of them; their sequences are filled in."""
+    async def _find_message(self, job: Job) -> int:
+        """The sequence of a song's message in the queue, or 0."""
+        try:
+            with nats_errors("NATS does not answer"):
+                return (await self._js.get_msg(TOK, subject=token_subject(job.request.priority, job.job_id))).seq or 0
+        except NotFound:
+            return 0
+
+    async def _publish(self, jobs: list[Job], sequences: list[int]) -> None:
+        """Step 5: queue the songs that wait and have no message, all or none; fills in their sequences."""
         missing = [index for index, job in enumerate(jobs) if job.status == "queued" and not sequences[index]]
         if len(missing) == 1:
             ack = await queue_tokens(self._nc, jobs[missing[0]])
@@ -258,33 +276,24 @@ class Submission:
         for index, sequence in zip(missing, added, strict=True):
             sequences[index] = sequence
 
-    async def _accepted(self, job: Job, sequence: int, mine: dict[str, Job]) -> Accepted:
+    async def _answer(self, order: _Submission, job: Job, sequence: int) -> Accepted:
+        """Step 6: what to expect of a song; its event is sent where this request created it."""
         expected = await self._eta.estimate_accepted(job, sequence)
-        if job.job_id in mine:
+        if job.job_id in order.created:
             self._metrics.accepted.inc()
-            log.info("%s: taken, %d ms", job.job_id, job.request.max_duration_ms or 0)
-            event = Queued(
-                job_id=job.job_id, status="queued", progress=0, queue_position=expected.position, eta=expected.eta
-            )
-            if job.status == "queued":  # an event that comes after others would be misunderstood
+            log.info("%s: accepted, %d ms", job.job_id, job.request.max_duration_ms or 0)
+            if job.status == "queued":  # after the events of a later state this one would be wrong
+                place, eta = expected.position, expected.eta
+                event = Queued(job_id=job.job_id, status="queued", progress=0, queue_position=place, eta=eta)
                 self._spawn(self._events.publish(job.tenant, event))
         return Accepted(job, sequence, expected)
 
-    async def _find(self, job: Job) -> int:
-        """The sequence of a song's message in the queue, or 0."""
-        try:
-            return (await self._js.get_msg(TOK, subject=token_subject(job.request.priority, job.job_id))).seq or 0
-        except NotFoundError:
-            return 0
-        except (nats.errors.Error, APIError, TimeoutError, OSError) as error:
-            raise Unavailable("nats", f"NATS does not answer: {why(error)}") from error
 
-
-def _same(one: Job, other: Job) -> bool:
-    """Whether two records are of the same making, whatever happened to the song since."""
+def _is_same_song(one: Job, other: Job) -> bool:
+    """Whether two records were created by the same request, whatever has happened to the song since."""
     return (one.created_at, one.request) == (other.created_at, other.request)
 
 
-def _once_more(job: Job) -> Job:
-    """A copy, so that the record is written: see `retraction`."""
+def _unchanged(job: Job) -> Job:
+    """A copy of a waiting song's record, so that it is written again: a rollback then finds a newer record."""
     return msgspec.structs.replace(job) if job.status == "queued" else job

@@ -1,4 +1,7 @@
-"""From bytes to a request that the model can fulfil. Everything a user can do wrong is told in words here."""
+"""Validation: from the bytes of a body to a request that the model can fulfil.
+
+Everything that a user can do wrong is put into words here.
+"""
 
 import asyncio
 import re
@@ -29,37 +32,40 @@ _TYPES = {"int": "a whole number", "float": "a number", "str": "text", "bool": "
 
 
 class FitRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Text whose length is asked for; it may be blank, as while it is being written."""
+    """Lyrics and tags whose room is asked for. Both may be blank, as while they are being written."""
 
     lyrics: Annotated[str, Meta(max_length=60_000)]
     tags: Annotated[str, Meta(max_length=4_000)] = ""
 
 
 class FitBody(msgspec.Struct, frozen=True, kw_only=True):
-    """How long a song may be beside some text."""
+    """The room that lyrics and tags leave for a song."""
 
     prompt_tokens: Annotated[int, Meta(description="positions of the model that the text takes")]
     longest_ms: Annotated[int, Meta(description="0 where the text leaves no room")]
 
 
-_decoder = msgspec.json.Decoder(GenerateRequest, strict=True)
+_request_decoder = msgspec.json.Decoder(GenerateRequest, strict=True)
 _fit_decoder = msgspec.json.Decoder(FitRequest, strict=True)
-_Asked = TypeVar("_Asked", GenerateRequest, FitRequest)
+_Body = TypeVar("_Body", GenerateRequest, FitRequest)
 
 
 def decode_request(data: bytes) -> GenerateRequest:
-    """Read a request. Raises `InvalidRequest` for what it says, `ApiError` where it is no JSON or too large."""
-    request = _decode(data, _decoder)
+    """Read the body of a request for songs.
+
+    Raises `InvalidRequest` for wrong fields, `ApiError` where the body is no JSON or too large.
+    """
+    request = _decode(data, _request_decoder)
     _check_text("title", request.title or "", "")
-    if not request.lyrics.strip() and not tidy_tags(request.tags):
+    if not request.lyrics.strip() and not normalize_tags(request.tags):
         raise InvalidRequest("lyrics", "give lyrics or tags; both are blank")
     return request
 
 
-def tidy_tags(tags: str) -> str:
-    """Tags as the model was trained on them: divided by a comma alone, none blank, none twice (in whatever case).
+def normalize_tags(tags: str) -> str:
+    """Write tags as the model was trained on them: divided by a comma alone, none blank, none twice in any case.
 
-    It does not heed a tag that begins with a space.
+    The model ignores a tag that begins with a space.
     """
     found: dict[str, str] = {}
     for tag in map(str.strip, _DIVIDES.split(tags)):
@@ -69,11 +75,11 @@ def tidy_tags(tags: str) -> str:
 
 
 def decode_fit(data: bytes) -> FitRequest:
-    """The same for text whose length is asked for."""
+    """Read the body of a question for room. Raises as `decode_request`."""
     return _decode(data, _fit_decoder)
 
 
-def _decode(data: bytes, decoder: msgspec.json.Decoder[_Asked]) -> _Asked:
+def _decode(data: bytes, decoder: msgspec.json.Decoder[_Body]) -> _Body:
     if len(data) > MAX_BODY:
         raise ApiError(413, "too-large", "the body may have at most 256 KiB")
     if not data.strip():
@@ -91,7 +97,7 @@ def _decode(data: bytes, decoder: msgspec.json.Decoder[_Asked]) -> _Asked:
 
 
 def _in_words(message: str, fields: tuple[str, ...]) -> InvalidRequest:
-    """msgspec's message as a person would say it."""
+    """Put msgspec's message into a user's words."""
     at = _AT.search(message)
     field = at[1] or "" if at else ""
     message = _AT.sub("", message)
@@ -124,10 +130,10 @@ def _check_text(field: str, text: str, allowed: str) -> None:
             )
 
 
-class Fitter:
-    """Fits requests to the model: its vocabulary and its positions, which prompt and frames share.
+class ModelLimits:
+    """The limits that the model sets: its vocabulary, and its positions, which prompt and frames share.
 
-    One text is tokenized at a time, of all clients together: the longest take a core for a tenth of a second and more.
+    One text is tokenized at a time for all clients together: the longest take a core for a tenth of a second and more.
     """
 
     def __init__(self, prompter: Prompter) -> None:
@@ -135,12 +141,12 @@ class Fitter:
         self._free = asyncio.Semaphore(1)
         self._measuring = 0  # texts that wait to be measured, or are
 
-    async def fit(self, request: GenerateRequest, most_ms: int | None = None) -> GenerateRequest:
-        """The request with tidy tags, and with `seed` and `max_duration_ms` (up to `most_ms`) filled in.
+    async def complete(self, request: GenerateRequest, most_ms: int | None = None) -> GenerateRequest:
+        """Normalize the tags of a request, and fill in `seed` and `max_duration_ms` (at most `most_ms`).
 
-        Raises `InvalidRequest` when it cannot be met.
+        Raises `InvalidRequest` when the model cannot fulfil it.
         """
-        request = msgspec.structs.replace(request, tags=tidy_tags(request.tags))
+        request = msgspec.structs.replace(request, tags=normalize_tags(request.tags))
         longest = self._prompter.longest_ms(await self._encode(request.tags, request.lyrics))
         if frames_within(longest) < 1:
             tokens = 1 - frames_within(longest)
@@ -158,16 +164,16 @@ class Fitter:
         )
 
     async def measure(self, text: FitRequest, most_ms: int | None = None) -> FitBody:
-        """How much room a text leaves, up to `most_ms`.
+        """Measure how much room a text leaves, up to `most_ms`.
 
-        Raises `InvalidRequest` for characters that the model does not know, a 429 `ApiError` when several texts wait:
-        songs are not to wait for many of them.
+        Raises `InvalidRequest` for characters that the model does not know, and a 429 `ApiError` when several texts
+        wait already, so that songs do not wait for many of them.
         """
         if self._measuring >= _MEASURED_AT_ONCE:
             raise too_many("other texts are being measured", 1)
         self._measuring += 1
         try:
-            prompt = await self._encode(tidy_tags(text.tags), text.lyrics)
+            prompt = await self._encode(normalize_tags(text.tags), text.lyrics)
         finally:
             self._measuring -= 1
         longest = self._prompter.longest_ms(prompt)
