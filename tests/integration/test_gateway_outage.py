@@ -3,6 +3,8 @@
 import asyncio
 import itertools
 import json
+import time
+import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -11,18 +13,21 @@ from typing import Any
 import httpx
 import nats.errors
 import pytest
+import stamina.instrumentation
 from nats.aio.client import Client
 
 from deploy.local.servers.embedded import NatsServer, S3Server
 from services.gateway.container import Gateway
-from services.gateway.submission import outage
+from services.gateway.submission import outage, rollback
 from services.gateway.submission import service as submission
 from services.gateway.submission.idempotency import songs_of
 from shared.errors import Unavailable
+from shared.jobs.queues import queue_tokens
 from shared.jobs.store import JobStore
 from shared.nats.connection import connect
 from shared.nats.subjects import JOBS, TOK, submit_subject
 from shared.schema.job import Job
+from shared.schema.request import GenerateRequest
 from shared.settings import Settings
 from tests.integration.flow import PATIENCE, as_role
 from tests.integration.gateway_fixtures import SONG, eventually, fresh_settings, in_process
@@ -205,6 +210,34 @@ async def test_requests_that_wait_too_long_or_are_too_many_are_told_when_to_come
             assert answer.json()["service"] == "nats"
             assert answer.json()["detail"] == "job records cannot be written: no connection"
         assert sorted(answer.status_code for answer in await asyncio.gather(*asked)) == [202, 202, 503, 503, 503]
+
+
+async def test_a_refused_song_is_rolled_back_when_nats_is_back(
+    settings: Settings, nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    failed = asyncio.Event()
+    async with gateway_and_crowd(settings) as (gateway, _):
+        request = GenerateRequest(lyrics="la", seed=1, max_duration_ms=80)
+        job = Job(job_id=str(uuid.uuid4()), tenant="local", request=request, created_at=time.time())
+        await gateway.jobs.create(job)
+        await queue_tokens(gateway.nc, job)
+        await nats_server.stop()
+        try:
+            with monkeypatch.context() as patch:
+                patch.setattr(rollback, "_PATIENCE", 0.01)
+                await rollback.roll_back_eventually(gateway.js, job)
+            assert f"{job.job_id}: may be made although it was refused" in caplog.text
+            stamina.instrumentation.set_on_retry_hooks([lambda _: failed.set()])
+            rolling_back = asyncio.create_task(rollback.roll_back_eventually(gateway.js, job))
+            waiting = asyncio.create_task(failed.wait())
+            done, _ = await asyncio.wait({rolling_back, waiting}, return_when=asyncio.FIRST_COMPLETED)
+            assert done == {waiting}, "the rollback ended without a second attempt"
+        finally:
+            stamina.instrumentation.set_on_retry_hooks(())
+            await nats_server.start()
+        await rolling_back
+        assert await gateway.jobs.get(job.job_id) is None
+        assert (await gateway.js.stream_info(TOK)).state.messages == 0
 
 
 class Unheard:

@@ -185,8 +185,9 @@ async def test_clients_that_vanish_leave_nothing_behind(settings: Settings) -> N
 
         await eventually(forgotten, "listeners or tasks are left of 200 clients")
 
-        async def one_consumer() -> bool:  # for all of them; one that fell behind is made anew, and goes by itself
-            return (await gateway.js.stream_info(EVENTS)).state.consumer_count == 1
+        async def few_consumers() -> bool:
+            # One for all clients of a gateway; the other gateway of this module follows the new stream too.
+            return (await gateway.js.stream_info(EVENTS)).state.consumer_count <= 2
 
-        await eventually(one_consumer, "there are more consumers than gateways")
+        await eventually(few_consumers, "there are more consumers than gateways")
     assert asyncio.all_tasks() <= before
