@@ -19,7 +19,7 @@ from services.gateway.events.broadcaster import Broadcaster
 from services.gateway.media.renditions import Renditions
 from services.gateway.monitoring.health import PROBE_SECONDS, Health
 from services.gateway.monitoring.metrics import Metrics
-from services.gateway.monitoring.worker_registry import Workers
+from services.gateway.monitoring.worker_registry import WorkerRegistry
 from services.gateway.songs.eta import EtaEstimator
 from services.gateway.songs.index import SongIndex
 from services.gateway.songs.queue_position import QueuePositions
@@ -59,7 +59,7 @@ class Gateway:
         keys = ApiKeys(settings.api_keys)
         self.authenticator, self.quotas = Authenticator(keys), Quotas(keys, self.song_index)
         self.renditions = Renditions(store, self.jobs, settings.data_dir / "tmp")
-        workers = Workers(self.js, PROBE_SECONDS)
+        workers = WorkerRegistry(self.js, PROBE_SECONDS)
         self.health = Health(nc, store, workers, settings)
         self.outage = Outage(nc, self.health)
         self.eta = EtaEstimator(QueuePositions(nc, self.js), workers)

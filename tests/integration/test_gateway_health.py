@@ -10,7 +10,7 @@ import pytest
 
 from deploy.local.servers.embedded import NatsServer, S3Server, free_port
 from services.gateway.monitoring.health import PROBE_SECONDS
-from services.gateway.monitoring.worker_registry import Workers
+from services.gateway.monitoring.worker_registry import WorkerRegistry
 from shared.nats.subjects import GPU_LOCK, WORKERS, decode_subject, lock_key
 from shared.schema.worker import LeaseRecord, PhaseMemory
 from shared.settings import Settings
@@ -104,7 +104,7 @@ async def test_what_dead_workers_leave_behind_is_named_or_dropped(
         await gateway.js.publish(stale, b"", headers={"KV-Operation": "DEL"})
         await eventually_status(gateway, "ok")
 
-        workers = Workers(gateway.js, PROBE_SECONDS)
+        workers = WorkerRegistry(gateway.js, PROBE_SECONDS)
         assert {worker.role for worker in await workers.live()} == {"tokenizer", "codec"}
         monkeypatch.setattr("services.gateway.monitoring.worker_registry.WORKER_TTL", 0.5)
 

@@ -11,7 +11,7 @@ import pytest
 import soundfile
 
 from services.codec_worker.engines.trivial import TrivialCodec
-from services.gateway.monitoring.worker_registry import Workers
+from services.gateway.monitoring.worker_registry import WorkerRegistry
 from services.tokenizer_worker.engines.base import Song
 from services.tokenizer_worker.engines.trivial import TrivialEngine
 from shared.device.ledger import DeviceLedger
@@ -54,7 +54,7 @@ async def until_told(flow: Flow, role: str, what: str) -> WorkerStatus:
     """Wait until a worker's heartbeat tells of a problem."""
     async with asyncio.timeout(PATIENCE):
         while True:
-            for worker in await Workers(flow.js, 2).live():
+            for worker in await WorkerRegistry(flow.js, 2).live():
                 if worker.role == role and what in (worker.problem or ""):
                     return worker
             await asyncio.sleep(0.1)
@@ -140,7 +140,7 @@ async def test_memory_that_another_program_holds_is_waited_for_and_told(settings
         other.close()
         job = await flow.ended(job_id)
         assert (job.status, job.failures) == ("completed", 0)
-        while any(worker.problem for worker in await Workers(flow.js, 2).live()):
+        while any(worker.problem for worker in await WorkerRegistry(flow.js, 2).live()):
             await asyncio.sleep(0.1)
 
 

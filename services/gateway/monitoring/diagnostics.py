@@ -1,4 +1,4 @@
-"""What keeps songs from being made, in sentences."""
+"""Diagnostics: what keeps workers from making songs, in sentences."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ _WITHOUT: dict[Role, str] = {"tokenizer": "songs wait", "codec": "songs wait aft
 
 
 def diagnose(workers: Sequence[WorkerStatus]) -> list[str]:
-    """What is wrong with the workers: roles that nobody has, and what they say of themselves."""
+    """Say what is wrong with the workers: roles without a worker, and problems that workers report."""
     devices: dict[str, set[Role]] = {}
     for worker in workers:
         devices.setdefault(worker.gpu.id, set()).add(worker.role)

@@ -1,4 +1,4 @@
-"""Whether a song could be taken and made: both servers probed, workers and queues counted."""
+"""Health: whether a song could be accepted and made. Both servers are probed, workers and queues counted."""
 
 import asyncio
 import logging
@@ -8,19 +8,18 @@ from datetime import UTC, datetime
 from typing import Literal
 
 import msgspec
-import nats
 from nats.js.api import StreamState
-from nats.js.errors import APIError, NotFoundError
 
 from services.gateway.monitoring.diagnostics import diagnose
 from services.gateway.monitoring.stale_leases import StaleLeases
 from services.gateway.monitoring.stall_detector import TTLS, StallDetector
-from services.gateway.monitoring.worker_registry import Workers
+from services.gateway.monitoring.worker_registry import WorkerRegistry
 from services.gateway.monitoring.write_probe import WriteProbe
 from shared.aio import end
-from shared.causes import NO_ANSWER, why
-from shared.errors import HeartMulaError, NoRoom, Unavailable
+from shared.causes import NO_ANSWER
+from shared.errors import HeartMulaError, NoRoom, NotFound, Unavailable
 from shared.nats.connection import Connection
+from shared.nats.errors import nats_errors
 from shared.nats.subjects import DEC, TOK
 from shared.schema.worker import WorkerStatus
 from shared.settings import Settings
@@ -29,7 +28,7 @@ from shared.storage.objects import ObjectStore
 log = logging.getLogger(__name__)
 
 PROBE_SECONDS = 2.0
-_LOOK_SECONDS = 5.0  # between two looks at whether anything moves
+_PROBE_EVERY = 5.0  # seconds between two probes that no request asks for
 _FRESH_SECONDS = 1.0
 
 
@@ -62,11 +61,11 @@ class HealthBody(msgspec.Struct, frozen=True, kw_only=True):
     object_store: Server
     workers: WorkerCount
     queue: QueueDepth
-    problems: list[str]  # what keeps songs from being taken or made, in sentences
+    problems: list[str]  # what keeps songs from being accepted or made, in sentences
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
-    """What one round of probes found."""
+    """The result of one round of probes."""
 
     taken: float  # monotonic
     nats: Server
@@ -74,24 +73,24 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     workers: list[WorkerStatus]
     queue: QueueDepth
     ages: dict[str, float] = {}  # seconds that the oldest song of each queue has been in it
-    decode_full: bool  # no more tokens are made until some were decoded
+    decode_full: bool  # no more tokens are made until some are decoded
     stale: list[str] = []  # leases that are no longer renewed, a sentence each
-    crowded: str | None = None  # why no further songs are taken, a sentence
+    crowded: str | None = None  # why no further songs are accepted, a sentence
     still: float = 0.0  # seconds for which nothing has moved though songs wait and workers are there
     stalled: str | None = None  # a sentence when that is too long
 
     @property
     def problems(self) -> list[str]:
-        """What keeps songs from being taken or made, in sentences."""
+        """What keeps songs from being accepted or made, in sentences."""
         servers = [server.error for server in (self.nats, self.object_store) if server.error]
         full = ["the queue for audio is full: songs wait for their tokens"] if self.decode_full else []
         others = [sentence for sentence in (self.crowded, self.stalled) if sentence]
-        # Without NATS nobody knows which workers live.
+        # Without NATS it is not known which workers live.
         return servers + full + others + (diagnose(self.workers) + self.stale if self.nats.ok else [])
 
     @property
     def body(self) -> HealthBody:
-        """As users are told."""
+        """The answer of ``/health``."""
         count = WorkerCount(**{role: sum(w.role == role for w in self.workers) for role in ("tokenizer", "codec")})
         able, problems = self.nats.ok and self.object_store.ok, self.problems
         return HealthBody(
@@ -105,14 +104,14 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Health:
-    """Probes at most once a second, however many ask."""
+    """Probes servers, workers and queues, at most once a second however many requests ask."""
 
-    def __init__(self, nc: Connection, store: ObjectStore, workers: Workers, settings: Settings) -> None:
+    def __init__(self, nc: Connection, store: ObjectStore, workers: WorkerRegistry, settings: Settings) -> None:
         self._nc, self._store, self._workers = nc, store, workers
         self._js = nc.jetstream(timeout=PROBE_SECONDS)
         self._leases = StaleLeases(self._js, settings.lease_ttl, PROBE_SECONDS)
-        self._writing = WriteProbe(nc, store)
-        self._standstill = StallDetector(TTLS * settings.lease_ttl)
+        self._writes = WriteProbe(nc, store)
+        self._stalls = StallDetector(TTLS * settings.lease_ttl)
         self._task: asyncio.Task[None] | None = None
         self.store_lost_at: float | None = None  # monotonic; None while it answers
         self._latest: Snapshot | None = None
@@ -120,26 +119,26 @@ class Health:
         self._ping: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin to try writes, and to look whether anything moves, whether somebody asks or not."""
-        self._writing.start()
-        self._task = asyncio.create_task(self._look(), name="health")
+        """Begin to probe in the background."""
+        self._writes.start()
+        self._task = asyncio.create_task(self._run(), name="health")
 
     async def close(self) -> None:
-        """Stop that."""
-        await self._writing.close()
+        """Stop."""
+        await self._writes.close()
         if self._task is not None:
             await end(self._task)
 
-    async def _look(self) -> None:
+    async def _run(self) -> None:
         while True:
             try:
                 await self.snapshot()
             except Exception:
                 log.exception("unexpected")
-            await asyncio.sleep(_LOOK_SECONDS)
+            await asyncio.sleep(_PROBE_EVERY)
 
     async def snapshot(self) -> Snapshot:
-        """What is known, at most two seconds old."""
+        """The latest result, at most two seconds old."""
         async with self._probing:
             if self._latest is None or time.monotonic() - self._latest.taken > _FRESH_SECONDS:
                 self._latest = await self._probe()
@@ -151,37 +150,39 @@ class Health:
 
     @property
     def workers(self) -> list[WorkerStatus]:
-        """Live workers as of the last probe."""
+        """Live workers as of the latest probe."""
         return self._latest.workers if self._latest else []
 
     async def require_servers(self) -> None:
-        """Raise `Unavailable` when a server takes no writes, or has no room for a further record; also when the store
-        was away at the last probe and still is: a song would only wait."""
-        if self._writing.crowded:
-            raise NoRoom("nats", self._writing.crowded)
-        if self._writing.nats:
-            raise Unavailable("nats", self._writing.nats)
+        """Raise `Unavailable` when a server takes no writes or has no room for a further record.
+
+        Also when the object store was away at the latest probe and still is: a song would only wait.
+        """
+        if self._writes.crowded:
+            raise NoRoom("nats", self._writes.crowded)
+        if self._writes.nats:
+            raise Unavailable("nats", self._writes.nats)
         if self._latest is not None and not self._latest.object_store.ok:
             found = (await self.snapshot()).object_store
             if not found.ok:
                 raise Unavailable("s3", found.error or "the object store does not answer")
-        if self._writing.store:
-            raise Unavailable("s3", self._writing.store)
+        if self._writes.store:
+            raise Unavailable("s3", self._writes.store)
 
     async def _probe(self) -> Snapshot:
         (server, queue, full, ages), store, workers, stale = await asyncio.gather(
             self._probe_nats(), self._probe_store(), self._workers.live(), self._leases.sentences()
         )
-        writing, now = self._writing, time.monotonic()
+        writes, now = self._writes, time.monotonic()
         if server.ok:
-            self._standstill.look(workers, (queue.tokens or 0) + (queue.decode or 0), now)
+            self._stalls.look(workers, (queue.tokens or 0) + (queue.decode or 0), now)
         return Snapshot(
             taken=now,
-            nats=Server(ok=False, error=writing.nats) if server.ok and writing.nats else server,
-            object_store=Server(ok=False, error=writing.store) if store.ok and writing.store else store,
-            crowded=writing.crowded,
-            still=self._standstill.seconds(now) if server.ok else 0.0,
-            stalled=self._standstill.problem(now) if server.ok else None,
+            nats=Server(ok=False, error=writes.nats) if server.ok and writes.nats else server,
+            object_store=Server(ok=False, error=writes.store) if store.ok and writes.store else store,
+            crowded=writes.crowded,
+            still=self._stalls.seconds(now) if server.ok else 0.0,
+            stalled=self._stalls.problem(now) if server.ok else None,
             workers=workers,
             queue=queue,
             decode_full=full,
@@ -191,38 +192,31 @@ class Health:
 
     async def _probe_nats(self) -> tuple[Server, QueueDepth, bool, dict[str, float]]:
         try:
-            async with asyncio.timeout(PROBE_SECONDS):
-                tok, dec = await asyncio.gather(self._js.stream_info(TOK), self._js.stream_info(DEC))
-                ages = {"tokens": await self._age(TOK, tok.state), "decode": await self._age(DEC, dec.state)}
-        except NotFoundError:
-            return (
-                Server(ok=False, error="the queues are missing: run `python -m deploy.setup`"),
-                QueueDepth(),
-                False,
-                {},
-            )
-        except (nats.errors.Error, APIError, TimeoutError, OSError) as error:
-            return (
-                Server(ok=False, error=self._nc.trouble or f"NATS does not answer: {why(error)}"),
-                QueueDepth(),
-                False,
-                {},
-            )
+            with nats_errors("NATS does not answer"):
+                async with asyncio.timeout(PROBE_SECONDS):
+                    tok, dec = await asyncio.gather(self._js.stream_info(TOK), self._js.stream_info(DEC))
+                    ages = {"tokens": await self._age(TOK, tok.state), "decode": await self._age(DEC, dec.state)}
+        except NotFound:
+            missing = "the queues are missing: run `python -m deploy.setup`"
+            return Server(ok=False, error=missing), QueueDepth(), False, {}
+        except Unavailable as error:
+            return Server(ok=False, error=self._nc.trouble or str(error)), QueueDepth(), False, {}
         depth = QueueDepth(tokens=tok.state.messages, decode=dec.state.messages)
         return Server(ok=True), depth, dec.state.messages >= (dec.config.max_msgs or math.inf), ages
 
     async def _age(self, stream: str, state: StreamState) -> float:
-        """Seconds since the oldest message of a queue came; 0 where there is none."""
+        """Seconds since the oldest message of a queue was stored; 0 where there is none."""
         if not state.messages:
             return 0.0
         try:
-            oldest = await self._js.get_msg(stream, seq=state.first_seq)
-        except NotFoundError:  # taken out meanwhile
+            with nats_errors("NATS does not answer"):
+                oldest = await self._js.get_msg(stream, seq=state.first_seq)
+        except NotFound:  # removed meanwhile
             return 0.0
         return max(0.0, (datetime.now(UTC) - oldest.time).total_seconds()) if oldest.time else 0.0
 
     async def _probe_store(self) -> Server:
-        # A store that hangs must not be asked again and again: each question keeps one of the client's threads.
+        # One ping at a time: each ping of a store that hangs keeps one of the client's threads.
         if self._ping is None or self._ping.done():
             self._ping = asyncio.create_task(self._store.ping())
             self._ping.add_done_callback(lambda task: task.cancelled() or task.exception())

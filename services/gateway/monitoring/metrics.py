@@ -1,4 +1,4 @@
-"""Figures for Prometheus. Labels are roles, devices and live workers: there are few of them, and no song is one."""
+"""Metrics for Prometheus. Labels are roles, devices and live workers, of which there are few, and never songs."""
 
 import time
 from collections.abc import Iterable
@@ -32,7 +32,7 @@ class ReconcilerCounts:
 
 
 class Metrics:
-    """What this gateway counts, and what it sees when it is asked."""
+    """What this gateway counts, and what it reads from the latest health snapshot."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
@@ -68,11 +68,11 @@ class Metrics:
         self._sockets = Gauge("heartmula_websockets", "Open websockets", registry=self._registry)
         self._registry.register(FAILED_WRITES)
         self.reconciler = ReconcilerCounts()
-        self._seen = _Seen(self.reconciler)
-        self._registry.register(self._seen)
+        self._snapshots = _SnapshotCollector(self.reconciler)
+        self._registry.register(self._snapshots)
 
     def measured(self, app: ASGIApp) -> ASGIApp:
-        """The application, with its requests and websockets counted."""
+        """Wrap the application so that its requests and websockets are counted."""
 
         async def measure(scope: Any, receive: Receive, send: Send) -> None:
             if scope["type"] == "websocket":
@@ -86,7 +86,7 @@ class Metrics:
 
             async def note(message: Message) -> None:
                 if message["type"] == "http.response.start":
-                    # Templates and Litestar's own methods alone: what clients make up is no label.
+                    # The route's template and known methods: what clients make up must not become a label.
                     route = scope.get("path_template") or "none"
                     method = scope["method"] if scope["method"] in _METHODS else "other"
                     seconds = time.monotonic() - began
@@ -98,28 +98,28 @@ class Metrics:
         return measure
 
     def text(self, snapshot: Snapshot, accept: str) -> tuple[bytes, str]:
-        """All figures and their media type, as an Accept header wants them."""
-        self._seen.snapshot = snapshot
+        """All metrics and their media type, in the format that an Accept header asks for."""
+        self._snapshots.snapshot = snapshot
         encode, media_type = choose_encoder(accept)
         return encode(self._registry), media_type
 
 
-class _Seen(Collector):
-    """Made anew at every request, so that a worker that is gone leaves no figures."""
+class _SnapshotCollector(Collector):
+    """Metrics that are made anew at every request, so that a worker that is gone leaves none."""
 
     def __init__(self, reconciler: ReconcilerCounts) -> None:
         self.snapshot: Snapshot | None = None
         self._reconciler = reconciler
 
     def collect(self) -> Iterable[Metric]:
-        """Every figure that is not counted as it happens."""
-        yield from self._sweeping()
+        """Make every metric that is not counted as it happens."""
+        yield from self._reconciling()
         if self.snapshot is not None:
-            yield from _house(self.snapshot)
+            yield from _system(self.snapshot)
             yield from _devices(self.snapshot.workers)
             yield from _workers(self.snapshot.workers)
 
-    def _sweeping(self) -> Iterable[Metric]:
+    def _reconciling(self) -> Iterable[Metric]:
         reconciler = self._reconciler
         for name, words, value in (
             ("rounds", "Rounds of the sweeper", reconciler.rounds),
@@ -131,7 +131,7 @@ class _Seen(Collector):
             yield CounterMetricFamily(f"heartmula_sweeper_{name}", words, value=value)
 
 
-def _house(snapshot: Snapshot) -> Iterable[Metric]:
+def _system(snapshot: Snapshot) -> Iterable[Metric]:
     up = GaugeMetricFamily("heartmula_server_up", "Whether a server answers and takes writes", labels=["server"])
     up.add_metric(["nats"], snapshot.nats.ok)
     up.add_metric(["s3"], snapshot.object_store.ok)

@@ -1,4 +1,4 @@
-"""Leases that are no longer renewed: their workers are gone, and the server has not let them expire."""
+"""Stale leases: their workers are gone and no longer renew them, and the server has not let them expire."""
 
 import asyncio
 
@@ -11,27 +11,27 @@ from shared.errors import Unavailable
 
 
 class StaleLeases:
-    """Known by their sequences, which stand still; like a contender this goes by a clock of its own."""
+    """Finds leases whose sequence stands still, by this process's own clock, as candidates for the lease do."""
 
     def __init__(self, js: JetStreamContext, ttl: int, patience: float) -> None:
-        """`ttl` of leases that do not tell theirs, and `patience` with NATS, in seconds."""
+        """`ttl` is that of leases that do not name theirs, `patience` how long to wait for NATS, both in seconds."""
         self._js, self._ttl, self._patience = js, ttl, patience
-        self._moved: dict[tuple[str, str, str, int], float] = {}  # by key and sequence: when it was seen first
+        self._first_seen: dict[tuple[str, str, str, int], float] = {}  # by key and sequence; seconds
 
     async def sentences(self) -> list[str]:
-        """One about each stale lease; none when NATS does not answer."""
+        """A sentence about each stale lease; none when NATS does not answer."""
         try:
             async with asyncio.timeout(self._patience):
                 leases = await read_leases(self._js)
         except (Unavailable, TimeoutError):
-            self._moved = {}  # nor could anybody renew
+            self._first_seen = {}  # no worker could renew its lease either
             return []
         now = elapsed()
         keys = {(view.gpu, view.role, view.owner, view.fence): view for view in leases}
-        self._moved = {key: self._moved.get(key, now) for key in keys}
+        self._first_seen = {key: self._first_seen.get(key, now) for key in keys}
         return [
             f"the lease of the {view.role} worker {view.owner} on {view.gpu} is no longer renewed: "
             "the next worker that waits for the device deletes it"
             for key, view in keys.items()
-            if now - self._moved[key] > STALE_TTLS * max(self._ttl, view.ttl)
+            if now - self._first_seen[key] > STALE_TTLS * max(self._ttl, view.ttl)
         ]

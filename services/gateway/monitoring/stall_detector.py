@@ -1,25 +1,25 @@
-"""Whether songs wait, workers are there, and yet nothing moves, whatever the cause."""
+"""The stall detector: whether songs wait and workers live, and yet nothing moves, whatever the cause."""
 
 from collections.abc import Sequence
 
 from shared.schema.worker import WorkerStatus
 
-TTLS = 12  # of the lease, after which a standstill is one: the longest wait that has a good reason is shorter
+TTLS = 12  # times the TTL of a lease, after which the system is stalled: no justified wait takes as long
 
 
 class StallDetector:
-    """Judges by what workers say of themselves, not by records: one stands still while a long song is decoded."""
+    """Goes by the movement that heartbeats report. Records would not do: they rest while a long song is decoded."""
 
     def __init__(self, limit: float) -> None:
-        """`limit` is in seconds."""
+        """`limit`: seconds without movement after which the system is stalled."""
         self._limit = limit
-        self._counts: dict[str, int] = {}  # steps and the like, by worker
+        self._counts: dict[str, int] = {}  # the movement of each worker: steps and the like
         self._since: float | None = None  # monotonic; None while nothing has to move
 
     def look(self, workers: Sequence[WorkerStatus], songs: int, now: float) -> None:
-        """Take note of the live workers and of how many songs are in the queues; to be called every few seconds."""
+        """Note the live workers and how many songs are in the queues. Call it every few seconds."""
         counts = {worker.instance: worker.movement for worker in workers}
-        # A new worker has moved nothing yet: one that ends again and again must not look like work.
+        # A new worker counts from 0: workers that start and end again and again must not look like work.
         moved = any(count != self._counts.get(name, 0) for name, count in counts.items())
         self._counts = counts
         if not (songs and counts):
@@ -28,11 +28,11 @@ class StallDetector:
             self._since = now
 
     def seconds(self, now: float) -> float:
-        """For how long nothing has moved though songs wait and workers are there."""
+        """Seconds for which nothing has moved though songs wait and workers live."""
         return 0.0 if self._since is None else max(0.0, now - self._since)
 
     def problem(self, now: float) -> str | None:
-        """A sentence, when that has lasted for too long."""
+        """A sentence where that is too long, else None."""
         seconds = self.seconds(now)
         if seconds < self._limit:
             return None

@@ -1,15 +1,14 @@
-"""Live workers, by their heartbeats."""
+"""The worker registry: live workers, by their heartbeats."""
 
 import asyncio
 import logging
 import time
 from datetime import UTC, datetime, timedelta
 
-import nats
 from nats.js import JetStreamContext
-from nats.js.errors import APIError, NotFoundError
 
-from shared.errors import Unreadable
+from shared.errors import HeartMulaError, NotFound, Unreadable
+from shared.nats.errors import nats_errors
 from shared.nats.streams import WORKER_TTL
 from shared.nats.subjects import WORKERS
 from shared.schema.decoding import read_heartbeat
@@ -21,8 +20,8 @@ _FRESH_SECONDS = 1.0
 _STALE_SECONDS = 3.0
 
 
-class Workers:
-    """Who is alive. Read at most once a second, however many ask; nobody waits for it who asks all the time."""
+class WorkerRegistry:
+    """The live workers. Heartbeats are read at most once a second; a caller waits only for a result that is too old."""
 
     def __init__(self, js: JetStreamContext, patience: float) -> None:
         self._js, self._patience = js, patience
@@ -31,7 +30,7 @@ class Workers:
         self._reading: asyncio.Task[None] | None = None
 
     async def live(self) -> list[WorkerStatus]:
-        """The latest heartbeat of every live worker; none when NATS does not answer."""
+        """The latest heartbeats of all live workers; none when NATS does not answer."""
         age = time.monotonic() - self._read_at
         if age > _FRESH_SECONDS:
             if self._reading is None or self._reading.done():
@@ -42,9 +41,10 @@ class Workers:
 
     async def _read(self) -> None:
         try:
-            async with asyncio.timeout(self._patience):
-                self._found = await _read(self._js)
-        except (nats.errors.Error, APIError, TimeoutError, OSError):
+            with nats_errors("heartbeats cannot be read"):
+                async with asyncio.timeout(self._patience):
+                    self._found = await _read(self._js)
+        except HeartMulaError:
             self._found = []
         self._read_at = time.monotonic()
 
@@ -57,14 +57,15 @@ async def _read(js: JetStreamContext) -> list[WorkerStatus]:
 
 async def _read_worker(js: JetStreamContext, subject: str) -> WorkerStatus | None:
     try:
-        message = await js.get_msg(f"KV_{WORKERS}", subject=subject)
-    except NotFoundError:
+        with nats_errors("a heartbeat cannot be read"):
+            message = await js.get_msg(f"KV_{WORKERS}", subject=subject)
+    except NotFound:
         return None
     old = message.time is not None and datetime.now(UTC) - message.time > timedelta(seconds=WORKER_TTL)
     if not message.data or old:
         return None
     try:
-        if message.subject != subject:  # a wildcard was written as a name, and stands for another worker's
+        if message.subject != subject:  # the name is a wildcard, which matched another worker's heartbeat
             return None
         return read_heartbeat(subject, message.data)
     except Unreadable as error:

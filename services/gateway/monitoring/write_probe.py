@@ -1,20 +1,20 @@
-"""Whether the servers take writes: answers to questions do not tell, for a full disk stops writes alone.
+"""The write probe: whether both servers take writes. Reads do not show it, for a full disk stops writes alone.
 
 nats-server 2.15 takes no further write into a stream that once met a full disk, until it is started again, and
-SeaweedFS 4.48 none into a folder whose database did. So both are written to now and then, and at once when another
-write of this process failed.
+SeaweedFS 4.48 none into a folder whose database did. So the probe writes to both every quarter of a minute, and at once
+when another write of this process has failed.
 """
 
 import asyncio
 import logging
 import time
 
-import nats
 from nats.aio.client import Client
 from nats.js.errors import APIError
 
 from shared.aio import end
-from shared.errors import Unavailable
+from shared.errors import HeartMulaError, Unavailable
+from shared.nats.errors import nats_errors
 from shared.nats.subjects import JOBS, PROBE_SUBJECT
 from shared.storage.objects import ObjectStore
 from shared.write_failures import write_failed, writes_failed
@@ -22,34 +22,34 @@ from shared.write_failures import write_failed, writes_failed
 log = logging.getLogger(__name__)
 
 _EVERY = 15  # seconds between two rounds; one, when something else could not be written or is in trouble already
-_MEASURE_EVERY = 5  # seconds between two looks at how much room is left
+_MEASURE_EVERY = 5  # seconds between two measurements of how much room is left
 _PATIENCE = 3.0  # seconds for a write
-# A delete marker, so that no reader takes it for a record; less might fit into the last block of a file.
+# A delete marker, so that no reader takes it for a record. Large, for less might fit into the last block of a file.
 _PROBE_HEADERS = {"KV-Operation": "DEL", "Padding": "x" * 4000}
-_ROOM = 0.8  # of the bucket, above which no new songs are taken: records of those that were taken grow
-_CURE = "Free some room, then start it again (`make run` does that by itself)"
+_ROOM = 0.8  # of the bucket, above which no new songs are accepted: the records of accepted ones still grow
+_ADVICE = "Free some room, then start it again (`make run` does that by itself)"
 
 
 class WriteProbe:
-    """Tries writes until it is closed, and knows what came of them."""
+    """Tries writes until it is closed, and keeps their results."""
 
     def __init__(self, nc: Client, store: ObjectStore) -> None:
-        self.nats: str | None = None  # why NATS takes no writes though it answers, a sentence
+        self.nats: str | None = None  # a sentence why NATS takes no writes though it answers
         self.store: str | None = None  # the same for the object store
         self.crowded: str | None = None  # why no further records should be made
         self._nc, self._js, self._store = nc, nc.jetstream(timeout=_PATIENCE), store
         self._silent = 0  # writes to NATS in a row without an answer
-        self._proof: asyncio.Task[None] | None = None
-        self._proof_began = 0.0  # monotonic
+        self._store_write: asyncio.Task[None] | None = None
+        self._store_write_began = 0.0  # monotonic
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         """Begin."""
-        self._task = asyncio.create_task(self._run(), name="writing")
+        self._task = asyncio.create_task(self._run(), name="write-probe")
 
     async def close(self) -> None:
         """Stop."""
-        await end(*(task for task in (self._task, self._proof) if task is not None))
+        await end(*(task for task in (self._task, self._store_write) if task is not None))
 
     async def _run(self) -> None:
         while True:
@@ -70,53 +70,56 @@ class WriteProbe:
             if second % _MEASURE_EVERY == 0:
                 await self._measure()
             if writes_failed() != failed:
-                self._silent = max(self._silent, 1)  # to whichever server; the next one tells
+                self._silent = max(self._silent, 1)  # to either server; the next write shows which
                 return
-            if self.nats or self.store or self._silent or self._proof:
+            if self.nats or self.store or self._silent or self._store_write:
                 return
 
     async def _try_nats(self) -> None:
         try:
-            await self._js.publish(PROBE_SUBJECT, b"", headers=_PROBE_HEADERS, timeout=_PATIENCE)
-        except APIError as error:
-            write_failed("nats")
-            self._silent = 0
-            self.nats = f"NATS stores nothing: {error.description or 'it does not say why'}"
-            return
-        except (nats.errors.Error, TimeoutError, OSError) as error:
-            if not self._nc.is_connected or not isinstance(error, TimeoutError):
-                self._silent, self.nats = 0, None  # it is away, which questions tell
+            with nats_errors("NATS stores nothing"):
+                await self._js.publish(PROBE_SUBJECT, b"", headers=_PROBE_HEADERS, timeout=_PATIENCE)
+        except HeartMulaError as error:
+            cause = error.__cause__
+            if isinstance(cause, APIError):  # it answers, and refuses
+                write_failed("nats")
+                self._silent = 0
+                self.nats = f"NATS stores nothing: {cause.description or 'it does not say why'}"
+                return
+            if not self._nc.is_connected or not isinstance(cause, TimeoutError):
+                self._silent, self.nats = 0, None  # it is away, which reads show
                 return
             write_failed("nats")
             self._silent += 1
             if self._silent > 1:  # one may be a slow disk
-                self.nats = f"NATS answers but stores nothing: its disk is full, or was. {_CURE}"
+                self.nats = f"NATS answers but stores nothing: its disk is full, or was. {_ADVICE}"
             return
         self._silent, self.nats = 0, None
 
     async def _try_store(self) -> None:
-        # A store that hangs keeps a thread for each attempt: there is one at a time.
-        if self._proof is None:
-            self._proof_began = time.monotonic()
-            self._proof = asyncio.create_task(self._store.prove_writing())
-        done, _ = await asyncio.wait({self._proof}, timeout=_PATIENCE)
+        # One attempt at a time: each attempt with a store that hangs keeps a thread.
+        if self._store_write is None:
+            self._store_write_began = time.monotonic()
+            self._store_write = asyncio.create_task(self._store.prove_writing())
+        done, _ = await asyncio.wait({self._store_write}, timeout=_PATIENCE)
         if not done:
-            if time.monotonic() - self._proof_began > 2 * _PATIENCE:
+            if time.monotonic() - self._store_write_began > 2 * _PATIENCE:
                 self.store = "the object store does not finish a write. Is its disk full, or very slow?"
             return
-        proof, self._proof = self._proof, None
-        error = proof.exception()
+        write, self._store_write = self._store_write, None
+        error = write.exception()
         if error is None:
             self.store = None
         elif isinstance(error, Unavailable):
-            self.store = f"the object store takes no results: its disk is full, or was. {_CURE}. It says: {error}"
+            self.store = f"the object store takes no results: its disk is full, or was. {_ADVICE}. It says: {error}"
         else:
             raise error
 
     async def _measure(self) -> None:
         try:
-            info = await self._js.stream_info(f"KV_{JOBS}")
-        except (nats.errors.Error, APIError, TimeoutError, OSError):
+            with nats_errors("the room for records is not known"):
+                info = await self._js.stream_info(f"KV_{JOBS}")
+        except HeartMulaError:
             return
         limit = info.config.max_bytes or -1
         crowded = limit > 0 and info.state.bytes > _ROOM * limit

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from statistics import fmean
 
-from services.gateway.monitoring.worker_registry import Workers
+from services.gateway.monitoring.worker_registry import WorkerRegistry
 from services.gateway.songs.queue_position import QueuePositions
 from shared.errors import Unavailable
 from shared.frames import frames_within
@@ -101,7 +101,7 @@ class Expectation:
 class EtaEstimator:
     """Estimates for the songs of one gateway."""
 
-    def __init__(self, positions: QueuePositions, workers: Workers) -> None:
+    def __init__(self, positions: QueuePositions, workers: WorkerRegistry) -> None:
         self._positions, self._workers = positions, workers
 
     async def estimate(self, job: Job, progress: Progress | None = None) -> Expectation:
