@@ -1,7 +1,8 @@
-"""Names in the headers ``Host`` and ``Origin``: which of them are the service's own.
+"""Origins: whether the headers ``Host`` and ``Origin`` name this service.
 
-A browser sends both, and no page can change them. `Origin` says whose page asks; `Host` says under which name the
-browser reached the service, and so betrays a name that somebody else has bound to this machine (DNS rebinding).
+A browser sends both, and no page can change them. `Origin` says from where the page comes that sends a request; `Host`
+says under which name the browser reached the service, and so exposes a name that an attacker has bound to this machine
+(DNS rebinding).
 """
 
 import ipaddress
@@ -27,7 +28,7 @@ class Address:
 
     @property
     def cannot_be_rebound(self) -> bool:
-        """Whether the host leads where it says: a name of the loopback, or an IP address.
+        """Whether the host cannot be bound to another machine: a name of the loopback, or an IP address.
 
         Browsers resolve ``localhost`` and every name below it to the loopback themselves, and look no address up.
         """
@@ -42,7 +43,7 @@ class Address:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a page comes from. The port is that of the scheme where none is named."""
+    """The origin of a page. The port is that of the scheme where none is named."""
 
     scheme: str
     host: str
@@ -50,7 +51,7 @@ class Origin:
 
     @classmethod
     def parse(cls, text: str) -> "Origin | None":
-        """Read an `Origin` header. None for ``null`` and whatever else no page of a web server has."""
+        """Read an `Origin` header. None for ``null`` and everything else that is not the origin of a web page."""
         scheme, _, rest = text.strip().lower().partition("://")
         address = Address.parse(rest)
         if address is None or scheme not in _PORTS:
@@ -70,6 +71,6 @@ class Origin:
 
 
 def is_own(origin: str, host: str) -> bool:
-    """Whether an `Origin` header and a `Host` header name one place."""
+    """Whether an `Origin` header and a `Host` header name the same service."""
     found = Origin.parse(origin)
     return found is not None and found.is_at(host)

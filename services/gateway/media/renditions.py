@@ -1,7 +1,7 @@
-"""What is made of a song's audio when somebody asks for it: other formats, and the peaks of songs that have none.
+"""Renditions: what is made of a song's audio on request, which is other formats, and peaks of songs that have none.
 
-It is kept beside the audio, under the same fence, and goes when the song goes. The work is done in threads, on files:
-libsndfile wants to seek, and no song is ever held in memory.
+They are stored beside the audio, under the same fencing token, and are removed with the song. The work is done in
+threads, on files: libsndfile has to seek, and no song is ever held in memory.
 """
 
 import asyncio
@@ -25,26 +25,26 @@ from shared.storage.tempdirs import clear_scratch, scratch_folder
 
 log = logging.getLogger(__name__)
 
-_AT_ONCE = 2
+_MAX_CONVERSIONS = 2
 _Make = Callable[[Path, Path], None]  # reads the first file, writes the second
 
 
 class Renditions:
-    """Makes what is missing, once: whoever asks for the same meanwhile waits for it."""
+    """Makes missing renditions, each once: a request for one that is being made waits."""
 
     def __init__(self, store: ObjectStore, jobs: JobStore, scratch: Path) -> None:
         self._store, self._jobs, self._scratch = store, jobs, scratch
         self._songs: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        self._free = asyncio.Semaphore(_AT_ONCE)
+        self._free = asyncio.Semaphore(_MAX_CONVERSIONS)
         self._closing = threading.Event()
         clear_scratch(scratch)
 
     def close(self) -> None:
-        """End what is being made; who waits for it is told to try again."""
+        """End the work; requests that wait for it are answered with 503."""
         self._closing.set()
 
     async def converted(self, job: Job, audio: str, wanted: AudioFormat) -> str:
-        """The key of a song's audio in another format. `audio` is that of the audio itself.
+        """Return the key of a song's audio in another format; `audio` is the key of the audio as it was made.
 
         Raises `ObjectError` when there is no audio or it is damaged, a 503 `ApiError` when it cannot be made now.
         """
@@ -59,13 +59,13 @@ class Renditions:
         return key
 
     async def peaks(self, job: Job, audio: str) -> str:
-        """The key of a song's peaks. Otherwise as `converted`."""
+        """Return the key of a song's peaks. Otherwise as `converted`."""
 
-        def look(source: Path, target: Path) -> None:
+        def measure(source: Path, target: Path) -> None:
             target.write_bytes(peaks_of(self._blocks(source), sample_rate_of(source)))
 
         key = peaks_key(audio)
-        await self._ensure(job, audio, key, CONTENT_TYPE, look)
+        await self._ensure(job, audio, key, CONTENT_TYPE, measure)
         return key
 
     def _blocks(self, source: Path) -> Iterator[np.ndarray]:
@@ -75,13 +75,13 @@ class Renditions:
             yield block
 
     async def _ensure(self, job: Job, audio: str, key: str, content_type: str, make: _Make) -> None:
-        if await self._there(key):
+        if await self._exists(key):
             return
         lock = self._songs.get(job.job_id)
         if lock is None:
             lock = self._songs[job.job_id] = asyncio.Lock()
         async with lock, self._free:
-            if await self._there(key):
+            if await self._exists(key):
                 return
             with scratch_folder(self._scratch) as folder:
                 source, target = folder / "source", folder / Path(key).name
@@ -92,13 +92,13 @@ class Renditions:
                     log.error("%s: %s could not be made: %s", job.job_id, target.name, error)
                     raise ApiError(503, "unavailable", "the gateway cannot write files; its log says why") from error
                 await self._store.put_file(key, target, content_type)
-        # Whoever removed the song meanwhile did not see this object.
+        # A removal of the song meanwhile did not see this object.
         if await self._jobs.get(job.job_id, job.tenant) is None:
             await self._store.delete_one(key)
             raise ObjectError("the song was removed")
         log.info("%s: made %s", job.job_id, Path(key).name)
 
-    async def _there(self, key: str) -> bool:
+    async def _exists(self, key: str) -> bool:
         try:
             await self._store.stat(key)
         except ObjectError:

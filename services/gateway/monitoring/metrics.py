@@ -37,13 +37,13 @@ class Metrics:
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
-        self.accepted = Counter("heartmula_songs_accepted", "Songs taken by this gateway", registry=self._registry)
+        self.accepted = Counter("heartmula_songs_accepted", "Songs accepted by this gateway", registry=self._registry)
         self.refused = Counter(
             "heartmula_songs_refused", "Songs refused by this gateway", ["reason"], registry=self._registry
         )
         self.ended = Counter(
             "heartmula_songs_ended",
-            "Songs that ended, whichever gateway took them: every gateway sees all",
+            "Songs that ended, whichever gateway accepted them: every gateway sees all",
             ["status"],
             registry=self._registry,
         )
@@ -122,9 +122,9 @@ class _SnapshotCollector(Collector):
     def _reconciling(self) -> Iterable[Metric]:
         reconciler = self._reconciler
         for name, words, value in (
-            ("rounds", "Rounds of the sweeper", reconciler.rounds),
+            ("rounds", "Rounds of the reconciler", reconciler.rounds),
             ("failures", "Rounds that a server ended", reconciler.failures),
-            ("objects_deleted", "Objects that nobody needed", reconciler.objects),
+            ("objects_deleted", "Objects that no song needed", reconciler.objects),
             ("songs_queued", "Songs that were in no queue and were queued again", reconciler.songs),
             ("records_renewed", "Records that would have expired before their song was made", reconciler.records),
         ):
@@ -177,7 +177,9 @@ def _workers(workers: list[WorkerStatus]) -> Iterable[Metric]:
         "Writes of a worker that a server refused or did not confirm, since its start",
         labels=_WORKER,
     )
-    rate = GaugeMetricFamily("heartmula_worker_frames_per_second", "Of all its songs, of late", labels=_WORKER)
+    rate = GaugeMetricFamily(
+        "heartmula_worker_frames_per_second", "Recent rate of all its songs together", labels=_WORKER
+    )
     memory = GaugeMetricFamily(
         "heartmula_phase_memory_bytes",
         "At the two ends of a phase of the latest turn: of the device, and of the process at its begin (host)",
