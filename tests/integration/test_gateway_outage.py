@@ -240,6 +240,23 @@ async def test_a_refused_song_is_rolled_back_when_nats_is_back(
         assert (await gateway.js.stream_info(TOK)).state.messages == 0
 
 
+async def test_a_song_without_room_in_the_queue_is_rolled_back_later_when_the_first_try_fails(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: object) -> None:
+        raise Unavailable("nats", "no answer yet")
+
+    async with gateway_and_crowd(replace(settings, queue_limit=1)) as (gateway, crowd):
+        assert (await crowd.post()).status_code == 202
+        monkeypatch.setattr(submission, "roll_back", fail)
+        assert (await crowd.post()).status_code == 429
+
+        async def one_record() -> bool:
+            return len((await gateway.song_index.page("local", 10, None, None))[0]) == 1
+
+        await eventually(one_record, "the record of the refused song is still there")
+
+
 class Unheard:
     """Does what it should, once without hearing of it."""
 

@@ -24,7 +24,7 @@ from services.gateway.submission.outage import Outage, RequestWait
 from services.gateway.submission.rollback import roll_back, roll_back_eventually
 from services.gateway.submission.validation import ModelLimits, decode_request
 from shared.causes import NO_ANSWER
-from shared.errors import JobConflict, NotFound, QueueFull, Unavailable
+from shared.errors import HeartMulaError, JobConflict, NotFound, QueueFull, Unavailable
 from shared.jobs.events import EventPublisher
 from shared.jobs.queues import queue_group, queue_tokens
 from shared.jobs.store import JobStore
@@ -155,15 +155,15 @@ class Submission:
             accepted = await self._accept_patiently(order, wait)
             self._quotas.give_back(order.caller, order.counted - len(order.created))
             return accepted
-        except QueueFull:
+        except BaseException as error:
             self._quotas.give_back(order.caller, order.counted)
-            for job in order.created.values():
-                with contextlib.suppress(Unavailable):
-                    await roll_back(self._js, job)
-            raise
-        except BaseException:
-            self._quotas.give_back(order.caller, order.counted)
-            for job in order.created.values():
+            left = list(order.created.values())
+            if isinstance(error, QueueFull):  # NATS answers, so the records can be gone before the client is answered
+                with contextlib.suppress(HeartMulaError):
+                    while left:
+                        await roll_back(self._js, left[-1])
+                        left.pop()
+            for job in left:
                 self._spawn(roll_back_eventually(self._js, job))
             raise
 
@@ -207,7 +207,7 @@ class Submission:
         if written is None and order.digest is None:
             return None  # no other request knows the id
         job = await self._jobs.get(job_id, order.caller.tenant)
-        if job is not None and written is not None and not _is_same_song(job, written):
+        if job and written and (job.created_at, job.request) != (written.created_at, written.request):
             del order.created[job_id]  # another request was quicker
         return job
 
@@ -287,11 +287,6 @@ class Submission:
                 event = Queued(job_id=job.job_id, status="queued", progress=0, queue_position=place, eta=eta)
                 self._spawn(self._events.publish(job.tenant, event))
         return Accepted(job, sequence, expected)
-
-
-def _is_same_song(one: Job, other: Job) -> bool:
-    """Whether two records were created by the same request, whatever has happened to the song since."""
-    return (one.created_at, one.request) == (other.created_at, other.request)
 
 
 def _unchanged(job: Job) -> Job:
