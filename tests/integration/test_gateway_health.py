@@ -58,13 +58,13 @@ async def test_health_counts_live_workers_and_waiting_songs(settings: Settings) 
         assert body["problems"] == ["no codec worker on gpu-1: songs wait after their tokens"]
         await gateway.beat("codec", problem="HeartCodec needs 6 GB and the device has 4")
 
-        async def told() -> bool:
+        async def reported() -> bool:
             body = (await gateway.http.get("/health")).json()
-            told: list[list[str]] = [body["problems"], (await gateway.http.get("/api/gpu")).json()["problems"]]
+            found: list[list[str]] = [body["problems"], (await gateway.http.get("/api/gpu")).json()["problems"]]
             sentence = "codec worker codec-1 on gpu-1: HeartCodec needs 6 GB and the device has 4"
-            return body["status"] == "degraded" and told == [[sentence], [sentence]]
+            return body["status"] == "degraded" and found == [[sentence], [sentence]]
 
-        await eventually(told, "the codec's problem was not told")
+        await eventually(reported, "the codec's problem is not reported")
 
 
 async def test_a_full_queue_for_audio_is_a_problem(settings: Settings) -> None:
@@ -115,7 +115,7 @@ async def test_what_dead_workers_leave_behind_is_named_or_dropped(
         assert (await gateway.js.get_msg(f"KV_{WORKERS}", subject=f"$KV.{WORKERS}.codec.codec-1")).data
 
 
-async def test_devices_are_told_with_who_holds_and_who_waits(settings: Settings) -> None:
+async def test_devices_are_listed_with_the_worker_that_holds_them_and_those_that_wait(settings: Settings) -> None:
     async with running_gateway(settings, settings.data_dir) as gateway:
         assert (await gateway.http.get("/api/gpu")).json() == {
             "available": False,
@@ -307,7 +307,7 @@ async def test_the_schema_documents_the_request(settings: Settings) -> None:
         ({"HEARTMULA_MODEL_PATH": "nowhere"}, 2, "HEARTMULA_MODEL_PATH"),
     ],
 )
-async def test_a_wrong_setting_is_told_in_one_line(
+async def test_a_wrong_setting_is_named_in_one_line(
     settings: Settings, changes: dict[str, str], code: int, words: str
 ) -> None:
     process = await asyncio.create_subprocess_exec(
@@ -321,7 +321,7 @@ async def test_a_wrong_setting_is_told_in_one_line(
     assert words in said.decode()
 
 
-async def test_a_port_that_is_taken_is_told_in_words(settings: Settings) -> None:
+async def test_a_port_that_is_in_use_is_named(settings: Settings) -> None:
     async with running_gateway(settings, settings.data_dir) as gateway:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "services.gateway"),

@@ -110,7 +110,7 @@ async def test_a_message_that_a_crash_swallowed_is_published_by_the_repeat(gatew
     message = await gateway.js.get_msg(TOK, subject=token_subject("normal", job.job_id))
     assert msgspec.json.decode(message.data or b"", type=TokenJob) == TokenJob(job_id=job.job_id, tenant=TENANT)
     assert await gateway.job(job.job_id) == job
-    # It is written once more: should its first request still live, it must not take back what was told.
+    # It is written once more, so that a first request that still runs does not roll back a song that was answered.
     assert ((await gateway.js.get_msg(bucket, subject=subject)).seq or 0) > revision
 
 
@@ -152,7 +152,7 @@ async def created(gateway: RunningGateway, key: str) -> Job:
     return job
 
 
-async def test_a_song_that_nobody_was_told_of_is_taken_back(gateway: RunningGateway, key: str) -> None:
+async def test_a_song_that_no_client_was_answered_with_is_rolled_back(gateway: RunningGateway, key: str) -> None:
     job = await created(gateway, key)
     await roll_back(gateway.js, job)
     assert await gateway.jobs.get(job.job_id) is None
@@ -160,7 +160,7 @@ async def test_a_song_that_nobody_was_told_of_is_taken_back(gateway: RunningGate
     await gateway.jobs.create(job)  # nothing is left that would be in the way
 
 
-async def test_a_song_that_a_duplicate_was_told_of_is_never_taken_back(
+async def test_a_song_that_a_duplicate_was_answered_with_is_never_rolled_back(
     gateway: RunningGateway, key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = await created(gateway, key)  # the record is another request's, which has yet to publish
@@ -172,17 +172,17 @@ async def test_a_song_that_a_duplicate_was_told_of_is_never_taken_back(
     await roll_back(gateway.js, waiting)
     assert await gateway.job(waiting.job_id) == waiting
 
-    # A duplicate publishes and is told, and a worker has the message out again, all between two looks.
-    told = await created(gateway, key + "3")
+    # A duplicate publishes and is answered, and a worker removes the message, all between two reads.
+    answered = await created(gateway, key + "3")
     read = gateway.js.get_msg
 
     async def late(stream: str, **wanted: Any) -> RawStreamMsg:
         if stream == f"KV_{JOBS}":
             return await read(stream, **wanted)
-        await gateway.jobs.update(told.job_id, TENANT, msgspec.structs.replace)
+        await gateway.jobs.update(answered.job_id, TENANT, msgspec.structs.replace)
         raise NotFoundError
 
     monkeypatch.setattr(gateway.js, "get_msg", late)
-    await roll_back(gateway.js, told)
+    await roll_back(gateway.js, answered)
     monkeypatch.undo()
-    assert await gateway.job(told.job_id) == told
+    assert await gateway.job(answered.job_id) == answered

@@ -66,7 +66,7 @@ async def close_code(gateway: RunningGateway, job_id: str, headers: dict[str, st
         return (await Watcher(connection).rest())[1]
 
 
-async def test_nothing_about_songs_is_told_without_a_key(gateway: RunningGateway) -> None:
+async def test_nothing_about_songs_is_answered_without_a_key(gateway: RunningGateway) -> None:
     job_id = await submit(gateway, ALICE)
     base = f"/generate/{job_id}"
     routes = [("GET", p) for p in ("/generate", base, f"{base}/status", f"{base}/result", f"{base}/peaks")]
@@ -148,9 +148,9 @@ async def test_a_session_carries_the_key_and_other_sites_cannot_use_it(gateway: 
     async with httpx.AsyncClient(base_url=gateway.base, trust_env=False) as browser:
         begun = await browser.post("/api/session", headers=ALICE)
         assert begun.status_code == 204
-        told = begun.headers["set-cookie"].lower()
-        assert all(part in told for part in ("httponly", "samesite=strict", "path=/"))
-        assert "secure" not in told
+        header = begun.headers["set-cookie"].lower()
+        assert all(part in header for part in ("httponly", "samesite=strict", "path=/"))
+        assert "secure" not in header
         behind = await browser.post("/api/session", headers=ALICE | {"X-Forwarded-Proto": "https"})
         assert "secure" in behind.headers["set-cookie"].lower()
         cookie = {"Cookie": "heartmula_key=key-of-alice"}
@@ -231,7 +231,7 @@ async def test_limits_are_each_tenants_own_and_keys_can_be_revoked(gateway: Runn
     await submit(gateway, ALICE)
 
     write(gateway, "[[tenant]]\nname = 1")
-    await eventually(lambda: _said(gateway, "the keys stay as they were"), "a broken file was not told of")
+    await eventually(lambda: _said(gateway, "the keys stay as they were"), "a broken file was not logged")
     assert await known()
     write(gateway, entry("alice"), entry("bob"))
     await eventually(revoked, "the key still works")
@@ -251,8 +251,8 @@ async def test_songs_at_once_length_and_priority_are_limited(gateway: RunningGat
         return (await gateway.http.get("/api/session", headers=dora)).status_code == 200
 
     await eventually(known, "the new key was not read")
-    told = (await gateway.http.get("/api/session", headers=dora)).json()
-    assert (told["limits"]["songs_at_once"], told["limits"]["priority"]) == (2, False)
+    session = (await gateway.http.get("/api/session", headers=dora)).json()
+    assert (session["limits"]["songs_at_once"], session["limits"]["priority"]) == (2, False)
     short = {name: value for name, value in SONG.items() if name != "max_duration_ms"}
     text = {"lyrics": SONG["lyrics"]}
     longest = [
@@ -274,9 +274,9 @@ async def test_songs_at_once_length_and_priority_are_limited(gateway: RunningGat
 
 
 async def test_the_client_sends_its_key(gateway: RunningGateway) -> None:
-    async with Client(gateway.base) as nobody:
+    async with Client(gateway.base) as without_key:
         with pytest.raises(Refused) as refused:
-            await nobody.songs()
+            await without_key.songs()
     assert refused.value.status == 401
     async with Client(gateway.base, key="key-of-mallory") as mallory:
         with pytest.raises(Refused, match="not known"):

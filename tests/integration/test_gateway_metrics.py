@@ -69,7 +69,7 @@ async def test_songs_are_counted(settings: Settings) -> None:
         assert "process_resident_memory_bytes" in text
 
 
-async def test_workers_and_their_devices_are_told_while_they_live(settings: Settings, s3_server: S3Server) -> None:
+async def test_workers_and_their_devices_are_counted_while_they_live(settings: Settings, s3_server: S3Server) -> None:
     async with running_gateway(settings, settings.data_dir) as gateway:
         memory = [
             PhaseMemory(phase=0, device_before=1, device_after=200, host=3),
@@ -110,7 +110,7 @@ async def test_workers_and_their_devices_are_told_while_they_live(settings: Sett
 
 async def test_the_reconciler_is_counted(settings: Settings) -> None:
     async with running_gateway(settings, settings.data_dir, sweep_seconds=1.0) as gateway:
-        await gateway.store.put("tokens/nobody/1.safetensors", b"x")
+        await gateway.store.put("tokens/unknown/1.safetensors", b"x")
         job = await gateway.job(await gateway.submit())
         lost = msgspec.structs.replace(job, job_id="lost")
         await gateway.jobs.create(lost)

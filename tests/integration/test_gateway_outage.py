@@ -40,7 +40,7 @@ class Crowd:
 
     def __init__(self, http: httpx.AsyncClient, nc: Client) -> None:
         self._http, self._nc = http, nc
-        self.told: list[str] = []  # ids of songs that were answered with 202
+        self.accepted: list[str] = []  # ids of songs that were answered with 202
         self.others: list[str] = []  # other answers
         self.asked = 0
         self._keys = (f"key-{number}" for number in itertools.count())
@@ -112,18 +112,18 @@ class Crowd:
             self._note(body, songs_of(key, 1))
 
     def _note(self, body: dict[str, Any], ids: list[str] | None) -> None:
-        told = [song["job_id"] for song in body.get("variants") or [body]]
-        assert ids is None or told == ids
-        self.told += told
+        found = [song["job_id"] for song in body.get("variants") or [body]]
+        assert ids is None or found == ids
+        self.accepted += found
 
 
 async def require_each_once(crowd: Crowd, gateway: Gateway) -> None:
-    """Nobody was refused, and every song has one record and one message: none was lost, none is there twice."""
+    """No request was refused, and every song has one record and one message: none was lost, none is there twice."""
     assert crowd.others == []
     for stream, wanted in ((f"KV_{JOBS}", f"$KV.{JOBS}.*.*"), (TOK, ">")):
         found = (await gateway.js.stream_info(stream, subjects_filter=wanted)).state.subjects or {}
         ids = [subject.rpartition(".")[2] for subject, count in found.items() for _ in range(count)]
-        assert sorted(ids) == sorted(crowd.told)
+        assert sorted(ids) == sorted(crowd.accepted)
 
 
 @pytest.fixture
@@ -182,7 +182,7 @@ async def test_no_song_is_refused_while_the_store_restarts(
         await require_each_once(crowd, gateway)
 
 
-async def test_requests_that_wait_too_long_or_are_too_many_are_told_when_to_come_again(
+async def test_requests_that_wait_too_long_or_are_too_many_are_refused_with_retry_after(
     settings: Settings, nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(outage, "MAX_WAITING", 2)
@@ -309,10 +309,10 @@ async def test_what_was_written_unheard_is_found_again(
     calm: tuple[Gateway, Crowd], monkeypatch: pytest.MonkeyPatch, what: str, way: str
 ) -> None:
     gateway, crowd = calm
-    before, accepted = len(crowd.told), gateway.metrics.accepted._value.get()
+    before, accepted = len(crowd.accepted), gateway.metrics.accepted._value.get()
     unheard = Unheard(monkeypatch)
     getattr(unheard, what)()
     await getattr(crowd, way)()
     assert unheard.times
     await require_each_once(crowd, gateway)
-    assert gateway.metrics.accepted._value.get() - accepted == len(crowd.told) - before > 0
+    assert gateway.metrics.accepted._value.get() - accepted == len(crowd.accepted) - before > 0

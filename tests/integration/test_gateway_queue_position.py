@@ -20,7 +20,7 @@ async def state(gateway: RunningGateway, job_id: str) -> dict[str, Any]:
 
 
 async def at(gateway: RunningGateway, job_id: str, position: int | None) -> dict[str, Any]:
-    """The state of a song, once it has this place: what is told may be a second old."""
+    """The state of a song, once it has this place: the answer may be a second old."""
 
     async def ask() -> dict[str, Any] | None:
         body = await state(gateway, job_id)
@@ -44,14 +44,14 @@ async def finish_tokens(gateway: RunningGateway, job_id: str) -> None:
     await purge_job(gateway.js, job_id)
 
 
-async def test_a_song_is_told_how_many_come_before_it(settings: Settings) -> None:
+async def test_the_place_of_a_song_is_the_number_of_songs_before_it(settings: Settings) -> None:
     async with running_gateway(settings, settings.data_dir) as gateway:
         songs = [await gateway.submit() for _ in range(4)]
         high = [await gateway.submit(priority="high") for _ in range(2)]
         for position, job_id in enumerate(high):
             await at(gateway, job_id, position)
         for position, job_id in enumerate(songs):
-            assert "eta" not in await at(gateway, job_id, position + 2)  # nobody measured anything
+            assert "eta" not in await at(gateway, job_id, position + 2)  # no rate was measured
 
         await begin(gateway, high[0])
         await at(gateway, high[0], None)  # it is being made
@@ -75,7 +75,7 @@ async def test_a_song_is_told_how_many_come_before_it(settings: Settings) -> Non
         await at(gateway, songs[0], 2)
 
 
-async def test_what_a_song_is_told_when_it_is_taken(settings: Settings) -> None:
+async def test_place_and_eta_of_a_song_when_it_is_accepted(settings: Settings) -> None:
     async with running_gateway(settings, settings.data_dir) as gateway:
         await gateway.beat("tokenizer", rate=10.0, song_frames=20.0)
         await gateway.beat("codec", rate=100.0)
@@ -109,7 +109,7 @@ async def test_a_waiting_client_hears_when_its_song_moves_up(settings: Settings)
             assert frame["type"] == "heartmula.song.queued"
             assert (frame["id"], frame["data"]["queue_position"], frame["data"]["eta"]) == (snapshot["id"], 1, None)
             assert frame["data"]["status"] == "queued"
-            # Now there are rates: a time of completion can be told.
+            # Now there are rates: a time of completion can be estimated.
             await gateway.beat("tokenizer", rate=0.1, song_frames=50.0)
             await gateway.beat("codec", rate=100.0)
             frame = await watcher.frame()
@@ -134,12 +134,12 @@ async def test_progress_tells_when_the_song_will_be_ready(settings: Settings) ->
         async with gateway.watch(job_id) as watcher:
             await watcher.frame()
             await gateway.become(job_id, "generating")
-            told = Progress(job_id=job_id, status="generating", progress=40, done=20, total=50, rate=0.5)
-            await gateway.tell(told)
-            assert (await watcher.frame())["data"]["eta"] is None  # nobody knows how long the codec takes
+            progress = Progress(job_id=job_id, status="generating", progress=40, done=20, total=50, rate=0.5)
+            await gateway.tell(progress)
+            assert (await watcher.frame())["data"]["eta"] is None  # the rate of the codec is not known
             await gateway.beat("codec", rate=1.0)
             assert "eta" in await eventually(lambda: with_eta(gateway, job_id), "no time of completion")
-            await gateway.tell(told)
+            await gateway.tell(progress)
             # 30 frames at 0.5 a second, then 50 at 1 a second
             assert 60 < seconds_from_now((await watcher.frame())["data"]["eta"]) <= 110
             assert 60 < seconds_from_now((await state(gateway, job_id))["eta"]) <= 110
@@ -158,7 +158,7 @@ async def with_eta(gateway: RunningGateway, job_id: str) -> dict[str, Any] | Non
     return body if body.get("eta") else None
 
 
-async def test_an_end_that_nobody_told_is_told_from_the_record(settings: Settings) -> None:
+async def test_an_end_without_an_event_is_found_in_the_record(settings: Settings) -> None:
     async with running_gateway(settings, settings.data_dir) as gateway:
         done, failed = await gateway.submit(seed=3), await gateway.submit()
         async with gateway.watch(done) as one, gateway.watch(failed) as two:

@@ -1,4 +1,4 @@
-"""What crashes leave behind is found and mended; what is alive is left alone."""
+"""The reconciler repairs what crashes leave behind, and leaves songs that are being made alone."""
 
 import asyncio
 import functools
@@ -29,7 +29,7 @@ from tests.integration.gateway_fixtures import eventually, running_gateway
 NOTHING = Reconciled()
 
 
-class Mess:
+class Leftovers:
     """Servers without a gateway, and what lies in them. To the reconciler everything is old."""
 
     def __init__(self, settings: Settings, nc: Client) -> None:
@@ -78,27 +78,27 @@ class Mess:
         return msgspec.json.decode(data, type=TokenJob) if data else None
 
     async def passing_consumers(self) -> list[str | None]:
-        """Those of the records that are not there for good."""
+        """The consumers of the records that are not permanent."""
         return [info.name for info in await self.js.consumers_info(f"KV_{JOBS}") if info.name != HOOKS_CONSUMER]
 
 
 @pytest.fixture
-async def mess(settings: Settings) -> AsyncIterator[Mess]:
+async def leftovers(settings: Settings) -> AsyncIterator[Leftovers]:
     client = await nats.connect(settings.nats_url)
-    mess = Mess(settings, client)
-    await bootstrap(mess.js, settings)
-    await mess.store.ensure_bucket()
-    yield mess
-    mess.store.close()
+    leftovers = Leftovers(settings, client)
+    await bootstrap(leftovers.js, settings)
+    await leftovers.store.ensure_bucket()
+    yield leftovers
+    leftovers.store.close()
     await client.close()
 
 
-async def test_objects_that_nobody_needs_are_deleted(mess: Mess) -> None:
-    await mess.jobs.delete(await mess.song("retracted", "queued"))
-    await mess.song("failed", "failed")
-    await mess.song("cancelled", "cancelled")
-    await mess.song("done", "completed", audio_key="audio/done/7.flac")
-    await mess.song("again", "generating", ordered=True, fence=8, tokens_key="tokens/again/5.safetensors")
+async def test_objects_that_no_song_needs_are_deleted(leftovers: Leftovers) -> None:
+    await leftovers.jobs.delete(await leftovers.song("deleted", "queued"))
+    await leftovers.song("failed", "failed")
+    await leftovers.song("cancelled", "cancelled")
+    await leftovers.song("done", "completed", audio_key="audio/done/7.flac")
+    await leftovers.song("again", "generating", ordered=True, fence=8, tokens_key="tokens/again/5.safetensors")
     needed = {
         "audio/done/7.flac",
         "audio/done/7.peaks.json",
@@ -107,140 +107,144 @@ async def test_objects_that_nobody_needs_are_deleted(mess: Mess) -> None:
         "tokens/again/8.safetensors",  # of this turn
         "audio/again/8.flac",
     }
-    await mess.put(
+    await leftovers.put(
         *needed,
-        *("tokens/nobody/1.safetensors", "audio/nobody/1.flac", "tokens/failed/1.safetensors", "audio/failed/1.flac"),
+        *("tokens/unknown/1.safetensors", "audio/unknown/1.flac", "tokens/failed/1.safetensors", "audio/failed/1.flac"),
         *("audio/cancelled/1.mp3", "tokens/done/6.safetensors", "audio/done/6.flac", "audio/done/7.flac.part"),
-        *("audio/done/6.peaks.json", "audio/done/6.mp3", "audio/failed/1.peaks.json", "audio/nobody/1.ogg"),
-        *("tokens/again/7.safetensors", "audio/retracted/1.flac"),
+        *("audio/done/6.peaks.json", "audio/done/6.mp3", "audio/failed/1.peaks.json", "audio/unknown/1.ogg"),
+        *("tokens/again/7.safetensors", "audio/deleted/1.flac"),
     )
-    await mess.put("elsewhere/nobody/1.flac", "audio/no-song.flac")  # not ours
-    assert await mess.reconciler.reconcile() == Reconciled(objects=14)
-    assert await mess.keys() == needed | {"elsewhere/nobody/1.flac", "audio/no-song.flac"}
-    assert await mess.reconciler.reconcile() == NOTHING
-    assert mess.counts == ReconcilerCounts(rounds=2, objects=14)
-    assert await mess.passing_consumers() == []
+    await leftovers.put("elsewhere/unknown/1.flac", "audio/no-song.flac")  # not this system's
+    assert await leftovers.reconciler.reconcile() == Reconciled(objects=14)
+    assert await leftovers.keys() == needed | {"elsewhere/unknown/1.flac", "audio/no-song.flac"}
+    assert await leftovers.reconciler.reconcile() == NOTHING
+    assert leftovers.counts == ReconcilerCounts(rounds=2, objects=14)
+    assert await leftovers.passing_consumers() == []
 
 
-async def test_young_objects_and_songs_are_left_alone(mess: Mess) -> None:
-    await mess.song("lost", "queued")
-    await mess.put("tokens/nobody/1.safetensors", "audio/nobody/1.flac")
-    assert await mess.another(3600.0).reconcile() == NOTHING
-    assert len(await mess.keys()) == 2
-    assert await mess.token_job("lost") is None
+async def test_young_objects_and_songs_are_left_alone(leftovers: Leftovers) -> None:
+    await leftovers.song("lost", "queued")
+    await leftovers.put("tokens/unknown/1.safetensors", "audio/unknown/1.flac")
+    assert await leftovers.another(3600.0).reconcile() == NOTHING
+    assert len(await leftovers.keys()) == 2
+    assert await leftovers.token_job("lost") is None
 
 
 @pytest.mark.parametrize("status", ["queued", "generating"])
-async def test_a_song_that_is_in_no_queue_is_queued_again_once(mess: Mess, status: Status) -> None:
-    job = await mess.song("lost", status)
+async def test_a_song_that_is_in_no_queue_is_queued_again_once(leftovers: Leftovers, status: Status) -> None:
+    job = await leftovers.song("lost", status)
     # The server still remembers the message that got lost.
     subject = token_subject("normal", "lost")
-    await mess.js.publish(subject, b"{}", headers={"Nats-Msg-Id": "lost:tok"})
-    await mess.js.purge_stream(TOK, subject=subject)
-    assert await mess.reconciler.reconcile() == Reconciled(songs=1)
-    assert await mess.token_job("lost") == TokenJob(job_id="lost", tenant=TENANT)
-    assert await mess.jobs.get("lost") == job
-    assert await mess.reconciler.reconcile() == NOTHING
-    assert await mess.another().reconcile() == NOTHING
-    assert (await mess.js.stream_info(TOK)).state.messages == 1
+    await leftovers.js.publish(subject, b"{}", headers={"Nats-Msg-Id": "lost:tok"})
+    await leftovers.js.purge_stream(TOK, subject=subject)
+    assert await leftovers.reconciler.reconcile() == Reconciled(songs=1)
+    assert await leftovers.token_job("lost") == TokenJob(job_id="lost", tenant=TENANT)
+    assert await leftovers.jobs.get("lost") == job
+    assert await leftovers.reconciler.reconcile() == NOTHING
+    assert await leftovers.another().reconcile() == NOTHING
+    assert (await leftovers.js.stream_info(TOK)).state.messages == 1
 
 
-async def test_a_song_with_tokens_is_queued_for_its_audio(mess: Mess) -> None:
+async def test_a_song_with_tokens_is_queued_for_its_audio(leftovers: Leftovers) -> None:
     key = "tokens/lost/5.safetensors"
-    job = await mess.song("lost", "decoding", tokens_key=key, frames=50)
-    await mess.put(key)
-    assert await mess.reconciler.reconcile() == Reconciled(songs=1)
+    job = await leftovers.song("lost", "decoding", tokens_key=key, frames=50)
+    await leftovers.put(key)
+    assert await leftovers.reconciler.reconcile() == Reconciled(songs=1)
     order = DecodeJob(job_id="lost", tenant=TENANT, tokens_key=key, first_frame=0, frames=50, last=True)
-    data = await mess.message(DEC, decode_subject("lost"))
+    data = await leftovers.message(DEC, decode_subject("lost"))
     assert msgspec.json.decode(data or b"", type=DecodeJob) == order
-    assert await mess.jobs.get("lost") == job
-    assert await mess.reconciler.reconcile() == NOTHING
+    assert await leftovers.jobs.get("lost") == job
+    assert await leftovers.reconciler.reconcile() == NOTHING
 
 
-async def test_a_song_whose_tokens_nobody_knows_begins_again(mess: Mess) -> None:
-    await mess.song("lost", "decoding", attempts=2, frames=50)
-    assert await mess.reconciler.reconcile() == Reconciled(songs=1)
-    job = await mess.jobs.get("lost")
+async def test_a_song_whose_tokens_are_not_known_begins_again(leftovers: Leftovers) -> None:
+    await leftovers.song("lost", "decoding", attempts=2, frames=50)
+    assert await leftovers.reconciler.reconcile() == Reconciled(songs=1)
+    job = await leftovers.jobs.get("lost")
     assert job is not None
     assert (job.status, job.attempts, job.frames, job.remade) == ("queued", 0, None, 1)
-    assert await mess.token_job("lost") is not None
-    assert await mess.message(DEC, decode_subject("lost")) is None
-    assert await mess.reconciler.reconcile() == NOTHING
+    assert await leftovers.token_job("lost") is not None
+    assert await leftovers.message(DEC, decode_subject("lost")) is None
+    assert await leftovers.reconciler.reconcile() == NOTHING
 
 
-async def test_songs_that_are_alive_are_left_alone(mess: Mess) -> None:
+async def test_songs_that_are_alive_are_left_alone(leftovers: Leftovers) -> None:
     songs = [
-        await mess.song("waits", "queued", ordered=True),
-        await mess.song("runs", "generating", ordered=True, fence=3, tokens_key="tokens/runs/2.safetensors"),
-        await mess.song("plays", "decoding", ordered=True, fence=4, tokens_key="tokens/plays/3.safetensors", frames=5),
+        await leftovers.song("waits", "queued", ordered=True),
+        await leftovers.song("runs", "generating", ordered=True, fence=3, tokens_key="tokens/runs/2.safetensors"),
+        await leftovers.song(
+            "plays", "decoding", ordered=True, fence=4, tokens_key="tokens/plays/3.safetensors", frames=5
+        ),
     ]
     keys = {"tokens/runs/2.safetensors", "tokens/runs/3.safetensors", "tokens/plays/3.safetensors"}
-    await mess.put(*keys, "audio/plays/4.flac")
-    messages = {name: (await mess.js.stream_info(name)).state.last_seq for name in (TOK, DEC, f"KV_{JOBS}")}
-    assert await mess.reconciler.reconcile() == NOTHING
-    assert await mess.keys() == keys | {"audio/plays/4.flac"}
-    assert [await mess.jobs.get(job.job_id) for job in songs] == songs
-    assert {name: (await mess.js.stream_info(name)).state.last_seq for name in messages} == messages
+    await leftovers.put(*keys, "audio/plays/4.flac")
+    messages = {name: (await leftovers.js.stream_info(name)).state.last_seq for name in (TOK, DEC, f"KV_{JOBS}")}
+    assert await leftovers.reconciler.reconcile() == NOTHING
+    assert await leftovers.keys() == keys | {"audio/plays/4.flac"}
+    assert [await leftovers.jobs.get(job.job_id) for job in songs] == songs
+    assert {name: (await leftovers.js.stream_info(name)).state.last_seq for name in messages} == messages
 
 
-async def test_tokens_that_a_decode_job_names_are_needed(mess: Mess) -> None:
+async def test_tokens_that_a_decode_job_names_are_needed(leftovers: Leftovers) -> None:
     # The worker died between publishing the decode job and the record; another one began the song again.
-    await mess.song("two", "generating", ordered=True, fence=9)
-    await mess.order_decoding("two", "tokens/two/5.safetensors", 50)
-    await mess.put("tokens/two/5.safetensors", "tokens/two/4.safetensors")
-    assert await mess.reconciler.reconcile() == Reconciled(objects=1)
-    assert await mess.keys() == {"tokens/two/5.safetensors"}
+    await leftovers.song("two", "generating", ordered=True, fence=9)
+    await leftovers.order_decoding("two", "tokens/two/5.safetensors", 50)
+    await leftovers.put("tokens/two/5.safetensors", "tokens/two/4.safetensors")
+    assert await leftovers.reconciler.reconcile() == Reconciled(objects=1)
+    assert await leftovers.keys() == {"tokens/two/5.safetensors"}
 
 
-async def test_records_that_would_expire_are_written_again(mess: Mess, monkeypatch: pytest.MonkeyPatch) -> None:
-    waits = await mess.song("waits", "queued", ordered=True)
-    done = await mess.song("done", "completed")
-    before = (await mess.js.stream_info(f"KV_{JOBS}")).state.last_seq
-    assert await mess.reconciler.reconcile() == NOTHING
+async def test_records_that_would_expire_are_written_again(
+    leftovers: Leftovers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits = await leftovers.song("waits", "queued", ordered=True)
+    done = await leftovers.song("done", "completed")
+    before = (await leftovers.js.stream_info(f"KV_{JOBS}")).state.last_seq
+    assert await leftovers.reconciler.reconcile() == NOTHING
     monkeypatch.setattr(reconciler, "RENEW_AFTER", -60.0)
-    assert await mess.reconciler.reconcile() == Reconciled(records=1)
-    assert await mess.jobs.get("waits") == waits
-    assert await mess.jobs.get("done") == done
-    message = await mess.js.get_msg(f"KV_{JOBS}", subject=f"$KV.{JOBS}.{TENANT}.waits")
+    assert await leftovers.reconciler.reconcile() == Reconciled(records=1)
+    assert await leftovers.jobs.get("waits") == waits
+    assert await leftovers.jobs.get("done") == done
+    message = await leftovers.js.get_msg(f"KV_{JOBS}", subject=f"$KV.{JOBS}.{TENANT}.waits")
     assert message.seq == before + 1
 
 
-async def test_many_songs_and_two_reconcilers_at_once(mess: Mess) -> None:
+async def test_many_songs_and_two_reconcilers_at_once(leftovers: Leftovers) -> None:
     ids = [f"song-{n}" for n in range(230)]
-    await asyncio.gather(*(mess.song(job_id, "queued") for job_id in ids))
-    await mess.put(*(f"tokens/nobody-{n}/1.safetensors" for n in range(20)))
-    one, two = mess.another(), mess.another()
+    await asyncio.gather(*(leftovers.song(job_id, "queued") for job_id in ids))
+    await leftovers.put(*(f"tokens/unknown-{n}/1.safetensors" for n in range(20)))
+    one, two = leftovers.another(), leftovers.another()
     found = await asyncio.gather(one.reconcile(), two.reconcile())
     assert sum(swept.songs for swept in found) == len(ids)
-    assert (await mess.js.stream_info(TOK)).state.messages == len(ids)
-    assert await mess.keys() == set()
-    assert await mess.reconciler.reconcile() == NOTHING
+    assert (await leftovers.js.stream_info(TOK)).state.messages == len(ids)
+    assert await leftovers.keys() == set()
+    assert await leftovers.reconciler.reconcile() == NOTHING
 
 
-async def test_what_cannot_be_read_is_left_alone(mess: Mess) -> None:
+async def test_what_cannot_be_read_is_left_alone(leftovers: Leftovers) -> None:
     subject = functools.partial("$KV.{}.{}.{}".format, JOBS, TENANT)
-    await mess.js.publish(subject("torn"), b"{")
-    newer = await mess.song("newer", "queued")
-    await mess.js.publish(subject("newer"), msgspec.json.encode(msgspec.structs.replace(newer, schema=99)))
-    await mess.put("audio/torn/1.flac", "audio/newer/1.flac")
-    assert await mess.reconciler.reconcile() == NOTHING
-    assert len(await mess.keys()) == 2
+    await leftovers.js.publish(subject("torn"), b"{")
+    newer = await leftovers.song("newer", "queued")
+    await leftovers.js.publish(subject("newer"), msgspec.json.encode(msgspec.structs.replace(newer, schema=99)))
+    await leftovers.put("audio/torn/1.flac", "audio/newer/1.flac")
+    assert await leftovers.reconciler.reconcile() == NOTHING
+    assert len(await leftovers.keys()) == 2
 
 
-async def test_songs_for_which_there_is_no_room_wait_for_the_next_round(mess: Mess) -> None:
-    await mess.js.update_stream(next(stream for stream in streams(1) if stream.name == TOK))
-    await mess.song("first", "queued", ordered=True)
-    await mess.song("lost", "queued")
-    assert await mess.reconciler.reconcile() == NOTHING
-    await mess.js.update_stream(next(stream for stream in streams(2) if stream.name == TOK))
-    assert await mess.reconciler.reconcile() == Reconciled(songs=1)
+async def test_songs_for_which_there_is_no_room_wait_for_the_next_round(leftovers: Leftovers) -> None:
+    await leftovers.js.update_stream(next(stream for stream in streams(1) if stream.name == TOK))
+    await leftovers.song("first", "queued", ordered=True)
+    await leftovers.song("lost", "queued")
+    assert await leftovers.reconciler.reconcile() == NOTHING
+    await leftovers.js.update_stream(next(stream for stream in streams(2) if stream.name == TOK))
+    assert await leftovers.reconciler.reconcile() == Reconciled(songs=1)
 
 
 async def test_the_gateway_reconciles_by_itself_and_outlives_its_servers(
     settings: Settings, nats_server: NatsServer, s3_server: S3Server
 ) -> None:
     async with running_gateway(settings, settings.data_dir, sweep_seconds=1.0) as gateway:
-        key = "tokens/nobody/1.safetensors"
+        key = "tokens/unknown/1.safetensors"
 
         async def gone() -> bool:
             return not await gateway.store.list(key)
@@ -263,10 +267,14 @@ async def _logged(log: Path, words: str) -> bool:
 
 
 @pytest.mark.parametrize("tenant", [TENANT, "alice"])
-async def test_audio_outlives_a_record_that_was_lost_but_not_one_that_was_deleted(mess: Mess, tenant: str) -> None:
-    await mess.jobs.delete(await mess.song("deleted", "completed", audio_key="audio/deleted/1.flac", tenant=tenant))
-    await mess.put("audio/deleted/1.flac")
-    assert await mess.another(keep=3600).reconcile() == Reconciled(objects=1)
-    await mess.put("audio/lost/1.flac", "tokens/lost/1.safetensors")
-    assert await mess.another(keep=3600).reconcile() == Reconciled(objects=1)
-    assert await mess.keys() == {"audio/lost/1.flac"}
+async def test_audio_outlives_a_record_that_was_lost_but_not_one_that_was_deleted(
+    leftovers: Leftovers, tenant: str
+) -> None:
+    await leftovers.jobs.delete(
+        await leftovers.song("deleted", "completed", audio_key="audio/deleted/1.flac", tenant=tenant)
+    )
+    await leftovers.put("audio/deleted/1.flac")
+    assert await leftovers.another(keep=3600).reconcile() == Reconciled(objects=1)
+    await leftovers.put("audio/lost/1.flac", "tokens/lost/1.safetensors")
+    assert await leftovers.another(keep=3600).reconcile() == Reconciled(objects=1)
+    assert await leftovers.keys() == {"audio/lost/1.flac"}

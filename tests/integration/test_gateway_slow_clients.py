@@ -128,8 +128,8 @@ async def test_slow_and_vanished_clients_cost_the_others_nothing(
             assert code == 1000
             kinds = [str(frame["type"]).removeprefix("heartmula.song.") for frame in frames]
             assert [kind for kind in kinds if kind != "progress"] == ["snapshot", "stage", "completed"]
-            told = [frame["data"] for frame in frames if frame["type"] == "heartmula.song.progress"]
-            assert told[-1]["done"] == done + 1  # type: ignore[index]
+            seen = [frame["data"] for frame in frames if frame["type"] == "heartmula.song.progress"]
+            assert seen[-1]["done"] == done + 1  # type: ignore[index]
             assert [int(str(frame["id"])) for frame in frames] == sorted({int(str(frame["id"])) for frame in frames})
 
         async def forgotten() -> bool:

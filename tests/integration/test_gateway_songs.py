@@ -40,7 +40,7 @@ async def test_a_song_tells_what_was_asked_for(gateway: RunningGateway) -> None:
     }
     assert (await listed(gateway))[job_id] == song
     assert (await gateway.http.head(f"/generate/{job_id}")).status_code == 200
-    # What was filled in is told too: the same request makes the same song.
+    # What was filled in is answered too: the same request makes the same song.
     bare = await gateway.http.post("/generate", json={"lyrics": "la"})
     request = (await gateway.http.get(f"/generate/{bare.json()['job_id']}")).json()["request"]
     assert (request["tags"], request["title"], request["format"], request["priority"]) == ("", None, "flac", "normal")

@@ -89,7 +89,7 @@ async def test_seeds_follow_one_that_was_drawn(gateway: RunningGateway) -> None:
     ("variants", "words"),
     [(0, "at least 1"), (5, "at most 4"), ("2", "a whole number"), (1.5, "a whole number"), (None, "a whole number")],
 )
-async def test_a_number_of_variants_that_is_none_is_told_in_words(
+async def test_a_wrong_number_of_variants_is_refused_in_words(
     gateway: RunningGateway, variants: object, words: str
 ) -> None:
     answer = await post(gateway, variants=variants)

@@ -34,7 +34,7 @@ WORD = "whsec_" + base64.b64encode(b"0123456789abcdef0123456789abcdef").decode()
 
 @dataclass
 class Receiver:
-    """Takes webhooks and answers as it is told, then with 204."""
+    """Takes webhooks; gives the answers that are listed, then 204."""
 
     answers: list[bytes] = field(default_factory=list)
     got: list[tuple[dict[str, str], bytes]] = field(default_factory=list)

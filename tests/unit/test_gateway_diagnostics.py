@@ -1,4 +1,4 @@
-"""Which sentences an operator reads."""
+"""The sentences about workers that an operator reads."""
 
 import msgspec
 import pytest
@@ -40,7 +40,7 @@ def test_missing_roles(places: str, sentences: list[str]) -> None:
     assert diagnose([worker(place) for place in places.split()]) == sentences
 
 
-def test_what_a_worker_says_is_told_beside_what_is_missing() -> None:
+def test_problems_of_workers_are_reported_beside_missing_roles() -> None:
     ill = msgspec.structs.replace(worker("tokenizer@A"), problem="the weights do not fit")
     assert diagnose([ill]) == [
         "no codec worker on A: songs wait after their tokens",

@@ -1,4 +1,4 @@
-"""What songs are told about when they will be ready."""
+"""Estimates of when songs will be ready."""
 
 import pytest
 
@@ -39,7 +39,7 @@ def test_workers_of_a_role_add_up() -> None:
 
 
 @pytest.mark.parametrize("rate", [None, 0, -1])
-def test_a_rate_that_nobody_measured_is_none(rate: float | None) -> None:
+def test_a_rate_that_was_not_measured_is_none(rate: float | None) -> None:
     assert pace([worker("tokenizer", rate, rate), worker("codec", rate)]) == Pace(None, None, None)
     assert pace([]) == Pace(None, None, None)
 
@@ -49,11 +49,11 @@ def test_a_waiting_song_needs_those_before_it_and_itself() -> None:
     assert PACE.waiting(3, 50) == pytest.approx(650 / 10 + 650 / 100)
 
 
-def test_a_waiting_song_is_told_nothing_without_rates() -> None:
+def test_a_waiting_song_has_no_estimate_without_rates() -> None:
     assert Pace(None, 100, 200).waiting(0, 50) is None
     assert Pace(10, None, 200).waiting(0, 50) is None
     assert Pace(10, 100, None).waiting(1, 50) is None
-    assert Pace(10, 100, None).waiting(0, 50) is not None  # nobody is before it
+    assert Pace(10, 100, None).waiting(0, 50) is not None  # no song is before it
 
 
 def test_a_song_that_is_written_needs_the_rest_at_its_own_rate_then_its_audio() -> None:
@@ -72,7 +72,7 @@ def test_a_song_that_is_decoded_needs_what_is_left_of_it() -> None:
     assert Pace(10, None, 200).decoding(None, 200) is None
 
 
-def test_only_a_time_that_moved_noticeably_is_told_again() -> None:
+def test_only_a_time_that_moved_noticeably_is_sent_again() -> None:
     assert not moved(None, None, 0)
     assert moved(None, 10, 0)
     assert moved(10, None, 0)
@@ -84,12 +84,12 @@ def test_only_a_time_that_moved_noticeably_is_told_again() -> None:
     assert moved(10, 16, 20)  # it should have been ready
 
 
-@pytest.mark.parametrize(("status", "told"), [("completed", 100), ("failed", 30), ("cancelled", 30)])
-def test_the_end_of_a_song_can_be_told_from_its_record(status: Status, told: float) -> None:
+@pytest.mark.parametrize(("status", "progress"), [("completed", 100), ("failed", 30), ("cancelled", 30)])
+def test_the_event_of_an_end_is_made_from_the_record(status: Status, progress: float) -> None:
     request = GenerateRequest(lyrics="la", seed=3, format="mp3")
     job = Job(job_id="j", tenant="local", request=request, created_at=0, status=status, duration_s=4, error="no")
     event = end_event(job, 30)
-    assert (event.job_id, event.status, event.progress) == ("j", status, told)
+    assert (event.job_id, event.status, event.progress) == ("j", status, progress)
     if event.status == "completed":
         assert (event.result_url, event.duration_s, event.format, event.seed) == ("/generate/j/result", 4, "mp3", 3)  # type: ignore[union-attr]
     if event.status == "failed":

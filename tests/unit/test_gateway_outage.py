@@ -22,7 +22,7 @@ def test_a_server_is_expected_to_stay_away_for_as_long_as_it_was(
     assert Outage(nc, health).retry_after(Unavailable(service, "…")) == seconds
 
 
-async def test_nobody_waits_where_waiting_is_of_no_use() -> None:
+async def test_a_request_does_not_wait_where_waiting_does_not_help() -> None:
     outage = Outage(Any, Any)  # type: ignore[arg-type]
     for error in (NoRoom("nats", "full"), Rejected("s3", "wrong password")):
         with pytest.raises(type(error)):

@@ -1,4 +1,4 @@
-"""When nothing moves, and when that is no fault."""
+"""When the system is stalled, and when it only rests."""
 
 from services.gateway.monitoring.stall_detector import StallDetector
 from shared.schema.worker import WorkerStatus

@@ -80,7 +80,7 @@ class Accepted:
 
 
 @dataclass
-class _Submission:
+class _Order:
     """A validated request for songs, and what has been done about it so far."""
 
     caller: Caller
@@ -141,15 +141,15 @@ class Submission:
                 raise
             raise found from error
 
-    def _validate(self, caller: Caller, data: bytes, key: str | None) -> _Submission:
+    def _validate(self, caller: Caller, data: bytes, key: str | None) -> _Order:
         """Step 1. Raises `InvalidRequest` or `ApiError`."""
         asked = decode_request(data)
         self._webhooks.check(asked.webhook_url)
         if key is None:
-            return _Submission(caller, asked, [str(uuid.uuid4()) for _ in range(asked.variants)])
-        return _Submission(caller, asked, songs_of(key, asked.variants, caller.tenant), digest_of(asked))
+            return _Order(caller, asked, [str(uuid.uuid4()) for _ in range(asked.variants)])
+        return _Order(caller, asked, songs_of(key, asked.variants, caller.tenant), digest_of(asked))
 
-    async def _submit(self, order: _Submission, wait: RequestWait) -> Accepted:
+    async def _submit(self, order: _Order, wait: RequestWait) -> Accepted:
         """Steps 2 to 6, and the rollback."""
         try:
             accepted = await self._accept_patiently(order, wait)
@@ -167,7 +167,7 @@ class Submission:
                 self._spawn(roll_back_eventually(self._js, job))
             raise
 
-    async def _accept_patiently(self, order: _Submission, wait: RequestWait) -> Accepted:
+    async def _accept_patiently(self, order: _Order, wait: RequestWait) -> Accepted:
         """Accept the songs, trying again after a conflict or while a server is away."""
         conflicts = 0
         while True:
@@ -184,7 +184,7 @@ class Submission:
             except Unavailable as error:
                 await wait.until_back(error)
 
-    async def _accept(self, order: _Submission) -> Accepted:
+    async def _accept(self, order: _Order) -> Accepted:
         """One attempt to accept all songs of a request. Raises `JobConflict` when a record came or went meanwhile."""
         known = [await self._find_record(order, job_id) for job_id in order.ids]
         if order.digest is not None:
@@ -201,7 +201,7 @@ class Submission:
         taken = [await self._answer(order, job, seq) for job, seq in zip(jobs, sequences, strict=True)]
         return replace(taken[0], duplicate=not order.created, variants=tuple(taken) if len(taken) > 1 else ())
 
-    async def _find_record(self, order: _Submission, job_id: str) -> Job | None:
+    async def _find_record(self, order: _Order, job_id: str) -> Job | None:
         """Step 2: the record of a song that exists already, another request's or one whose writing was not answered."""
         written = order.created.get(job_id)
         if written is None and order.digest is None:
@@ -211,7 +211,7 @@ class Submission:
             del order.created[job_id]  # another request was quicker
         return job
 
-    async def _check_quota(self, order: _Submission, known: list[Job | None]) -> None:
+    async def _check_quota(self, order: _Order, known: list[Job | None]) -> None:
         """Step 3: count the songs without a record, and fill in what the request left open."""
         caller = order.caller
         self._quotas.check(caller, order.asked)
@@ -224,7 +224,7 @@ class Submission:
             await self._quotas.take(caller, more)
             order.counted += more
 
-    async def _record(self, order: _Submission, known: list[Job | None]) -> list[Job]:
+    async def _record(self, order: _Order, known: list[Job | None]) -> list[Job]:
         """Step 4: the records of all variants. Missing ones are created, with seeds that follow from the others'."""
         found = next(((index, job.request) for index, job in enumerate(known) if job is not None), None)
         base, request = found or (0, order.completed)
@@ -276,7 +276,7 @@ class Submission:
         for index, sequence in zip(missing, added, strict=True):
             sequences[index] = sequence
 
-    async def _answer(self, order: _Submission, job: Job, sequence: int) -> Accepted:
+    async def _answer(self, order: _Order, job: Job, sequence: int) -> Accepted:
         """Step 6: what to expect of a song; its event is sent where this request created it."""
         expected = await self._eta.estimate_accepted(job, sequence)
         if job.job_id in order.created:
