@@ -22,7 +22,7 @@ async def movement(flow: Flow, role: str) -> int:
 
 async def test_an_engine_that_hangs_is_a_problem(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(health, "TTLS", 1)
-    monkeypatch.setattr(health, "_LOOK_SECONDS", 0.5)
+    monkeypatch.setattr(health, "_PROBE_EVERY", 0.5)
     hung = replace(settings, trivial_step_ms=10_000)
     async with (
         in_process(settings) as (_, _, url),
