@@ -27,35 +27,35 @@ def workers(**movement: int) -> list[WorkerStatus]:
 
 
 def test_songs_that_wait_while_no_worker_moves_are_a_problem_after_a_while() -> None:
-    still = StallDetector(limit=10)
-    still.look(workers(a=5, b=7), 1, 100)
-    still.look(workers(a=5, b=7), 1, 105)
-    assert (still.seconds(109), still.problem(109)) == (9, None)
-    assert "nothing has moved for 10 s" in str(still.problem(110))
-    still.look(workers(a=5, b=8), 1, 111)
-    assert (still.seconds(111), still.problem(111)) == (0, None)
+    detector = StallDetector(limit=10)
+    detector.observe(workers(a=5, b=7), 1, 100)
+    detector.observe(workers(a=5, b=7), 1, 105)
+    assert (detector.seconds(109), detector.problem(109)) == (9, None)
+    assert "nothing has moved for 10 s" in str(detector.problem(110))
+    detector.observe(workers(a=5, b=8), 1, 111)
+    assert (detector.seconds(111), detector.problem(111)) == (0, None)
 
 
 def test_an_empty_queue_stands_still_rightly() -> None:
-    still = StallDetector(limit=10)
-    still.look(workers(a=5), 0, 100)
-    still.look(workers(a=5), 0, 200)
-    assert still.seconds(200) == 0
-    still.look(workers(a=5), 1, 201)
-    assert still.seconds(202) == 1
+    detector = StallDetector(limit=10)
+    detector.observe(workers(a=5), 0, 100)
+    detector.observe(workers(a=5), 0, 200)
+    assert detector.seconds(200) == 0
+    detector.observe(workers(a=5), 1, 201)
+    assert detector.seconds(202) == 1
 
 
 def test_without_workers_something_else_is_wrong() -> None:
-    still = StallDetector(limit=10)
-    still.look([], 1, 100)
-    still.look([], 1, 200)
-    assert still.problem(200) is None
+    detector = StallDetector(limit=10)
+    detector.observe([], 1, 100)
+    detector.observe([], 1, 200)
+    assert detector.problem(200) is None
 
 
 def test_workers_that_end_again_and_again_move_nothing() -> None:
-    still = StallDetector(limit=10)
+    detector = StallDetector(limit=10)
     for second in range(12):
-        still.look(workers(**{f"w{second}": 0}), 1, second)
-    assert still.problem(11) is not None
-    still.look(workers(new=1), 1, 12)
-    assert still.problem(12) is None
+        detector.observe(workers(**{f"w{second}": 0}), 1, second)
+    assert detector.problem(11) is not None
+    detector.observe(workers(new=1), 1, 12)
+    assert detector.problem(12) is None

@@ -100,7 +100,7 @@ class Reconciler:
                         if record.job is not None:
                             # A record that was removed or changed meanwhile is being worked on: leave it alone.
                             with contextlib.suppress(JobConflict):
-                                await self._song(record, record.job, objects, before, done)
+                                await self._reconcile_song(record, record.job, objects, before, done)
             for job_id, objects in left.items():
                 with contextlib.suppress(JobConflict):
                     done.objects += await self._delete_unneeded(job_id, "*", objects)  # of any tenant
@@ -113,7 +113,7 @@ class Reconciler:
                 log.info("reconciled: %s", done)
         return done
 
-    async def _song(
+    async def _reconcile_song(
         self, record: Record, job: Job, objects: list[StoredObject], before: float, done: Reconciled
     ) -> None:
         if not all(self._needed(job, item) for item in objects):

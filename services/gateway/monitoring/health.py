@@ -75,8 +75,8 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     ages: dict[str, float] = {}  # seconds that the oldest song of each queue has been in it
     decode_full: bool  # no more tokens are made until some are decoded
     stale: list[str] = []  # leases that are no longer renewed, a sentence each
-    crowded: str | None = None  # why no further songs are accepted, a sentence
-    still: float = 0.0  # seconds for which nothing has moved though songs wait and workers are there
+    no_room: str | None = None  # why no further songs are accepted, a sentence
+    stalled_seconds: float = 0.0  # seconds for which nothing has moved though songs wait and workers are there
     stalled: str | None = None  # a sentence when that is too long
 
     @property
@@ -84,7 +84,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
         """What keeps songs from being accepted or made, in sentences."""
         servers = [server.error for server in (self.nats, self.object_store) if server.error]
         full = ["the queue for audio is full: songs wait for their tokens"] if self.decode_full else []
-        others = [sentence for sentence in (self.crowded, self.stalled) if sentence]
+        others = [sentence for sentence in (self.no_room, self.stalled) if sentence]
         # Without NATS it is not known which workers live.
         return servers + full + others + (diagnose(self.workers) + self.stale if self.nats.ok else [])
 
@@ -158,8 +158,8 @@ class Health:
 
         Also when the object store was away at the latest probe and still is: a song would only wait.
         """
-        if self._writes.crowded:
-            raise NoRoom("nats", self._writes.crowded)
+        if self._writes.no_room:
+            raise NoRoom("nats", self._writes.no_room)
         if self._writes.nats:
             raise Unavailable("nats", self._writes.nats)
         if self._latest is not None and not self._latest.object_store.ok:
@@ -175,13 +175,13 @@ class Health:
         )
         writes, now = self._writes, time.monotonic()
         if server.ok:
-            self._stalls.look(workers, (queue.tokens or 0) + (queue.decode or 0), now)
+            self._stalls.observe(workers, (queue.tokens or 0) + (queue.decode or 0), now)
         return Snapshot(
             taken=now,
             nats=Server(ok=False, error=writes.nats) if server.ok and writes.nats else server,
             object_store=Server(ok=False, error=writes.store) if store.ok and writes.store else store,
-            crowded=writes.crowded,
-            still=self._stalls.seconds(now) if server.ok else 0.0,
+            no_room=writes.no_room,
+            stalled_seconds=self._stalls.seconds(now) if server.ok else 0.0,
             stalled=self._stalls.problem(now) if server.ok else None,
             workers=workers,
             queue=queue,

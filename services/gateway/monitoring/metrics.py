@@ -150,7 +150,7 @@ def _system(snapshot: Snapshot) -> Iterable[Metric]:
     yield GaugeMetricFamily(
         "heartmula_standstill_seconds",
         "For how long nothing has moved though songs wait and workers are there",
-        value=snapshot.still,
+        value=snapshot.stalled_seconds,
     )
     yield GaugeMetricFamily("heartmula_stalled", "Whether that is too long", value=snapshot.stalled is not None)
     live = GaugeMetricFamily("heartmula_workers", "Live workers", labels=["role"])

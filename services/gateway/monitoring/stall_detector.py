@@ -16,7 +16,7 @@ class StallDetector:
         self._counts: dict[str, int] = {}  # the movement of each worker: steps and the like
         self._since: float | None = None  # monotonic; None while nothing has to move
 
-    def look(self, workers: Sequence[WorkerStatus], songs: int, now: float) -> None:
+    def observe(self, workers: Sequence[WorkerStatus], songs: int, now: float) -> None:
         """Note the live workers and how many songs are in the queues. Call it every few seconds."""
         counts = {worker.instance: worker.movement for worker in workers}
         # A new worker counts from 0: workers that start and end again and again must not look like work.

@@ -36,7 +36,7 @@ class WriteProbe:
     def __init__(self, nc: Client, store: ObjectStore) -> None:
         self.nats: str | None = None  # a sentence why NATS takes no writes though it answers
         self.store: str | None = None  # the same for the object store
-        self.crowded: str | None = None  # why no further records should be made
+        self.no_room: str | None = None  # why no further records should be made
         self._nc, self._js, self._store = nc, nc.jetstream(timeout=_PATIENCE), store
         self._silent = 0  # writes to NATS in a row without an answer
         self._store_write: asyncio.Task[None] | None = None
@@ -53,12 +53,12 @@ class WriteProbe:
 
     async def _run(self) -> None:
         while True:
-            before = self.nats, self.store, self.crowded
+            before = self.nats, self.store, self.no_room
             try:
                 await asyncio.gather(self._try_nats(), self._try_store())
             except Exception:
                 log.exception("unexpected")
-            after = self.nats, self.store, self.crowded
+            after = self.nats, self.store, self.no_room
             for sentence in set(after) - set(before):
                 log.warning("%s", sentence or "a server takes writes again")
             await self._rest()
@@ -122,10 +122,10 @@ class WriteProbe:
         except HeartMulaError:
             return
         limit = info.config.max_bytes or -1
-        crowded = limit > 0 and info.state.bytes > _ROOM * limit
-        self.crowded = (
+        is_full = limit > 0 and info.state.bytes > _ROOM * limit
+        self.no_room = (
             f"the records of songs take {info.state.bytes >> 20} of {limit >> 20} MiB that NATS has for them: no more "
             "are taken until older ones expire. Give JetStream more storage and run `python -m deploy.setup`"
-            if crowded
+            if is_full
             else None
         )

@@ -74,7 +74,7 @@ class QueuePositions:
         """How many messages were ever removed from the queue, at most a second old."""
         async with self._reading:
             if time.monotonic() - self._read_at > _FRESH_SECONDS:
-                info, (_, self._high) = await asyncio.gather(self._js.stream_info(TOK), self._from("high", 1))
+                info, (_, self._high) = await asyncio.gather(self._js.stream_info(TOK), self._count_from("high", 1))
                 # Every message ever stored has a sequence, so those that are not there were removed.
                 self._removed = info.state.last_seq - info.state.messages
                 self._read_at = time.monotonic()
@@ -86,7 +86,7 @@ class QueuePositions:
         if sequence is None:
             return None
         (_, self._high), (_, all_of_it), (found, behind) = await asyncio.gather(
-            self._from("high", 1), self._from(lane, 1), self._from(lane, sequence)
+            self._count_from("high", 1), self._count_from(lane, 1), self._count_from(lane, sequence)
         )
         if found != sequence:  # removed; if it is queued again, the next call finds it by its subject
             return None
@@ -99,7 +99,7 @@ class QueuePositions:
         except NotFound:
             return None
 
-    async def _from(self, lane: Priority, sequence: int) -> tuple[int, int]:
+    async def _count_from(self, lane: Priority, sequence: int) -> tuple[int, int]:
         """The sequence of the first message of a lane from `sequence` on, and how many there are; 0, 0 for none."""
         wanted = {"seq": sequence, "next_by_subj": f"jobs.tok.{lane}.*", "batch": 1}
         answer = await self._nc.request(f"$JS.API.DIRECT.GET.{TOK}", json.dumps(wanted).encode(), timeout=5)
