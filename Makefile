@@ -3,10 +3,12 @@ PYTHON ?= python3
 TORCH ?= 2.13.0
 MODELS := ckpt/official
 BIN := .venv/bin
-STAMP := .venv/.installed
+# There while everything that running, or the tests besides, need is installed.
+RUN := .venv/.installed
+DEV := .venv/.installed-dev
 
-.PHONY: help install run demo test chaos bench bench-flow bench-gateway cluster browser screenshots check-images lint models train-demo evaluate-demo example \
-	clean
+.PHONY: help install run demo test chaos bench bench-flow bench-gateway cluster browser screenshots check-images lint models train-demo evaluate-demo \
+	example clean unsound
 
 help:
 	@echo 'make run      install if needed, then start everything: web page, API, workers, NATS, object store'
@@ -26,16 +28,26 @@ help:
 	@echo 'make example  render docs/example.ogg and its spectrogram with ckpt/demo'
 	@echo 'make clean    remove what was built; .venv, data and ckpt stay'
 
-install: $(STAMP)
+install: $(RUN)
 
-# Some distributions ship Python without ensurepip: then the system's pip puts one into the environment.
-# torch comes first and alone: which of its builds (CPU, CUDA) is right depends on the machine, not on constraints.txt.
-$(STAMP): pyproject.toml constraints.txt
-	@test -x $(BIN)/pip || $(PYTHON) -m venv --clear .venv || { \
-		$(PYTHON) -m venv --clear --without-pip .venv && $(PYTHON) -m pip --python $(BIN)/python install pip; }
-	$(BIN)/python -m pip install --quiet torch==$(TORCH)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[worker,otel,local,dev]'
-	@touch $@
+# An environment whose installation was interrupted, whose Python is gone or that was moved is made anew.
+SOUND := $(shell test -e $(RUN) && $(BIN)/python -I -c \
+	'import os, shared; os.path.samefile(*shared.__path__, "shared") or exit(1)' 2>/dev/null && echo yes)
+
+unsound:
+	@rm -rf .venv
+
+$(RUN): pyproject.toml constraints.txt $(if $(SOUND),,unsound)
+	@echo 'installing what running needs into .venv: about a minute, and the download of PyTorch'
+	@rm -f $(RUN) $(DEV)
+	@$(PYTHON) deploy/install.py torch==$(TORCH) '.[worker,otel,local]'
+	@touch $(RUN)
+
+$(DEV): $(RUN)
+	@echo 'installing what the tests need into .venv'
+	@rm -f $(RUN)
+	@$(PYTHON) deploy/install.py torch==$(TORCH) '.[worker,otel,local,dev]'
+	@touch $(RUN) $(DEV)
 
 run: install
 	@exec $(BIN)/python -m deploy.local
@@ -54,28 +66,28 @@ browser:
 test: lint browser
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(PYTEST_ARGS)
 
-lint: install
+lint: $(DEV)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-chaos: install
+chaos: $(DEV)
 	@$(BIN)/python -m tests.chaos $(if $(SEED),--seed $(SEED)) $(if $(MINUTES),--minutes $(MINUTES))
 
-cluster: install
+cluster: $(DEV)
 	@$(BIN)/python -m tests.cluster $(if $(SEED),--seed $(SEED)) $(if $(MINUTES),--minutes $(MINUTES))
 
-bench: install
+bench: $(DEV)
 	@$(BIN)/python -m tests.bench $(BENCH) $(if $(REFERENCE),--reference $(REFERENCE))
 
-bench-flow: install
+bench-flow: $(DEV)
 	@$(BIN)/python -m tests.bench.flow
 
-bench-gateway: install
+bench-gateway: $(DEV)
 	@$(BIN)/python -m tests.bench.gateway
 
-screenshots: install
+screenshots: $(DEV)
 	@$(BIN)/python -m tests.browser.screenshots
 
 check-images:
@@ -93,7 +105,7 @@ train-demo: install
 evaluate-demo: install
 	@$(BIN)/python -m ckpt.training evaluate
 
-example: install
+example: $(DEV)
 	@$(BIN)/python -m ckpt.training example
 
 clean:
