@@ -38,7 +38,7 @@ unsound:
 	@rm -rf .venv
 
 $(RUN): pyproject.toml constraints.txt $(if $(SOUND),,unsound)
-	@echo 'installing what running needs into .venv: about a minute, and the download of PyTorch'
+	@echo 'installing what running needs into .venv; the first time takes a minute beside the download of PyTorch'
 	@rm -f $(RUN) $(DEV)
 	@$(PYTHON) deploy/install.py torch==$(TORCH) '.[worker,otel,local]'
 	@touch $(RUN)
@@ -78,7 +78,7 @@ chaos: $(DEV)
 cluster: $(DEV)
 	@$(BIN)/python -m tests.cluster $(if $(SEED),--seed $(SEED)) $(if $(MINUTES),--minutes $(MINUTES))
 
-bench: $(DEV)
+bench: install
 	@$(BIN)/python -m tests.bench $(BENCH) $(if $(REFERENCE),--reference $(REFERENCE))
 
 bench-flow: $(DEV)

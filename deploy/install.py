@@ -54,8 +54,14 @@ def make_environment() -> None:
     with_pip = find_spec("ensurepip") is not None
     create = [sys.executable, "-m", "venv", "--clear", *([] if with_pip else ["--without-pip"]), str(VENV)]
     subprocess.run(create, cwd=ROOT, check=True)
-    if not with_pip:  # as some distributions ship Python: the system's pip puts one into the environment
+    if with_pip:
+        return
+    # As some distributions ship Python: the system's pip puts one into the environment.
+    try:
         subprocess.run([sys.executable, "-m", "pip", "--python", PYTHON, "install", "--quiet", "pip"], check=True)
+    except subprocess.CalledProcessError:
+        say(f"{sys.executable} cannot install pip: give it pip or ensurepip (python3-venv in Debian and Ubuntu)")
+        raise
 
 
 def pip_settings() -> dict[str, str]:

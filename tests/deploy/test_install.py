@@ -176,7 +176,7 @@ def test_uv_follows_pips_settings_and_its_own_come_first(
 
 
 def test_a_python_without_ensurepip_gets_pip_from_the_systems(
-    checkout: Path, script: ModuleType, monkeypatch: pytest.MonkeyPatch
+    checkout: Path, script: ModuleType, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     shutil.rmtree(checkout / ".venv")
     monkeypatch.setattr(sys, "executable", str(checkout / "base-python"))
@@ -186,6 +186,9 @@ def test_a_python_without_ensurepip_gets_pip_from_the_systems(
         f"base-python -m venv --clear --without-pip {checkout}/.venv",
         f"base-python -m pip --python {checkout}/.venv/bin/python install --quiet pip",
     ]
+    monkeypatch.setenv("FAILING", "--python")
+    assert script.main(TORCH, PROJECT) == 1
+    assert "cannot install pip: give it pip or ensurepip" in capfd.readouterr().err
 
 
 def test_an_environment_is_kept_while_it_is_sound_and_made_anew_when_not(checkout: Path) -> None:
