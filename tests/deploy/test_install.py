@@ -17,7 +17,7 @@ PROJECT = ".[worker]"
 STAND_IN = """#!/bin/sh
 cd "$CHECKOUT"
 call="$(basename "$0") $*"
-echo "$call" >> calls
+echo "${UV_HTTP_RETRIES:+with $UV_HTTP_RETRIES retries: }$call" >> calls
 env | grep -E '^(UV|SSL)_' | sort > variables
 case "$call" in *"config list") cat settings ;; esac
 echo "$call" | grep -qE -e "$HANGING" && exec sleep 60
@@ -28,7 +28,7 @@ UV = "uv pip install --quiet --python PYTHON"
 PIP = "python -m pip install --quiet"
 FETCH_UV = f"{PIP} --constraint constraints.txt --only-binary uv uv"
 READ_SETTINGS = "python -m pip config list"
-PROBE = f"{UV} --dry-run --no-deps --torch-backend auto {TORCH}"
+PROBE = f"with 0 retries: {UV} --dry-run --no-deps --torch-backend auto {TORCH}"
 INSTALL = f"{UV} --constraint constraints.txt {TORCH} --editable {PROJECT}"
 INSTALL_FOR_DEVICE = f"{UV} --constraint constraints.txt --torch-backend auto {TORCH} --editable {PROJECT}"
 PIP_INSTALLS = [f"{PIP} {TORCH}", f"{PIP} --constraint constraints.txt --editable {PROJECT}"]
@@ -93,7 +93,8 @@ def test_where_no_wheel_on_the_disk_fits_torch_comes_for_the_device_at_hand(
     checkout: Path, calls: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (checkout / "wheels").mkdir()
-    (checkout / "settings").write_text("global.find-links='wheels'\n")
+    (checkout / "settings").write_text("global.find-links='~/wheels'\n")
+    monkeypatch.setenv("HOME", str(checkout))
     monkeypatch.setenv("FAILING", "--no-index")
     assert calls()[3:] == [PROBE, INSTALL_FOR_DEVICE]
 
