@@ -98,7 +98,7 @@ class DecodeStage:
             delivery.tell(
                 Stage(job_id=job.job_id, status="decoding", progress=DECODING_END, stage="storing", phase=phase)
             )
-            key = audio_key(job.job_id, delivery.turn.fence, job.request.format)
+            key = audio_key(job.job_id, delivery.turn.fencing_token, job.request.format)
             with span("store audio"):
                 await worker.insist(
                     lambda: worker.store.put_file(key, path, CONTENT_TYPES[job.request.format]), delivery
@@ -171,7 +171,7 @@ class DecodeStage:
         def complete(record: Job) -> Job:
             if record.status == "completed" and record.audio_key == key:  # we wrote it, and the answer got lost
                 return record
-            if record.status != "decoding" or record.fence != delivery.turn.fence:
+            if record.status != "decoding" or record.fencing_token != delivery.turn.fencing_token:
                 raise JobStopped(f"the song is {record.status} and no longer ours")
             return change(
                 record,

@@ -29,7 +29,7 @@ class SavedTokens:
     def __init__(self, delivery: JobContext, worker: "Worker", model: str) -> None:
         self._delivery, self._worker = delivery, worker
         self._model = model
-        self.key = tokens_key(delivery.job.job_id, delivery.turn.fence)
+        self.key = tokens_key(delivery.job.job_id, delivery.turn.fencing_token)
         self._named = False  # the record names our object
         self._writing = asyncio.Lock()
         self._latest: np.ndarray | None = None
@@ -90,7 +90,7 @@ class SavedTokens:
             await self.forget_older()
 
     def _name(self, job: Job) -> Job:
-        if job.status != "generating" or job.fence != self._delivery.turn.fence:
+        if job.status != "generating" or job.fencing_token != self._delivery.turn.fencing_token:
             raise JobStopped(f"the song is {job.status} and no longer ours")
         # It has got further: whatever happened before did not keep it from that.
         return change(job, tokens_key=self.key, attempts=0)

@@ -151,14 +151,14 @@ class TokenStage:
                 return record
             if record.status == "decoding":
                 return record if record.tokens_key == saved.key else change(record, tokens_key=saved.key, frames=frames)
-            if record.status != "generating" or record.fence != delivery.turn.fence:
+            if record.status != "generating" or record.fencing_token != delivery.turn.fencing_token:
                 raise JobStopped(f"the song is {record.status} and no longer ours")
             return change(
                 record,
                 status="decoding",
                 tokens_key=saved.key,
                 frames=frames,
-                fence=None,
+                fencing_token=None,
                 attempts=0,
                 failures=0,
                 error=None,

@@ -45,7 +45,7 @@ def change(job: Job, **changes: Any) -> Job:
     if new.status not in ALLOWED[job.status]:
         raise JobConflict(f"the song is {job.status} and cannot become {new.status}")
     if new.status in ENDED:
-        new = msgspec.structs.replace(new, completed_at=time.time(), fence=None)
+        new = msgspec.structs.replace(new, completed_at=time.time(), fencing_token=None)
     return new
 
 

@@ -46,7 +46,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     group: str | None = None  # id of the first of its variants, where several were asked for at once
     variant: int | None = None  # which of them it is, from 1
     digest: str | None = None  # of what was submitted, where a key makes submitting it again harmless
-    fence: int | None = None  # fencing token of the turn that works on it
+    fencing_token: int | None = msgspec.field(default=None, name="fence")  # of the turn that works on the song
     attempts: int = 0  # turns that began on the current stage and neither saved anything nor gave the song back
     failures: int = 0  # of those, how many raised an error instead of dying with their worker
     tokens_key: str | None = None  # object key of its tokens; while they are made, of the latest checkpoint

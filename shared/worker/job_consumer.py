@@ -149,7 +149,7 @@ class JobConsumer:
             return change(
                 job,
                 status=self._stage.status,
-                fence=turn.fence,
+                fencing_token=turn.fencing_token,
                 attempts=attempts,
                 started_at=job.started_at or time.time(),
             )
@@ -200,7 +200,7 @@ class JobConsumer:
         """Into the queue again. If it was no fault of the song the attempt does not count."""
 
         def uncount(job: Job) -> Job:
-            if job.fence != delivery.turn.fence:
+            if job.fencing_token != delivery.turn.fencing_token:
                 raise JobStopped("another worker has it, and with it the message")
             if not blameless or job.status in ENDED or not job.attempts:
                 return job
@@ -226,12 +226,18 @@ class JobConsumer:
         def send_back(job: Job) -> Job:
             if job.status == "queued" and job.remade == delivery.job.remade + 1:  # we wrote it, the answer got lost
                 return job
-            if job.status != "decoding" or job.fence != delivery.turn.fence:
+            if job.status != "decoding" or job.fencing_token != delivery.turn.fencing_token:
                 raise JobStopped(f"the song is {job.status} and no longer ours")
             if job.remade >= MAX_REMADE:
                 raise SongError(reason)
             return change(
-                job, status="queued", remade=job.remade + 1, attempts=0, fence=None, tokens_key=None, frames=None
+                job,
+                status="queued",
+                remade=job.remade + 1,
+                attempts=0,
+                fencing_token=None,
+                tokens_key=None,
+                frames=None,
             )
 
         log.warning("%s: its tokens are made again, %s", delivery.job.job_id, reason)
@@ -254,7 +260,7 @@ class JobConsumer:
             return True
 
         def remember(job: Job) -> Job:
-            if job.status in ENDED or job.fence != delivery.turn.fence:
+            if job.status in ENDED or job.fencing_token != delivery.turn.fencing_token:
                 return job
             return change(job, failures=failures, attempts=max(0, job.attempts - 1), error=reason)
 

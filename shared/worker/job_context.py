@@ -130,5 +130,5 @@ class JobContext:
                     now = await self._jobs.get(self.job.job_id, self.job.tenant)
                 except NewerRecord:  # not as we wrote it
                     now = None
-                if now is None or now.status in ENDED or now.fence != self.job.fence:
+                if now is None or now.status in ENDED or now.fencing_token != self.job.fencing_token:
                     self._stopped.set()

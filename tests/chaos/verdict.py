@@ -62,8 +62,8 @@ def judge_records(verdict: Verdict, songs: Sequence[Taken], states: Mapping[str,
         job = history[-1]
         if job.status not in ENDED:
             verdict.lost.append(
-                f"{name} is still {job.status}: attempts {job.attempts}, failures {job.failures}, fence {job.fence}, "
-                f"tokens {job.tokens_key}, error {job.error}"
+                f"{name} is still {job.status}: attempts {job.attempts}, failures {job.failures}, "
+                f"fencing token {job.fencing_token}, tokens {job.tokens_key}, error {job.error}"
             )
             continue
         verdict.ends[job.status] += 1

@@ -76,10 +76,10 @@ _VARIANT = Job(
     digest=digest_of(FULL),
 )
 _GENERATING = msgspec.structs.replace(
-    _VARIANT, status="generating", started_at=BEGAN + 1, fence=41, attempts=2, failures=1, tokens_key=TOKENS
+    _VARIANT, status="generating", started_at=BEGAN + 1, fencing_token=41, attempts=2, failures=1, tokens_key=TOKENS
 )
-_DECODING = msgspec.structs.replace(_GENERATING, status="decoding", fence=57, attempts=1, remade=1, frames=250)
-_ENDED = msgspec.structs.replace(_DECODING, fence=None, completed_at=BEGAN + 60.5)
+_DECODING = msgspec.structs.replace(_GENERATING, status="decoding", fencing_token=57, attempts=1, remade=1, frames=250)
+_ENDED = msgspec.structs.replace(_DECODING, fencing_token=None, completed_at=BEGAN + 60.5)
 COMPLETED = msgspec.structs.replace(
     _ENDED, status="completed", audio_key=AUDIO, audio_bytes=123_456, duration_s=20.0, sample_rate=48_000
 )
@@ -88,7 +88,9 @@ CANCELLED = msgspec.structs.replace(_QUEUED, status="cancelled", completed_at=BE
 RECORDS = {
     "queued": _QUEUED,
     "queued, a variant": _VARIANT,
-    "queued again for its tokens": msgspec.structs.replace(_DECODING, status="queued", tokens_key=None, fence=None),
+    "queued again for its tokens": msgspec.structs.replace(
+        _DECODING, status="queued", tokens_key=None, fencing_token=None
+    ),
     "generating": _GENERATING,
     "decoding": _DECODING,
     "completed": COMPLETED,

@@ -148,7 +148,7 @@ async def test_a_song_is_cancelled_while_it_is_decoded(settings: Settings) -> No
         await flow.until(job_id, lambda job: job.status == "decoding")
         flow.settings = replace(settings, trivial_step_ms=1000)
         await flow.worker("codec")
-        await flow.until(job_id, lambda job: job.fence is not None)
+        await flow.until(job_id, lambda job: job.fencing_token is not None)
         await cancel(flow, job_id)
         flow.settings = settings
         after = await flow.submit(0.16)
@@ -174,7 +174,7 @@ async def test_a_killed_codec_costs_no_song(settings: Settings) -> None:
         flow.settings = settings
         await flow.worker("tokenizer")
         job_id = await flow.submit(30)
-        await flow.until(job_id, lambda job: job.status == "decoding" and job.fence is not None)
+        await flow.until(job_id, lambda job: job.status == "decoding" and job.fencing_token is not None)
         flow.processes[0].kill()
         await flow.worker("codec")
         job = await flow.ended(job_id)
@@ -348,7 +348,7 @@ async def half_made(flow: Flow) -> tuple[str, str, Job]:
         request=request,
         created_at=time.time(),
         status="generating",
-        fence=9,
+        fencing_token=9,
         tokens_key=part,
     )
     await flow.jobs.create(job)

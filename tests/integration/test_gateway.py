@@ -299,7 +299,7 @@ async def test_cancelling_a_waiting_song_takes_it_out_of_the_queue(gateway: Runn
 
 async def test_cancelling_a_running_song_tells_its_worker_and_removes_its_objects(gateway: RunningGateway) -> None:
     job_id = await gateway.submit()
-    await gateway.become(job_id, "generating", fence=3)
+    await gateway.become(job_id, "generating", fencing_token=3)
     keys = [tokens_key(job_id, 3), audio_key(job_id, 3, "flac")]
     for key in keys:
         await gateway.store.put(key, b"x")

@@ -98,7 +98,7 @@ async def test_objects_that_no_song_needs_are_deleted(leftovers: Leftovers) -> N
     await leftovers.song("failed", "failed")
     await leftovers.song("cancelled", "cancelled")
     await leftovers.song("done", "completed", audio_key="audio/done/7.flac")
-    await leftovers.song("again", "generating", ordered=True, fence=8, tokens_key="tokens/again/5.safetensors")
+    await leftovers.song("again", "generating", ordered=True, fencing_token=8, tokens_key="tokens/again/5.safetensors")
     needed = {
         "audio/done/7.flac",
         "audio/done/7.peaks.json",
@@ -171,9 +171,11 @@ async def test_a_song_whose_tokens_are_not_known_begins_again(leftovers: Leftove
 async def test_songs_that_are_alive_are_left_alone(leftovers: Leftovers) -> None:
     songs = [
         await leftovers.song("waits", "queued", ordered=True),
-        await leftovers.song("runs", "generating", ordered=True, fence=3, tokens_key="tokens/runs/2.safetensors"),
         await leftovers.song(
-            "plays", "decoding", ordered=True, fence=4, tokens_key="tokens/plays/3.safetensors", frames=5
+            "runs", "generating", ordered=True, fencing_token=3, tokens_key="tokens/runs/2.safetensors"
+        ),
+        await leftovers.song(
+            "plays", "decoding", ordered=True, fencing_token=4, tokens_key="tokens/plays/3.safetensors", frames=5
         ),
     ]
     keys = {"tokens/runs/2.safetensors", "tokens/runs/3.safetensors", "tokens/plays/3.safetensors"}
@@ -187,7 +189,7 @@ async def test_songs_that_are_alive_are_left_alone(leftovers: Leftovers) -> None
 
 async def test_tokens_that_a_decode_job_names_are_needed(leftovers: Leftovers) -> None:
     # The worker died between publishing the decode job and the record; another one began the song again.
-    await leftovers.song("two", "generating", ordered=True, fence=9)
+    await leftovers.song("two", "generating", ordered=True, fencing_token=9)
     await leftovers.order_decoding("two", "tokens/two/5.safetensors", 50)
     await leftovers.put("tokens/two/5.safetensors", "tokens/two/4.safetensors")
     assert await leftovers.reconciler.reconcile() == Reconciled(objects=1)

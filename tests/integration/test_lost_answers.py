@@ -30,10 +30,10 @@ async def test_a_song_that_was_completed_unheard_keeps_its_audio(nats_settings: 
     await bootstrap(js, nats_settings)
     jobs = JobStore(js)
     request = GenerateRequest(lyrics="la", seed=1)
-    job = Job(job_id="song", tenant="local", request=request, status="decoding", created_at=1.0, fence=7)
+    job = Job(job_id="song", tenant="local", request=request, status="decoding", created_at=1.0, fencing_token=7)
     await jobs.create(job)
     stage = DecodeStage(TrivialCodec(0), "trivial", nats_settings)
-    delivery: Any = SimpleNamespace(job=job, turn=SimpleNamespace(fence=7))
+    delivery: Any = SimpleNamespace(job=job, turn=SimpleNamespace(fencing_token=7))
 
     async def complete(store: JobStore) -> Job:
         worker: Any = SimpleNamespace(jobs=store)

@@ -171,7 +171,7 @@ class Reconciler:
         if job.status == "completed":
             return job.audio_key is not None and item.key in belonging(job.audio_key)
         name = item.key.rpartition("/")[2].partition(".")[0]
-        return item.key == job.tokens_key or name == str(job.fence)
+        return item.key == job.tokens_key or name == str(job.fencing_token)
 
     # --- songs
 
@@ -213,4 +213,6 @@ def _unchanged(job: Job) -> Job:
 def _from_the_beginning(job: Job) -> Job:
     if job.status != "decoding":
         raise JobConflict(f"the song is {job.status} by now")
-    return change(job, status="queued", fence=None, attempts=0, tokens_key=None, frames=None, remade=job.remade + 1)
+    return change(
+        job, status="queued", fencing_token=None, attempts=0, tokens_key=None, frames=None, remade=job.remade + 1
+    )
