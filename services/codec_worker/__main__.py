@@ -8,11 +8,11 @@ from shared.device.info import Device, choose_device
 from shared.entrypoint import run
 from shared.model.checkpoint import Checkpoint, open_checkpoint
 from shared.settings import Settings
-from shared.worker.process import Worker
+from shared.worker.process import WorkerProcess
 
 
 def build_engine(settings: Settings, checkpoint: Checkpoint) -> tuple[CodecEngine, Device, str]:
-    """The engine that the settings name, its device, and its model's name.
+    """Build the engine that the settings name. Returns it with its device and the name of its model.
 
     Raises `ConfigError` when the engine is not installed or the device does not exist.
     """
@@ -43,10 +43,10 @@ def build_engine(settings: Settings, checkpoint: Checkpoint) -> tuple[CodecEngin
 
 
 async def serve(settings: Settings) -> None:
-    """Work until SIGTERM or SIGINT."""
+    """Work until SIGTERM or SIGINT. Raises as `WorkerProcess.run` does."""
     checkpoint = open_checkpoint(settings.model_path, settings.model_version)
     engine, device, name = build_engine(settings, checkpoint)
-    await Worker(settings, DecodeStage(engine, name, settings), device).run()
+    await WorkerProcess(settings, DecodeStage(engine, name, settings), device).run()
 
 
 if __name__ == "__main__":

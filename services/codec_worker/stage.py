@@ -1,52 +1,68 @@
-"""The codec's part in a song: token tensor → audio file → object store → completed."""
+"""The codec's stage: token tensor → audio file → object store → completed record."""
 
 import asyncio
 import functools
 import logging
 import shutil
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from nats.js import JetStreamContext
 
 from services.codec_worker.engines.base import CodecEngine
+from services.codec_worker.tokens import fetch_tokens, token_keys
 from shared.audio.files import CONTENT_TYPES, AudioWriter, SongTags
 from shared.audio.peaks import CONTENT_TYPE as PEAKS_TYPE
 from shared.audio.peaks import Peaks
-from shared.errors import ObjectError, TokensLost, Unavailable
+from shared.errors import Unavailable
 from shared.frames import seconds_of
 from shared.jobs.events import DECODING_END, GENERATING_SHARE, decoding, end_event
 from shared.jobs.store import JobStore, change
 from shared.nats.subjects import DEC, DEC_CONSUMER
 from shared.schema.event import Stage
-from shared.schema.job import DecodeJob, Job, Status
-from shared.schema.request import Priority
-from shared.schema.worker import Role
+from shared.schema.job import DecodeJob, Job
 from shared.settings import Settings
-from shared.storage.objects import ObjectStore, audio_key, peaks_key
+from shared.storage.objects import audio_key, peaks_key
 from shared.storage.tempdirs import clear_scratch, scratch_folder
-from shared.storage.token_file import unpack
 from shared.tracing import span
-from shared.worker.job_context import JobContext, JobStopped, Paused
-from shared.worker.process import Worker
+from shared.worker.job_context import JobContext
+from shared.worker.signals import JobStopped, Paused
+from shared.worker.stage import StageSpec
 from shared.worker.throughput import Throughput
+from shared.worker.worker_context import WorkerContext
 
 log = logging.getLogger(__name__)
 
-_SHORT_SECONDS = 0.1
+SPEC = StageSpec(
+    role="codec",
+    status="decoding",
+    stream=DEC,
+    consumers={"normal": DEC_CONSUMER},
+    order=DecodeJob,
+    accepts=frozenset({"generating", "decoding"}),  # the tokens are made, even where the record does not say so yet
+    weights_label="heartcodec",
+)
+_SHORT_SECONDS = 0.1  # of decoding, below which the tokens of several songs are fetched ahead
 _FINISH_SECONDS = 5.0  # a worker that shuts down finishes a song that needs no longer than this
 
 
-class DecodeStage:
-    """Runs a codec engine, song by song; the tokens of the next one are fetched meanwhile."""
+@dataclass(frozen=True, kw_only=True)
+class StoredAudio:
+    """The audio of a song in the object store."""
 
-    role: Role = "codec"
-    status: Status = "decoding"
-    stream = DEC
-    consumers: dict[Priority, str] = {"normal": DEC_CONSUMER}  # noqa: RUF012
-    order = DecodeJob
-    label = "heartcodec"
+    key: str
+    size: int  # bytes
+    samples: int  # a channel
+    sample_rate: int  # Hz
+    frames: int  # 80 ms each, from which it was decoded
+
+
+class DecodeStage:
+    """Runs a codec engine, song by song; the tokens of the next song are fetched meanwhile."""
+
+    spec = SPEC
 
     def __init__(self, engine: CodecEngine, model: str, settings: Settings) -> None:
         self.model = model
@@ -58,86 +74,87 @@ class DecodeStage:
         self.to_host = engine.to_host
 
     def load(self) -> None:
-        """Read the weights; and remove what killed workers left on the disk."""
+        """Read the weights, and remove what killed workers left on the disk."""
         clear_scratch(self._scratch)
         self._engine.load()
 
     @property
     def slots(self) -> int:
-        """One song is decoded and the tokens of the next are fetched; of more only where that takes longer than the
-        decoding, for they are kept from other workers."""
+        """Songs at once: one is decoded while the tokens of the next are fetched.
+
+        Several are fetched only where that takes longer than the decoding, for they are kept from other workers.
+        """
         frames, rate = self.rate.song_frames, self.rate.per_second
         return 6 if frames and rate and frames / rate < _SHORT_SECONDS else 2
 
     @property
     def weight_bytes(self) -> int:
-        """Of the engine's weights on the device."""
+        """Bytes that the engine's weights take on the device."""
         return self._engine.weight_bytes
 
     def song_bytes(self, job: Job) -> int:
-        """The same for every song: it is decoded window by window."""
+        """Bytes that a decode takes on the device: equal for every song, which is decoded window by window."""
         return self._engine.work_bytes
 
-    def accepts(self, job: Job) -> bool:
-        """A song whose tokens are made: its decode job says so, even where its record does not yet."""
-        return job.status in ("generating", "decoding")
-
     async def obstacle(self, js: JetStreamContext) -> str | None:
-        """Nothing can be."""
+        """Always None: no queue follows."""
         return None
 
-    async def work(self, delivery: JobContext, worker: Worker) -> None:
+    async def run(self, context: JobContext, worker: WorkerContext) -> None:
         """Decode one song, store it and complete its record."""
-        job, order, phase = delivery.job, delivery.order, delivery.turn.phase
+        job, order, phase = context.job, context.order, context.turn.phase
         assert isinstance(order, DecodeJob)
         codes = await fetch_tokens(job, order, worker.store, worker.jobs)  # int16 [8, T]
         with scratch_folder(self._scratch) as folder:
             path = folder / f"{job.job_id}.{job.request.format}"
-            samples, peaks = await worker.in_engine(functools.partial(self._decode, delivery, worker, codes, path))
-            delivery.off_device.set()
-            delivery.tell(
+            samples, peaks = await worker.in_engine(functools.partial(self._decode, context, worker, codes, path))
+            context.off_device.set()
+            context.publish(
                 Stage(job_id=job.job_id, status="decoding", progress=DECODING_END, stage="storing", phase=phase)
             )
-            key = audio_key(job.job_id, delivery.turn.fencing_token, job.request.format)
+            key = audio_key(job.job_id, context.turn.fencing_token, job.request.format)
             with span("store audio"):
-                await worker.insist(
-                    lambda: worker.store.put_file(key, path, CONTENT_TYPES[job.request.format]), delivery
-                )
-                await worker.insist(lambda: worker.store.put(peaks_key(key), peaks, PEAKS_TYPE), delivery)
+                content_type = CONTENT_TYPES[job.request.format]
+                await worker.retry(lambda: worker.store.put_file(key, path, content_type), context)
+                await worker.retry(lambda: worker.store.put(peaks_key(key), peaks, PEAKS_TYPE), context)
             if self._output is not None:
                 await asyncio.to_thread(_copy, path, self._output)
             size = path.stat().st_size
+        audio = StoredAudio(
+            key=key, size=size, samples=samples, sample_rate=self._engine.sample_rate, frames=codes.shape[1]
+        )
         try:
-            done = await worker.insist(lambda: self._complete(delivery, worker, key, size, samples, codes.shape[1]))
+            done = await worker.retry(lambda: complete(worker.jobs, job, context.turn.fencing_token, audio))
         except JobStopped:
-            for made in (key, peaks_key(key)):
-                await worker.store.delete_one(made)
+            for stored in (key, peaks_key(key)):
+                await worker.store.delete_one(stored)
             raise
-        delivery.tell(end_event(done))
-        for key in _named(job, order):  # the sweeper finds others, of tokenizers that came late
+        context.publish(end_event(done))
+        for key in token_keys(job, order):  # the reconciler finds others, of tokenizers that had lost their lease
             try:
                 await worker.store.delete_one(key)
             except Unavailable as error:
                 log.warning("%s was not deleted: %s", key, error)
 
-    def _decode(self, delivery: JobContext, worker: Worker, codes: np.ndarray, path: Path) -> tuple[int, bytes]:
-        """Runs in the engine's thread. Returns the number of samples a channel, and the peaks as they are stored.
+    def _decode(self, context: JobContext, worker: WorkerContext, codes: np.ndarray, path: Path) -> tuple[int, bytes]:
+        """Decode int16 `codes` ``[8, T]`` into an audio file, in the engine's thread.
 
-        Raises `Paused` before the first step; later only when the worker shuts down and much is left to do, because
-        what was decoded would have to be decoded again.
+        Returns the number of samples a channel, and the peaks as they are stored. Raises `Paused` before the first
+        step; later only when the worker shuts down and much is left to do, because what was decoded would have to be
+        decoded again.
         """
-        delivery.check()
-        delivery.check_pause()
-        job, request = delivery.job, delivery.job.request
-        delivery.turn.place_work("decode", self._engine.work_bytes)
-        delivery.tell_from_engine(
+        context.check()
+        context.check_pause()
+        job, request = context.job, context.job.request
+        context.turn.place_work("decode", self._engine.work_bytes)
+        context.publish_from_engine(
             Stage(
                 job_id=job.job_id,
                 status="decoding",
                 progress=GENERATING_SHARE,
                 stage="decoding",
-                phase=delivery.turn.phase,
-                memory_used=worker.memory.now,
+                phase=context.turn.phase,
+                memory_used=worker.memory_used(),
             )
         )
         samples, began = 0, time.monotonic()
@@ -146,7 +163,7 @@ class DecodeStage:
             with AudioWriter(path, request.format, self._engine.sample_rate, SongTags.of(request)) as writer:
                 steps = self._engine.decode(codes, seed=request.seed or 0)
                 while True:
-                    delivery.check()
+                    context.check()
                     step = next(steps, None)
                     if step is None:
                         self.rate.add(codes.shape[1], began)
@@ -157,74 +174,42 @@ class DecodeStage:
                         peaks.add(step.audio)
                         samples += len(step.audio)
                     done, total = step.done, step.total
-                    if worker.draining and (time.monotonic() - began) / done * (total - done) > _FINISH_SECONDS:
+                    left = (time.monotonic() - began) / done * (total - done)  # seconds
+                    if worker.draining.active and left > _FINISH_SECONDS:
                         raise Paused("the worker is shutting down")
-                    delivery.progress(functools.partial(decoding, job.job_id, done, total), final=done == total)
+                    context.progress(functools.partial(decoding, job.job_id, done, total), final=done == total)
         finally:
-            delivery.turn.remove("decode")
-
-    async def _complete(
-        self, delivery: JobContext, worker: Worker, key: str, size: int, samples: int, frames: int
-    ) -> Job:
-        job, rate = delivery.job, self._engine.sample_rate
-
-        def complete(record: Job) -> Job:
-            if record.status == "completed" and record.audio_key == key:  # we wrote it, and the answer got lost
-                return record
-            if record.status != "decoding" or record.fencing_token != delivery.turn.fencing_token:
-                raise JobStopped(f"the song is {record.status} and no longer ours")
-            return change(
-                record,
-                status="completed",
-                audio_key=key,
-                audio_bytes=size,
-                duration_s=seconds_of(samples, rate),
-                sample_rate=rate,
-                frames=frames,
-                tokens_key=None,
-                error=None,
-            )
-
-        return await worker.jobs.update(job.job_id, job.tenant, complete)
+            context.turn.remove("decode")
 
 
-async def fetch_tokens(job: Job, order: DecodeJob, store: ObjectStore, jobs: JobStore) -> np.ndarray:
-    """All tokens of a song, int16 ``[8, T]``, by its record as it was claimed and its message.
+async def complete(jobs: JobStore, job: Job, fencing_token: int, audio: StoredAudio) -> Job:
+    """Complete a song's record under the fencing token of its turn; may be repeated. Returns the record.
 
-    The message may be of a tokenizer that had lost its lease, and its tokens deleted since. The record may have been
-    claimed before it was moved on, and name a checkpoint. So the first tokens that are whole are taken; when none are,
-    a tokenizer may have moved the record on after the claim. Raises `TokensLost` or `Unavailable`.
+    Raises `JobStopped` when the song is no longer ours, `JobConflict` when it has no record, `Unavailable`.
     """
-    try:
-        return await _first_whole(job, order, store)
-    except TokensLost:
-        now = await jobs.get(job.job_id, job.tenant)
-        if now is None or (now.tokens_key == job.tokens_key and now.frames == job.frames):
-            raise
-        return await _first_whole(now, order, store)
 
+    def completed(record: Job) -> Job:
+        if record.status == "completed" and record.audio_key == audio.key:  # written before, and the answer got lost
+            return record
+        if record.status != "decoding" or record.fencing_token != fencing_token:
+            raise JobStopped(f"the song is {record.status} and no longer ours")
+        return change(
+            record,
+            status="completed",
+            audio_key=audio.key,
+            audio_bytes=audio.size,
+            duration_s=seconds_of(audio.samples, audio.sample_rate),
+            sample_rate=audio.sample_rate,
+            frames=audio.frames,
+            tokens_key=None,
+            error=None,
+        )
 
-async def _first_whole(job: Job, order: DecodeJob, store: ObjectStore) -> np.ndarray:
-    wrong = []
-    for key in _named(job, order):
-        try:
-            codes, meta = unpack(await store.get(key), job.job_id)
-        except ObjectError as error:
-            wrong.append(str(error))
-            continue
-        if meta.ended:
-            return codes
-        wrong.append(f"the token file holds the first {codes.shape[1]} frames only")
-    raise TokensLost("; ".join(wrong))
-
-
-def _named(job: Job, order: DecodeJob) -> list[str]:
-    """Keys of the song's tokens, those of the record first."""
-    return list(dict.fromkeys(key for key in (job.tokens_key, order.tokens_key) if key is not None))
+    return await jobs.update(job.job_id, job.tenant, completed)
 
 
 def _copy(path: Path, folder: Path) -> None:
-    """Copy under another name first: whoever watches the folder must not see half a file."""
+    """Copy a file under another name first, so that programs which watch the folder never see half a file."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         partial = folder / f".{path.name}.part"

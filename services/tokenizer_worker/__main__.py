@@ -10,11 +10,11 @@ from shared.errors import ConfigError
 from shared.model.checkpoint import Checkpoint, open_checkpoint
 from shared.model.prompt import Prompter
 from shared.settings import Settings
-from shared.worker.process import Worker
+from shared.worker.process import WorkerProcess
 
 
 def build_engine(settings: Settings, checkpoint: Checkpoint) -> tuple[TokenEngine, Device, str]:
-    """The engine that the settings name, its device, and its model's name.
+    """Build the engine that the settings name. Returns it with its device and the name of its model.
 
     Raises `ConfigError` when the engine is not installed or the device does not exist.
     """
@@ -43,10 +43,10 @@ def build_engine(settings: Settings, checkpoint: Checkpoint) -> tuple[TokenEngin
 
 
 async def serve(settings: Settings) -> None:
-    """Work until SIGTERM or SIGINT."""
+    """Work until SIGTERM or SIGINT. Raises as `WorkerProcess.run` does."""
     checkpoint = open_checkpoint(settings.model_path, settings.model_version)
     engine, device, name = build_engine(settings, checkpoint)
-    await Worker(settings, TokenStage(engine, Prompter(checkpoint), name, settings), device).run()
+    await WorkerProcess(settings, TokenStage(engine, Prompter(checkpoint), name, settings), device).run()
 
 
 if __name__ == "__main__":

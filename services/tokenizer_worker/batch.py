@@ -1,4 +1,4 @@
-"""Songs that are made together: they join and leave between two steps of the engine."""
+"""Continuous batching: songs join and leave the batch between two steps of the engine."""
 
 import asyncio
 import logging
@@ -6,43 +6,48 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
 from services.tokenizer_worker.engines.base import Song, TokenEngine
 from shared.errors import DeviceBroken, DeviceFull
-from shared.worker.job_context import JobContext, Paused
+from shared.worker.job_context import JobContext
+from shared.worker.signals import Paused
 from shared.worker.throughput import Throughput
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
-class Making:
-    """A song in the batch."""
+class BatchedSong:
+    """A song in the batch, with the frames made so far."""
 
-    delivery: JobContext
+    context: JobContext
     song: Song
-    future: "asyncio.Future[None]"
-    on_frame: Callable[["Making"], None]  # called in the engine's thread
+    future: "asyncio.Future[None]"  # done when the song has left the batch
+    on_frame: Callable[["BatchedSong"], None]  # called in the engine's thread
     frames: list[np.ndarray]  # int16 [8] each, those made before included
     resumed: int  # frames made before
     finished: bool = False  # it has left the batch
-    began: float = field(default_factory=time.monotonic)
 
     @property
     def codes(self) -> np.ndarray:
-        """int16 ``[8, T]``."""
+        """All frames, int16 ``[8, T]``."""
         return np.stack(self.frames, axis=1) if self.frames else np.zeros((8, 0), np.int16)
 
     @property
-    def label(self) -> str:
-        """Of its caches in the device's ledger."""
-        return f"kv-cache {self.delivery.job.job_id}"
+    def job_id(self) -> str:
+        """Id of the song, for the engine too."""
+        return self.context.job.job_id
+
+    @property
+    def cache_label(self) -> str:
+        """Label of its caches in the device's ledger."""
+        return f"kv-cache {self.job_id}"
 
     def finish(self, error: Exception | None) -> None:
-        """Out of the batch; from the engine's thread. Only the first call counts."""
+        """Complete `future`, from the engine's thread. Only the first call counts."""
         if self.finished:
             return
         self.finished = True
@@ -58,42 +63,36 @@ class Batch:
 
     def __init__(self, engine: TokenEngine) -> None:
         self.rate = Throughput()
-        self.limit = engine.slots  # songs at once; halved by trouble, and one more again for each song that ends well
+        self.limit = engine.slots  # songs at once; halved by errors, and one more again for each song that ends well
         self._engine = engine
-        self._songs: list[Making] = []  # the engine's thread alone changes it
-        self._arrived: list[Making] = []
+        self._songs: list[BatchedSong] = []  # changed by the engine's thread alone
+        self._arrived: list[BatchedSong] = []
         self._lock = threading.Lock()  # guards `_arrived` and `_running`
         self._running = False
 
-    async def make(
+    async def generate(
         self,
-        delivery: JobContext,
+        context: JobContext,
         song: Song,
         frames: np.ndarray,
         executor: Executor,
-        on_frame: Callable[[Making], None],
-    ) -> Making:
-        """Make a song from int16 `frames` ``[8, T]`` on, T ≥ 0, until it ends or leaves the batch.
+        on_frame: Callable[[BatchedSong], None],
+    ) -> BatchedSong:
+        """Continue a song from int16 `frames` ``[8, T]``, T ≥ 0, until it ends or leaves the batch.
 
-        Its ``future`` is done then: without a result when the song has ended; with what `JobContext.check` raised, with
+        Its ``future`` is done then: without an error when the song has ended; with what `JobContext.check` raised, with
         `Paused`, with `DeviceFull` when the song alone does not fit, or with what the engine raised. The frames made
-        so far are good in each case.
+        so far are valid in each case.
         """
-        making = Making(
-            delivery,
-            song,
-            asyncio.get_running_loop().create_future(),
-            on_frame,
-            list(frames.T),
-            frames.shape[1],
-        )
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        batched = BatchedSong(context, song, future, on_frame, list(frames.T), frames.shape[1])
         with self._lock:
-            self._arrived.append(making)
+            self._arrived.append(batched)
             if not self._running:
                 self._running = True
                 executor.submit(self._run)
-        await asyncio.wait({making.future})
-        return making
+        await asyncio.wait({future})
+        return batched
 
     # --- in the engine's thread
 
@@ -105,47 +104,47 @@ class Batch:
                     self._running = False
                     return
             try:
-                for making in arrived:
-                    self._admit(making)
-                self._sort_out()
+                for batched in arrived:
+                    self._admit(batched)
+                self._drop_stopped()
                 if self._songs:
                     self._step()
-            except Exception as error:  # a fault of ours: nobody may wait for ever because of it
+            except Exception as error:  # a fault in this file: no song may wait for ever because of it
                 log.exception("the batch is given up")
-                for making in list(self._songs):
-                    self._drop(making, error)
-                for making in arrived:
-                    making.finish(error)
+                for batched in list(self._songs):
+                    self._drop(batched, error)
+                for batched in arrived:
+                    batched.finish(error)
 
-    def _admit(self, making: Making) -> None:
-        job_id = making.delivery.job.job_id
-        before = making.codes if making.frames else None
+    def _admit(self, batched: BatchedSong) -> None:
+        turn = batched.context.turn
+        before = batched.codes if batched.frames else None
         try:
-            making.delivery.check()
-            making.delivery.turn.place_work(making.label, self._engine.song_bytes(making.song))
-            self._engine.admit(job_id, making.song, before)
-            self._songs.append(making)
+            batched.context.check()
+            turn.place_work(batched.cache_label, self._engine.song_bytes(batched.song))
+            self._engine.admit(batched.job_id, batched.song, before)
+            self._songs.append(batched)
         except DeviceFull as error:
-            making.delivery.turn.remove(making.label)
+            turn.remove(batched.cache_label)
             if self._songs:  # not now; when the batch is smaller
                 self.limit = len(self._songs)
-                log.warning("%s: not beside %d others: %s", job_id, len(self._songs), error)
-                making.finish(Paused("there is no memory for it beside the others"))
+                log.warning("%s: not beside %d others: %s", batched.job_id, len(self._songs), error)
+                batched.finish(Paused("there is no memory for it beside the others"))
             else:
-                making.finish(error)
+                batched.finish(error)
         except Exception as error:
-            making.delivery.turn.remove(making.label)
-            making.finish(error)
+            turn.remove(batched.cache_label)
+            batched.finish(error)
 
-    def _sort_out(self) -> None:
-        """Let go of songs that were cancelled or paused, and of all of them when the lease is lost."""
-        for making in list(self._songs):
+    def _drop_stopped(self) -> None:
+        """Drop songs that were cancelled or paused, and all of them when the lease is lost."""
+        for batched in list(self._songs):
             try:
-                making.delivery.check()
-                if len(making.frames) > making.resumed:  # however short turns are, each gets every song further
-                    making.delivery.check_pause()
+                batched.context.check()
+                if len(batched.frames) > batched.resumed:  # however short turns are, each gets every song further
+                    batched.context.check_pause()
             except Exception as error:
-                self._drop(making, error)
+                self._drop(batched, error)
 
     def _step(self) -> None:
         began = time.monotonic()
@@ -155,32 +154,31 @@ class Batch:
             self._shrink(error, keep=len(self._songs) // 2)
             return
         except DeviceBroken as error:
-            for making in list(self._songs):
-                self._drop(making, error)
+            for batched in list(self._songs):
+                self._drop(batched, error)
             return
-        except Exception as error:  # whose fault it is cannot be told, nor what state the engine's songs are in
+        except Exception as error:  # neither whose fault it is nor the state of the engine's songs is known
             self._shrink(error, keep=0)
             return
         count = 0
-        for making in list(self._songs):
-            job_id = making.delivery.job.job_id
-            if job_id not in made:  # the engine has it in the air
+        for batched in list(self._songs):
+            if batched.job_id not in made:  # its frame is still being computed
                 continue
-            frame = made[job_id]
+            frame = made[batched.job_id]
             if frame is None:
-                self._drop(making, None)
-                self.rate.song(len(making.frames))
+                self._drop(batched, None)
+                self.rate.song(len(batched.frames))
                 self.limit = min(self.limit + 1, self._engine.slots)
             else:
                 count += 1
-                making.frames.append(frame)
-                making.on_frame(making)
+                batched.frames.append(frame)
+                batched.on_frame(batched)
         self.rate.add(count, began)
 
     def _shrink(self, error: Exception, keep: int) -> None:
-        """After an error that a song alone has to answer for, `keep` songs go on and the others wait for their turn.
+        """Halve the batch after an error: `keep` songs continue, the others wait for another turn.
 
-        With half as many at once each time, one that is to blame is soon alone.
+        With half as many at once each time, a song that causes the error is soon alone, and only then blamed for it.
         """
         count = len(self._songs)
         if count == 1:
@@ -188,16 +186,16 @@ class Batch:
             return
         self.limit = count // 2
         log.warning("%d songs at once are too many, going on with %d: %r", count, self.limit, error)
-        for making in self._songs[keep:]:
-            self._drop(making, Paused("it waits until fewer songs are made at once"))
+        for batched in self._songs[keep:]:
+            self._drop(batched, Paused("it waits until fewer songs are made at once"))
 
-    def _drop(self, making: Making, error: Exception | None) -> None:
-        self._songs.remove(making)
+    def _drop(self, batched: BatchedSong, error: Exception | None) -> None:
+        self._songs.remove(batched)
         try:
-            self._engine.drop(making.delivery.job.job_id)
-            making.delivery.turn.remove(making.label)
-        except Exception as trouble:  # as from a broken device; the song must leave all the same
-            log.warning("%s: not freed, %r", making.delivery.job.job_id, trouble)
-            error = error or trouble
+            self._engine.drop(batched.job_id)
+            batched.context.turn.remove(batched.cache_label)
+        except Exception as failure:  # as from a broken device; the song must leave all the same
+            log.warning("%s: not freed, %r", batched.job_id, failure)
+            error = error or failure
         finally:
-            making.finish(error)
+            batched.finish(error)

@@ -1,116 +1,110 @@
-"""One message being worked on: kept alive, paused or cancelled between two steps, and settled exactly once."""
+"""One claimed job while a worker has it: its message kept, its events published, its cancellation noticed."""
 
 import asyncio
 import contextlib
-import logging
 import threading
 import time
 from collections.abc import Callable
 
-import nats
-from nats.aio.msg import Msg
-from nats.js.errors import APIError
-
 from shared.aio import end
 from shared.device.turn import Turn
-from shared.errors import HeartMulaError, NewerRecord, Unavailable
+from shared.errors import NewerRecord, Unavailable
 from shared.jobs.events import EventPublisher
 from shared.jobs.store import JobStore
 from shared.schema.event import AnyEvent, Progress
 from shared.schema.job import ENDED, DecodeJob, Job, TokenJob
-
-log = logging.getLogger(__name__)
+from shared.worker.message import QueueMessage
+from shared.worker.signals import JobStopped, Paused
 
 PROGRESS_INTERVAL = 0.25  # seconds
-_LAST_EVENTS = 5.0  # seconds for publishing what is left
-
-
-class JobStopped(HeartMulaError):
-    """The song was cancelled, or is no longer ours. Nothing is left to do for it."""
-
-
-class Paused(HeartMulaError):
-    """The song goes back into the queue, through no fault of its own, and goes on from there."""
+_CLOSE_SECONDS = 5.0  # for publishing the remaining events
 
 
 class JobContext:
-    """A claimed job: its message, its record, its events.
+    """A claimed job: its message, its record, its turn, its events.
 
     Methods belong to the engine's thread or to the worker's event loop, as marked.
     """
 
     def __init__(
         self,
-        message: Msg,
+        message: QueueMessage,
         order: TokenJob | DecodeJob,
         job: Job,
         turn: Turn,
         *,
         jobs: JobStore,
         events: EventPublisher,
-        alive_every: float,  # seconds
-        moved: Callable[[], None],  # called for every step, from the engine's thread
+        keep_every: float,
+        count_progress: Callable[[], None],
     ) -> None:
+        """`job` is the record as it was claimed. The message is kept every `keep_every` seconds.
+
+        `count_progress` is called for every step, from the engine's thread.
+        """
         self.message, self.order, self.job, self.turn = message, order, job, turn
         self.off_device = asyncio.Event()  # nothing of this song is on the device any more
-        self.paused = threading.Event()
-        self._stopped = threading.Event()
+        self._pause = threading.Event()
+        self._stop = threading.Event()
         self._jobs, self._events = jobs, events
-        self._alive_every, self._moved = alive_every, moved
+        self._keep_every, self._count_progress = keep_every, count_progress
         self._loop = asyncio.get_running_loop()
         self._outbox: asyncio.Queue[AnyEvent] = asyncio.Queue()
-        self._last_progress = 0.0
-        self._tasks = [asyncio.create_task(self._keep_alive()), asyncio.create_task(self._post())]
+        self._last_progress = 0.0  # monotonic
+        self._tasks = [asyncio.create_task(self._keep_message()), asyncio.create_task(self._publish_events())]
 
     # --- from the engine's thread
 
     def check(self) -> None:
-        """Before every step: raise `LeaseLost` or `JobStopped` when the step must not run."""
+        """Raise `LeaseLost`, `PhaseError` or `JobStopped` when the next step must not run. Call before every step."""
         self.turn.check_work()
-        if self._stopped.is_set():
+        if self._stop.is_set():
             raise JobStopped("the song was cancelled")
 
     def check_pause(self) -> None:
-        """Raise `Paused` when the song should leave the device. A stage that can go on from where it was asks for it
-        between two steps, others never do."""
-        if self.paused.is_set():
-            raise Paused("the device goes to somebody else")
+        """Raise `Paused` when the song should leave the device. For stages that can continue a song from there."""
+        if self._pause.is_set():
+            raise Paused("the device goes to another worker")
 
     def progress(self, make: Callable[[], Progress], *, final: bool = False) -> None:
         """Report a step; `make` is called only when it is time for another event."""
-        self._moved()
+        self._count_progress()
         now = time.monotonic()
         if final or now - self._last_progress >= PROGRESS_INTERVAL:
             self._last_progress = now
-            self.tell_from_engine(make())
+            self.publish_from_engine(make())
 
-    def tell_from_engine(self, event: AnyEvent) -> None:
-        """`tell`, from the engine's thread."""
+    def publish_from_engine(self, event: AnyEvent) -> None:
+        """`publish`, from the engine's thread."""
         self._loop.call_soon_threadsafe(self._outbox.put_nowait, event)
 
     # --- from the event loop
 
     @property
     def stopped(self) -> bool:
-        """Whether the song was cancelled, or is no longer ours, as far as is known."""
-        return self._stopped.is_set()
+        """Whether the song is known to be cancelled, or another worker's."""
+        return self._stop.is_set()
 
     def stop(self) -> None:
-        """The song was cancelled: the next `check` raises."""
-        self._stopped.set()
+        """Let the next `check` raise `JobStopped`: the song was cancelled."""
+        self._stop.set()
 
-    def tell(self, event: AnyEvent) -> None:
-        """Publish an event after those already reported, in its own time."""
+    def pause(self) -> None:
+        """Let the next `check_pause` raise `Paused`."""
+        self._pause.set()
+
+    def publish(self, event: AnyEvent) -> None:
+        """Publish an event in the background, after those already reported."""
         self._outbox.put_nowait(event)
 
     async def close(self) -> None:
-        """Publish what is left and stop keeping the message alive."""
+        """Publish the remaining events and keep the message no longer."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_LAST_EVENTS):
+            async with asyncio.timeout(_CLOSE_SECONDS):
                 await self._outbox.join()
         await end(*self._tasks)
 
-    async def _post(self) -> None:
+    async def _publish_events(self) -> None:
         while True:
             event = await self._outbox.get()
             try:
@@ -118,17 +112,16 @@ class JobContext:
             finally:
                 self._outbox.task_done()
 
-    async def _keep_alive(self) -> None:
-        """Tell JetStream that the message is being worked on, and look whether the song is still wanted:
-        the cancellation message is quick, the record is certain."""
+    async def _keep_message(self) -> None:
+        """Keep the message, and look whether the song is still wanted: a cancellation message can get lost."""
         while True:
-            await asyncio.sleep(self._alive_every)
-            with contextlib.suppress(nats.errors.Error, APIError, TimeoutError):
-                await self.message.in_progress()
+            await asyncio.sleep(self._keep_every)
+            with contextlib.suppress(Unavailable):
+                await self.message.keep()
             with contextlib.suppress(Unavailable):
                 try:
                     now = await self._jobs.get(self.job.job_id, self.job.tenant)
-                except NewerRecord:  # not as we wrote it
+                except NewerRecord:  # another worker has written it since
                     now = None
                 if now is None or now.status in ENDED or now.fencing_token != self.job.fencing_token:
-                    self._stopped.set()
+                    self.stop()

@@ -1,4 +1,4 @@
-"""A worker's figures for Prometheus, served by itself where `HEARTMULA_METRICS_PORT` is set. No song is a label."""
+"""Prometheus metrics of a worker, served by itself where `HEARTMULA_METRICS_PORT` is set. No song is a label."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -11,13 +11,13 @@ from shared.errors import ConfigError
 from shared.schema.decoding import UNREADABLE
 from shared.write_failures import FAILED_WRITES
 
-Outcome = Literal["done", "stopped", "handed_back", "tried_again", "failed"]
+AttemptResult = Literal["done", "stopped", "handed_back", "tried_again", "failed"]
 
-_SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 60, 120, 300, 900)  # moves take parts of a second, turns minutes
+_SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 60, 120, 300, 900)  # loading takes parts of a second, turns minutes
 
 
 class WorkerMetrics:
-    """What one worker counts."""
+    """The metrics of one worker."""
 
     def __init__(self, role: str) -> None:
         self.registry = CollectorRegistry()
@@ -31,7 +31,7 @@ class WorkerMetrics:
             ["role", "outcome"],
             registry=self.registry,
         )
-        self.attempts = {name: attempts.labels(role, name) for name in get_args(Outcome)}
+        self.attempts = {name: attempts.labels(role, name) for name in get_args(AttemptResult)}
         self.redeliveries = Counter(
             "heartmula_worker_redeliveries",
             "Messages that came for the second time or more",
@@ -59,12 +59,12 @@ class WorkerMetrics:
         ).labels(self._role)
 
     def watch(self, frames: Callable[[], float], seconds: Callable[[], float]) -> None:
-        """Take frames and the time spent on them from wherever they are counted."""
+        """Read the frames made, and the seconds spent on them, from these functions."""
         self._frames.labels(self._role).set_function(frames)
         self._work.labels(self._role).set_function(seconds)
 
     def serve(self, host: str, port: int) -> None:
-        """Answer any path, from a thread of its own. Raises `ConfigError`."""
+        """Serve the metrics from a thread of its own. Raises `ConfigError` when the port cannot be used."""
         try:
             start_http_server(port, host, self.registry)
         except OSError as error:
@@ -73,7 +73,7 @@ class WorkerMetrics:
 
 @contextmanager
 def timed(histogram: Histogram) -> Iterator[None]:
-    """Observe how long something took, however it ended."""
+    """Observe how many seconds the body took, however it ended."""
     began = time.monotonic()
     try:
         yield

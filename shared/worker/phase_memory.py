@@ -1,4 +1,4 @@
-"""Memory before and after each phase of a worker's turns, as published in its heartbeats."""
+"""Memory before and after each phase of a worker's latest turn, as published in its heartbeats."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,26 +10,26 @@ _PAGE = 4096
 
 
 class PhaseMemoryLog:
-    """What the device held at the two ends of each phase of the latest turn."""
+    """Memory in use on the device at both ends of each phase."""
 
     def __init__(self, device_used: Callable[[], int]) -> None:
-        """`device_used` tells the bytes in use on the device now."""
+        """`device_used` measures the bytes in use on the device."""
         self._device_used = device_used
         self.phases: list[PhaseMemory] = []
-        self.now = 0  # bytes on the device when last looked
+        self.now = 0  # bytes in use on the device when last measured
 
     def begin(self) -> None:
-        """A turn begins."""
+        """Start the log of a new turn."""
         self.phases = []
 
     def enter(self, phase: Phase) -> None:
-        """A phase begins, and with it the one before has ended."""
+        """Log the start of a phase, and with it the end of the phase before."""
         self.end()
         entered = PhaseMemory(phase=phase.value, device_before=self.now, host=_resident_bytes())
         self.phases = [*self.phases, entered]
 
     def end(self) -> None:
-        """The last phase has ended."""
+        """Log the end of the present phase."""
         self.now = self._device_used()
         if self.phases and self.phases[-1].device_after is None:
             last = self.phases[-1]
@@ -40,7 +40,7 @@ class PhaseMemoryLog:
 
 
 def _resident_bytes() -> int:
-    """Resident set of this process; 0 where the system does not tell it this way."""
+    """Resident set of this process in bytes; 0 on systems without ``/proc``."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * _PAGE
     except (OSError, IndexError, ValueError):

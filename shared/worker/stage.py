@@ -1,7 +1,8 @@
-"""What differs between the two workers."""
+"""The part of a song's way that one kind of worker does."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass
+from typing import Protocol
 
 from nats.js import JetStreamContext
 
@@ -10,27 +11,32 @@ from shared.schema.request import Priority
 from shared.schema.worker import Role
 from shared.worker.job_context import JobContext
 from shared.worker.throughput import Throughput
-
-if TYPE_CHECKING:
-    from shared.worker.process import Worker
+from shared.worker.worker_context import WorkerContext
 
 
-class Stage(Protocol):
-    """One worker's part in a song."""
+@dataclass(frozen=True, kw_only=True)
+class StageSpec:
+    """The constants of a stage."""
+
+    role: Role
+    status: Status  # of a song while it is in this stage
+    stream: str  # name of its queue
+    consumers: Mapping[Priority, str]  # names of the queue's consumers, one a lane
+    order: type[TokenJob] | type[DecodeJob]  # type of the queue's messages
+    accepts: frozenset[Status]  # states in which a song still needs this stage
+    weights_label: str  # of the model's weights in the device's ledger
+
+
+class JobStage(Protocol):
+    """One stage: its model, and what it does with a song."""
 
     @property
-    def role(self) -> Role: ...
+    def spec(self) -> StageSpec:
+        """The constants of the stage."""
 
     @property
-    def status(self) -> Status:
-        """Of a song that is in this stage."""
-
-    @property
-    def stream(self) -> str: ...
-
-    @property
-    def consumers(self) -> Mapping[Priority, str]:
-        """Name of each lane's consumer."""
+    def model(self) -> str:
+        """Name of the model, for users."""
 
     @property
     def slots(self) -> int:
@@ -38,45 +44,33 @@ class Stage(Protocol):
 
     @property
     def rate(self) -> Throughput:
-        """Frames that it has done of late."""
-
-    @property
-    def order(self) -> type[TokenJob] | type[DecodeJob]:
-        """What the messages are."""
-
-    @property
-    def model(self) -> str:
-        """Its name, for people."""
-
-    @property
-    def label(self) -> str:
-        """Of the weights on the device."""
+        """Speed of the latest work."""
 
     @property
     def weight_bytes(self) -> int:
-        """Of the weights on the device."""
+        """Bytes that the weights take on the device."""
 
     def song_bytes(self, job: Job) -> int:
-        """What a song takes on the device beside the weights."""
+        """Bytes that a song takes on the device beside the weights."""
 
     def load(self) -> None:
-        """Read the weights into host memory."""
+        """Read the weights into host memory. Raises `ConfigError`."""
 
     def to_device(self) -> None:
-        """Move the weights to the device."""
+        """Move the weights to the device. Raises `DeviceFull` or `DeviceBroken`."""
 
     def to_host(self) -> None:
-        """Move the weights back and free everything else."""
-
-    def accepts(self, job: Job) -> bool:
-        """Whether a song in this state still needs this stage."""
+        """Move the weights back to host memory and free everything else on the device."""
 
     async def obstacle(self, js: JetStreamContext) -> str | None:
-        """Why no song can be worked on now, whatever waits; None when nothing is in the way."""
+        """Why no song can be worked on now, for users; None when nothing is in the way.
 
-    async def work(self, delivery: JobContext, worker: "Worker") -> None:
-        """Do the stage for one song and hand it on: when this returns the message is acknowledged.
+        Raises `Unavailable` or `NotFound`.
+        """
 
-        Several run at once. Each sets ``delivery.off_device`` as soon as nothing of its song is on the device.
-        Raises `Paused` when the song is to go on from where it was, `TokensLost` when its tokens must be made again.
+    async def run(self, context: JobContext, worker: WorkerContext) -> None:
+        """Do the stage for one song and hand it on: when this returns, the message may be acknowledged.
+
+        Several run at once. Each sets ``context.off_device`` as soon as nothing of its song is on the device.
+        Raises `Paused` when the song is to continue from where it was, `TokensLost` when its tokens must be made again.
         """

@@ -1,4 +1,4 @@
-"""How fast work has been done of late: for forecasts, not for decisions."""
+"""The speed of a worker's latest work: for forecasts, not for decisions."""
 
 import time
 
@@ -7,7 +7,7 @@ _SONGS = 0.2  # weight of the latest song in the mean length
 
 
 class Throughput:
-    """Frames a second of time spent working, and the mean length of a song. Written by one thread, read by any."""
+    """Frames a second of working time, and the mean length of a song. Written by one thread, read by any."""
 
     def __init__(self) -> None:
         self._frames = 0.0
@@ -18,11 +18,11 @@ class Throughput:
 
     @property
     def per_second(self) -> float | None:
-        """Frames a second of late; None before the first."""
+        """Frames a second in the latest work; None before the first."""
         return round(self._frames / self._seconds, 3) if self._seconds else None
 
     def add(self, frames: int, began: float) -> None:
-        """Count frames that were worked on since `began` (monotonic)."""
+        """Count frames on which the time since `began` (monotonic, in seconds) was spent."""
         seconds = max(time.monotonic() - began, 1e-9)
         keep = max(0.0, 1 - seconds / _MEMORY)
         self._frames = self._frames * keep + frames

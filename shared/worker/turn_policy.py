@@ -1,4 +1,4 @@
-"""When a worker goes on, takes another song, or gives the device away.
+"""The decision whether a worker goes on, takes another song, or gives the device away.
 
 Swapping models is expensive, so a turn is a slice of time and not a song; and a song that has its tokens must not wait
 for all others to get theirs, so a slice ends. Both decisions are functions of numbers alone.
@@ -13,7 +13,7 @@ HIGH_IN_A_ROW = 4  # songs of the high lane for each one of the normal lane, whi
 
 
 class Decision(Enum):
-    """What to do before the next step."""
+    """What a worker does next."""
 
     GO_ON = auto()  # with the songs in hand
     ADMIT = auto()  # take another song
@@ -22,7 +22,7 @@ class Decision(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class Situation:
-    """What a worker that holds the device sees."""
+    """What a worker that holds the device knows when it decides."""
 
     running: int  # songs in hand
     slots: int  # songs that it can have in hand
@@ -35,9 +35,9 @@ class Situation:
 class TurnPolicy:
     """The rule of turns.
 
-    While nobody else waits a turn goes on for as long as there is work. Otherwise it takes new songs until its slice
-    is over, then has a quarter of a slice to finish what it has. So the other role waits for a slice at most, and no
-    turn is shorter than a slice unless its work runs out.
+    While no other worker waits, a turn goes on for as long as there is work. Otherwise it takes new songs until its
+    slice is over, then has a quarter of a slice to finish what it has. So the other role waits for a slice at most,
+    and no turn is shorter than a slice unless its work runs out.
     """
 
     slice: float  # seconds

@@ -12,7 +12,7 @@ from shared.entrypoint import run
 from shared.model.checkpoint import open_checkpoint
 from shared.model.prompt import Prompter
 from shared.settings import Settings
-from shared.worker.process import Worker
+from shared.worker.process import WorkerProcess
 
 POISON_SEED = 666
 
@@ -32,7 +32,7 @@ async def serve(settings: Settings) -> None:
     prompter = Prompter(open_checkpoint(settings.model_path, settings.model_version))
     engine = PoisonedEngine(settings.trivial_step_ms, settings.batch)
     device = choose_device(settings, cuda_available=False, force_cpu=settings.hybrid_mode)
-    await Worker(settings, TokenStage(engine, prompter, "trivial", settings), device).run()
+    await WorkerProcess(settings, TokenStage(engine, prompter, "trivial", settings), device).run()
 
 
 if __name__ == "__main__":

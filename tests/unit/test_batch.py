@@ -1,4 +1,4 @@
-"""Songs in a batch: who leaves it when, and who answers for an error."""
+"""Songs in a batch: when each leaves it, and which song is blamed for an error."""
 
 import asyncio
 import threading
@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from services.tokenizer_worker.batch import Batch, Making
+from services.tokenizer_worker.batch import Batch, BatchedSong
 from services.tokenizer_worker.engines.base import Song
 from services.tokenizer_worker.engines.trivial import TrivialEngine
 from shared.errors import DeviceBroken, DeviceFull, LeaseLost
 from shared.model.prompt import Prompt
-from shared.worker.job_context import JobStopped, Paused
+from shared.worker.signals import JobStopped, Paused
 
 NOTHING = np.zeros((8, 0), np.int16)
 
@@ -51,7 +51,7 @@ class Ledger:
 
 
 class JobContext:
-    """Stands for a delivery: `trouble` is what its next check raises."""
+    """Stands for a context: `trouble` is what its next check raises."""
 
     def __init__(self, job_id: str, turn: Ledger) -> None:
         self.job: Any = type("Job", (), {"job_id": job_id})
@@ -65,7 +65,7 @@ class JobContext:
 
     def check_pause(self) -> None:
         if self.pause:
-            raise Paused("somebody else's turn")
+            raise Paused("another worker's turn")
 
 
 class Songs:
@@ -74,13 +74,13 @@ class Songs:
     def __init__(self, engine: Engine, executor: Executor) -> None:
         self.engine, self.batch, self.turn = engine, Batch(engine), Ledger()
         self.executor = executor
-        self.deliveries: dict[str, JobContext] = {}
+        self.contexts: dict[str, JobContext] = {}
 
-    async def make(self, name: str, frames: int, before: np.ndarray = NOTHING, on_frame: Any = None) -> Making:
-        delivery: Any = JobContext(name, self.turn)
-        self.deliveries[name] = delivery
+    async def make(self, name: str, frames: int, before: np.ndarray = NOTHING, on_frame: Any = None) -> BatchedSong:
+        context: Any = JobContext(name, self.turn)
+        self.contexts[name] = context
         song = Song(prompt=Prompt((1,), (1,)), max_frames=frames, seed=ord(name))
-        return await self.batch.make(delivery, song, before, self.executor, on_frame or (lambda _: None))
+        return await self.batch.generate(context, song, before, self.executor, on_frame or (lambda _: None))
 
 
 @pytest.fixture
@@ -94,13 +94,13 @@ async def test_a_song_is_the_same_alone_in_company_and_in_pieces(executor: Execu
     songs = Songs(Engine(3), executor)
     together = await asyncio.gather(*(songs.make(name, length) for name, length in (("a", 30), ("b", 9), ("c", 50))))
     assert np.array_equal(together[0].codes, alone)
-    assert [making.codes.shape for making in together] == [(8, 30), (8, 9), (8, 50)]
+    assert [batched.codes.shape for batched in together] == [(8, 30), (8, 9), (8, 50)]
     assert np.array_equal((await songs.make("a", 30, alone[:, :11])).codes, alone)
     assert songs.turn.booked == set()
 
 
 class Ahead(Engine):
-    """Says of a step what the one before has made, as on CUDA."""
+    """Returns the frames of the step before, as on CUDA."""
 
     def __init__(self) -> None:
         super().__init__(3)
@@ -114,28 +114,28 @@ class Ahead(Engine):
 async def test_frames_may_come_a_step_later(executor: Executor) -> None:
     songs = Songs(Ahead(), executor)
     made = await asyncio.gather(*(songs.make(name, frames) for name, frames in (("a", 7), ("b", 1), ("c", 30))))
-    for making, frames in zip(made, (7, 1, 30), strict=True):
-        making.future.result()
-        assert making.codes.shape == (8, frames)
+    for batched, frames in zip(made, (7, 1, 30), strict=True):
+        batched.future.result()
+        assert batched.codes.shape == (8, frames)
     assert songs.batch.rate.per_second
 
 
 async def test_a_paused_song_has_got_further_however_early_it_is_paused(executor: Executor) -> None:
     songs = Songs(Engine(1), executor)
 
-    def pause(making: Making) -> None:
-        songs.deliveries["a"].pause = True
+    def pause(batched: BatchedSong) -> None:
+        songs.contexts["a"].pause = True
 
     codes = NOTHING
     for turns in range(1, 4):
-        making = await songs.make("a", 20, codes, pause)
-        assert isinstance(making.future.exception(), Paused)
-        codes = making.codes
+        batched = await songs.make("a", 20, codes, pause)
+        assert isinstance(batched.future.exception(), Paused)
+        codes = batched.codes
         assert codes.shape[1] == turns
     assert songs.turn.booked == set()
 
 
-async def test_when_the_device_breaks_nobody_is_tried_again_on_it(executor: Executor) -> None:
+async def test_when_the_device_breaks_no_song_is_tried_again_on_it(executor: Executor) -> None:
     songs = Songs(Engine(4, poison="b"), executor)
     songs.engine.error = DeviceBroken("illegal memory access")
     gate = threading.Event()
@@ -144,7 +144,7 @@ async def test_when_the_device_breaks_nobody_is_tried_again_on_it(executor: Exec
     await asyncio.sleep(0)
     gate.set()
     makings = await coming
-    assert [type(making.future.exception()) for making in makings] == [DeviceBroken] * 3
+    assert [type(batched.future.exception()) for batched in makings] == [DeviceBroken] * 3
 
 
 @pytest.mark.parametrize("trouble", [JobStopped("cancelled"), LeaseLost("gone")])
@@ -153,9 +153,9 @@ async def test_a_song_that_must_stop_does_so_before_the_next_step_and_the_others
 ) -> None:
     songs = Songs(Engine(2), executor)
 
-    def stop(making: Making) -> None:
-        if len(making.frames) == 5:
-            songs.deliveries["a"].trouble = trouble
+    def stop(batched: BatchedSong) -> None:
+        if len(batched.frames) == 5:
+            songs.contexts["a"].trouble = trouble
 
     one, other = await asyncio.gather(songs.make("a", 100, on_frame=stop), songs.make("b", 40))
     assert one.future.exception() is trouble
@@ -167,7 +167,7 @@ async def test_a_song_that_must_stop_does_so_before_the_next_step_and_the_others
 async def test_when_memory_runs_out_half_of_the_songs_go_on_and_the_rest_keep_their_frames(executor: Executor) -> None:
     songs = Songs(Engine(4, room=2), executor)
     makings = await asyncio.gather(*(songs.make(name, 10) for name in "abcd"))
-    errors = [type(making.future.exception()) for making in makings]
+    errors = [type(batched.future.exception()) for batched in makings]
     assert errors.count(type(None)) == 2
     assert errors.count(Paused) == 2
     assert songs.engine.most == 2
@@ -175,36 +175,36 @@ async def test_when_memory_runs_out_half_of_the_songs_go_on_and_the_rest_keep_th
     assert alone.future.exception() is None
 
 
-async def test_a_song_for_which_there_is_no_memory_even_alone_is_told_so(executor: Executor) -> None:
+async def test_a_song_for_which_there_is_no_memory_even_alone_ends_with_that_error(executor: Executor) -> None:
     songs = Songs(Engine(4, room=0), executor)
-    making = await songs.make("a", 10)
-    assert isinstance(making.future.exception(), DeviceFull)
+    batched = await songs.make("a", 10)
+    assert isinstance(batched.future.exception(), DeviceFull)
     assert songs.turn.booked == set()
 
 
-async def test_only_the_song_that_breaks_the_engine_answers_for_it(executor: Executor) -> None:
+async def test_only_the_song_that_breaks_the_engine_is_blamed_for_it(executor: Executor) -> None:
     songs = Songs(Engine(4, poison="c"), executor)
     blamed: list[str] = []
-    done: dict[str, Making] = {}
+    done: dict[str, BatchedSong] = {}
     waiting = dict.fromkeys("abcd", NOTHING)
     while waiting:  # as the worker does: paused songs come again, as many at once as the batch takes
         names = sorted(waiting)[: songs.batch.limit]
-        for name, making in zip(
+        for name, batched in zip(
             names, await asyncio.gather(*(songs.make(name, 10, waiting[name]) for name in names)), strict=True
         ):
-            error = making.future.exception()
+            error = batched.future.exception()
             if isinstance(error, Paused):
-                waiting[name] = making.codes
+                waiting[name] = batched.codes
                 continue
             del waiting[name]
             if error is None:
-                done[name] = making
+                done[name] = batched
             else:
                 blamed.append(name)
     assert blamed == ["c"]
     assert sorted(done) == ["a", "b", "d"]
-    for name, making in done.items():
-        assert np.array_equal(making.codes, (await Songs(Engine(1), executor).make(name, 10)).codes)
+    for name, batched in done.items():
+        assert np.array_equal(batched.codes, (await Songs(Engine(1), executor).make(name, 10)).codes)
 
 
 async def test_the_batch_grows_again_after_memory_ran_out(executor: Executor) -> None:
@@ -228,4 +228,4 @@ async def test_a_song_leaves_the_batch_even_where_nothing_can_be_freed(executor:
     songs.engine.drop = drop  # type: ignore[method-assign]
     async with asyncio.timeout(30):
         makings = await asyncio.gather(songs.make("a", 5), songs.make("b", 5))
-    assert [type(making.future.exception()) for making in makings] == [DeviceBroken] * 2
+    assert [type(batched.future.exception()) for batched in makings] == [DeviceBroken] * 2

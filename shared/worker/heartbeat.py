@@ -1,0 +1,93 @@
+"""Heartbeats: what a worker is, has and does, kept in the WORKERS bucket for as long as it lives."""
+
+import asyncio
+import contextlib
+import os
+import time
+
+import msgspec
+from nats.js import JetStreamContext
+
+from shared.device.info import Device, figures
+from shared.device.ledger import DeviceLedger
+from shared.errors import NotFound, Unavailable
+from shared.nats.errors import nats_errors
+from shared.nats.streams import WORKER_TTL
+from shared.nats.subjects import WORKERS
+from shared.schema.worker import WorkerStatus
+from shared.settings import host_name
+from shared.worker.job_runner import JobRunner
+from shared.worker.phase_memory import PhaseMemoryLog
+from shared.worker.stage import JobStage
+from shared.worker.state import WorkerState
+from shared.write_failures import write_failed, writes_failed
+
+_INTERVAL = WORKER_TTL / 5  # seconds
+_LEAST_INTERVAL = 0.25  # seconds; turns can be shorter under load
+
+
+class Heartbeat:
+    """Publishes a `WorkerStatus` at intervals, and whenever the worker's state changes."""
+
+    def __init__(
+        self,
+        js: JetStreamContext,
+        stage: JobStage,
+        device: Device,
+        ledger: DeviceLedger,
+        *,
+        instance: str,
+        engine: str,
+        runner: JobRunner,
+        memory: PhaseMemoryLog,
+        state: WorkerState,
+    ) -> None:
+        """`instance` names the worker; `engine` is the name of its kind of engine in the settings."""
+        self._js, self._stage, self._device, self._ledger = js, stage, device, ledger
+        self._instance, self._engine = instance, engine
+        self._runner, self._memory, self._state = runner, memory, state
+        self._subject = f"$KV.{WORKERS}.{stage.spec.role}.{instance}"
+
+    async def run(self) -> None:
+        """Publish until cancelled. A heartbeat that cannot be published is counted as a failed write."""
+        while True:
+            try:
+                with nats_errors("a heartbeat cannot be published"):
+                    await self._js.publish(self._subject, msgspec.json.encode(self._status()), timeout=2)
+            except (Unavailable, NotFound):
+                write_failed("nats")
+            self._state.changed.clear()
+            await asyncio.sleep(_LEAST_INTERVAL)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_INTERVAL):
+                    await self._state.changed.wait()
+
+    async def remove(self) -> None:
+        """Remove the worker from the bucket, if NATS can be reached."""
+        with contextlib.suppress(Unavailable, NotFound), nats_errors("a worker cannot be removed"):
+            await self._js.publish(self._subject, b"", timeout=1, headers={"KV-Operation": "DEL"})
+
+    def _status(self) -> WorkerStatus:
+        state, stage = self._state, self._stage
+        return WorkerStatus(
+            role=stage.spec.role,
+            instance=self._instance,
+            host=host_name(),
+            pid=os.getpid(),
+            engine=self._engine,
+            model=stage.model,
+            gpu=figures(self._device, self._ledger),
+            state=state.activity,
+            phase=state.turn.phase if state.turn else None,
+            resident=[resident.label for resident in self._ledger.residents()],
+            jobs=[context.job.job_id for context in self._runner.on_device()],
+            slots=stage.slots,
+            rate=stage.rate.per_second,
+            song_frames=stage.rate.song_frames,
+            memory=self._memory.phases,
+            problem=state.problem,
+            movement=state.progress(),
+            failed_writes=writes_failed(),
+            since=state.since,
+            sent=time.time(),
+        )

@@ -1,0 +1,148 @@
+"""How a song leaves a worker: given back, sent back for new tokens, counted, or failed. Each settles its message."""
+
+import contextlib
+import logging
+
+from nats.aio.client import Client
+from nats.js import JetStreamContext
+
+from shared.errors import JobConflict, ObjectError, QueueFull, SongError, Unavailable
+from shared.jobs.events import EventPublisher, end_event
+from shared.jobs.queues import queue_tokens
+from shared.jobs.store import JobStore, change
+from shared.nats.errors import nats_errors
+from shared.nats.subjects import dead_subject, work_subject
+from shared.schema.job import ENDED, Job
+from shared.schema.worker import Role
+from shared.storage.objects import ObjectStore
+from shared.worker.job_context import JobContext
+from shared.worker.message import QueueMessage
+from shared.worker.signals import JobStopped
+
+log = logging.getLogger(__name__)
+
+MAX_REMADE = 2  # times that the tokens of a song are made again
+_REASON_LENGTH = 500  # characters of a dead letter's header
+
+
+class JobSettlement:
+    """Settles the messages of one role's queue. Methods raise `Unavailable` unless they say otherwise."""
+
+    def __init__(
+        self,
+        nc: Client,
+        js: JetStreamContext,
+        role: Role,
+        *,
+        jobs: JobStore,
+        events: EventPublisher,
+        store: ObjectStore,
+    ) -> None:
+        self._nc, self._js, self._role = nc, js, role
+        self._jobs, self._events, self._store = jobs, events, store
+
+    async def give_back(self, context: JobContext, delay: float = 0, attempt_counts: bool = False) -> None:
+        """Put a song back into the queue, to be delivered again after `delay` seconds. Raises nothing.
+
+        Unless `attempt_counts`, the attempt is taken out of its record again.
+        """
+
+        def uncount(job: Job) -> Job:
+            if job.fencing_token != context.turn.fencing_token:
+                raise JobStopped("another worker has it, and with it the message")
+            if attempt_counts or job.status in ENDED or not job.attempts:
+                return job
+            return change(job, attempts=job.attempts - 1)
+
+        job_id = context.job.job_id
+        try:
+            await self._jobs.update(job_id, context.job.tenant, uncount)
+        except JobStopped as reason:
+            log.info("%s: not given back, %s", job_id, reason)
+            return
+        except (JobConflict, Unavailable) as error:
+            log.warning("%s: given back, but its attempt counts: %s", job_id, error)
+        with contextlib.suppress(Unavailable):
+            await context.message.give_back(delay)
+            with nats_errors("a song that was given back cannot be announced"):
+                if not delay:
+                    await self._nc.publish(work_subject(self._role))
+                await self._nc.flush(1)
+        log.info("%s: given back", job_id)
+
+    async def remake_tokens(self, context: JobContext, reason: str) -> None:
+        """Put a song whose tokens are damaged or missing back into the queue for tokens.
+
+        Raises `SongError` with the reason when that was tried too often, `JobStopped` when the song is not ours.
+        """
+        claimed = context.job
+
+        def requeue(job: Job) -> Job:
+            if job.status == "queued" and job.remade == claimed.remade + 1:  # written before, and the answer got lost
+                return job
+            if job.status != "decoding" or job.fencing_token != context.turn.fencing_token:
+                raise JobStopped(f"the song is {job.status} and no longer ours")
+            if job.remade >= MAX_REMADE:
+                raise SongError(reason)
+            return change(
+                job,
+                status="queued",
+                remade=job.remade + 1,
+                attempts=0,
+                fencing_token=None,
+                tokens_key=None,
+                frames=None,
+            )
+
+        log.warning("%s: its tokens are made again, %s", claimed.job_id, reason)
+        job = await self._jobs.update(claimed.job_id, claimed.tenant, requeue)
+        # Our message goes first: while it is there, the next decode job of this song would be taken for a repetition.
+        # When we die in between, the reconciler finds a record without a message; likewise when the queue is full.
+        await context.message.acknowledge()
+        with contextlib.suppress(QueueFull):
+            await queue_tokens(self._nc, job)
+
+    async def retry_later(self, context: JobContext, failures: int, reason: str, delay: float) -> None:
+        """Note an error in a song's record, as its `failures`-th, and try it again after `delay` seconds."""
+
+        def note(job: Job) -> Job:
+            if job.status in ENDED or job.fencing_token != context.turn.fencing_token:
+                return job
+            return change(job, failures=failures, attempts=max(0, job.attempts - 1), error=reason)
+
+        await self._jobs.update(context.job.job_id, context.job.tenant, note)
+        await context.message.give_back(delay)
+
+    async def fail(self, message: QueueMessage, job_id: str, tenant: str, reason: str) -> None:
+        """End a song as failed, with a reason in its record and its message as a dead letter."""
+
+        def fail(job: Job) -> Job:
+            return job if job.status in ENDED else change(job, status="failed", error=reason)
+
+        log.error("%s: failed, %s", job_id, reason)
+        with contextlib.suppress(JobConflict):
+            job = await self._jobs.update(job_id, tenant, fail)
+            await self._events.publish(tenant, end_event(job))
+        await self.dead_letter(message, job_id, reason)
+        with contextlib.suppress(Unavailable, ObjectError):
+            await self._store.delete(f"tokens/{job_id}/")
+
+    async def finish(self, message: QueueMessage, job: Job | None) -> None:
+        """Complete what a worker that died after its last write to the record may have left undone.
+
+        `job` is the record, or None when there is none.
+        """
+        if job is not None and job.status in ENDED:
+            await self._events.publish(job.tenant, end_event(job))
+        elif job is not None and job.status == "queued":  # sent back for its tokens
+            with contextlib.suppress(QueueFull):  # the reconciler finds a record without a message
+                await queue_tokens(self._nc, job)
+        await message.acknowledge()
+
+    async def dead_letter(self, message: QueueMessage, job_id: str, reason: str) -> None:
+        """Keep a message that no worker can use where an operator finds it, and take it out of the queue."""
+        name = "".join(c if c.isalnum() or c in "-_" else "-" for c in job_id) or "unknown"
+        headers = {"Reason": " ".join(reason.split())[:_REASON_LENGTH]}
+        with nats_errors("a dead letter cannot be stored"):
+            await self._js.publish(dead_subject(self._role, name), message.data, headers=headers)
+        await message.discard()

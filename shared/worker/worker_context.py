@@ -1,0 +1,34 @@
+"""What a stage may use of the worker that it runs in."""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import TypeVar
+
+from nats.aio.client import Client
+
+from shared.jobs.store import JobStore
+from shared.storage.objects import ObjectStore
+from shared.worker.draining import Draining
+from shared.worker.retry import Retry
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerContext:
+    """The collaborators of a stage, alike for every song."""
+
+    nc: Client
+    jobs: JobStore
+    store: ObjectStore
+    engine: Executor  # the engine's thread
+    retry: Retry
+    draining: Draining
+    count_progress: Callable[[], None]  # called when something of a song was stored; from any thread
+    memory_used: Callable[[], int]  # bytes in use on the device when last measured
+
+    async def in_engine(self, call: Callable[[], _T]) -> _T:
+        """Run a call in the engine's thread. Raises what it raises."""
+        return await asyncio.get_running_loop().run_in_executor(self.engine, call)

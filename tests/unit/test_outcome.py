@@ -1,0 +1,155 @@
+"""What each error means for a song, its turn and the worker: one case for each, and for those of other libraries."""
+
+import errno
+import inspect
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from shared import errors
+from shared.errors import (
+    ConfigError,
+    DeviceBroken,
+    DeviceFull,
+    HeartMulaError,
+    InvalidRequest,
+    JobConflict,
+    LeaseLost,
+    NewerRecord,
+    NotFound,
+    ObjectError,
+    PhaseError,
+    QueueFull,
+    SongError,
+    TokensLost,
+    Unavailable,
+    Unreadable,
+    WrongSequence,
+)
+from shared.worker.outcome import MAX_FAILURES, DeviceMemory, Outcome, Settlement, classify
+from shared.worker.signals import JobStopped, Paused, Signal
+
+MB = 2**20
+MEMORY = DeviceMemory(needed=50 * MB, capacity=60 * MB, foreign=0, shared=False)
+ADVICE = "; a shorter song (max_duration_ms), cfg_scale 1 or a smaller HEARTMULA_MODEL_DTYPE needs less"
+
+
+def stopped(reason: str) -> Outcome:
+    return Outcome(settlement=Settlement.CLEAR_AWAY, result="stopped", reason=reason)
+
+
+def given_back(reason: str, **more: Any) -> Outcome:
+    return Outcome(settlement=Settlement.GIVE_BACK, result="handed_back", reason=reason, **more)
+
+
+def away(reason: str, **more: Any) -> Outcome:
+    return given_back(reason, delay=2, ends_turn=True, **more)
+
+
+def counted(reason: str) -> Outcome:
+    return Outcome(settlement=Settlement.RETRY, result="tried_again", reason=reason, failures=1, delay=1)
+
+
+def our_fault(reason: str) -> Outcome:
+    return counted(f"the codec worker failed: {reason}")
+
+
+def failed(reason: str) -> Outcome:
+    return Outcome(settlement=Settlement.FAIL, result="failed", reason=reason)
+
+
+UNAVAILABLE = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, Unavailable)]
+CASES: list[tuple[Exception, Outcome]] = [
+    # Signals
+    (JobStopped("cancelled"), stopped("cancelled")),
+    (Paused("another worker's turn"), given_back("another worker's turn")),
+    # shared.errors
+    (HeartMulaError("x"), our_fault("x")),
+    (ConfigError("x"), our_fault("x")),
+    (InvalidRequest("tags", "x"), our_fault("tags: x")),
+    (QueueFull("x"), our_fault("x")),
+    *((kind("nats", "x"), away("x")) for kind in UNAVAILABLE),
+    *((kind("s3", "x"), away("x", doubts_store=True)) for kind in UNAVAILABLE),
+    (NotFound("x"), away("x")),
+    (WrongSequence("x"), away("x")),
+    (JobConflict("x"), stopped("x")),
+    (NewerRecord("x"), stopped("x")),
+    (Unreadable("x"), our_fault("x")),
+    (ObjectError("x"), counted("x")),
+    (TokensLost("x"), Outcome(settlement=Settlement.REMAKE_TOKENS, result="handed_back", reason="x")),
+    (DeviceFull("x"), counted("x" + ADVICE)),
+    (DeviceBroken("x"), given_back("x", attempt_counts=True, breaks_device=True)),
+    (PhaseError("x"), our_fault("x")),
+    (LeaseLost("x"), given_back("x")),
+    (SongError("x"), failed("x")),
+    # Errors of Python and of other libraries
+    (TimeoutError(), away("")),
+    (
+        OSError(errno.ENOSPC, "No space left on device"),
+        given_back(
+            "[Errno 28] No space left on device",
+            delay=5,
+            ends_turn=True,
+            problem="this worker cannot write: [Errno 28] No space left on device",
+        ),
+    ),
+    (
+        ConnectionResetError("x"),
+        given_back("x", delay=5, ends_turn=True, problem="this worker cannot write: x"),
+    ),
+    (RuntimeError("x"), our_fault("x")),
+    (RuntimeError(), our_fault("its log says how")),
+    (ValueError("x"), our_fault("x")),
+]
+
+
+@pytest.mark.parametrize(("error", "outcome"), CASES, ids=[repr(error) for error, _ in CASES])
+def test_each_error_has_its_outcome(error: Exception, outcome: Outcome) -> None:
+    assert classify(error, role="codec", failures=0, memory=MEMORY) == outcome
+
+
+def test_no_error_and_no_signal_is_left_out() -> None:
+    tried = {type(error) for error, _ in CASES}
+    kinds = {kind for _, kind in inspect.getmembers(errors, inspect.isclass)}
+    assert kinds | set(Signal.__subclasses__()) <= tried
+
+
+def test_signals_are_no_errors() -> None:
+    signals: list[type[Signal]] = [Signal, *Signal.__subclasses__()]
+    assert not any(issubclass(kind, HeartMulaError) for kind in signals)
+
+
+def test_a_song_fails_with_its_last_failure_and_waits_longer_after_each_before() -> None:
+    outcomes = [classify(ValueError("x"), role="tokenizer", failures=before) for before in range(MAX_FAILURES)]
+    assert [outcome.failures for outcome in outcomes] == [1, 2, 3]
+    assert [outcome.settlement for outcome in outcomes] == [Settlement.RETRY, Settlement.RETRY, Settlement.FAIL]
+    assert [outcome.delay for outcome in outcomes[:-1]] == [1, 2]
+    assert [outcome.result for outcome in outcomes] == ["tried_again", "tried_again", "failed"]
+    assert {outcome.reason for outcome in outcomes} == {"the tokenizer worker failed: x"}
+
+
+@pytest.mark.parametrize(
+    "memory",
+    [
+        replace(MEMORY, shared=True),
+        replace(MEMORY, foreign=MEMORY.capacity // 10),
+        replace(MEMORY, needed=MEMORY.capacity, shared=True),
+    ],
+)
+def test_memory_that_others_use_is_waited_for(memory: DeviceMemory) -> None:
+    assert classify(DeviceFull("x"), role="codec", failures=2, memory=memory) == away(
+        "x", problem="waiting for memory on the device: x"
+    )
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_memory_that_the_device_does_not_have_is_not_waited_for(shared: bool) -> None:
+    memory = replace(MEMORY, needed=MEMORY.capacity + 1, shared=shared)
+    assert classify(DeviceFull("x"), role="codec", failures=0, memory=memory) == failed("x" + ADVICE)
+
+
+def test_a_song_that_finds_no_memory_on_an_empty_device_is_blamed_at_last() -> None:
+    memory = replace(MEMORY, needed=MEMORY.capacity, foreign=MEMORY.capacity // 10 - 1)
+    outcome = classify(DeviceFull("x"), role="codec", failures=2, memory=memory)
+    assert outcome == replace(failed("x" + ADVICE), failures=3)
