@@ -33,7 +33,7 @@ PATIENCE = 60.0  # seconds; generous, because a busy machine is not a fault
 
 
 def as_role(settings: Settings, role: Role) -> Settings:
-    """Settings of somebody with a role's rights alone: on the servers of tests all roles have one password."""
+    """Settings with the rights of one role: on the servers of tests all roles have one password."""
     user = urlsplit(settings.nats_url.partition(",")[0]).username
     return replace(settings, nats_url=settings.nats_url.replace(f"//{user}:", f"//{role}:")) if user else settings
 

@@ -1,4 +1,4 @@
-"""What workers tell of their work: figures and logs."""
+"""The metrics and logs of workers and gateway."""
 
 import asyncio
 import contextlib
@@ -123,7 +123,7 @@ async def test_requests_sockets_and_waiting_songs_are_counted(settings: Settings
 
 
 @pytest.mark.parametrize("form", ["text", "json"])
-async def test_logs_tell_of_songs_and_never_what_they_say(settings: Settings, tmp_path: Path, form: str) -> None:
+async def test_logs_name_songs_and_never_hold_their_text(settings: Settings, tmp_path: Path, form: str) -> None:
     settings = replace(settings, log_format=form, log_level="debug", output_path=None)
     logs = {role: tmp_path / f"{role}.log" for role in ("tokenizer", "codec")}
     async with running_gateway(settings, tmp_path) as gateway:
@@ -159,5 +159,5 @@ async def test_logs_tell_of_songs_and_never_what_they_say(settings: Settings, tm
             if log != gateway.log:
                 (role,) = (role for role, path in logs.items() if path == log)
                 assert all(line["role"] == role for line in of_song)
-                told = {line["phase"] for line in of_song if "phase" in line}
-                assert {"tokenizer": 1, "codec": 3}[role] in told
+                phases = {line["phase"] for line in of_song if "phase" in line}
+                assert {"tokenizer": 1, "codec": 3}[role] in phases

@@ -39,7 +39,7 @@ def straight(job: Job) -> np.ndarray:
 
 
 async def assert_straight(flow: Flow, job: Job) -> None:
-    """The song sounds as if it had been made in one go."""
+    """The song has the audio of one that was made without interruption."""
     assert job.status == "completed", job
     audio, _ = soundfile.read(io.BytesIO(await flow.store.get(str(job.audio_key))), dtype="int16")
     assert np.array_equal(audio, straight(job))
@@ -50,8 +50,8 @@ async def stages(flow: Flow, job_id: str) -> list[Stage]:
     return [event.data for event in await flow.events(job_id) if isinstance(event.data, Stage)]
 
 
-async def until_told(flow: Flow, role: str, what: str) -> WorkerStatus:
-    """Wait until a worker's heartbeat tells of a problem."""
+async def until_problem(flow: Flow, role: str, what: str) -> WorkerStatus:
+    """Wait until a worker's heartbeat reports a problem."""
     async with asyncio.timeout(PATIENCE):
         while True:
             for worker in await WorkerRegistry(flow.js, 2).live():
@@ -60,7 +60,7 @@ async def until_told(flow: Flow, role: str, what: str) -> WorkerStatus:
             await asyncio.sleep(0.1)
 
 
-async def test_a_long_song_makes_way_and_goes_on_as_if_nothing_had_been(settings: Settings) -> None:
+async def test_a_long_song_makes_way_and_continues_as_if_it_had_never_been_paused(settings: Settings) -> None:
     settings = replace(settings, cpu_device_mb=SMALL, trivial_step_ms=40, turn_seconds=1.0, batch=2)
     async with open_flow(settings, "tokenizer", "codec") as flow:
         long, short = await flow.submit(16, seed=4), await flow.submit(0.8, seed=5)
@@ -71,9 +71,9 @@ async def test_a_long_song_makes_way_and_goes_on_as_if_nothing_had_been(settings
         last = await flow.ended(long)
         for job in (first, last):
             await assert_straight(flow, job)
-        told = await stages(flow, long)
-        paused = [stage.frames or 0 for stage in told if stage.stage == "paused"]
-        begun = [stage.frames or 0 for stage in told if stage.stage == "generating"]
+        found = await stages(flow, long)
+        paused = [stage.frames or 0 for stage in found if stage.stage == "paused"]
+        begun = [stage.frames or 0 for stage in found if stage.stage == "generating"]
         assert paused, "it was never paused"
         assert begun == [0, *paused], "it did not go on where it was"
         assert overlaps(flow.journal()) == 0
@@ -111,9 +111,9 @@ async def test_a_rolling_restart_costs_no_frame(settings: Settings) -> None:
             job = await flow.ended(job_id)
             await assert_straight(flow, job)
             assert job.failures == 0
-            told = await stages(flow, job_id)
-            paused = [stage.frames or 0 for stage in told if stage.stage == "paused"]
-            assert [stage.frames or 0 for stage in told if stage.stage == "generating"] == [0, *paused]
+            found = await stages(flow, job_id)
+            paused = [stage.frames or 0 for stage in found if stage.stage == "paused"]
+            assert [stage.frames or 0 for stage in found if stage.stage == "generating"] == [0, *paused]
 
 
 async def test_damaged_checkpoints_are_not_used(settings: Settings) -> None:
@@ -129,14 +129,14 @@ async def test_damaged_checkpoints_are_not_used(settings: Settings) -> None:
         assert begun == [0, 0]
 
 
-async def test_memory_that_another_program_holds_is_waited_for_and_told(settings: Settings) -> None:
+async def test_memory_that_another_program_holds_is_waited_for_and_reported(settings: Settings) -> None:
     settings = replace(settings, cpu_device_mb=SMALL, gpu_id="card")
     other = DeviceLedger(settings.data_dir / "device" / "card", "game.1", SMALL * 2**20)
     other.place("textures", 50 * 2**20)
     async with open_flow(settings, "tokenizer", "codec") as flow:
         job_id = await flow.submit(1)
-        told = await until_told(flow, "tokenizer", "textures of game.1")
-        assert told.gpu.memory_used == 50 * 2**20
+        status = await until_problem(flow, "tokenizer", "textures of game.1")
+        assert status.gpu.memory_used == 50 * 2**20
         other.close()
         job = await flow.ended(job_id)
         assert (job.status, job.failures) == ("completed", 0)
@@ -193,15 +193,15 @@ async def test_a_missing_codec_fills_its_queue_and_no_song_is_lost(settings: Set
             await flow.until(ids[-1], lambda job: job.status == "decoding")
             await flow.until_empty(TOK)  # there is room for one
         ids.append(await flow.submit(1))
-        told = await until_told(flow, "tokenizer", "is a codec worker running?")
-        assert told.resident == [], "the device was taken for nothing"
+        status = await until_problem(flow, "tokenizer", "is a codec worker running?")
+        assert status.resident == [], "the device was taken for nothing"
         assert (await flow.until(ids[-1], lambda job: True)).status == "queued"
         await flow.worker("codec")
         assert [(await flow.ended(job_id)).status for job_id in ids] == ["completed"] * 5
 
 
 async def test_a_stopped_holder_keeps_the_device_until_it_is_gone(settings: Settings) -> None:
-    """What it has queued on a GPU still runs: whoever is next waits for the process, not for the lease alone."""
+    """What it has queued on a GPU still runs: the next worker waits for the process, not for the lease alone."""
     settings = replace(settings, cpu_device_mb=SMALL, trivial_step_ms=50)
     async with open_flow(settings, "tokenizer", "codec") as flow:
         job_id = await flow.submit(8)
@@ -251,7 +251,7 @@ async def test_a_codec_that_shuts_down_finishes_what_is_nearly_done(
         await assert_straight(flow, await flow.ended(job_id))
 
 
-async def test_a_worker_that_wakes_up_late_leaves_the_song_to_whoever_has_it_now(settings: Settings) -> None:
+async def test_a_worker_that_wakes_up_late_leaves_the_song_to_the_worker_that_has_it_now(settings: Settings) -> None:
     async with open_flow(settings, "codec") as flow:
         flow.settings = replace(settings, gpu_id="card-a", trivial_step_ms=100)
         late = await flow.worker("tokenizer")
