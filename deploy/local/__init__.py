@@ -1,0 +1,1 @@
+"""The whole system on this machine, as `make run` starts it."""

@@ -1,0 +1,1 @@
+"""Audio files and the peaks to draw them from."""

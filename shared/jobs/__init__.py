@@ -1,0 +1,1 @@
+"""Songs as jobs: the record and its state machine, the two queues, and events."""

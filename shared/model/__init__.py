@@ -1,0 +1,1 @@
+"""Checkpoint folders, prompts, and weights that move between host and device."""

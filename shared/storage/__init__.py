@@ -1,0 +1,1 @@
+"""The object store: objects and their keys, token files, temporary folders."""

@@ -1,0 +1,1 @@
+"""The embedded NATS and S3 servers."""

@@ -1,0 +1,1 @@
+"""Codec engines: the interface and its implementations."""

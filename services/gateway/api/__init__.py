@@ -1,0 +1,1 @@
+"""What clients reach: HTTP routes, event streams, websockets, NATS requests, the web page."""

@@ -1,0 +1,1 @@
+"""Who calls, from which pages, and how much they may ask for."""

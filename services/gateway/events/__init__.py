@@ -1,0 +1,1 @@
+"""Events: one consumer for all of them, and its subscribers."""

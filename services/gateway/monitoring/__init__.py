@@ -1,0 +1,1 @@
+"""What the gateway reports of the system: health, metrics, diagnostics, workers, devices."""

@@ -1,0 +1,1 @@
+"""Accepting songs: validation, idempotency, rollback, waiting out short outages."""

@@ -1,0 +1,1 @@
+"""Token engines: the interface and its implementations."""

@@ -1,0 +1,1 @@
+"""The OpenAPI and the AsyncAPI document, and the pages that show them."""

@@ -1,0 +1,1 @@
+"""Webhooks: payload and signature, allowed addresses, delivery, and the consumer of ended songs."""
