@@ -9,9 +9,9 @@
         print(await client.download(accepted.job_id))
 """
 
-from services.client.answers import Accepted, Device, Devices, Event, Health, Song, Songs, Worker
 from services.client.client import DEFAULT_URL, Client
 from services.client.errors import ClientError, Refused, ServiceFault, UnexpectedAnswer, UnknownSong, Unreachable
+from services.client.responses import Accepted, Device, Devices, Event, Health, Song, Songs, Worker
 
 __all__ = [
     "DEFAULT_URL",

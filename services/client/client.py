@@ -14,9 +14,9 @@ import httpx
 import msgspec
 import websockets
 
-from services.client.answers import Accepted, Devices, Event, Health, Song, Songs, read_frame, snapshot_of
 from services.client.download import fetch
 from services.client.errors import ServiceFault, UnexpectedAnswer, Unreachable, cause, problem
+from services.client.responses import Accepted, Devices, Event, Health, Song, Songs, read_frame, snapshot_of
 from shared.schema.job import Status
 from shared.schema.request import AudioFormat, Priority
 

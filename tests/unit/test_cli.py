@@ -8,11 +8,11 @@ import pytest
 from click.testing import CliRunner, Result
 from rich.console import RenderableType
 
-from services.client.answers import Device, Devices, Lease, Queues, Song, Songs, Worker, read_frame
 from services.client.cli.commands import cli
 from services.client.cli.output import Display, devices_view, models_of, song_table, songs_table
 from services.client.client import Client
 from services.client.errors import Refused, ServiceFault, UnknownSong, problem
+from services.client.responses import Device, Devices, Lease, Queues, Song, Songs, Worker, read_frame
 
 COMMANDS = ["generate", "watch", "status", "list", "cancel", "download", "gpu", "models"]
 

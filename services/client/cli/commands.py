@@ -17,11 +17,11 @@ from typing import Any, BinaryIO, NoReturn, TypeVar, cast, get_args
 import click
 import msgspec
 
-from services.client.answers import Song
 from services.client.cli import output as display
 from services.client.cli.output import Display
 from services.client.client import DEFAULT_URL, Client
 from services.client.errors import ClientError, Refused, as_json
+from services.client.responses import Song
 from shared.schema.job import Status
 from shared.schema.request import AudioFormat, Priority
 

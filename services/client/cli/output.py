@@ -12,7 +12,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TaskProgressColum
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from services.client.answers import Device, Devices, Event, Song, Songs
+from services.client.responses import Device, Devices, Event, Song, Songs
 
 _STAGES = {
     "queued": "waiting",
