@@ -31,7 +31,7 @@ install code context --no-deps .
 
 echo "== gateway"
 install gateway dependencies --constraint constraints.txt .
-stage gateway services.gateway.server deploy.setup deploy.store_setup services.client.cli.commands
+stage gateway services.gateway.server deploy.setup deploy.store_setup services.client.cli
 if "$python" -I -c 'import torch' 2>/dev/null; then echo "torch is there" >&2; exit 1; fi
 test -f "$(cd "$work" && "$python" -I -c 'import deploy; print(*deploy.__path__)')/nats/roles.conf"
 

@@ -1,5 +1,5 @@
 """``python -m services.client``: the command line."""
 
-from services.client.cli.commands import main
+from services.client.cli import main
 
 main()

@@ -1,7 +1,13 @@
 """What the command line says without a service, and how it shows what a service said."""
 
+import os
+import re
+import signal
+import subprocess
+import sys
 from collections.abc import Sequence
 from importlib.metadata import version
+from pathlib import Path
 
 import httpx
 import pytest
@@ -10,6 +16,7 @@ from rich.console import RenderableType
 
 from services.client.cli.commands import cli
 from services.client.cli.output import Display, devices_view, models_of, song_table, songs_table
+from services.client.cli.runtime import ExitStatus
 from services.client.client import Client
 from services.client.errors import Refused, ServiceFault, UnknownSong, problem
 from services.client.responses import Device, Devices, Lease, Queues, Song, Songs, Worker, read_frame
@@ -62,6 +69,26 @@ def test_wrong_usage_is_told_before_anything_is_sent(words: Sequence[str], said:
 def test_lyrics_that_are_no_utf_8_are_refused() -> None:
     result = CliRunner().invoke(cli, ["generate", "--lyrics-file", "-"], input=b"\xff\xfe")
     assert (result.exit_code, "not UTF-8" in result.output) == (2, True)
+
+
+def test_ctrl_c_while_lyrics_are_read_exits_with_130(tmp_path: Path) -> None:
+    pipe = tmp_path / "lyrics"
+    os.mkfifo(pipe)
+    command = [sys.executable, "-m", "services.client", "generate", "--lyrics-file", str(pipe)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        with pipe.open("wb"):  # opened as soon as the command opens it, and nothing is ever written
+            process.send_signal(signal.SIGINT)
+            _, said = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert (process.returncode, "Traceback" in said) == (ExitStatus.INTERRUPTED, False)
+
+
+def test_exit_codes_are_those_that_the_help_names() -> None:
+    codes = re.findall(r"(?<=[:;] )\d+", " ".join(run("--help").output.partition("Exit codes")[2].split()))
+    assert codes == [str(int(code)) for code in ExitStatus]
+    assert list(ExitStatus) == [0, 1, 2, 3, 4, 130]
 
 
 @pytest.mark.parametrize("url", ["", "localhost:8000", "ftp://x", "http://"])

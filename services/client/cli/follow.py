@@ -1,0 +1,61 @@
+"""Follow songs to their end and save them, with progress bars. Ctrl-C says how to go on."""
+
+import asyncio
+from contextlib import aclosing
+from pathlib import Path
+
+from services.client.cli.output import Display, SongBar
+from services.client.client import Client
+from services.client.responses import Song
+from shared.schema.request import AudioFormat
+
+
+async def follow(client: Client, display: Display, ids: list[str], *, print_events: bool) -> list[Song]:
+    """Show the events of songs until all have ended; returns their final states, in the order of `ids`.
+
+    `print_events` prints each event, where the output is JSON. Raises a `ClientError`.
+    """
+
+    async def one(job_id: str, bar: SongBar) -> Song:
+        async with aclosing(client.watch(job_id)) as events:
+            async for event in events:
+                if display.json and print_events:
+                    display.emit(event)
+                bar.update(event)
+        return await client.status(job_id)
+
+    try:
+        with display.song_bars(len(ids)) as bars:
+            songs = await asyncio.gather(*(one(job_id, bar) for job_id, bar in zip(ids, bars, strict=True)))
+    except asyncio.CancelledError:
+        again = "; ".join(f"heartmula watch {job_id}" for job_id in ids)
+        display.say(f"the song goes on without you. To see it again: {again}")
+        raise
+    for song in songs:
+        if song.status == "failed":
+            display.say(f"the song failed: {song.error or 'the log of the worker says why'}")
+        elif song.status != "completed":
+            display.say(f"the song was {song.status}")
+    return songs
+
+
+async def save(
+    client: Client,
+    display: Display,
+    job_id: str,
+    output: Path | None,
+    format: AudioFormat | None = None,  # noqa: A002
+) -> Path:
+    """Download a completed song to the file or folder `output`; returns the file.
+
+    Raises a `ClientError`, and `OSError` where the file cannot be written.
+    """
+    try:
+        with display.file_bar() as bar:
+            saved = await client.download(job_id, output, format=format, on_progress=bar.update)
+    except asyncio.CancelledError:
+        display.say(f"the song is made. To go on with the download: heartmula download {job_id}")
+        raise
+    if not display.json:
+        display.show(str(saved))
+    return saved
