@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -77,9 +78,12 @@ def test_ctrl_c_while_lyrics_are_read_exits_with_130(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "services.client", "generate", "--lyrics-file", str(pipe)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
-        with pipe.open("wb"):  # opened as soon as the command opens it, and nothing is ever written
+        with pipe.open("wb", buffering=0) as lyrics:  # which opens when the command opens it
+            lyrics.write(bytes(1 << 20))  # more than a pipe holds: returns when the command has begun to read
+            while "S" not in Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0]:
+                time.sleep(0.01)  # until it sleeps, waiting for more
             process.send_signal(signal.SIGINT)
-            _, said = process.communicate(timeout=30)
+            _, said = process.communicate(timeout=20)
     finally:
         process.kill()
     assert (process.returncode, "Traceback" in said) == (ExitStatus.INTERRUPTED, False)
