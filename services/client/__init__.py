@@ -1,4 +1,4 @@
-"""The service as a Python program sees it, and the command line ``heartmula``. Knows HTTP and nothing behind it.
+"""Python client of the service, and the command line ``heartmula``. Both use HTTP and nothing behind it.
 
 ::
 

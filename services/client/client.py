@@ -1,4 +1,4 @@
-"""The client: one method a route. What was lost on the way is asked for again."""
+"""HTTP client of the service with a method for each route. It repeats requests whose answer was lost."""
 
 import asyncio
 import ipaddress
@@ -15,7 +15,7 @@ import msgspec
 import websockets
 
 from services.client.download import fetch
-from services.client.errors import ServiceFault, UnexpectedAnswer, Unreachable, cause, problem
+from services.client.errors import ServiceFault, UnexpectedAnswer, Unreachable, cause, error_from
 from services.client.responses import Accepted, Devices, Event, Health, Song, Songs, read_frame, snapshot_of
 from shared.schema.job import Status
 from shared.schema.request import AudioFormat, Priority
@@ -24,25 +24,26 @@ log = logging.getLogger(__name__)
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 
-_PAUSES = (0.3, 0.6, 1.2)  # seconds before each further try
-_AWAY = (502, 503, 504)  # the service, or what it needs, may be back soon
-_LONGEST_PAUSE = 30.0
-_WATCH_PAUSE = 1.0
-_WATCH_PATIENCE = 60.0  # seconds for which a watched service may be away
-_NO_EVENTS = (OSError, TimeoutError, websockets.WebSocketException, msgspec.MsgspecError, UnicodeDecodeError)
+_RETRY_WAITS = (0.3, 0.6, 1.2)  # seconds before each further attempt
+_TEMPORARY = (502, 503, 504)  # statuses of a failure that may pass
+_MAX_RETRY_WAIT = 30.0  # seconds, whatever Retry-After says
+_WATCH_INTERVAL = 1.0  # seconds between attempts to reconnect
+_WATCH_TIMEOUT = 60.0  # seconds for which a service that has answered may be unreachable
+_SOCKET_ERRORS = (OSError, TimeoutError, websockets.WebSocketException, msgspec.MsgspecError, UnicodeDecodeError)
 
 T = TypeVar("T")
 
 
 class Client:
-    """A connection to the service at `url`, to be used in ``async with``.
+    """Client of the service at `url`, used in ``async with``.
 
-    Every method raises a `ClientError`: `Unreachable`, `UnexpectedAnswer`, `Refused` or `ServiceFault`. Lost
-    connections and answers 502, 503 and 504 are tried three times more first, after the time that the service asks for.
+    Every method raises a `ClientError`: `Unreachable`, `UnexpectedAnswer`, `Refused` or `ServiceFault`. After a lost
+    connection and after answers 502, 503 and 504, it first makes up to three more attempts, each after the time that
+    the service asks for.
     """
 
     def __init__(self, url: str = DEFAULT_URL, key: str | None = None) -> None:
-        """`key` is the API key, where the service needs one. Raises `ValueError` for a URL or a key that is none."""
+        """`key` is the API key, where the service needs one. Raises `ValueError` for an invalid URL or key."""
         if key is not None and not (key.isascii() and key.isprintable() and key and " " not in key):
             raise ValueError("the API key must be visible ASCII characters")
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
@@ -50,14 +51,14 @@ class Client:
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(f"{url!r} is no http:// or https:// address")
         self.url = url.rstrip("/")
-        # A proxy from the environment cannot reach this machine's own address.
-        self._by_proxy = not _is_loopback(parts.hostname)
+        # A proxy that the environment names cannot reach the loopback address of this machine.
+        self._use_proxy = not _is_loopback(parts.hostname)
         self._http = httpx.AsyncClient(
-            base_url=self.url, headers=self._headers, timeout=httpx.Timeout(30, connect=5), trust_env=self._by_proxy
+            base_url=self.url, headers=self._headers, timeout=httpx.Timeout(30, connect=5), trust_env=self._use_proxy
         )
 
     async def __aenter__(self) -> Self:
-        """Nothing is sent yet."""
+        """Return the client. Nothing is sent yet."""
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -74,19 +75,19 @@ class Client:
         cfg_scale: float | None = None,
         topk: int | None = None,
         seed: int | None = None,
-        format: AudioFormat | None = None,  # noqa: A002, the service's name
+        format: AudioFormat | None = None,  # noqa: A002, the name in the API
         title: str | None = None,
         priority: Priority | None = None,
         variants: int | None = None,
         webhook_url: str | None = None,
         key: str | None = None,
     ) -> Accepted:
-        """Ask for a song. What is None is left to the service.
+        """Request a song. The service chooses what is None.
 
-        `key` is the Idempotency-Key: the same request under the same key is the same song. Without one a new key is
-        made, so that a request that is sent again because its answer was lost makes no second song.
+        `key` is the Idempotency-Key: repeating a request with its key returns the same song. Without `key` a new one
+        is made for each call, so that a request that is repeated because its answer was lost makes no second song.
         """
-        wanted = {
+        fields = {
             "lyrics": lyrics,
             "tags": tags,
             "max_duration_ms": max_duration_ms,
@@ -100,120 +101,120 @@ class Client:
             "variants": variants,
             "webhook_url": webhook_url,
         }
-        body = msgspec.json.encode({name: value for name, value in wanted.items() if value is not None})
+        body = msgspec.json.encode({name: value for name, value in fields.items() if value is not None})
         headers = {"Content-Type": "application/json", "Idempotency-Key": key or str(uuid.uuid4())}
         return _read(await self._send("POST", "/generate", content=body, headers=headers), Accepted)
 
     async def status(self, job_id: str) -> Song:
-        """How a song is coming along."""
+        """Return the state of a song."""
         return _read(await self._send("GET", f"{_path(job_id)}/status"), Song)
 
     async def songs(self, limit: int | None = None, cursor: str | None = None, status: Status | None = None) -> Songs:
-        """A page of the list of songs, all or those in one state; `cursor` is the `next` of the page before."""
-        wanted = {"limit": limit, "cursor": cursor, "status": status}
-        params = {name: value for name, value in wanted.items() if value is not None}
+        """Return a page of the list of songs, of all or of one state; `cursor` is the `next` of the previous page."""
+        query = {"limit": limit, "cursor": cursor, "status": status}
+        params = {name: value for name, value in query.items() if value is not None}
         return _read(await self._send("GET", "/generate", params=params), Songs)
 
     async def cancel(self, job_id: str) -> str:
-        """Cancel a song, waiting or running; returns its status."""
+        """Cancel a waiting or running song; returns its status."""
         answer = _read(await self._send("DELETE", _path(job_id)), dict[str, Any])
         return str(answer.get("status", "cancelled"))
 
     async def forget(self, job_id: str) -> None:
-        """Remove a song that has ended, its audio with it."""
+        """Delete a song that has ended, and its audio."""
         await self._send("DELETE", _path(job_id), params={"forget": "true"})
 
     async def gpus(self) -> Devices:
-        """Every device and the workers on it."""
+        """Return the devices and the workers on them."""
         return _read(await self._send("GET", "/api/gpu"), Devices)
 
     async def health(self) -> Health:
-        """Whether songs can be taken and made. A service that cannot says so and raises nothing."""
-        return _read(await self._send("GET", "/health", fine=503), Health)
+        """Return the health of the service. An unhealthy one raises nothing."""
+        return _read(await self._send("GET", "/health", accept=503), Health)
 
     async def download(
         self,
         job_id: str,
         path: Path | None = None,
         *,
-        format: AudioFormat | None = None,  # noqa: A002, the service's name
+        format: AudioFormat | None = None,  # noqa: A002, the name in the API
         on_progress: Callable[[int, int], None] | None = None,
     ) -> Path:
-        """Save a finished song, in another `format` if one is given; returns the file.
+        """Save the audio of a completed song, converted to `format` if given; returns the file.
 
-        See `fetch` for what `path` may be, and for what is resumed.
+        `fetch` describes `path` and which downloads are resumed.
         """
         url = f"{_path(job_id)}/result" + (f"?format={format}" if format else "")
-        return await fetch(self._http, url, job_id, path, on_progress, _PAUSES)
+        return await fetch(self._http, url, job_id, path, on_progress, _RETRY_WAITS)
 
     async def watch(self, job_id: str) -> AsyncGenerator[Event, None]:
-        """Everything that happens to a song: its state, then each event once, up to its end.
+        """Yield the state of a song, then each of its events once, up to its end.
 
-        After a lost connection it goes on where it was. Where no websocket comes through, the state is asked for once
-        a second instead.
+        A lost connection is resumed after the latest event. Where a websocket cannot be opened, the state is polled
+        once a second instead.
         """
-        known: Event | None = None  # the latest that was told
-        seen: str | None = None  # id of the latest event of the stream
-        answered: float | None = None  # when the service last did, monotonic
+        latest: Event | None = None  # the latest that was yielded
+        last_id: str | None = None  # id of the latest event of the stream
+        answered: float | None = None  # when the service last answered, monotonic seconds
         while True:
             state: Event | None = None
             try:
                 async with websockets.connect(
-                    self._socket_url(job_id, seen),
+                    self._socket_url(job_id, last_id),
                     additional_headers=self._headers,
-                    proxy=True if self._by_proxy else None,
+                    proxy=True if self._use_proxy else None,
                     max_size=None,
                 ) as socket:
                     async for frame in socket:
                         event, answered = read_frame(frame), time.monotonic()
                         if event.kind == "snapshot":
                             state = event
-                            if seen is not None:  # what was missed follows
+                            if last_id is not None:  # the missed events follow
                                 continue
-                        seen, known = event.id, event
+                        last_id, latest = event.id, event
                         yield event
                         if event.ended:
                             return
-            except _NO_EVENTS as error:
+            except _SOCKET_ERRORS as error:
                 log.debug("%s: no live events: %r", job_id, error)
             if state is None:
                 try:
                     state = snapshot_of(await self.status(job_id))
                     answered = time.monotonic()
                 except (Unreachable, ServiceFault):
-                    if answered is None or time.monotonic() - answered > _WATCH_PATIENCE:
+                    if answered is None or time.monotonic() - answered > _WATCH_TIMEOUT:
                         raise
                 else:
-                    if not state.ended and not _same(state, known):
-                        known = state
+                    if not state.ended and not _same(state, latest):
+                        latest = state
                         yield state
-            if state is not None and state.ended:  # and no event told it
+            if state is not None and state.ended:  # and the event was missed
                 yield state
                 return
-            await asyncio.sleep(_WATCH_PAUSE)
+            await asyncio.sleep(_WATCH_INTERVAL)
 
     def _socket_url(self, job_id: str, after: str | None) -> str:
         url = f"ws{self.url.removeprefix('http')}{_path(job_id)}/events"
         return url if after is None else f"{url}?after={quote(after, safe='')}"
 
-    async def _send(self, method: str, path: str, *, fine: int | None = None, **what: Any) -> httpx.Response:
-        """Send a request, again where its answer was lost: every one of them may be repeated."""
-        for pause in (*_PAUSES, None):
+    async def _send(self, method: str, path: str, *, accept: int | None = None, **options: Any) -> httpx.Response:
+        """Send a request, and repeat it where its answer was lost: each of the service's requests may be repeated."""
+        for wait in (*_RETRY_WAITS, None):
             try:
-                answer = await self._http.request(method, path, **what)
-                if answer.status_code < 400 or answer.status_code == fine:
+                answer = await self._http.request(method, path, **options)
+                if answer.status_code < 400 or answer.status_code == accept:
                     return answer
-                failure = problem(answer)
-                if pause is None or answer.status_code not in _AWAY:
+                failure = error_from(answer)
+                if wait is None or answer.status_code not in _TEMPORARY:
                     raise failure
             except httpx.TransportError as error:
                 failure = Unreachable(f"no answer from {self.url}: {cause(error)}")
-                if pause is None:
+                if wait is None:
                     raise failure from error
-            pause = min(max(pause, failure.retry_after or 0), _LONGEST_PAUSE)
-            log.log(logging.WARNING if pause >= 1 else logging.DEBUG, "%s; trying again in %g s", failure, pause)
-            await asyncio.sleep(pause)
-        raise AssertionError("the last try returns or raises")
+            wait = min(max(wait, failure.retry_after or 0), _MAX_RETRY_WAIT)
+            log.log(logging.WARNING if wait >= 1 else logging.DEBUG, "%s; trying again in %g s", failure, wait)
+            await asyncio.sleep(wait)
+        raise AssertionError("the last attempt returns or raises")
 
 
 def _path(job_id: str) -> str:
@@ -231,7 +232,7 @@ def _read(answer: httpx.Response, kind: type[T]) -> T:
 
 
 def _same(one: Event, other: Event | None) -> bool:
-    """Whether two events tell a listener the same."""
+    """Whether two events show the same state."""
     names = ("status", "progress", "stage", "queue_position", "eta")
     return other is not None and all(getattr(one, name) == getattr(other, name) for name in names)
 

@@ -1,4 +1,4 @@
-"""Saving a song: into a file beside the one that is wanted, resumed after a lost connection, renamed when complete."""
+"""Download of a song: into a partial file, resumed after a lost connection, renamed when complete."""
 
 import asyncio
 import itertools
@@ -11,25 +11,25 @@ from urllib.parse import unquote
 
 import httpx
 
-from services.client.errors import UnexpectedAnswer, Unreachable, cause, problem
+from services.client.errors import UnexpectedAnswer, Unreachable, cause, error_from
 
 log = logging.getLogger(__name__)
 
 
 class _Target:
-    """Where a song goes, as its first answer tells."""
+    """Files and size of a download, from the headers of its first answer."""
 
     def __init__(self, answer: httpx.Response, job_id: str, path: Path | None) -> None:
         self.etag = answer.headers.get("etag", "")
         self.size = int(answer.headers.get("content-length", -1))
         self.path = _choose(path, _file_name(answer) or job_id)
-        # The tag is in the name: what is left of another song's download is never gone on with.
+        # The ETag is in the name, so that a download never resumes a part of other audio.
         tag = re.sub(r"[^0-9A-Za-z-]", "", self.etag)[:80] or job_id
         self.part = self.path.with_name(f"{self.path.name}.{tag}.part")
 
     @property
-    def have(self) -> int:
-        """Bytes that are there already."""
+    def received(self) -> int:
+        """Bytes in the partial file."""
         return self.part.stat().st_size if self.part.exists() else 0
 
 
@@ -39,42 +39,43 @@ async def fetch(
     job_id: str,
     path: Path | None,
     on_progress: Callable[[int, int], None] | None,
-    pauses: Sequence[float],
+    waits: Sequence[float],
 ) -> Path:
-    """Save what is at `url`; returns the file.
+    """Save the audio at `url`; returns the file.
 
-    `path` is a file, which is replaced, and given the service's ending if it has none; or a folder, or None for the
-    present one, where the file gets the name that the service gave it and replaces no other. Until it is complete it
-    is called ``….part``. A lost connection is resumed, and so is what an earlier call left. `on_progress` is told bytes
-    and their total. `pauses` are the seconds before each try in a row that brings nothing.
+    `path` is a file, which is replaced, and gets the service's suffix if it has none; or a folder, or None for the
+    current one, where the file gets the name that the service gave it and replaces no other. Until it is complete its
+    name ends with ``.part``. A lost connection is resumed, and so is a partial file of an earlier call. `on_progress`
+    is called with the received and the total bytes. `waits` are the seconds before each further attempt in a row that
+    receives nothing; after the last the download fails.
     Raises a `ClientError`, and `OSError` where the file cannot be written.
     """
     target: _Target | None = None
-    fruitless = 0
+    failures = 0
     while True:
-        have = target.have if target else 0
+        received = target.received if target else 0
         headers = {"Accept-Encoding": "identity"}
-        if target and have:
-            headers |= {"Range": f"bytes={have}-", "If-Range": target.etag}
+        if target and received:
+            headers |= {"Range": f"bytes={received}-", "If-Range": target.etag}
         try:
             async with http.stream("GET", url, headers=headers) as answer:
                 if answer.status_code >= 400:
                     await answer.aread()
-                    raise problem(answer)
+                    raise error_from(answer)
                 if target is None:
                     target = _Target(answer, job_id, path)
-                    if 0 < target.have < target.size and target.etag:
+                    if 0 < target.received < target.size and target.etag:
                         continue  # ask for the rest
                 await _write(answer, target, on_progress)
             break
         except httpx.TransportError as error:
-            fruitless = 0 if target and target.have > have else fruitless + 1
-            if fruitless > len(pauses):
+            failures = 0 if target and target.received > received else failures + 1
+            if failures > len(waits):
                 raise Unreachable(f"the connection was lost: {cause(error)}") from error
-            pause = pauses[max(0, fruitless - 1)]
-            log.warning("the connection was lost; going on in %g s", pause)
-            await asyncio.sleep(pause)
-    if target.size >= 0 and target.have != target.size:
+            wait = waits[max(0, failures - 1)]
+            log.warning("the connection was lost; going on in %g s", wait)
+            await asyncio.sleep(wait)
+    if target.size >= 0 and target.received != target.size:
         target.part.unlink()
         raise UnexpectedAnswer(f"the audio has {target.size} bytes, but other ones came; try again")
     os.replace(target.part, target.path)
@@ -83,8 +84,8 @@ async def fetch(
 
 async def _write(answer: httpx.Response, target: _Target, on_progress: Callable[[int, int], None] | None) -> None:
     resumed = answer.status_code == 206
-    done = target.have if resumed else 0
-    # A disk is quicker than the network, and blocks are small: not worth a thread.
+    done = target.received if resumed else 0
+    # Blocks are small and a disk is faster than the network: a thread is not worth it.
     with target.part.open("ab" if resumed else "wb") as file:
         async for block in answer.aiter_bytes(1 << 16):
             file.write(block)
@@ -104,7 +105,7 @@ def _choose(path: Path | None, name: str) -> Path:
 
 
 def _file_name(answer: httpx.Response) -> str | None:
-    """The name that the service gave the file, without any folder (RFC 6266: the encoded one goes first)."""
+    """Return the service's name for the file, without folders (RFC 6266: the encoded name takes precedence)."""
     header = answer.headers.get("content-disposition", "")
     if encoded := re.search(r"filename\*=UTF-8''([^;\s]+)", header, re.IGNORECASE):
         name = unquote(encoded[1])

@@ -1,13 +1,13 @@
-"""Everything that the client raises.
+"""Errors that the client raises.
 
 ::
 
     ClientError
-    ├── Unreachable         nobody answers, or the connection was lost again and again
-    ├── UnexpectedAnswer    something answers that is not this service
-    ├── Refused             4xx: the request has to be changed, or comes at the wrong time
-    │   └── UnknownSong     … because no song has this id
-    └── ServiceFault        5xx: the service cannot do it now
+    ├── Unreachable         nothing answers, or the connection was lost repeatedly
+    ├── UnexpectedAnswer    the answer does not come from this service
+    ├── Refused             4xx: the request has to be changed or repeated later
+    │   └── UnknownSong     no song has this id
+    └── ServiceFault        5xx: the service, or a server that it needs, failed
 """
 
 import math
@@ -18,10 +18,10 @@ import msgspec
 
 
 class ClientError(Exception):
-    """Base of everything raised here. Its message is fit to be shown to a user.
+    """Base of the client's errors. The message can be shown to a user.
 
-    The fields are those of the answer's problem detail (RFC 9457), where there is one; `kind` stands for its title
-    where there is none.
+    The attributes are the members of the answer's problem details (RFC 9457), where there are any; `kind` stands in
+    for a missing title.
     """
 
     kind = "Something went wrong"
@@ -36,20 +36,20 @@ class ClientError(Exception):
         field: str | None = None,
         retry_after: float | None = None,
     ) -> None:
-        """`status` is that of HTTP; `field` the request's field at fault; `retry_after` in seconds."""
+        """`status` is the HTTP status, `field` the invalid field of the request, `retry_after` in seconds."""
         super().__init__(detail)
         self.detail, self.status, self.type, self.title = detail, status, type, title
         self.field, self.retry_after = field, retry_after
 
 
 class Unreachable(ClientError):
-    """Nobody answers."""
+    """The service does not answer, or the connection was lost repeatedly."""
 
     kind = "The service cannot be reached"
 
 
 class UnexpectedAnswer(ClientError):
-    """An answer that this service does not give."""
+    """The answer is not one that this service gives."""
 
     kind = "The answer is not this service's"
 
@@ -59,7 +59,7 @@ class Refused(ClientError):
 
 
 class UnknownSong(Refused):
-    """No song has this id, or no longer."""
+    """No song has this id, or it has been deleted."""
 
 
 class ServiceFault(ClientError):
@@ -67,7 +67,7 @@ class ServiceFault(ClientError):
 
 
 class _Problem(msgspec.Struct):
-    """A problem detail as it may come: from the service, or from a proxy in front of it."""
+    """Problem details, from the service or from a proxy in front of it; any member may be missing."""
 
     type: str = "about:blank"
     title: str = ""
@@ -75,33 +75,33 @@ class _Problem(msgspec.Struct):
     field: str | None = None
 
 
-def problem(answer: httpx.Response) -> ClientError:
-    """The error that an answer of 400 or more tells of. Its body must have been read."""
+def error_from(answer: httpx.Response) -> ClientError:
+    """Return the error for an answer with status 400 or above, whose body has been read."""
     try:
-        said = msgspec.json.decode(answer.content, type=_Problem)
+        details = msgspec.json.decode(answer.content, type=_Problem)
     except (msgspec.DecodeError, UnicodeDecodeError):
-        said = _Problem()
-    said.title = said.title or answer.reason_phrase
+        details = _Problem()
+    details.title = details.title or answer.reason_phrase
     kind: type[ClientError] = Refused if answer.status_code < 500 else ServiceFault
-    if said.type.endswith("/unknown-job"):
+    if details.type.endswith("/unknown-job"):
         kind = UnknownSong
     return kind(
-        said.detail or f"{answer.request.url.host} answered {answer.status_code} {said.title}",
+        details.detail or f"{answer.request.url.host} answered {answer.status_code} {details.title}",
         status=answer.status_code,
-        type=said.type,
-        title=said.title,
-        field=said.field,
+        type=details.type,
+        title=details.title,
+        field=details.field,
         retry_after=_seconds(answer.headers.get("retry-after")),
     )
 
 
 def cause(error: httpx.TransportError) -> str:
-    """What a connection's failure means."""
+    """Describe why a connection failed."""
     return "it takes too long" if isinstance(error, httpx.TimeoutException) else str(error) or "it ends without a word"
 
 
 def _seconds(header: str | None) -> float | None:
-    """Retry-After in seconds. Its other form, a date, is not used by the service."""
+    """Parse Retry-After in seconds. The service does not use the form with a date."""
     try:
         seconds = float(header or "")
     except ValueError:
@@ -110,8 +110,8 @@ def _seconds(header: str | None) -> float | None:
 
 
 def as_json(error: ClientError) -> dict[str, Any]:
-    """The error for a program to read."""
-    told = {
+    """Return the error as problem details, for the output in JSON."""
+    members = {
         "type": error.type,
         "title": error.title or error.kind,
         "status": error.status,
@@ -119,4 +119,4 @@ def as_json(error: ClientError) -> dict[str, Any]:
         "field": error.field,
         "retry_after": error.retry_after,
     }
-    return {name: value for name, value in told.items() if value is not None}
+    return {name: value for name, value in members.items() if value is not None}

@@ -1,4 +1,4 @@
-"""What the service answers, as the client sees it. Fields that a newer service adds are ignored."""
+"""Responses and events of the service. Fields that a newer service adds are ignored."""
 
 from typing import Any
 
@@ -8,16 +8,16 @@ from shared.schema.job import ENDED
 
 
 class Accepted(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A song that was taken."""
+    """A song that the service has accepted."""
 
     job_id: str
     status: str
     status_url: str
     result_url: str
     events_url: str
-    queue_position: int | None = None  # songs before it
-    eta: str | None = None  # when it is expected to be completed, RFC 3339 as all times here
-    variants: list["Accepted"] = []  # where several were asked for, all of them
+    queue_position: int | None = None  # number of songs before it
+    eta: str | None = None  # expected completion, RFC 3339 like all times here
+    variants: list["Accepted"] = []  # all accepted songs, where several were requested
 
 
 class Song(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -27,8 +27,8 @@ class Song(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     status: str  # queued, generating, decoding, completed, failed or cancelled
     progress: float = 0.0  # 0–100
     created_at: str = ""
-    completed_at: str | None = None  # when it ended, however it ended
-    stage: str | None = None  # what is being done, while it runs
+    completed_at: str | None = None  # when it reached its final state, whichever that is
+    stage: str | None = None  # current step, while it runs
     queue_position: int | None = None
     eta: str | None = None
     error: str | None = None
@@ -38,16 +38,16 @@ class Song(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     title: str | None = None
     format: str | None = None
     group: str | None = None  # id of the first of its variants, where there are several
-    request: dict[str, Any] = {}  # what was asked for; told where songs are listed
+    request: dict[str, Any] = {}  # the request; set only in lists of songs
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more will happen to it."""
+        """Whether the state is final."""
         return self.status in ENDED
 
     @property
     def name(self) -> str:
-        """Its title, else the first line that is sung, else its tags."""
+        """The title, else the first line of lyrics that is not a section, else the tags."""
         lines = (line.strip() for line in str(self.request.get("lyrics", "")).splitlines())
         sung = next((line for line in lines if line and not line.startswith("[")), "")
         return self.title or sung or str(self.request.get("tags", ""))
@@ -57,35 +57,35 @@ class Songs(msgspec.Struct, frozen=True, kw_only=True):
     """A page of the list of songs."""
 
     songs: list[Song]
-    next: str | None = None  # cursor of the next page; None at the end
+    next: str | None = None  # cursor of the next page; None on the last one
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Something that happened to a song. What is not told with an event is None."""
+    """A change of a song. Fields that an event does not carry are None."""
 
-    kind: str  # snapshot (the state as it is), queued, stage, progress, completed, failed or cancelled
+    kind: str  # snapshot (the current state), queued, stage, progress, completed, failed or cancelled
     job_id: str
     status: str
     progress: float  # 0–100
-    id: str | None = None  # of the event in the service's stream; None where the state was asked for instead
+    id: str | None = None  # id in the service's event stream; None where the state was polled instead
     time: str | None = None
     stage: str | None = None
     phase: int | None = None  # offload phase, 0–4
     queue_position: int | None = None
     eta: str | None = None
-    done: int | None = None  # steps of the stage, of `total`
+    done: int | None = None  # completed steps of the stage, out of `total`
     total: int | None = None
-    rate: float | None = None  # steps a second
+    rate: float | None = None  # steps per second
     error: str | None = None
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more will happen to the song."""
+        """Whether the song's state is final."""
         return self.status in ENDED
 
 
 class Lease(msgspec.Struct, frozen=True, kw_only=True):
-    """Who holds a device."""
+    """The worker that holds a device."""
 
     role: str
     owner: str
@@ -94,7 +94,7 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Waiting(msgspec.Struct, frozen=True, kw_only=True):
-    """Who waits for a device."""
+    """A worker that waits for a device."""
 
     role: str
     owner: str
@@ -113,7 +113,7 @@ class Worker(msgspec.Struct, frozen=True, kw_only=True):
     phase: int | None = None
     jobs: list[str] = []
     slots: int = 1
-    rate: float | None = None  # frames a second, 12.5 of which are a second of music
+    rate: float | None = None  # frames per second; 12.5 frames are a second of music
     problem: str | None = None
 
 
@@ -135,7 +135,7 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Queues(msgspec.Struct, frozen=True, kw_only=True):
-    """Songs that wait for a stage or are in it; None when the service does not know."""
+    """Number of songs that wait for a stage or are in it; None where the service does not know."""
 
     tokens: int | None = None
     decode: int | None = None
@@ -151,14 +151,14 @@ class Devices(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Server(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Whether a server that the service needs answers."""
+    """State of a server that the service needs: `ok` is true where it answers."""
 
     ok: bool
     error: str | None = None
 
 
 class Health(msgspec.Struct, frozen=True, kw_only=True):
-    """Whether songs can be taken and made: `status` is ok, degraded or unavailable."""
+    """Whether the service can accept and make songs: `status` is ok, degraded or unavailable."""
 
     status: str
     nats: Server
@@ -169,19 +169,19 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_frame(frame: str | bytes) -> Event:
-    """An event as it comes over the websocket: first a snapshot, then CloudEvents.
+    """Decode a websocket frame: the first one is a snapshot, the others are CloudEvents.
 
     Raises `msgspec.DecodeError` or `msgspec.ValidationError`.
     """
-    told = msgspec.json.decode(frame, type=dict[str, Any])
-    data = told.get("data")
+    message = msgspec.json.decode(frame, type=dict[str, Any])
+    data = message.get("data")
     if isinstance(data, dict):
-        return msgspec.convert(data | {"id": told.get("id"), "time": told.get("time")}, Event)
-    return msgspec.convert(told | {"kind": "snapshot"}, Event)
+        return msgspec.convert(data | {"id": message.get("id"), "time": message.get("time")}, Event)
+    return msgspec.convert(message | {"kind": "snapshot"}, Event)
 
 
 def snapshot_of(song: Song) -> Event:
-    """The state of a song that was asked for."""
+    """Turn the polled state of a song into an event."""
     return Event(
         kind="snapshot",
         job_id=song.job_id,

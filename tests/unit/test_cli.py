@@ -19,7 +19,7 @@ from services.client.cli.commands import cli
 from services.client.cli.output import Display, devices_view, models_of, song_table, songs_table
 from services.client.cli.runtime import ExitStatus
 from services.client.client import Client
-from services.client.errors import Refused, ServiceFault, UnknownSong, problem
+from services.client.errors import Refused, ServiceFault, UnknownSong, error_from
 from services.client.responses import Device, Devices, Lease, Queues, Song, Songs, Worker, read_frame
 
 COMMANDS = ["generate", "watch", "status", "list", "cancel", "download", "gpu", "models"]
@@ -159,7 +159,7 @@ def test_every_error_is_told_whoever_sent_it(status: int, body: bytes, kind: typ
     answer = httpx.Response(
         status, content=body, headers={"Retry-After": "15"}, request=httpx.Request("GET", "http://host/x")
     )
-    error = problem(answer)
+    error = error_from(answer)
     assert type(error) is kind
     assert words in str(error)
     assert (error.status, error.retry_after) == (status, 15)

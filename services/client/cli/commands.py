@@ -50,16 +50,16 @@ def cli() -> None:
 @click.option("--lyrics", help="The words; lines such as [Verse] mark sections.")
 @click.option("--lyrics-file", type=click.File("rb"), help="A file (UTF-8) that holds them; - is standard input.")
 @click.option("--tags", default="", help="Style, comma-separated.")
-@click.option("--seconds", type=click.FloatRange(min=0, min_open=True), help="The longest that the song may be.")
+@click.option("--seconds", type=click.FloatRange(min=0, min_open=True), help="The song's greatest length.")
 @click.option("--seed", type=int, help="The same seed gives the same song.")
 @click.option("--temperature", type=float, help="0 always takes the likeliest token.")
-@click.option("--topk", type=int, help="Sample among so many tokens.")
+@click.option("--topk", type=int, help="Sample from this many of the likeliest tokens.")
 @click.option("--cfg-scale", type=float, help="Guidance; 1 switches it off and is faster.")
 @click.option("--format", "form", type=click.Choice(get_args(AudioFormat)), help="As --output ends, or flac.")
 @click.option("--title", help="Written into the file.")
 @click.option("--priority", type=click.Choice(get_args(Priority)), help="high goes first.")
-@click.option("--variants", type=click.IntRange(1, 4), help="So many songs, with seeds in a row.")
-@click.option("--webhook-url", metavar="URL", help="Told when the song has ended.")
+@click.option("--variants", type=click.IntRange(1, 4), help="Number of songs, with consecutive seeds.")
+@click.option("--webhook-url", metavar="URL", help="Notified when the song has ended.")
 @click.option("--wait/--no-wait", default=True, show_default=True, help="Watch the song and save it.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="File or folder to save it to.")
 def generate(
@@ -84,7 +84,7 @@ def generate(
         if not wait:
             raise click.UsageError("--output needs --wait; `heartmula download` saves the song later.")
         if (wanted["variants"] or 1) > 1 and not output.is_dir():
-            raise click.UsageError("--output has to be a folder where several songs are asked for.")
+            raise click.UsageError("--output has to be a folder when several songs are requested.")
         form = choose_format(output, form)
     wanted["max_duration_ms"] = None if seconds is None else round(seconds * 1000)
     _make_song({"lyrics": words, "format": form, **wanted}, wait, output)
@@ -97,7 +97,7 @@ async def _make_song(
     try:
         accepted = await client.generate(**request)
     except asyncio.CancelledError:
-        display.say("interrupted before the service answered: it may have taken the song, `heartmula list` tells")
+        display.say("interrupted before the service answered: it may have accepted the song; see `heartmula list`")
         raise
     ids = [each.job_id for each in accepted.variants or [accepted]]
     if not wait:
@@ -118,7 +118,7 @@ async def _make_song(
 @click.argument("song")
 @connected
 async def watch(client: Client, display: Display, song: str) -> ExitStatus:
-    """Watch a song until it has ended. With --json, one event a line.
+    """Watch a song until it has ended. With --json, print one event per line.
 
     \b
     Example:
@@ -133,7 +133,7 @@ async def watch(client: Client, display: Display, song: str) -> ExitStatus:
 @click.argument("song")
 @connected
 async def status(client: Client, display: Display, song: str) -> ExitStatus:
-    """Show how a song is coming along. Exits with 1 if it failed or was cancelled.
+    """Show the state of a song. Exits with 1 if it failed or was cancelled.
 
     \b
     Example:
@@ -146,8 +146,8 @@ async def status(client: Client, display: Display, song: str) -> ExitStatus:
 
 @cli.command("list")
 @connection_options
-@click.option("--limit", type=click.IntRange(min=1), help="Songs a page.")
-@click.option("--cursor", help="Where the page begins: what the page before said.")
+@click.option("--limit", type=click.IntRange(min=1), help="Songs per page.")
+@click.option("--cursor", help="Start of the page, as the previous page printed it.")
 @click.option("--status", "state", type=click.Choice(get_args(Status)), help="Only songs in this state.")
 @connected
 async def list_songs(
@@ -177,7 +177,7 @@ async def list_songs(
 @click.argument("song")
 @connected
 async def cancel(client: Client, display: Display, song: str) -> ExitStatus:
-    """Cancel a song, waiting or running.
+    """Cancel a waiting or running song.
 
     \b
     Example:
@@ -196,7 +196,7 @@ async def cancel(client: Client, display: Display, song: str) -> ExitStatus:
 @click.argument("song")
 @connected
 async def delete(client: Client, display: Display, song: str) -> ExitStatus:
-    """Remove a song that has ended, its audio with it.
+    """Delete a song that has ended, and its audio.
 
     \b
     Example:
@@ -219,7 +219,7 @@ async def delete(client: Client, display: Display, song: str) -> ExitStatus:
 async def download(
     client: Client, display: Display, song: str, output: Path | None, form: AudioFormat | None
 ) -> ExitStatus:
-    """Save a finished song; what an interrupted download left is gone on with.
+    """Save a finished song. An interrupted download is resumed.
 
     \b
     Example:
@@ -237,7 +237,7 @@ async def download(
 @connection_options
 @connected
 async def gpu(client: Client, display: Display) -> ExitStatus:
-    """Show every device: its memory, who holds it, who works there, and the queues.
+    """Show every device with its memory, its holder and its workers, and the queues.
 
     \b
     Example:
@@ -252,7 +252,7 @@ async def gpu(client: Client, display: Display) -> ExitStatus:
 @connection_options
 @connected
 async def models(client: Client, display: Display) -> ExitStatus:
-    """Show the models of all workers, and what lies on their devices.
+    """Show the models of all workers, and what is loaded on their devices.
 
     \b
     Example:

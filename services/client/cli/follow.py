@@ -54,7 +54,7 @@ async def save(
         with display.file_bar() as bar:
             saved = await client.download(job_id, output, format=format, on_progress=bar.update)
     except asyncio.CancelledError:
-        display.say(f"the song is made. To go on with the download: heartmula download {job_id}")
+        display.say(f"the song is made. To resume the download: heartmula download {job_id}")
         raise
     if not display.json:
         display.show(str(saved))

@@ -1,4 +1,4 @@
-"""What people see: tables and bars, on the terminal; and the one place that knows where JSON and words go."""
+"""Output on the terminal: results as JSON or tables on standard output, messages and bars on standard error."""
 
 import sys
 from collections.abc import Iterator
@@ -23,68 +23,70 @@ _STAGES = {
     "decoding": "decoding audio",
     "storing": "storing",
 }
-_WIDE = 200  # columns where no terminal sets a limit
-_BAR = 24
+_WIDTH = 200  # columns where the output is no terminal
+_MEMORY_BAR = 24  # columns
 
 
 def _console(*, stderr: bool) -> Console:
     terminal = (sys.stderr if stderr else sys.stdout).isatty()
-    # Titles and errors are shown as they are: [Verse] is no markup.
+    # Titles and errors are shown unchanged: [Verse] is no markup.
     return Console(
-        stderr=stderr, markup=False, emoji=False, highlight=False, width=None if terminal else _WIDE, soft_wrap=False
+        stderr=stderr, markup=False, emoji=False, highlight=False, width=None if terminal else _WIDTH, soft_wrap=False
     )
 
 
 class Display:
-    """Results go to standard output, everything said along the way to standard error."""
+    """Output of one command: results on standard output, messages on standard error."""
 
     def __init__(self, *, json: bool) -> None:
-        """With `json`, results are JSON and nothing is drawn."""
+        """`json` prints results as JSON and draws no bars."""
         self.json = json
         self.results, self.notes = _console(stderr=False), _console(stderr=True)
 
     def emit(self, value: Any) -> None:
-        """Print a result for a program: one line of JSON."""
+        """Print a result as one line of JSON."""
         sys.stdout.write(msgspec.json.encode(value).decode() + "\n")
         sys.stdout.flush()
 
     def show(self, *what: RenderableType) -> None:
-        """Print a result for a person."""
+        """Print a result as text and tables."""
         for each in what:
             self.results.print(each, soft_wrap=isinstance(each, str))
 
     def say(self, text: str) -> None:
-        """Tell a person something that is no result."""
+        """Show a message that is no result."""
         self.notes.print(text, soft_wrap=True)
 
     @contextmanager
     def song_bars(self, count: int) -> Iterator[list["SongBar"]]:
-        """A bar for each of some songs that are being made; with several, each says which it is."""
+        """Show a progress bar for each of `count` songs; several are numbered."""
         columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn())
-        told = TextColumn("{task.fields[expected]}", markup=False)
-        with Progress(*columns, told, console=self.notes, disable=self.json or not self.notes.is_terminal) as progress:
+        expected = TextColumn("{task.fields[expected]}", markup=False)
+        with Progress(
+            *columns, expected, console=self.notes, disable=self.json or not self.notes.is_terminal
+        ) as progress:
             yield [SongBar(self, progress, f"{n}/{count} " if count > 1 else "") for n in range(1, count + 1)]
 
     @contextmanager
     def file_bar(self) -> Iterator["FileBar"]:
-        """A bar for a file that is fetched."""
+        """Show a progress bar for a download."""
         columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn())
         with Progress(*columns, console=self.notes, disable=self.json or not self.notes.is_terminal) as progress:
             yield FileBar(progress)
 
 
 class SongBar:
-    """How a song is coming along: a bar on a terminal, a line for every new stage elsewhere."""
+    """Progress of a song: a bar on a terminal, otherwise a line for each new stage."""
 
     def __init__(self, display: Display, progress: Progress, label: str) -> None:
         self._display, self._progress, self._label = display, progress, label
         self._task = progress.add_task("", total=100, expected="")
         self._stage: str | None = None
-        self._said = ""
+        self._last_line = ""
 
     def update(self, event: Event) -> None:
-        """Show what happened."""
-        # Events other than a change of stage do not name it.
+        """Show an event."""
+        # Only events that change the stage name it.
         if event.stage or event.status == "queued" or event.ended:
             self._stage = event.stage
         stage = event.status if event.ended else _STAGES.get(self._stage or event.status, event.status)
@@ -93,10 +95,10 @@ class SongBar:
         self._progress.update(
             self._task, description=words, expected=expected, completed=max(event.progress, self._done)
         )
-        said = f"{words}, {expected}" if expected and event.status == "queued" else words
-        if not self._display.json and not self._display.notes.is_terminal and said != self._said:
-            self._said = said
-            self._display.say(said)
+        line = f"{words}, {expected}" if expected and event.status == "queued" else words
+        if not self._display.json and not self._display.notes.is_terminal and line != self._last_line:
+            self._last_line = line
+            self._display.say(line)
 
     @property
     def _done(self) -> float:
@@ -104,19 +106,19 @@ class SongBar:
 
 
 class FileBar:
-    """How much of a file is there."""
+    """Progress of a download."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
         self._task = progress.add_task("downloading", total=None)
 
     def update(self, done: int, total: int) -> None:
-        """Bytes; `total` is negative when it is not known."""
+        """Show the received and the total bytes; `total` is negative where it is unknown."""
         self._progress.update(self._task, completed=done, total=total if total >= 0 else None)
 
 
 def song_table(song: Song) -> Table:
-    """Everything about a song."""
+    """Return a table of all that is known of a song."""
     table = Table.grid(padding=(0, 2))
     rows = {
         "song": song.job_id,
@@ -140,7 +142,7 @@ def song_table(song: Song) -> Table:
 
 
 def songs_table(page: Songs) -> Table:
-    """A list of songs."""
+    """Return a table of a page of songs."""
     table = Table("song", "status", "progress", "length", "asked for", "title", box=None, padding=(0, 2, 0, 0))
     for song in page.songs:
         table.add_row(
@@ -155,12 +157,12 @@ def songs_table(page: Songs) -> Table:
 
 
 def devices_view(found: Devices) -> Iterator[RenderableType]:
-    """Each device with its memory, its holder and its workers; then the queues and what is wrong."""
+    """Yield each device with its memory, its holder and its workers, then the queues and the problems."""
     for device in found.gpus:
         yield f"{device.name} ({device.id})"
         yield _device_table(device)
     if not found.gpus:
-        yield "no worker has told of a device"
+        yield "no worker has reported a device"
     waiting = {"tokens": found.queue.tokens, "audio": found.queue.decode}
     yield "queues: " + ", ".join(f"{'?' if n is None else n} for {name}" for name, n in waiting.items())
     yield from (f"problem: {problem}" for problem in found.problems)
@@ -170,7 +172,9 @@ def _device_table(device: Device) -> Table:
     table = Table.grid(padding=(0, 2))
     bar = Table.grid(padding=(0, 1))
     figures = f"{_gib(device.memory_used)} of {_gib(device.memory_total)}"
-    bar.add_row(ProgressBar(total=max(1, device.memory_total), completed=device.memory_used, width=_BAR), figures)
+    bar.add_row(
+        ProgressBar(total=max(1, device.memory_total), completed=device.memory_used, width=_MEMORY_BAR), figures
+    )
     table.add_row("  memory", bar)
     if device.utilization is not None:
         table.add_row("  use", f"{device.utilization} %")
@@ -178,7 +182,7 @@ def _device_table(device: Device) -> Table:
         table.add_row("  temperature", f"{device.temperature} °C")
     held = device.lease
     phase = f", phase {held.phase}" if held and held.phase is not None else ""
-    table.add_row("  held by", f"{held.role} {held.owner}{phase}, since {_moment(held.since)}" if held else "nobody")
+    table.add_row("  held by", f"{held.role} {held.owner}{phase}, since {_moment(held.since)}" if held else "no worker")
     for waiting in device.waiting:
         table.add_row("  waits", f"{waiting.role} {waiting.owner}, since {_moment(waiting.since)}")
     table.add_row("  on it", ", ".join(device.resident) or "nothing")
@@ -190,7 +194,7 @@ def _device_table(device: Device) -> Table:
 
 
 def models_of(found: Devices) -> list[dict[str, Any]]:
-    """The model of every live worker, and what lies on its device."""
+    """List the model of each live worker and what is loaded on its device."""
     return [
         {
             "role": worker.role,
@@ -208,7 +212,7 @@ def models_of(found: Devices) -> list[dict[str, Any]]:
 
 
 def models_table(models: list[dict[str, Any]]) -> Table:
-    """The same for people."""
+    """Return a table of what `models_of` lists."""
     table = Table("role", "model", "engine", "device", "on the device", "state", box=None, padding=(0, 2, 0, 0))
     for model in models:
         row = [str(model[name]) for name in ("role", "model", "engine", "device")]
@@ -226,7 +230,7 @@ def _expected(event: Event) -> str:
 
 
 def _moment(rfc3339: str, shape: str = "%Y-%m-%d %H:%M:%S") -> str:
-    """A time in this machine's zone; as it came where it is none."""
+    """Format a time in the local time zone; text that is no time is returned unchanged."""
     try:
         return datetime.fromisoformat(rfc3339).astimezone().strftime(shape)
     except ValueError:
