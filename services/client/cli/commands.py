@@ -50,7 +50,7 @@ def cli() -> None:
 @click.option("--lyrics", help="The words; lines such as [Verse] mark sections.")
 @click.option("--lyrics-file", type=click.File("rb"), help="A file (UTF-8) that holds them; - is standard input.")
 @click.option("--tags", default="", help="Style, comma-separated.")
-@click.option("--seconds", type=click.FloatRange(min=0, min_open=True), help="The song's greatest length.")
+@click.option("--seconds", type=click.FloatRange(min=0, min_open=True), help="Maximum length of the song.")
 @click.option("--seed", type=int, help="The same seed gives the same song.")
 @click.option("--temperature", type=float, help="0 always takes the likeliest token.")
 @click.option("--topk", type=int, help="Sample from this many of the likeliest tokens.")
