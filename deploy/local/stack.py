@@ -1,7 +1,7 @@
 """The local stack: embedded servers and services, started in the order in which they need each other.
 
 Parts stop in reverse order. One that ends unasked is started again (`supervisor`); one that does so too often, or
-because of a wrong setting, ends the stack. When this process is killed, the kernel kills them (`guard`).
+because of a wrong setting, ends the stack. When this process is killed, the kernel kills them (`parent_death`).
 """
 
 import asyncio
@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from deploy.local.credentials import load_credentials
-from deploy.local.processes import Process
+from deploy.local.process import Process
 from deploy.local.servers.embedded import ROLES, NatsServer, PortInUse, Reader, Role, S3Server, Server, StartFailed
 from deploy.local.servers.ports import keep_ports, port_is_free
-from deploy.local.servers.recovery import Healer
+from deploy.local.servers.watchdog import Healer
 from deploy.local.supervisor import RUNNING, STARTING, Part, Supervisor
 from deploy.setup import reach_store, set_up
 from shared.aio import end

@@ -11,7 +11,7 @@ import nats
 from nats.js.errors import APIError
 
 from deploy.local.servers.embedded import Server
-from deploy.local.servers.recovery import StoreProbe, nats_trouble
+from deploy.local.servers.watchdog import StoreProbe, nats_trouble
 from shared.device.lease import read_leases
 from shared.errors import Unavailable
 from shared.nats.subjects import GPU_LOCK, decode_subject, lock_key, token_subject

@@ -13,9 +13,9 @@ from typing import NoReturn
 
 import httpx
 
-from deploy.local.processes import Process
+from deploy.local.process import Process
 from deploy.local.servers.embedded import ROLES, NatsServer, Role, S3Server, Server, free_port
-from deploy.local.servers.recovery import Healer
+from deploy.local.servers.watchdog import Healer
 from deploy.setup import set_up
 from shared.aio import end
 from shared.settings import Settings

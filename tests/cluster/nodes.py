@@ -13,7 +13,7 @@ import nats
 import nats.errors
 from nats.js.errors import APIError
 
-from deploy.local.processes import Process
+from deploy.local.process import Process
 from deploy.local.servers.base import binary
 from deploy.local.servers.embedded import ROLES
 

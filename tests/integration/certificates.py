@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
-from deploy.local.processes import Process
+from deploy.local.process import Process
 from deploy.local.servers.embedded import NatsServer, S3Server
 
 _SIGNS = x509.KeyUsage(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from deploy.local.servers.embedded import Server
-from deploy.local.servers.recovery import Healer
+from deploy.local.servers.watchdog import Healer
 from shared.aio import end
 from shared.settings import Settings
 from tests.integration.gateway_fixtures import SONG, eventually, running_gateway

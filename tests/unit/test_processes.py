@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.local.processes import Process
+from deploy.local.process import Process
 
 PATIENCE = 30.0  # seconds until a test that waits for something gives up
 

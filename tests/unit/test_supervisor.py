@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.local.processes import Process
+from deploy.local.process import Process
 from deploy.local.servers.base import StartFailed
 from deploy.local.supervisor import RUNNING, Patience, Supervisor
 

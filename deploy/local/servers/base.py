@@ -6,7 +6,7 @@ import sys
 from abc import ABC, abstractmethod
 from pathlib import Path
 
-from deploy.local.processes import Process
+from deploy.local.process import Process
 from deploy.local.servers.ports import keep_ports, port_is_free
 from shared.errors import ConfigError, HeartMulaError
 

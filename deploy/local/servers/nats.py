@@ -10,7 +10,7 @@ from typing import Literal, get_args
 import nats
 import nats.errors
 
-from deploy.local.processes import Process
+from deploy.local.process import Process
 from deploy.local.servers.base import Server, binary
 
 Role = Literal["operator", "bootstrap", "gateway", "tokenizer", "codec", "client"]

@@ -12,7 +12,7 @@ from minio import Minio
 from minio.error import MinioException
 
 from deploy.local.private_file import write_private
-from deploy.local.processes import Process
+from deploy.local.process import Process
 from deploy.local.servers.base import Server, binary
 from deploy.local.servers.seaweedfs_security import write_security
 from shared.errors import ConfigError

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-_GUARD = Path(__file__).with_name("guard.py")
+_GUARD = Path(__file__).with_name("parent_death.py")
 _LOG_LIMIT = 10_000_000  # bytes; a longer log is set aside, in place of the one that was set aside before
 _LOG_LINES, _LOG_TAIL = 15, 16_384  # lines and bytes of a log that are shown
 

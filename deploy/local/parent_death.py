@@ -2,7 +2,7 @@
 
 ::
 
-    python guard.py <pid of the starter> <command> <argument>…
+    python parent_death.py <pid of the starter> <command> <argument>…
 
 It asks the kernel for SIGKILL at the starter's death, then becomes the command. A `preexec_fn` could do the same, but
 runs Python between fork and exec, where a lock held by another thread hangs the child. The kernel means the *thread*
