@@ -1,6 +1,7 @@
-"""``python -m deploy.setup``: create or update what the services need in NATS, before they start and at every upgrade.
+"""``python -m deploy.setup``: create or update the streams and buckets that the services need in NATS.
 
-As the user ``bootstrap``, who alone may. Harmless when everything is as it should be.
+It runs before the services start and at every upgrade, as the user ``bootstrap``, the only one with the rights. Running
+it again changes nothing.
 """
 
 import asyncio
@@ -18,13 +19,13 @@ from shared.waiting import until_there
 
 log = logging.getLogger(__name__)
 
-_PATIENCE = 60.0  # seconds that servers may take to come up
+_PATIENCE = 60.0  # seconds within which the servers have to answer
 
 
 async def set_up(settings: Settings, patience: float = _PATIENCE, say: Callable[[str], object] = log.warning) -> None:
-    """Create or update everything, waiting for NATS; `say` gets what it waits for, in sentences.
+    """Create or update all streams and buckets, waiting for NATS up to `patience` seconds.
 
-    Raises `Unavailable` when NATS does not do as asked.
+    `say` is called with sentences about what it waits for. Raises `Unavailable` when NATS does not answer or refuses.
     """
 
     async def attempt() -> None:
@@ -49,11 +50,13 @@ async def reach_store(
 
 
 def main() -> int:
-    """0 when everything is there, 1 when NATS does not do as asked, 2 when a setting is wrong."""
+    """Set up NATS; returns the exit code: 0 done, 1 NATS does not answer or refuses, 2 a setting is wrong."""
     try:
         settings = Settings.load()
         if not settings.nats_url:
-            raise ConfigError("HEARTMULA_NATS_URL is not set; `make run` does all this for the embedded server")
+            raise ConfigError(
+                "HEARTMULA_NATS_URL is not set; for the embedded server, `make run` does this setup itself"
+            )
         configure_logging(settings)
         asyncio.run(set_up(settings))
     except HeartMulaError as error:

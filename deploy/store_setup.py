@@ -1,10 +1,10 @@
-"""``python -m deploy.store_setup``: prepare a MinIO server: bucket, rule, and two users with the rights they need.
+"""``python -m deploy.store_setup``: create the bucket, its lifecycle rule and two users with their rights in MinIO.
 
-`heartmula`, as whom the services come, has the bucket to itself; `reader` may list and read finished songs. The rule
-removes tokens that nothing removed before. Harmless when everything is as it should be.
+The services use the user `heartmula`, who has all rights in the bucket; `reader` may list and read finished songs. The
+rule deletes tokens that have not been deleted otherwise. Running it again changes nothing.
 
-From the environment: S3_ENDPOINT, S3_ROOT_USER, S3_ROOT_PASSWORD, S3_SERVICE_PASSWORD, S3_READER_PASSWORD and
-HEARTMULA_S3_BUCKET (``heartmula``).
+Variables: S3_ENDPOINT, S3_ROOT_USER, S3_ROOT_PASSWORD, S3_SERVICE_PASSWORD, S3_READER_PASSWORD and HEARTMULA_S3_BUCKET
+(default ``heartmula``).
 """
 
 import asyncio
@@ -26,15 +26,15 @@ from shared.errors import Unavailable
 from shared.storage.objects import explained
 from shared.waiting import until_there
 
-_PATIENCE = 60.0  # seconds that the server may take to come up
+_PATIENCE = 60.0  # seconds within which the server has to answer
 _REFUSALS = dict.fromkeys(
     ("InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied"), "S3_ROOT_USER and its password"
 )
-_TOKEN_DAYS = 8  # records are kept for seven, and name tokens as long as a song is not finished
+_TOKEN_DAYS = 8  # records are kept for seven, and refer to tokens until the song is finished
 
 
 def policies(bucket: str) -> dict[str, dict[str, Any]]:
-    """What each user may do, in the language of S3's policies."""
+    """Return the S3 policy of each user."""
     name = f"arn:aws:s3:::{bucket}"
 
     def allow(actions: list[str], resource: str, **condition: Any) -> dict[str, Any]:
@@ -67,7 +67,7 @@ def policies(bucket: str) -> dict[str, dict[str, Any]]:
 
 
 def prepare(client: Minio, bucket: str) -> None:
-    """The bucket and its rule. Raises what the SDK raises."""
+    """Create the bucket and its lifecycle rule. Raises the SDK's errors."""
     if not client.bucket_exists(bucket_name=bucket):
         client.make_bucket(bucket_name=bucket)
     rule = Rule(
@@ -77,7 +77,7 @@ def prepare(client: Minio, bucket: str) -> None:
 
 
 def add_users(admin: MinioAdmin, bucket: str, passwords: dict[str, str]) -> None:
-    """The users and what they may do. Raises what the SDK raises."""
+    """Create the users and their policies. Raises the SDK's errors."""
     for user, policy in policies(bucket).items():
         admin.policy_add(user, policy=policy)
         admin.user_add(user, passwords[user])
@@ -85,7 +85,7 @@ def add_users(admin: MinioAdmin, bucket: str, passwords: dict[str, str]) -> None
 
 
 def main(patience: float = _PATIENCE) -> int:
-    """0 when everything is there, 1 when the server does not do as asked, 2 when a variable is missing."""
+    """Set up the store; returns the exit code: 0 done, 1 it does not answer or refuses, 2 a variable is missing."""
     quiet_libraries()
     try:
         endpoint, user, root, service, reader = (
@@ -104,15 +104,15 @@ def main(patience: float = _PATIENCE) -> int:
     )
     where = f"the object store at {endpoint} (S3_ENDPOINT)"
 
-    def all_of_it() -> None:
+    def set_up() -> None:
         prepare(client, bucket)
         add_users(admin, bucket, {"heartmula": service, "reader": reader})
 
     async def attempt() -> None:
         try:
-            await asyncio.to_thread(all_of_it)
+            await asyncio.to_thread(set_up)
         except MinioAdminException as error:
-            raise Unavailable("s3", f"{where} does not do as asked: {error}") from error
+            raise Unavailable("s3", f"{where} refuses the request: {error}") from error
         except (MinioException, urllib3.exceptions.HTTPError) as error:
             raise explained(error, where, _REFUSALS) from error
 

@@ -1,4 +1,4 @@
-"""``python -m deploy.local``: the whole system on this machine, until Ctrl-C."""
+"""``python -m deploy.local``: run the whole system on this machine until Ctrl-C."""
 
 import asyncio
 import os
@@ -15,7 +15,7 @@ async def _run() -> None:
 
 
 def main() -> int:
-    """Run the stack; 0 after a signal, 1 when a part failed, 2 when a setting is wrong."""
+    """Run the stack; returns the exit code: 0 after a signal, 1 when a part failed, 2 when a setting is wrong."""
     try:
         quiet_libraries()
         asyncio.run(_run())

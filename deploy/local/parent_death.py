@@ -1,12 +1,13 @@
-"""Run a command that is killed when the process that started it dies, whatever it died of.
+"""Run a command that the kernel kills when the process that started it dies, however it dies.
 
 ::
 
     python parent_death.py <pid of the starter> <command> <argument>…
 
-It asks the kernel for SIGKILL at the starter's death, then becomes the command. A `preexec_fn` could do the same, but
-runs Python between fork and exec, where a lock held by another thread hangs the child. The kernel means the *thread*
-that started the child: start children from the main thread. Only Linux has this; elsewhere the command just runs.
+This program sets the parent-death signal to SIGKILL, then executes the command. A `preexec_fn` could do the same, but
+runs Python between fork and exec, where a lock held by another thread hangs the child. The signal is sent when the
+*thread* that started the child ends, so start children from the main thread. Only Linux has this signal; elsewhere
+the command is run without it.
 """
 
 import ctypes
@@ -18,9 +19,10 @@ _PR_SET_PDEATHSIG = 1
 
 
 def main(starter: int, command: list[str]) -> None:
+    """Replace this process by `command`, or exit with 1 where `starter` has died or the command cannot be run."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() != starter:  # it died before the request was made
+        if os.getppid() != starter:  # the starter died before prctl was called
             sys.exit(1)
     try:
         os.execvp(command[0], command)

@@ -1,7 +1,7 @@
-"""The local stack: embedded servers and services, started in the order in which they need each other.
+"""Local stack: embedded servers and services, started in the order of their dependencies and stopped in reverse.
 
-Parts stop in reverse order. One that ends unasked is started again (`supervisor`); one that does so too often, or
-because of a wrong setting, ends the stack. When this process is killed, the kernel kills them (`parent_death`).
+A part that ends unexpectedly is restarted (`supervisor`). A part that ends too often, or because of a wrong setting,
+ends the stack. When this process is killed, the kernel kills all parts (`parent_death`).
 """
 
 import asyncio
@@ -21,31 +21,31 @@ from deploy.local.credentials import load_credentials
 from deploy.local.process import Process
 from deploy.local.servers.embedded import ROLES, NatsServer, PortInUse, Reader, Role, S3Server, Server, StartFailed
 from deploy.local.servers.ports import keep_ports, port_is_free
-from deploy.local.servers.watchdog import Healer
+from deploy.local.servers.watchdog import Watchdog
 from deploy.local.supervisor import RUNNING, STARTING, Part, Supervisor
 from deploy.setup import reach_store, set_up
 from shared.aio import end
 from shared.errors import ConfigError
 from shared.settings import Settings
 
-_GATEWAY_SECONDS = 60.0
-_WORKERS_SECONDS = 120.0  # torch alone takes half a minute to import from a cold disk
-_LOG_SECONDS = 5.0  # between two looks at how long the logs are
+_GATEWAY_SECONDS = 60.0  # until the gateway has to be ready
+_WORKERS_SECONDS = 120.0  # importing torch from a cold disk alone takes half a minute
+_LOG_SECONDS = 5.0  # between two checks of the logs' sizes
 _WRONG_SETTING = 2  # exit code of a service (shared.entrypoint)
 
 
 @dataclass(frozen=True)
 class Service:
-    """A service of this project and how it is started."""
+    """A service of this project and its command."""
 
     name: str
-    role: Role  # as whom it speaks to the embedded NATS
+    role: Role  # its user in the embedded NATS server
     command: tuple[str, ...]
-    grace: float = 15.0  # seconds from SIGTERM to SIGKILL; a worker gives its song back meanwhile
+    grace: float = 15.0  # seconds from SIGTERM to SIGKILL, in which a worker returns its song to the queue
 
     @classmethod
     def module(cls, name: str, role: Role, module: str) -> "Service":
-        """A service that is a Python module."""
+        """Make a service that runs a Python module."""
         return cls(name, role, (sys.executable, "-m", module))
 
 
@@ -61,7 +61,7 @@ def _say(sentence: str) -> None:
 
 
 async def _prepare(settings: Settings) -> None:
-    """Wait for the servers that these settings name, and make in them what is missing."""
+    """Wait for the servers that these settings name, and create the missing streams and the bucket in them."""
     waiting = [asyncio.ensure_future(set_up(settings, say=_say))] if settings.nats_url else []
     if settings.s3_endpoint:
         waiting.append(asyncio.ensure_future(reach_store(settings, say=_say)))
@@ -72,7 +72,7 @@ async def _prepare(settings: Settings) -> None:
 
 
 class Stack:
-    """Everything that `make run` runs. `run` is called once, in the main thread."""
+    """The system that `make run` starts. `run` is called once, in the main thread."""
 
     def __init__(
         self,
@@ -93,19 +93,20 @@ class Stack:
         self._outcome: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def run(self) -> None:
-        """Start everything, say ``ready: <url>``, and stop everything on SIGINT, SIGTERM or SIGHUP.
+        """Start all parts, print ``ready: <url>``, and stop all parts on SIGINT, SIGTERM or SIGHUP.
 
-        Raises `ConfigError` when something must be set otherwise, `StartFailed` when a part never gets ready, ends
-        again and again, or ends because of its settings.
+        Raises `ConfigError` when a setting has to be changed, `StartFailed` when a part does not get ready, ends too
+        often, or ends because of its settings.
         """
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup means what it says
+            # Under nohup, SIGHUP stays ignored.
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
                 loop.add_signal_handler(number, self._interrupt)
         with _only_stack(self._settings.data_dir):
             starting = asyncio.create_task(self._start())
             starting.add_done_callback(self._ended)
-            self._watch(self._bound_logs())
+            self._watch(self._rotate_logs())
             try:
                 await self._outcome
             finally:
@@ -114,10 +115,10 @@ class Stack:
                 await self._stop()
 
     async def restart(self, name: str) -> None:
-        """Stop and start the part of this name ("nats", "s3", "gateway", …); the others meet a short outage.
+        """Stop and start the part with this name ("nats", "s3", "gateway", …). The other parts see a short outage.
 
         Raises `KeyError` when there is no such part, `StartFailed` or `PortInUse` when the start fails, which is then
-        tried again as after any other end.
+        retried as after an unexpected end.
         """
         parts = {supervisor.part.name: supervisor for supervisor in self._parts}
         await parts[name].restart()
@@ -127,29 +128,29 @@ class Stack:
         if not port_is_free(settings.port, settings.host):
             raise PortInUse(f"port {settings.port} for the gateway is in use: set HEARTMULA_PORT to another port")
         keep_ports([settings.port])
-        await self._prepare(settings)  # the user's own servers, before any other is started
+        await self._prepare(settings)  # the user's own servers, before the embedded ones are started
         servers: list[Server] = []
         nats_urls: dict[Role, str] = {}
-        known = load_credentials(settings.data_dir)
+        credentials = load_credentials(settings.data_dir)
         if not settings.nats_url:
-            broker = NatsServer(settings.data_dir, settings.nats_port, known.nats_passwords)
+            broker = NatsServer(settings.data_dir, settings.nats_port, credentials.nats_passwords)
             nats_urls = {role: broker.url_of(role) for role in ROLES}
             servers.append(broker)
         if not settings.s3_endpoint:
-            reader = Reader(known.s3_reader_access_key, known.s3_reader_secret_key, settings.s3_bucket)
+            reader = Reader(credentials.s3_reader_access_key, credentials.s3_reader_secret_key, settings.s3_bucket)
             store = S3Server(
-                settings.data_dir, settings.s3_port, known.s3_access_key, known.s3_secret_key, reader=reader
+                settings.data_dir, settings.s3_port, credentials.s3_access_key, credentials.s3_secret_key, reader=reader
             )
             self._environ["HEARTMULA_S3_ENDPOINT"] = store.url
             self._environ["HEARTMULA_S3_ACCESS_KEY"] = store.access_key
             self._environ["HEARTMULA_S3_SECRET_KEY"] = store.secret_key
             servers.append(store)
         if not settings.webhook_secret:
-            self._environ["HEARTMULA_WEBHOOK_SECRET"] = known.webhook_secret
+            self._environ["HEARTMULA_WEBHOOK_SECRET"] = credentials.webhook_secret
         for server in servers:
             await self._add(server)
         if servers:
-            self._watch(Healer(servers, settings.s3_bucket, self.restart).run())
+            self._watch(Watchdog(servers, settings.s3_bucket, self.restart).run())
         if nats_urls:
             await self._prepare(replace(settings, nats_url=nats_urls["bootstrap"], s3_endpoint=""))
         await self._add(self._service(self._gateway, nats_urls, {}), {_WRONG_SETTING})
@@ -157,10 +158,10 @@ class Stack:
         threads = {"OMP_NUM_THREADS": str(len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count())}
         for worker in self._workers:
             await self._add(self._service(worker, nats_urls, threads), {_WRONG_SETTING})
-        # Without workers the gateway is healthy too: songs may wait for them.
-        await self._until("/health", "the workers", _WORKERS_SECONDS, said='"status":"ok"')
+        # Without workers /health answers 200 too, because songs can wait for them: its body has the status.
+        await self._until("/health", "the workers", _WORKERS_SECONDS, body='"status":"ok"')
         for supervisor in self._parts:
-            supervisor.patience = RUNNING
+            supervisor.policy = RUNNING
         host = f"[{self._host}]" if ":" in self._host else self._host
         print(f"ready: http://{host}:{settings.port}", flush=True)
 
@@ -182,19 +183,19 @@ class Stack:
         watcher.add_done_callback(self._ended)
         self._watchers.append(watcher)
 
-    async def _bound_logs(self) -> NoReturn:
+    async def _rotate_logs(self) -> NoReturn:
         while True:
             for supervisor in self._parts:
-                supervisor.part.bound_log()
+                supervisor.part.rotate_log()
             await asyncio.sleep(_LOG_SECONDS)
 
-    async def _until(self, path: str, who: str, seconds: float, said: str = "") -> None:
+    async def _until(self, path: str, part: str, seconds: float, body: str = "") -> None:
         deadline = time.monotonic() + seconds
         answer = (0, "")
-        while answer[0] != 200 or said not in answer[1]:
+        while answer[0] != 200 or body not in answer[1]:
             if time.monotonic() > deadline:
-                last = f": GET {path} says {answer[0]} {answer[1]}" if answer[0] else ""
-                raise StartFailed(f"{who} did not get ready within {seconds:g} s{last}")
+                last = f": GET {path} answers {answer[0]} {answer[1]}" if answer[0] else ""
+                raise StartFailed(f"{part} did not get ready within {seconds:g} s{last}")
             await asyncio.sleep(0.1)
             answer = await asyncio.to_thread(self._get, path)
 
@@ -210,7 +211,7 @@ class Stack:
             connection.close()
 
     def _interrupt(self) -> None:
-        if self._outcome.done():  # asked twice: no more patience
+        if self._outcome.done():  # the second signal: kill instead of waiting
             for supervisor in self._parts:
                 supervisor.part.kill()
         else:
@@ -230,7 +231,7 @@ class Stack:
 
 @contextmanager
 def _only_stack(data_dir: Path) -> Iterator[None]:
-    """Hold the data folder's lock, which the kernel takes back however this process ends."""
+    """Hold the data folder's lock, which the kernel releases however this process ends. Raises `ConfigError`."""
     try:
         data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = os.open(data_dir / "lock", os.O_RDWR | os.O_CREAT, 0o600)

@@ -11,7 +11,7 @@ import nats
 from nats.js.errors import APIError
 
 from deploy.local.servers.embedded import Server
-from deploy.local.servers.watchdog import StoreProbe, nats_trouble
+from deploy.local.servers.watchdog import StoreProbe, nats_problem
 from shared.device.lease import read_leases
 from shared.errors import Unavailable
 from shared.nats.subjects import GPU_LOCK, decode_subject, lock_key, token_subject
@@ -142,7 +142,7 @@ class Injector:
             await asyncio.sleep(fault.seconds)
             volume.free()
             self._stack.tell("the disk has room")
-            while await nats_trouble(self._stack.nats) or await probe.trouble():
+            while await nats_problem(self._stack.nats) or await probe.problem():
                 await asyncio.sleep(0.5)
             self._stack.tell("both servers write")
 

@@ -15,7 +15,7 @@ import httpx
 
 from deploy.local.process import Process
 from deploy.local.servers.embedded import ROLES, NatsServer, Role, S3Server, Server, free_port
-from deploy.local.servers.watchdog import Healer
+from deploy.local.servers.watchdog import Watchdog
 from deploy.setup import set_up
 from shared.aio import end
 from shared.settings import Settings
@@ -242,7 +242,8 @@ async def open_stack(
             await set_up(as_role(settings, "bootstrap"))
             await stack.start()
             if volume:
-                healing.append(asyncio.create_task(Healer([nats, store], settings.s3_bucket, restart, every=1.0).run()))
+                watchdog = Watchdog([nats, store], settings.s3_bucket, restart, every=1.0)
+                healing.append(asyncio.create_task(watchdog.run()))
             yield stack
         finally:
             await end(*healing)

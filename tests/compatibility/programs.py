@@ -8,7 +8,8 @@ import click
 import msgspec
 
 from services import client
-from services.client.cli.commands import AWAY, FAILED, INTERRUPTED, REFUSED, cli
+from services.client.cli.commands import cli
+from services.client.cli.runtime import ExitStatus
 
 
 async def commands() -> Any:
@@ -16,7 +17,12 @@ async def commands() -> Any:
     return {
         "common": _parameters(cli),
         "commands": {name: _parameters(command) for name, command in sorted(cli.commands.items())},
-        "exit codes": {"failed": FAILED, "away": AWAY, "refused": REFUSED, "interrupted": INTERRUPTED},
+        "exit codes": {
+            "failed": ExitStatus.FAILED,
+            "away": ExitStatus.UNAVAILABLE,
+            "refused": ExitStatus.REFUSED,
+            "interrupted": ExitStatus.INTERRUPTED,
+        },
     }
 
 

@@ -167,7 +167,7 @@ async def test_a_store_that_makes_no_users_is_tried_again_and_then_named(
         for name, value in (given | {"SERVICE_PASSWORD": "p" * 20, "READER_PASSWORD": "q" * 20}).items():
             monkeypatch.setenv(f"S3_{name}", value)
         assert await asyncio.to_thread(main, 1.0) == 1
-        assert f"{server.url} (S3_ENDPOINT) does not do as asked" in capsys.readouterr().err
+        assert f"{server.url} (S3_ENDPOINT) refuses the request" in capsys.readouterr().err
 
 
 def test_secrets_stay_out_of_git() -> None:

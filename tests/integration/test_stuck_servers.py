@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from deploy.local.servers.embedded import Server
-from deploy.local.servers.watchdog import Healer
+from deploy.local.servers.watchdog import Watchdog
 from shared.aio import end
 from shared.settings import Settings
 from tests.integration.gateway_fixtures import SONG, eventually, running_gateway
@@ -33,7 +33,7 @@ async def test_what_can_no_longer_write_is_started_again_once_there_is_room(disk
             restarted.append(name)
 
         async with running_gateway(changed, settings.data_dir) as gateway:
-            healing = asyncio.create_task(Healer(servers, changed.s3_bucket, restart, every=0.3).run())
+            healing = asyncio.create_task(Watchdog(servers, changed.s3_bucket, restart, every=0.3).run())
             try:
                 await break_store(gateway.store, disk)
                 assert (await gateway.http.post("/generate", json=SONG)).status_code == 503

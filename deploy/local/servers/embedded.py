@@ -1,4 +1,4 @@
-"""The embedded NATS and S3 servers, for the local stack and for tests: the same real servers as in production.
+"""Embedded NATS and S3 servers for the local stack and for tests, which are the servers used in production.
 
 ::
 
@@ -7,7 +7,7 @@
         server.kill()             # SIGKILL
         await server.start()      # same folder, same port
 
-Both keep everything below one folder (``nats/``, ``s3/``, ``logs/``), so they may share it.
+Both keep their files below one folder (``nats/``, ``s3/``, ``logs/``), so they can share it.
 """
 
 from collections.abc import AsyncIterator, Mapping
@@ -37,7 +37,7 @@ __all__ = [
 
 @asynccontextmanager
 async def nats_server(data_dir: Path, port: int, passwords: Mapping[Role, str]) -> AsyncIterator[NatsServer]:
-    """A `NatsServer` that is ready on entry and stopped on exit."""
+    """Run a `NatsServer`: ready on entry, stopped on exit."""
     server = NatsServer(data_dir, port, passwords)
     await server.start()
     try:
@@ -48,7 +48,7 @@ async def nats_server(data_dir: Path, port: int, passwords: Mapping[Role, str]) 
 
 @asynccontextmanager
 async def s3_server(data_dir: Path, port: int, access_key: str, secret_key: str) -> AsyncIterator[S3Server]:
-    """An `S3Server` that is ready on entry and stopped on exit."""
+    """Run an `S3Server`: ready on entry, stopped on exit."""
     server = S3Server(data_dir, port, access_key, secret_key)
     await server.start()
     try:

@@ -1,4 +1,4 @@
-"""The embedded NATS server."""
+"""Embedded NATS server."""
 
 import asyncio
 import json
@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import nats
-import nats.errors
 
 from deploy.local.process import Process
 from deploy.local.servers.base import Server, binary
+from shared.errors import NotFound, Unavailable
+from shared.nats.errors import nats_errors
 
 Role = Literal["operator", "bootstrap", "gateway", "tokenizer", "codec", "client"]
 ROLES: tuple[Role, ...] = get_args(Role)
@@ -26,20 +27,22 @@ class NatsServer(Server):
     variable = "HEARTMULA_NATS_PORT"
 
     def __init__(self, data_dir: Path, port: int, passwords: Mapping[Role, str], monitor_port: int = 0) -> None:
-        """With `monitor_port` the server tells its figures there, to anybody."""
+        """`monitor_port` serves the server's monitoring endpoints without a password; 0 switches them off."""
         if not all(re.fullmatch(r"[A-Za-z0-9_-]+", passwords[role]) for role in ROLES):
-            raise ValueError("passwords stand in URLs that nats-py does not unquote: letters, digits, - and _")
+            raise ValueError(
+                "passwords may hold letters, digits, - and _ only: they stand in URLs that nats-py does not unquote"
+            )
         self._passwords = passwords
         self.monitor_port = monitor_port
         super().__init__(data_dir, port)
 
     @property
     def url(self) -> str:
-        """``nats://user:password@127.0.0.1:port`` of the role that may do everything."""
+        """``nats://user:password@127.0.0.1:port`` of the role `operator`, which may do everything."""
         return self.url_of("operator")
 
     def url_of(self, role: Role) -> str:
-        """``nats://user:password@127.0.0.1:port`` of any role."""
+        """Return ``nats://user:password@127.0.0.1:port`` of a role."""
         return f"nats://{role}:{self._passwords[role]}@127.0.0.1:{self.port}"
 
     def _process(self) -> Process:
@@ -49,7 +52,7 @@ class NatsServer(Server):
         return Process(
             self.name,
             [binary("nats-server"), "-c", str(_NATS_CONFIG), *monitor],
-            # Read as parts of its configuration, where a quoted word is a string whatever it looks like.
+            # The server reads the values as configuration, in which quotes make any text a string.
             env={f"NATS_{name}": json.dumps(value, ensure_ascii=False) for name, value in values.items()},
             log=self.data_dir / "logs" / "nats.log",
             umask=0o077,
@@ -59,23 +62,22 @@ class NatsServer(Server):
         return [port for port in (self.port, self.monitor_port) if port]
 
     def _prepare(self) -> None:
-        """Its configuration comes with the project."""
+        """Nothing to write: the configuration is part of the project."""
 
     async def _answers(self) -> bool:
         try:
-            _, writer = await asyncio.open_connection("127.0.0.1", self.port)  # nats-py waits 2 s when refused
-            writer.close()
-            client = await nats.connect(self.url, allow_reconnect=False, connect_timeout=2, error_cb=_ignore)
-        except (OSError, TimeoutError, nats.errors.Error):
+            with nats_errors("no answer"):
+                _, writer = await asyncio.open_connection("127.0.0.1", self.port)  # nats-py waits 2 s when refused
+                writer.close()
+                client = await nats.connect(self.url, allow_reconnect=False, connect_timeout=2, error_cb=_ignore)
+                try:
+                    await client.jetstream().account_info()
+                finally:
+                    await client.close()
+        except (Unavailable, NotFound):
             return False
-        try:
-            await client.jetstream().account_info()
-        except nats.errors.Error:
-            return False
-        finally:
-            await client.close()
         return True
 
 
 async def _ignore(error: Exception) -> None:
-    """While a server starts, refused connections are expected."""
+    """Ignore an error: while a server starts, refused connections are expected."""

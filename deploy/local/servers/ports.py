@@ -1,4 +1,4 @@
-"""Ports of this machine: which are free, and which a test or a stack has set aside."""
+"""TCP ports of this machine: find free ones, and reserve them for a test or a stack."""
 
 import fcntl
 import os
@@ -8,21 +8,23 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-_random = random.SystemRandom()  # two suites that seed the common one alike would try the same ports
+_random = (
+    random.SystemRandom()
+)  # with the shared generator, two test suites with the same seed would try the same ports
 _reservations = Path(f"/tmp/heartmula-ports-{os.getuid()}")
-_file: int | None = None  # held open for ever: to close it would give every port back
-_reserved: set[int] = set()  # by this process, to which the kernel would grant a lock twice
+_file: int | None = None  # never closed: closing would release all ports
+_reserved: set[int] = set()  # by this process, which the kernel would grant a lock again
 
 
 def port_is_free(port: int, host: str = "127.0.0.1") -> bool:
-    """Whether a server could listen on this port now."""
+    """Whether a server can listen on this port now."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except OSError:
-        return True  # no such address: the server itself has the better message
+        return True  # no such address: the server has the better message
     family, kind, protocol, _, address = found[0]
     with socket.socket(family, kind, protocol) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a closed connection's TIME_WAIT is no obstacle
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # ignore closed connections in TIME_WAIT
         try:
             probe.bind(address)
         except OSError:
@@ -31,10 +33,10 @@ def port_is_free(port: int, host: str = "127.0.0.1") -> bool:
 
 
 def reserve_port(port: int) -> bool:
-    """Set a port aside for this process; False when another process of this user has done so.
+    """Reserve a port for this process; returns False when another process of this user has reserved it.
 
-    Byte number `port` of a file in /tmp is locked. The kernel unlocks it when this process ends, however it ends.
-    Nothing is opened or bound: only those who ask here, as `free_port` does, take notice.
+    The reservation is a lock on byte number `port` of a file in /tmp, which the kernel releases when this process ends,
+    however it ends. Nothing is bound: only callers of this function and of `free_port` respect it.
     """
     global _file
     if _file is None:
@@ -48,17 +50,17 @@ def reserve_port(port: int) -> bool:
 
 
 def keep_ports(ports: Iterable[int]) -> None:
-    """Reserve the ports of a server as far as possible: `free_port` then leaves them alone while it restarts."""
-    with suppress(OSError):  # another user's file in the way is no reason not to start
+    """Reserve the ports of a server as far as possible, so that `free_port` does not return them while it restarts."""
+    with suppress(OSError):  # the server starts all the same where the file belongs to another user
         for port in ports:
             reserve_port(port)
 
 
 def free_port(offsets: Sequence[int] = (0,)) -> int:
-    """A port that is free and, until this process ends, reserved; so are those that lie `offsets` above it.
+    """Return a port that is free, and reserved until this process ends, like the ports at `offsets` above it.
 
-    An `S3Server` needs ``free_port(S3Server.ports)``. All lie below the range from which the kernel picks a client's
-    ports, so that no connection takes one meanwhile.
+    An `S3Server` needs ``free_port(S3Server.ports)``. All ports lie below the range from which the kernel takes the
+    ports of outgoing connections, so that no connection uses one meanwhile.
     """
     while True:
         first = _random.randrange(10_000, 20_000)

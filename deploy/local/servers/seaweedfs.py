@@ -1,4 +1,4 @@
-"""The embedded S3 server."""
+"""Embedded S3 server (SeaweedFS)."""
 
 import asyncio
 import json
@@ -20,7 +20,7 @@ from shared.errors import ConfigError
 
 @dataclass(frozen=True)
 class Reader:
-    """An S3 user who may read and list what lies under one prefix."""
+    """An S3 user who may read and list the objects under one prefix."""
 
     access_key: str
     secret_key: str
@@ -29,7 +29,7 @@ class Reader:
 
     @property
     def identity(self) -> dict[str, object]:
-        """As SeaweedFS wants it told."""
+        """The user in the form of SeaweedFS's configuration."""
         return {
             "name": "reader",
             "credentials": [{"accessKey": self.access_key, "secretKey": self.secret_key}],
@@ -38,14 +38,14 @@ class Reader:
 
 
 class S3Server(Server):
-    """SeaweedFS as one process, S3 on the loopback interface.
+    """SeaweedFS in one process, with S3 on the loopback interface.
 
-    One identity with all rights; with `reader` another one, which may read and list finished songs and nothing else.
+    One user has all rights. `reader` adds another one, who may only read and list finished songs.
     """
 
     name = "s3"
     variable = "HEARTMULA_S3_PORT"
-    ports = (*range(10), 10_008)  # to set aside, counted from the first
+    ports = (*range(10), 10_008)  # that it listens on, as offsets from its port
 
     def __init__(
         self,
@@ -56,7 +56,10 @@ class S3Server(Server):
         metrics_port: int = 0,
         reader: Reader | None = None,
     ) -> None:
-        """With `metrics_port` the server tells its figures there, to anybody."""
+        """`metrics_port` serves metrics without credentials; 0 switches them off.
+
+        Raises `ConfigError` for a `port` above 55527.
+        """
         if port > 65_535 - 10_008:
             raise ConfigError(f"{self.variable} may be at most 55527: the server also takes the port 10008 above")
         self.access_key = access_key
@@ -77,13 +80,13 @@ class S3Server(Server):
 
     def _process(self) -> Process:
         folder = self.data_dir / "s3"
-        command = [  # -dir is a list separated by commas: the folder's own name stays out of it
+        command = [  # -dir is a list separated by commas, so the folder's name must not be in it
             *(binary("weed"), "-logtostderr=true", "mini", "-dir=."),
             *("-ip=127.0.0.1", "-ip.bind=127.0.0.1"),
             *(f"-{name}={port}" for name, port in self._port_options().items()),
             *("-s3.port.iceberg=0", "-s3.port.lance=0", "-webdav=false", "-admin.ui=false"),
-            "-disableHttp",  # else the filer's port reads and deletes any object without credentials
-            "-volume.preStopSeconds=0",  # time for other machines to notice, of which there are none
+            "-disableHttp",  # otherwise the filer's port reads and deletes any object without credentials
+            "-volume.preStopSeconds=0",  # time for other machines to notice; there are none
             *("-master.volumeSizeLimitMB=64", "-master.telemetry=false"),
             *("-s3.autoCreateBucket=false", "-s3.allowDeleteBucketNotEmpty=false"),
             *([f"-metricsPort={self.metrics_port}"] if self.metrics_port else []),
@@ -101,11 +104,11 @@ class S3Server(Server):
             },
             cwd=folder,
             log=self.data_dir / "logs" / "s3.log",
-            umask=0o077,  # its sockets lie in /tmp
+            umask=0o077,  # its sockets are in /tmp
         )
 
     def _ports(self) -> list[int]:
-        # No option for the last one: SeaweedFS's own worker looks there only, and without it no lifecycle rule runs.
+        # There is no option for the last one. SeaweedFS's worker uses it, and without it no lifecycle rule runs.
         options = self._port_options()
         metrics = [self.metrics_port] if self.metrics_port else []
         return [*options.values(), options["admin.port"] + 10_000, *metrics]
@@ -124,8 +127,9 @@ class S3Server(Server):
         pool = urllib3.PoolManager(timeout=2.0, retries=False)
         ports, url = self._port_options(), urlsplit(self.url)
         try:
-            # Its volumes may meet a master that leads not yet, and come again after five seconds: until then objects
-            # are neither read nor written, while everything else answers. The master's page names them once they came.
+            # Volumes that meet a master which is not yet the leader register again after five seconds. Until then
+            # objects can be neither read nor written, while everything else answers. The master's page lists the
+            # registered volumes.
             page = pool.request("GET", f"http://127.0.0.1:{ports['master.port']}/")
             if page.status == 200 and f"127.0.0.1:{ports['volume.port']}".encode() not in page.data:
                 return False
@@ -144,7 +148,7 @@ class S3Server(Server):
         return True
 
     def _clean(self) -> None:
-        # SeaweedFS puts sockets there whatever its options, and leaves some even after SIGTERM.
+        # SeaweedFS creates sockets there whatever its options, and leaves some even after SIGTERM.
         for port in self._ports():
             for socket_file in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
                 socket_file.unlink(missing_ok=True)

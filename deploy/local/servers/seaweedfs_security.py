@@ -1,8 +1,8 @@
-"""What SeaweedFS's own ports ask for: certificates between its parts, signatures for what lies in its volumes.
+"""Security of SeaweedFS's internal ports: certificates between its parts, and signatures for access to its volumes.
 
-Its master, volume, filer, S3, admin and worker parts speak gRPC with each other over TCP, and any client may make S3
-users and delete objects there, unless both sides have to show a certificate. The volume server reads and writes
-objects over HTTP for any client that knows their ids, unless it asks for a signature.
+Its master, volume, filer, S3, admin and worker parts speak gRPC with each other over TCP, and any client could make S3
+users and delete objects there, unless both sides have to present a certificate. The volume server reads and writes
+objects over HTTP for any client that knows their ids, unless it requires a signature.
 """
 
 import secrets
@@ -21,10 +21,10 @@ _PARTS = ("master", "volume", "filer", "s3", "admin", "worker", "client")
 
 
 def write_security(folder: Path) -> None:
-    """Write ``security.toml``, a certificate and its key into SeaweedFS's folder, all of them new.
+    """Write a new ``security.toml``, certificate and key into SeaweedFS's folder.
 
-    They are good for one start: all parts run in one process, nothing outside it trusts the certificate, and no object
-    is signed or encrypted with anything of this. So none has to be renewed, and an older folder needs no care.
+    They are made for each start: all parts run in one process, nothing outside it trusts the certificate, and no stored
+    object depends on them. So none has to be renewed or kept.
     """
     certificate, key = _certificate()
     write_private(folder / "grpc.crt", certificate)
@@ -36,9 +36,9 @@ def write_security(folder: Path) -> None:
 
 
 def _certificate() -> tuple[bytes, bytes]:
-    """A certificate that vouches for itself and its private key, both in PEM.
+    """Make a self-signed certificate and its private key, both in PEM.
 
-    Both sides of each connection show it, and accept no other. It is valid whatever the clock says.
+    Both sides of each connection present it and accept no other. It is valid at any date.
     """
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "embedded object store")])

@@ -1,6 +1,6 @@
-"""Starts an embedded server again that lives and takes no writes any more, once its disk has room.
+"""Watchdog that restarts an embedded server which runs but no longer accepts writes, once its disk has free space.
 
-After a full disk neither nats-server 2.15 nor SeaweedFS 4.48 heals by itself, and only a new start helps.
+After a full disk neither nats-server 2.15 nor SeaweedFS 4.48 recovers without a restart.
 """
 
 import asyncio
@@ -13,45 +13,44 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import NoReturn
 
 import nats
-import nats.errors
 
 from deploy.local.servers.embedded import NatsServer, S3Server, Server
-from shared.errors import HeartMulaError
+from shared.errors import HeartMulaError, NotFound, Unavailable
+from shared.nats.errors import nats_errors
 from shared.settings import Settings
 from shared.storage.objects import ObjectStore
 
-_EVERY = 5.0  # seconds between two looks
-_PATIENCE = 10.0  # seconds for an answer
-_TIMES = 3  # looks in a row that have to find a server stuck
-_PAUSES = (30.0, 900.0)  # seconds after a restart in which there is no other: at first, and at most
-_ROOM, _ROOM_SHARE = 32 << 20, 0.02  # bytes, and of the volume: SeaweedFS writes nothing on the last hundredth
+_INTERVAL = 5.0  # seconds between two checks
+_TIMEOUT = 10.0  # seconds for an answer
+_FAILURES = 3  # failed checks in a row before a restart
+_DELAYS = (30.0, 900.0)  # seconds after a restart before the next check: the first, doubled up to the second
+_MIN_FREE, _MIN_FREE_SHARE = 32 << 20, 0.02  # bytes, and share of the volume, of which SeaweedFS needs 1 % free
 _HEALTH = "$SYS.REQ.SERVER.PING.HEALTHZ"
 
 
-async def nats_trouble(server: NatsServer) -> str | None:
-    """What the server says of its streams, when it cannot write to one; None when all is well or it is away."""
+async def nats_problem(server: NatsServer) -> str | None:
+    """Return the server's error of a stream that it cannot write to; None when there is none or it does not answer."""
     try:
-        client = await nats.connect(
-            server.url_of("operator").replace("//operator:", "//system:"),
-            allow_reconnect=False,
-            connect_timeout=2,
-            inbox_prefix=b"_INBOX_system",
-            error_cb=_ignore,
-        )
-    except (OSError, TimeoutError, nats.errors.Error):
-        return None
-    try:
-        answer = await client.request(_HEALTH, b'{"details": true}', timeout=_PATIENCE)
+        with nats_errors("no answer"):
+            client = await nats.connect(
+                server.url_of("operator").replace("//operator:", "//system:"),
+                allow_reconnect=False,
+                connect_timeout=2,
+                inbox_prefix=b"_INBOX_system",
+                error_cb=_ignore,
+            )
+            try:
+                answer = await client.request(_HEALTH, b'{"details": true}', timeout=_TIMEOUT)
+            finally:
+                await client.close()
         errors = json.loads(answer.data).get("data", {}).get("errors") or []
-        return next((str(error.get("error")) for error in errors), None)
-    except (OSError, TimeoutError, nats.errors.Error, ValueError):
+    except (Unavailable, NotFound, ValueError):
         return None
-    finally:
-        await client.close()
+    return next((str(error.get("error")) for error in errors), None)
 
 
 class StoreProbe:
-    """Writes to an embedded store."""
+    """Checks whether an embedded object store accepts writes."""
 
     def __init__(self, server: S3Server, bucket: str) -> None:
         self._store = ObjectStore(
@@ -63,73 +62,77 @@ class StoreProbe:
             )
         )
 
-    async def trouble(self) -> str | None:
-        """Why the store takes no writes though it answers; None when all is well, or it does not answer."""
+    async def problem(self) -> str | None:
+        """Return why the store accepts no writes although it answers; None when it does, or does not answer."""
         try:
-            async with asyncio.timeout(_PATIENCE):
+            async with asyncio.timeout(_TIMEOUT):
                 await self._store.ping()
         except (HeartMulaError, TimeoutError):
             return None
         try:
-            async with asyncio.timeout(_PATIENCE):
+            async with asyncio.timeout(_TIMEOUT):
                 await self._store.prove_writing()
         except HeartMulaError as error:
             return str(error)
         except TimeoutError:
-            return "it does not finish a write"
+            return "a write does not finish"
         return None
 
 
-class Healer:
-    """Looks after embedded servers, one at least, until it is cancelled."""
+class Watchdog:
+    """Watches embedded servers, at least one, and restarts those that accept no writes."""
 
     def __init__(
-        self, servers: Sequence[Server], bucket: str, restart: Callable[[str], Awaitable[None]], every: float = _EVERY
+        self,
+        servers: Sequence[Server],
+        bucket: str,
+        restart: Callable[[str], Awaitable[None]],
+        every: float = _INTERVAL,
     ) -> None:
-        """`restart` stops and starts the server of a name; `every` is in seconds between two looks."""
+        """`restart` stops and starts the server with a name; `every` is the seconds between two checks."""
         self._servers, self._bucket, self._restart, self._every = servers, bucket, restart, every
 
     async def run(self) -> NoReturn:
-        """Never returns."""
+        """Watch all servers until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             for server in self._servers:
                 if isinstance(server, NatsServer):
-                    tasks.create_task(self._look_after(server, functools.partial(nats_trouble, server)))
+                    tasks.create_task(self._watch_server(server, functools.partial(nats_problem, server)))
                 elif isinstance(server, S3Server):
-                    tasks.create_task(self._look_after(server, StoreProbe(server, self._bucket).trouble))
-        raise AssertionError("looking after servers has no end")
+                    tasks.create_task(self._watch_server(server, StoreProbe(server, self._bucket).problem))
+        raise AssertionError("watching a server does not end")
 
-    async def _look_after(self, server: Server, look: Callable[[], Awaitable[str | None]]) -> None:
-        stuck, pause, said = 0, _PAUSES[0], False
+    async def _watch_server(self, server: Server, check: Callable[[], Awaitable[str | None]]) -> None:
+        failures, delay, reported = 0, _DELAYS[0], False
         while True:
             await asyncio.sleep(self._every)
-            reason = await look()
+            reason = await check()
             if reason is None:
-                stuck, said = 0, False
+                failures, reported = 0, False
                 continue
-            stuck += 1
-            if stuck < _TIMES:
+            failures += 1
+            if failures < _FAILURES:
                 continue
-            if not said:
-                _say(f"{server.name} takes no writes: {reason}")
-                said = True
-            if not has_room(server):
+            if not reported:
+                _say(f"{server.name} accepts no writes: {reason}")
+                reported = True
+            if not has_free_space(server):
                 continue
-            _say(f"starting {server.name} again: its disk has room, and it takes no writes all the same")
+            _say(f"starting {server.name} again: its disk has free space, and it still accepts no writes")
             try:
                 await self._restart(server.name)
             except HeartMulaError as error:
                 _say(f"{server.name} could not be started again: {error}")
-            stuck, said = 0, False
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, _PAUSES[1])
+            failures, reported = 0, False
+            await asyncio.sleep(delay)
+            delay = min(2 * delay, _DELAYS[1])
 
 
-def has_room(server: Server) -> bool:
-    """Whether the volume of a server's data has room for more than a moment."""
+def has_free_space(server: Server) -> bool:
+    """Whether the volume of a server's data has enough free space for a restart to help."""
     with contextlib.suppress(OSError):
         usage = shutil.disk_usage(server.data_dir)
-        return usage.free > max(_ROOM, _ROOM_SHARE * usage.total)
+        return usage.free > max(_MIN_FREE, _MIN_FREE_SHARE * usage.total)
     return False
 
 
@@ -138,4 +141,4 @@ def _say(line: str) -> None:
 
 
 async def _ignore(error: Exception) -> None:
-    """A server that is just being started again refuses connections."""
+    """Ignore an error: a server that is being restarted refuses connections."""
