@@ -1,5 +1,5 @@
 #!/bin/sh
-# What the Dockerfile's stages install, in empty virtual environments on this machine: a missing file or package shows.
+# Install in empty virtual environments what the Dockerfile's stages install, to find missing files and packages.
 set -eu
 cd "$(dirname "$0")/../.."
 work=$(mktemp -d)

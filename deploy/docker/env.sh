@@ -1,5 +1,5 @@
 #!/bin/sh
-# Makes deploy/.env, which docker-compose.yml reads: secrets at random, once. `env.sh cpu` is for machines without a GPU.
+# Write deploy/.env with random secrets, once, for docker-compose.yml. `env.sh cpu` is for machines without a GPU.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -9,11 +9,11 @@ case ${1:-gpu} in
   *) echo "usage: env.sh [gpu|cpu]" >&2; exit 2 ;;
 esac
 if [ -e .env ]; then
-  echo "deploy/.env is there already and stays as it is" >&2
+  echo "deploy/.env exists already and is left unchanged" >&2
   exit 0
 fi
 
-# It begins with a letter: nats-server would take a word of digits for a number.
+# A secret begins with a letter, because nats-server reads a word of digits as a number.
 secret() { printf p; od -An -N20 -tx1 /dev/urandom | tr -d ' \n'; echo; }
 
 umask 077
@@ -27,4 +27,4 @@ umask 077
   echo "HEARTMULA_WEBHOOK_SECRET=whsec_$(head -c 32 /dev/urandom | base64 | tr -d '\n')"
 } > .env.new
 mv .env.new .env
-echo "deploy/.env is made; keep a copy of it with your backups"
+echo "deploy/.env is written; keep a copy of it with your backups"
