@@ -317,7 +317,7 @@ def test_no_service_looks_like_a_misspelt_setting(objects: list[Object]) -> None
 
 
 def rules(objects: list[Object], labels: dict[str, str], way: str) -> list[tuple[Object | None, set[int]]]:
-    """Who a pod may reach, or who may reach it: peer (None: anybody) and ports. Fails where nothing restrains it."""
+    """Allowed peers (None: any) and ports of a pod in one direction. Fails where no policy restricts it."""
     policies = [
         o["spec"] for o in objects if o["kind"] == "NetworkPolicy" and selects(o["spec"]["podSelector"], labels)
     ]

@@ -1,4 +1,4 @@
-"""The dashboard and the alerts ask for figures that there are."""
+"""The dashboard and the alerts use metrics that exist."""
 
 import json
 import re
@@ -27,7 +27,7 @@ def rules() -> list[dict[str, Any]]:
     return found
 
 
-async def test_every_figure_that_is_asked_for_is_told(settings: Settings) -> None:
+async def test_every_metric_that_is_queried_is_exported(settings: Settings) -> None:
     dashboard = json.loads((DEPLOY / "grafana" / "heartmula.json").read_text())
     asked = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
     names = {
@@ -45,13 +45,13 @@ async def test_every_figure_that_is_asked_for_is_told(settings: Settings) -> Non
         async def all_there() -> bool:
             async with httpx.AsyncClient(trust_env=False) as http:
                 urls = (f"{gateway.base}/metrics", f"http://127.0.0.1:{port}/metrics")
-                told = "\n".join([(await http.get(url)).text for url in urls])
-            return names <= set(re.findall(r"^(?:# TYPE )?(heartmula_\w+)", told, re.MULTILINE))
+                exported = "\n".join([(await http.get(url)).text for url in urls])
+            return names <= set(re.findall(r"^(?:# TYPE )?(heartmula_\w+)", exported, re.MULTILINE))
 
-        await eventually(all_there, "figures that nobody tells")
+        await eventually(all_there, "metrics that are not exported")
 
 
-def test_every_alert_says_how_bad_it_is_and_what_it_is() -> None:
+def test_every_alert_has_a_severity_and_a_summary() -> None:
     text = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
     for rule in rules():
         assert rule["labels"]["severity"] in ("critical", "warning")

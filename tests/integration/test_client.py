@@ -1,4 +1,4 @@
-"""The Python client and the command line, against a real gateway, and workers with the trivial engine."""
+"""Python client and command line against a real gateway and workers with the trivial engine."""
 
 import asyncio
 import json
@@ -20,7 +20,7 @@ from tests.integration.flow import PATIENCE, open_flow
 from tests.integration.gateway_fixtures import RunningGateway, eventually, fresh_settings, running_gateway
 
 UNKNOWN = "00000000-0000-4000-8000-000000000000"
-Said = tuple[int, str, str]  # exit code, standard output, standard error
+Output = tuple[int, str, str]  # exit code, standard output, standard error
 
 
 @pytest.fixture(scope="module")
@@ -41,31 +41,31 @@ async def begin(url: str, *words: str, folder: Path | None = None) -> asyncio.su
     )
 
 
-async def finish(process: asyncio.subprocess.Process, stdin: str = "") -> Said:
-    """Wait for its end."""
+async def finish(process: asyncio.subprocess.Process, stdin: str = "") -> Output:
+    """Wait for the end of the command line."""
     async with asyncio.timeout(PATIENCE):
         out, err = await process.communicate(stdin.encode())
     assert "Traceback" not in err.decode()
     return process.returncode or 0, out.decode(), err.decode()
 
 
-async def heartmula(url: str, *words: str, folder: Path | None = None, stdin: str = "") -> Said:
+async def heartmula(url: str, *words: str, folder: Path | None = None, stdin: str = "") -> Output:
     """Run the command line to its end."""
     return await finish(await begin(url, *words, folder=folder), stdin)
 
 
 class Relay:
-    """A proxy on the way to the gateway that loses what it is told to."""
+    """A proxy before the gateway that loses answers and cuts connections."""
 
     def __init__(self, port: int) -> None:
         self.url, self._port, self._listen = "", port, free_port()
-        self.lose_answers = 0  # connections whose first answer is thrown away
-        self.cut_after: list[int] = []  # bytes of answer after which a connection is cut; then none
+        self.lose_answers = 0  # connections whose first answer is dropped
+        self.cut_after: list[int] = []  # bytes of the answer after which each next connection is cut
         self.requests: list[bytes] = []
         self._open: set[asyncio.StreamWriter] = set()
 
     def cut(self) -> None:
-        """Break every connection off."""
+        """Abort every connection."""
         for writer in self._open:
             writer.transport.abort()
 
@@ -129,7 +129,7 @@ async def test_a_song_from_the_request_to_the_file(settings: Settings, tmp_path:
             assert again.read_bytes() == path.read_bytes()
             assert soundfile.info(path).duration == pytest.approx(2, abs=0.1)
 
-            async def healthy() -> bool:  # what is told of workers may be from before they were there
+            async def healthy() -> bool:  # the reported workers may be from before the start
                 return (await client.health()).status == "ok"
 
             await eventually(healthy, "there are problems")
@@ -146,11 +146,11 @@ async def test_a_song_from_the_request_to_the_file(settings: Settings, tmp_path:
         assert soundfile.info(tmp_path / "one.wav").format == "WAV"
 
         code, out, _ = await heartmula(gateway.base, *text, "--json", "-o", "two", folder=tmp_path, stdin="la")
-        told = json.loads(out)
-        assert (code, told["status"], told["path"]) == (0, "completed", "two.flac")
-        code, out, _ = await heartmula(gateway.base, "watch", told["job_id"], "--json")
+        song = json.loads(out)
+        assert (code, song["status"], song["path"]) == (0, "completed", "two.flac")
+        code, out, _ = await heartmula(gateway.base, "watch", song["job_id"], "--json")
         assert (code, [json.loads(line)["status"] for line in out.splitlines()]) == (0, ["completed"])
-        code, out, _ = await heartmula(gateway.base, "status", told["job_id"], "--json")
+        code, out, _ = await heartmula(gateway.base, "status", song["job_id"], "--json")
         assert json.loads(out)["duration"] == pytest.approx(2, abs=0.1)
         code, out, _ = await heartmula(gateway.base, "models", "--json")
         assert {model["role"] for model in json.loads(out)["models"]} == {"tokenizer", "codec"}
@@ -170,7 +170,7 @@ async def test_a_request_whose_answer_was_lost_makes_one_song(gateway: RunningGa
     assert (await gateway.job(accepted.job_id)).status == "queued"
 
 
-async def test_watching_goes_on_after_a_lost_connection(gateway: RunningGateway) -> None:
+async def test_watching_is_resumed_after_a_lost_connection(gateway: RunningGateway) -> None:
     job_id = await gateway.submit()
     async with Relay(gateway.settings.port).serve() as relay, Client(relay.url) as client:
         events = client.watch(job_id)
@@ -186,7 +186,7 @@ async def test_watching_goes_on_after_a_lost_connection(gateway: RunningGateway)
     assert [(event.kind, event.done) for event in rest] == [("progress", 20), ("progress", 30), ("completed", None)]
 
 
-async def test_an_end_that_no_event_tells_is_told_from_the_state(gateway: RunningGateway) -> None:
+async def test_an_end_without_an_event_is_found_from_the_state(gateway: RunningGateway) -> None:
     job_id = await gateway.submit()
     async with Relay(gateway.settings.port).serve() as relay, Client(relay.url) as client:
         events = client.watch(job_id)
@@ -197,7 +197,7 @@ async def test_an_end_that_no_event_tells_is_told_from_the_state(gateway: Runnin
     assert [(event.kind, event.status, event.error) for event in rest] == [("snapshot", "failed", "no")]
 
 
-async def test_a_download_goes_on_where_it_was_cut(gateway: RunningGateway, tmp_path: Path) -> None:
+async def test_a_download_is_resumed_where_it_was_cut(gateway: RunningGateway, tmp_path: Path) -> None:
     audio = os.urandom(3_000_000)
     job_id = await gateway.submit(title="Long")
     await gateway.complete(job_id, audio)
@@ -214,7 +214,7 @@ async def test_a_download_goes_on_where_it_was_cut(gateway: RunningGateway, tmp_
     assert 0 < begins[0] < begins[1] < len(audio)
 
 
-async def test_a_download_goes_on_with_what_an_earlier_one_left(gateway: RunningGateway, tmp_path: Path) -> None:
+async def test_a_download_resumes_the_partial_file_of_an_earlier_one(gateway: RunningGateway, tmp_path: Path) -> None:
     audio = os.urandom(3_000_000)
     job_id = await gateway.submit(title="Long")
     await gateway.complete(job_id, audio)
@@ -226,14 +226,14 @@ async def test_a_download_goes_on_with_what_an_earlier_one_left(gateway: Running
     (part,) = tmp_path.iterdir()
     begun = part.stat().st_size
     assert part.read_bytes() == audio[:begun]
-    told: list[int] = []
+    received: list[int] = []
     async with Client(gateway.base) as client:
-        path = await client.download(job_id, tmp_path, on_progress=lambda done, _: told.append(done))
+        path = await client.download(job_id, tmp_path, on_progress=lambda done, _: received.append(done))
     assert (path.read_bytes(), list(tmp_path.iterdir())) == (audio, [path])
-    assert 0 < begun < told[0]
+    assert 0 < begun < received[0]
 
 
-async def test_errors_come_in_words_and_with_their_exit_codes(gateway: RunningGateway, tmp_path: Path) -> None:
+async def test_errors_are_explained_and_have_their_exit_codes(gateway: RunningGateway, tmp_path: Path) -> None:
     job_id = await gateway.submit()
     async with Client(gateway.base) as client:
         with pytest.raises(UnknownSong) as unknown:
@@ -261,7 +261,7 @@ async def test_errors_come_in_words_and_with_their_exit_codes(gateway: RunningGa
         assert (await heartmula(gateway.base, *words, folder=tmp_path))[0] == 2
 
 
-async def test_a_song_is_cancelled_and_who_watches_it_is_told(gateway: RunningGateway) -> None:
+async def test_a_song_is_cancelled_and_its_watcher_ends(gateway: RunningGateway) -> None:
     code, out, _ = await heartmula(gateway.base, "generate", "--lyrics", "la", "--seconds", "4", "--no-wait", "--json")
     job_id = json.loads(out)["job_id"]
     assert code == 0
@@ -277,7 +277,7 @@ async def test_a_song_is_cancelled_and_who_watches_it_is_told(gateway: RunningGa
     assert (await heartmula(gateway.base, "status", job_id))[0] == 1
 
 
-async def test_who_interrupts_is_told_how_to_watch_again(gateway: RunningGateway) -> None:
+async def test_an_interrupted_command_says_how_to_watch_again(gateway: RunningGateway) -> None:
     watching = await begin(gateway.base, "generate", "--lyrics", "la", "--seconds", "4")
     assert watching.stderr
     first = (await watching.stderr.readline()).decode()
@@ -293,7 +293,7 @@ async def _statuses(events: AsyncIterator[Event]) -> list[str]:
     return [event.status async for event in events]
 
 
-async def test_a_gateway_that_comes_back_is_watched_on(settings: Settings, tmp_path: Path) -> None:
+async def test_watching_is_resumed_when_the_gateway_comes_back(settings: Settings, tmp_path: Path) -> None:
     async with running_gateway(settings, tmp_path) as gateway, Client(gateway.base) as client:
         job_id = await gateway.submit()
         events = client.watch(job_id)
@@ -302,7 +302,7 @@ async def test_a_gateway_that_comes_back_is_watched_on(settings: Settings, tmp_p
         await gateway.stop()
         await gateway.start()
         await gateway.complete(job_id)
-        async with asyncio.timeout(PATIENCE):  # told by an event, or by the snapshot of a client that came later
+        async with asyncio.timeout(PATIENCE):  # by an event, or by the snapshot after reconnecting
             assert (await rest)[-1] == "completed"
 
 

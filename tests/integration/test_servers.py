@@ -1,4 +1,4 @@
-"""The embedded servers themselves: where they keep things, and that what they acknowledged outlives a SIGKILL."""
+"""Embedded servers: where they keep their files, and that what they have acknowledged survives SIGKILL."""
 
 import asyncio
 import io
@@ -36,7 +36,7 @@ def client(server: S3Server, access: str = "", secret: str = "") -> Minio:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A data folder with the worst name that a user may give it."""
+    """A data folder whose name has characters that need quoting."""
     return tmp_path / 'so, a "data" folder\'s name'
 
 
@@ -45,7 +45,7 @@ def sockets(server: S3Server) -> list[str]:
     return [path.name for path in Path("/tmp").glob("seaweedfs-*.sock") if path.stem.rpartition("-")[2] in ports]
 
 
-async def test_a_message_outlives_a_killed_nats_server(folder: Path) -> None:
+async def test_a_message_survives_a_killed_nats_server(folder: Path) -> None:
     async with servers.nats_server(folder, free_port(), PASSWORDS) as server:
         nc = await nats.connect(server.url)
         await nc.jetstream().add_stream(name="SONGS", subjects=["songs"])
@@ -65,7 +65,7 @@ async def test_a_message_outlives_a_killed_nats_server(folder: Path) -> None:
     assert not server.process.running
 
 
-async def test_nats_lets_nobody_in_without_the_password(folder: Path) -> None:
+async def test_nats_refuses_connections_without_the_password(folder: Path) -> None:
     async with servers.nats_server(folder, free_port(), PASSWORDS) as server:
         for wrong in (f"nats://127.0.0.1:{server.port}", server.url.replace("password", "passwort")):
             with pytest.raises(nats.errors.Error):
@@ -84,7 +84,7 @@ async def test_nats_listens_on_the_loopback_interface_and_syncs_always(folder: P
         await server.stop()
 
 
-async def test_an_object_outlives_a_killed_s3_server(folder: Path) -> None:
+async def test_an_object_survives_a_killed_s3_server(folder: Path) -> None:
     async with servers.s3_server(folder, free_port(S3Server.ports), "key", "secretsecret") as server:
         client(server).make_bucket("songs")
         for i in range(20):
@@ -111,7 +111,7 @@ async def test_objects_stay_when_port_and_credentials_change(folder: Path) -> No
             client(server, "key", "secretsecret").list_buckets()
 
 
-async def test_s3_lets_nobody_in_without_the_secret_on_any_port(folder: Path) -> None:
+async def test_s3_refuses_requests_without_the_secret_on_every_port(folder: Path) -> None:
     async with servers.s3_server(folder, free_port(S3Server.ports), "key", "secretsecret") as server:
         client(server).make_bucket("songs")
         client(server).put_object("songs", "a", io.BytesIO(b"la la la"), 8)
@@ -123,11 +123,11 @@ async def test_s3_lets_nobody_in_without_the_secret_on_any_port(folder: Path) ->
                 try:
                     response = http.request("GET", f"http://127.0.0.1:{port}/{path}")
                 except urllib3.exceptions.HTTPError:
-                    continue  # nobody listens there, or it speaks gRPC
-                assert b"la la la" not in response.data, f"port {port} serves {path} to anybody"
+                    continue  # no server listens there, or it speaks gRPC
+                assert b"la la la" not in response.data, f"port {port} serves {path} without credentials"
 
 
-async def test_the_servers_write_nowhere_but_below_their_folder(folder: Path) -> None:
+async def test_the_servers_write_only_below_their_folder(folder: Path) -> None:
     async with (
         servers.nats_server(folder, free_port(), PASSWORDS),
         servers.s3_server(folder, free_port(S3Server.ports), "key", "secretsecret") as s3,
@@ -164,7 +164,7 @@ async def test_a_server_that_is_killed_while_it_starts_is_started_again(folder: 
 
 @pytest.fixture
 def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], Path]:
-    """Makes SeaweedFS end at once with an exit code, so many times; the file that is returned has a line a start."""
+    """Make SeaweedFS exit with a code a number of times; the returned file has a line for each start."""
 
     def make(code: int, times: int) -> Path:
         notes, script, weed = tmp_path / "starts", tmp_path / "weed", binary("weed")
@@ -178,7 +178,7 @@ def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int, in
     return make
 
 
-async def test_a_start_that_panics_is_tried_again(folder: Path, broken: Callable[[int, int], Path]) -> None:
+async def test_a_start_that_panics_is_retried(folder: Path, broken: Callable[[int, int], Path]) -> None:
     notes = broken(2, 1)
     async with servers.s3_server(folder, free_port(S3Server.ports), "key", "secretsecret") as server:
         assert client(server).list_buckets() == []
@@ -186,7 +186,7 @@ async def test_a_start_that_panics_is_tried_again(folder: Path, broken: Callable
 
 
 @pytest.mark.parametrize(("code", "attempts"), [(2, 3), (255, 1)])
-async def test_a_start_that_fails_for_a_reason_or_again_and_again_is_given_up(
+async def test_a_start_that_fails_with_an_error_or_too_often_is_not_retried(
     folder: Path, broken: Callable[[int, int], Path], code: int, attempts: int
 ) -> None:
     notes = broken(code, 99)
@@ -197,7 +197,7 @@ async def test_a_start_that_fails_for_a_reason_or_again_and_again_is_given_up(
 
 
 @pytest.mark.parametrize("turn", ["first", "second"])
-async def test_servers_that_a_test_left_dead_live_again_for_the_next(
+async def test_servers_that_a_test_has_killed_run_again_for_the_next_test(
     nats_server: NatsServer, s3_server: S3Server, turn: str
 ) -> None:
     await (await nats.connect(nats_server.url, allow_reconnect=False)).close()
@@ -213,7 +213,7 @@ async def test_a_second_server_on_the_port_leaves_the_first_alone(tmp_path: Path
         await (await nats.connect(first.url)).close()
 
 
-async def test_the_servers_get_none_of_the_users_secrets(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_servers_do_not_inherit_the_users_secrets(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SESSION_TOKEN", "the user's own")
     async with servers.s3_server(folder, free_port(S3Server.ports), "key", "secretsecret") as server:
         assert b"AWS_SESSION_TOKEN" not in Path(f"/proc/{server.pid}/environ").read_bytes()

@@ -1,4 +1,4 @@
-"""What another user of this machine can do with the embedded object store: nothing."""
+"""Another user of this machine can do nothing with the embedded object store."""
 
 import asyncio
 import io
@@ -51,7 +51,7 @@ def client(server: S3Server) -> Minio:
 
 
 async def as_stranger(code: str, *arguments: str, said: str = "", seconds: float = 20) -> str:
-    """Standard output of Python code that runs as the user `nobody`, who may also run `weed`."""
+    """Run Python code as the user `nobody`, who may also run `weed`; returns standard output."""
     weed = Path(sys.executable).with_name("weed")
     done = await asyncio.to_thread(
         subprocess.run,
@@ -72,7 +72,7 @@ def weed_shell(server: S3Server) -> list[str]:
 
 
 def ask_shell(server: S3Server, command: str) -> str:
-    """What SeaweedFS's shell says to the stack's own user, who may read the server's folder."""
+    """Run SeaweedFS's shell as the stack's own user, who may read the server's folder; returns its output."""
     weed = Path(sys.executable).with_name("weed")
     return subprocess.run(
         [str(weed), *weed_shell(server)],
@@ -86,7 +86,7 @@ def ask_shell(server: S3Server, command: str) -> str:
 
 @pytest.fixture(scope="module")
 async def store(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[S3Server]:
-    """A store with one song, started by a user whose new files everybody may use."""
+    """A store with one song, started by a user whose umask lets all users read and write new files."""
     folder = tmp_path_factory.mktemp("guarded-s3")
     server = S3Server(folder, free_port(S3Server.ports), "key", "secretsecret")
     mask = os.umask(0)

@@ -1,4 +1,4 @@
-"""Embedded servers that take no writes any more after a full disk."""
+"""Embedded servers that no longer accept writes after a full disk."""
 
 import asyncio
 from collections.abc import Iterator
@@ -21,7 +21,9 @@ def disk(tmp_path: Path) -> Iterator[Volume]:
         yield found
 
 
-async def test_what_can_no_longer_write_is_started_again_once_there_is_room(disk: Volume, settings: Settings) -> None:
+async def test_a_server_that_cannot_write_is_restarted_once_there_is_free_space(
+    disk: Volume, settings: Settings
+) -> None:
     async with broker_on(disk, settings) as (broker, changed), store_on(disk, changed) as (store, changed):
         servers: list[Server] = [broker, store]
         restarted: list[str] = []

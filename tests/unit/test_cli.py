@@ -1,4 +1,4 @@
-"""What the command line says without a service, and how it shows what a service said."""
+"""Output of the command line without a service, and how it shows the responses of one."""
 
 import os
 import re
@@ -30,7 +30,7 @@ def run(*words: str, **more: str) -> Result:
 
 
 def text(*what: RenderableType) -> str:
-    """What a person sees of it."""
+    """Render the output as a person sees it."""
     display = Display(json=False)
     with display.results.capture() as capture:
         display.show(*what)
@@ -38,8 +38,8 @@ def text(*what: RenderableType) -> str:
 
 
 def test_help_names_every_command_and_each_has_an_example() -> None:
-    told = run("--help").output
-    assert all(f"\n  {name} " in told for name in COMMANDS)
+    help_text = run("--help").output
+    assert all(f"\n  {name} " in help_text for name in COMMANDS)
     assert all(f"heartmula {name}" in run(name, "--help").output.partition("Example")[2] for name in COMMANDS)
     assert run("--version").output == f"heartmula, version {version('heartmula-jetstream')}\n"
 
@@ -62,12 +62,12 @@ def test_commands_are_completed(shell: str) -> None:
         (["--lyrics-file", "/nowhere/song.txt"], "No such file"),
     ],
 )
-def test_wrong_usage_is_told_before_anything_is_sent(words: Sequence[str], said: str) -> None:
+def test_wrong_usage_is_reported_before_anything_is_sent(words: Sequence[str], said: str) -> None:
     result = run("generate", *words)
     assert (result.exit_code, said in result.output) == (2, True), result.output
 
 
-def test_lyrics_that_are_no_utf_8_are_refused() -> None:
+def test_lyrics_that_are_not_utf_8_are_refused() -> None:
     result = CliRunner().invoke(cli, ["generate", "--lyrics-file", "-"], input=b"\xff\xfe")
     assert (result.exit_code, "not UTF-8" in result.output) == (2, True)
 
@@ -96,19 +96,19 @@ def test_exit_codes_are_those_that_the_help_names() -> None:
 
 
 @pytest.mark.parametrize("url", ["", "localhost:8000", "ftp://x", "http://"])
-def test_an_address_that_is_none_is_refused(url: str) -> None:
+def test_an_invalid_address_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match="address"):
         Client(url)
 
 
-def test_a_title_is_shown_as_it_is() -> None:
+def test_a_title_is_shown_unchanged() -> None:
     song = Song(job_id="1", status="completed", progress=100, title="[Verse] :smile:", duration=75.2)
     for shown in (text(song_table(song)), text(songs_table(Songs(songs=[song])))):
         assert "[Verse] :smile:" in shown
         assert "1:15" in shown
 
 
-def test_a_device_tells_memory_holder_queue_and_problems() -> None:
+def test_a_device_is_shown_with_memory_holder_queue_and_problems() -> None:
     worker = Worker(role="codec", instance="c-1", engine="native", model="m", state="working", jobs=["1"], slots=8)
     device = Device(
         id="gpu-1",
@@ -135,7 +135,7 @@ def test_a_device_tells_memory_holder_queue_and_problems() -> None:
     assert [(model["role"], model["model"], model["device"]) for model in models_of(found)] == [("codec", "m", "gpu-1")]
 
 
-def test_frames_of_a_newer_service_are_understood() -> None:
+def test_frames_of_a_newer_service_are_decoded() -> None:
     snapshot = read_frame(
         b'{"type": "snapshot", "id": "7", "job_id": "1", "status": "queued", "progress": 0, "new": 1}'
     )
@@ -155,7 +155,9 @@ def test_frames_of_a_newer_service_are_understood() -> None:
         (503, b'{"detail": "\xff"}', ServiceFault, "answered 503"),
     ],
 )
-def test_every_error_is_told_whoever_sent_it(status: int, body: bytes, kind: type[Exception], words: str) -> None:
+def test_every_error_is_described_whether_the_service_or_a_proxy_sent_it(
+    status: int, body: bytes, kind: type[Exception], words: str
+) -> None:
     answer = httpx.Response(
         status, content=body, headers={"Retry-After": "15"}, request=httpx.Request("GET", "http://host/x")
     )

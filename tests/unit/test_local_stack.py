@@ -1,4 +1,4 @@
-"""The local stack's runner with trivial services in place of the real ones."""
+"""Runner of the local stack, with trivial services in place of the real ones."""
 
 import os
 import re
@@ -63,7 +63,7 @@ class Stack(stack.Stack):
 async def prepare(settings):
     pass  # there is no NATS
 
-stack.STARTING = supervisor.RestartPolicy(max_ends=3)  # for the time that it takes to be over
+stack.STARTING = supervisor.RestartPolicy(max_ends=3)  # to reach the limit quickly
 __main__.Stack = Stack
 sys.exit(__main__.main())
 """
@@ -112,7 +112,7 @@ class Run:
         self.lines: list[str] = []
 
     def until_line(self, start: str, seen: int = 0) -> str:
-        """The first line with this start after the first `seen` ones; it may have been written already."""
+        """Wait for a line with this beginning after the first `seen` lines; it may exist already."""
         for line in self.lines[seen:]:
             if line.startswith(start):
                 return line
@@ -129,12 +129,12 @@ class Run:
         raise AssertionError(f"no line {start!r} in {self.lines}; {self.end()}")
 
     def pids(self) -> list[int]:
-        """Of the gateway and the worker, as far as they have told."""
+        """Process ids of the gateway and the worker, as far as they have printed them."""
         found = [re.match(r"(gateway|worker) (\d+)", line) for line in self.lines]
         return [int(match[2]) for match in found if match]
 
     def end(self) -> tuple[int, str]:
-        """Exit code and standard error."""
+        """Wait for the end; returns exit code and standard error."""
         out, err = self.process.communicate(timeout=PATIENCE)
         self.lines += out.splitlines()
         return self.process.returncode, err
@@ -193,7 +193,7 @@ def test_a_part_with_a_wrong_setting_stops_the_stack_and_is_named(run: Callable[
     assert stack.lines[-1] == "gateway stops"
 
 
-def test_a_part_that_never_gets_going_stops_the_stack_after_some_attempts(run: Callable[..., Run]) -> None:
+def test_a_part_that_never_gets_ready_stops_the_stack_after_some_attempts(run: Callable[..., Run]) -> None:
     stack = run("import sys; sys.exit(3)", HEALTH="degraded")
     code, error = stack.end()
     assert code == 1
@@ -206,7 +206,7 @@ def test_a_part_that_never_gets_going_stops_the_stack_after_some_attempts(run: C
 
 
 @pytest.mark.parametrize(("part", "number"), [("gateway", signal.SIGTERM), ("worker", signal.SIGKILL)])
-def test_a_part_that_somebody_ends_is_started_again_alone(
+def test_a_part_that_is_killed_is_started_again_alone(
     run: Callable[..., Run], part: str, number: signal.Signals
 ) -> None:
     stack = run()
@@ -265,7 +265,7 @@ def test_a_folder_is_free_again_after_a_killed_runner(run: Callable[..., Run]) -
     assert run().until_line("ready")
 
 
-def test_the_gateways_port_is_taken(run: Callable[..., Run], tmp_path: Path) -> None:
+def test_a_taken_port_of_the_gateway_is_reported(run: Callable[..., Run], tmp_path: Path) -> None:
     port = free_port()
     run(port=port).until_line("ready")
     code, error = run(port=port, data_dir=tmp_path / "other").end()
@@ -281,7 +281,7 @@ def test_a_wrong_setting_is_one_line(run: Callable[..., Run]) -> None:
     assert stack.lines == []
 
 
-def test_a_data_folder_that_cannot_be_made(run: Callable[..., Run], tmp_path: Path) -> None:
+def test_a_data_folder_that_cannot_be_made_is_reported(run: Callable[..., Run], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     code, error = run(data_dir=tmp_path / "file" / "data").end()
     assert code == 2

@@ -1,4 +1,4 @@
-"""Ports that are set aside: processes beside each other never get the same."""
+"""Reserved ports: two processes never get the same one."""
 
 import random
 import signal
@@ -12,7 +12,7 @@ from deploy.local.servers.ports import free_port, port_is_free, reserve_port
 
 ROOT = Path(__file__).parents[2]
 
-# Another suite: it draws from as few ports as the test says, says which it got, and keeps them until it is ended.
+# Another test suite: it takes ports from a given number on, prints which it got, and keeps them until it ends.
 OTHER = """
 import sys
 from deploy.local.servers import ports
@@ -24,7 +24,7 @@ sys.stdin.read()
 
 
 def other(first: int) -> subprocess.Popen[str]:
-    """A process that looks for two adjacent ports from `first` on."""
+    """Start a process that looks for two adjacent ports from `first` on."""
     return subprocess.Popen(
         [sys.executable, "-c", OTHER, str(first)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -48,7 +48,7 @@ def test_two_processes_never_get_the_same_port_before_anything_listens() -> None
     assert abs(got[0] - got[1]) > 1
 
 
-def test_a_port_is_given_back_by_a_process_that_was_killed() -> None:
+def test_a_port_is_released_by_a_process_that_was_killed() -> None:
     with other(free_port((0, 1)) + 1) as process:
         port = said(process)
         assert not reserve_port(port)
@@ -77,14 +77,14 @@ def test_one_process_gets_no_port_twice() -> None:
     assert len(set(found)) == len(found)
 
 
-def test_the_object_stores_ports_are_free_all_of_them() -> None:
+def test_all_ports_of_the_object_store_are_free() -> None:
     first = free_port(S3Server.ports)
     assert all(port_is_free(first + offset) for offset in S3Server.ports)
     server = S3Server(Path("/nonexistent"), first, "key", "secretsecret")
     assert {port - first for port in server._ports()} <= set(S3Server.ports)
 
 
-def test_a_port_on_which_somebody_listens_is_not_free() -> None:
+def test_a_port_on_which_a_server_listens_is_not_free() -> None:
     port = free_port()
     with socket.create_server(("127.0.0.1", port)):
         assert not port_is_free(port)

@@ -1,4 +1,4 @@
-"""Child processes: how they end with all of theirs, and what is kept of what they said."""
+"""Child processes: how they end with their own children, and which output is kept."""
 
 import asyncio
 import os
@@ -15,7 +15,7 @@ PATIENCE = 30.0  # seconds until a test that waits for something gives up
 
 
 def gone(pid: int) -> bool:
-    """Whether a process has ended; also one that has not been waited for yet."""
+    """Whether a process has ended, including one that has not been waited for."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
     except OSError:
@@ -88,7 +88,7 @@ async def test_a_command_that_does_not_exist_says_so(tmp_path: Path) -> None:
     assert "nothing cannot be run: No such file" in part.exit_report()
 
 
-async def test_a_long_log_is_set_aside_while_its_part_writes_on(tmp_path: Path) -> None:
+async def test_a_long_log_is_rotated_while_its_part_keeps_writing(tmp_path: Path) -> None:
     log = tmp_path / "part.log"
     code = "import os, sys\nfor line in sys.stdin: os.write(1, line.encode())"
     fifo = tmp_path / "fifo"
@@ -111,7 +111,7 @@ async def test_a_long_log_is_set_aside_while_its_part_writes_on(tmp_path: Path) 
     assert sorted(path.name for path in tmp_path.glob("part*")) == ["part.log", "part.old"]
 
 
-async def test_two_who_wait_for_a_part_do_not_harm_its_next_start(tmp_path: Path) -> None:
+async def test_two_waits_for_a_part_do_not_harm_its_next_start(tmp_path: Path) -> None:
     part = python("import time; print(1, flush=True); time.sleep(1000)", tmp_path / "log")
     await part.start()
     watching = asyncio.create_task(part.wait())

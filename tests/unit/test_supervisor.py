@@ -1,4 +1,4 @@
-"""Parts that end unasked: how often, how soon, and with what reason they are started again or given up."""
+"""Parts that end unexpectedly: how often, how soon and after which exit codes they are restarted."""
 
 import asyncio
 import os
@@ -18,7 +18,7 @@ QUICK = RestartPolicy(max_ends=4, first_delay=0.01)
 
 
 def part(folder: Path, code: str) -> Process:
-    """A part that notes each of its starts as a line of a file."""
+    """Make a part that records each of its starts as a line of a file."""
     begin = f"import os, sys, time; print(os.getpid(), file=open({str(folder / 'starts')!r}, 'a'), flush=True)\n"
     return Process("part", [sys.executable, "-c", begin + code], grace=PATIENCE)
 
@@ -34,7 +34,7 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_a_part_that_ends_again_and_again_is_given_up(tmp_path: Path) -> None:
+async def test_a_part_that_ends_too_often_is_not_restarted(tmp_path: Path) -> None:
     supervisor = Supervisor(part(tmp_path, "sys.exit(3)"), QUICK)
     await supervisor.part.start()
     with pytest.raises(StartFailed) as failed:
@@ -43,7 +43,7 @@ async def test_a_part_that_ends_again_and_again_is_given_up(tmp_path: Path) -> N
     assert len(starts(tmp_path)) == 4
 
 
-async def test_ends_that_are_long_past_do_not_count(tmp_path: Path) -> None:
+async def test_ends_before_the_window_do_not_count(tmp_path: Path) -> None:
     supervisor = Supervisor(part(tmp_path, "sys.exit(3)"), RestartPolicy(max_ends=2, window=0.001, first_delay=0.01))
     await supervisor.part.start()
     watching = asyncio.create_task(supervisor.watch())
@@ -53,7 +53,7 @@ async def test_ends_that_are_long_past_do_not_count(tmp_path: Path) -> None:
     await supervisor.part.stop()
 
 
-async def test_a_part_that_ends_for_good_is_not_started_again(tmp_path: Path) -> None:
+async def test_a_part_that_ends_with_a_final_code_is_not_restarted(tmp_path: Path) -> None:
     supervisor = Supervisor(part(tmp_path, "sys.exit(2)"), QUICK, {2})
     await supervisor.part.start()
     with pytest.raises(StartFailed, match="part ended with exit code 2"):
@@ -74,7 +74,7 @@ async def test_a_start_that_the_system_refuses_counts_as_an_end(tmp_path: Path) 
     )
 
 
-async def test_a_restart_on_demand_is_no_end(tmp_path: Path) -> None:
+async def test_a_restart_on_demand_does_not_count_as_an_end(tmp_path: Path) -> None:
     supervisor = Supervisor(part(tmp_path, "time.sleep(1000)"), RestartPolicy(max_ends=2, first_delay=1000))
     await supervisor.part.start()
     watching = asyncio.create_task(supervisor.watch())
