@@ -62,11 +62,11 @@ def reader(store: tuple[S3Server, ObjectStore]) -> Any:
 
 
 async def test_a_finished_song_is_listed_and_fetched(reader: Any) -> None:
-    listed = await asyncio.to_thread(reader.list_objects_v2, TokenBucket=BUCKET, Prefix="audio/a-song/")
+    listed = await asyncio.to_thread(reader.list_objects_v2, Bucket=BUCKET, Prefix="audio/a-song/")
     assert [found["Key"] for found in listed["Contents"]] == [SONG]
-    answer = await asyncio.to_thread(reader.get_object, TokenBucket=BUCKET, Key=SONG, Range="bytes=3-4")
+    answer = await asyncio.to_thread(reader.get_object, Bucket=BUCKET, Key=SONG, Range="bytes=3-4")
     assert answer["Body"].read() == b"la"
-    assert (await asyncio.to_thread(reader.head_object, TokenBucket=BUCKET, Key=SONG))["ContentType"] == "audio/flac"
+    assert (await asyncio.to_thread(reader.head_object, Bucket=BUCKET, Key=SONG))["ContentType"] == "audio/flac"
 
 
 @pytest.mark.parametrize(
@@ -93,13 +93,13 @@ async def test_a_finished_song_is_listed_and_fetched(reader: Any) -> None:
 )
 async def test_anything_else_is_refused(reader: Any, call: str, values: dict[str, Any]) -> None:
     with pytest.raises(ClientError) as refused:
-        await asyncio.to_thread(getattr(reader, call), TokenBucket=BUCKET, **values)
+        await asyncio.to_thread(getattr(reader, call), Bucket=BUCKET, **values)
     assert refused.value.response["ResponseMetadata"]["HTTPStatusCode"] in (400, 403)
 
 
 async def test_many_at_once_are_not_deleted_either(reader: Any, store: tuple[S3Server, ObjectStore]) -> None:
     delete = {"Objects": [{"Key": SONG}, {"Key": TOKENS}]}
-    answer = await asyncio.to_thread(reader.delete_objects, TokenBucket=BUCKET, Delete=delete)
+    answer = await asyncio.to_thread(reader.delete_objects, Bucket=BUCKET, Delete=delete)
     assert {error["Code"] for error in answer["Errors"]} == {"AccessDenied"}
     assert await store[1].get(SONG) == await store[1].get(TOKENS) == b"la la la"
 
