@@ -94,7 +94,12 @@ class Run:
             [sys.executable, "-c", STACK],
             cwd=ROOT,
             env={
-                **{key: value for key, value in os.environ.items() if not key.startswith("HEARTMULA_")},
+                # With PYTHONUNBUFFERED, print writes a line in pieces, which the lines of other processes get between.
+                **{
+                    key: value
+                    for key, value in os.environ.items()
+                    if not key.startswith(("HEARTMULA_", "PYTHONUNBUFFERED"))
+                },
                 "HEARTMULA_DATA_DIR": str(data_dir),
                 "HEARTMULA_PORT": str(port),
                 # Both named: the embedded servers stay out of these tests.
