@@ -15,7 +15,7 @@ from services.gateway.api import browser_session as session
 from services.gateway.api.docs import openapi
 from services.gateway.api.docs import routes as api_docs
 from services.gateway.api.guards import PUBLIC, PageRules, need_key, provide_caller
-from services.gateway.api.routes import ROUTES
+from services.gateway.api.routes import audio, songs, system
 from services.gateway.api.security_headers import secure
 from services.gateway.api.sse import event_stream
 from services.gateway.api.static_files import Pages
@@ -29,7 +29,7 @@ def create_app(gateway: Gateway) -> Litestar:
     """Routes, and one way to answer every error. The gateway belongs to the caller, who closes it."""
     pages, rules = Pages(), PageRules(gateway.settings, gateway.authenticator)
     origins = [origin.strip() for origin in gateway.settings.cors_origins.split(",") if origin.strip()]
-    handlers = [*ROUTES, *session.ROUTES, *api_docs.ROUTES, event_stream]
+    handlers = [*songs.ROUTES, *audio.ROUTES, *system.ROUTES, *session.ROUTES, *api_docs.ROUTES, event_stream]
     return Litestar(
         [_options(handlers), *handlers, events],
         dependencies={
