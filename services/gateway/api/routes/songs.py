@@ -25,6 +25,7 @@ from services.gateway.api.docs.openapi import (
 from services.gateway.auth.api_keys import Caller
 from services.gateway.container import Gateway
 from services.gateway.errors import ApiError
+from services.gateway.songs import cancel as ends
 from services.gateway.songs import status as songs
 from services.gateway.submission.service import AcceptedBody
 from services.gateway.submission.validation import FitBody, FitRequest, decode_fit
@@ -166,12 +167,12 @@ _TAKES_FORGET = operation(
 )
 async def cancel(
     request: AnyRequest, gateway: NamedDependency[Gateway], caller: NamedDependency[Caller], job_id: FromPath[str]
-) -> Response[songs.CancelledBody]:
+) -> Response[ends.CancelledBody]:
     """Cancel a song, queued or running; with `forget`, remove one that has ended, its audio and its record."""
     asked = request.query_params.get("forget", "false")
     if asked not in ("true", "false"):
         raise ApiError(422, "invalid-request", "forget has to be true or false", field="forget")
-    end = songs.forget if asked == "true" else songs.cancel
+    end = ends.forget if asked == "true" else ends.cancel
     return Response(await end(gateway, caller.tenant, job_id), headers=NO_STORE)
 
 
