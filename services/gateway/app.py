@@ -1,4 +1,4 @@
-"""The ASGI application over an open `Gateway`."""
+"""The ASGI application: routes, what they depend on, guards, and one handler for all errors."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -18,25 +18,40 @@ from services.gateway.api.guards import PUBLIC, PageRules, need_key, provide_cal
 from services.gateway.api.routes import audio, songs, system
 from services.gateway.api.security_headers import secure
 from services.gateway.api.sse import event_stream
-from services.gateway.api.static_files import Pages
+from services.gateway.api.static_files import StaticFiles
 from services.gateway.api.websocket import events
-from services.gateway.container import Gateway
+from services.gateway.container import Container
 from services.gateway.errors import answer_error
 from services.gateway.submission.validation import MAX_BODY
 
 
-def create_app(gateway: Gateway) -> Litestar:
-    """Routes, and one way to answer every error. The gateway belongs to the caller, who closes it."""
-    pages, rules = Pages(), PageRules(gateway.settings, gateway.authenticator)
-    origins = [origin.strip() for origin in gateway.settings.cors_origins.split(",") if origin.strip()]
+def create_app(container: Container) -> Litestar:
+    """Build the application from the parts of a gateway. The container belongs to the caller, who closes it."""
+    rules = PageRules(container.settings, container.authenticator)
+    origins = [origin.strip() for origin in container.settings.cors_origins.split(",") if origin.strip()]
+    parts = {
+        "audio": container.audio,
+        "authenticator": container.authenticator,
+        "canceller": container.canceller,
+        "devices": container.devices,
+        "event_feeds": container.event_feeds,
+        "health": container.health,
+        "metrics": container.metrics,
+        "model_limits": container.model_limits,
+        "nats": container.nc,
+        "quotas": container.quotas,
+        "rules": rules,
+        "song_index": container.song_index,
+        "songs": container.songs,
+        "static_files": StaticFiles(),
+        "submission": container.submission,
+    }
     handlers = [*songs.ROUTES, *audio.ROUTES, *system.ROUTES, *session.ROUTES, *api_docs.ROUTES, event_stream]
     return Litestar(
         [_options(handlers), *handlers, events],
         dependencies={
             "caller": Provide(provide_caller, sync_to_thread=False),
-            "gateway": Provide(lambda: gateway, sync_to_thread=False),
-            "pages": Provide(lambda: pages, sync_to_thread=False),
-            "rules": Provide(lambda: rules, sync_to_thread=False),
+            **{name: _always(part) for name, part in parts.items()},
         },
         cors_config=CORSConfig(
             allow_origins=origins,
@@ -54,24 +69,29 @@ def create_app(gateway: Gateway) -> Litestar:
         if origins
         else None,
         guards=[rules.guard, need_key],
-        state=State({"authenticator": gateway.authenticator, "outage": gateway.outage}),
+        state=State({"authenticator": container.authenticator, "outage": container.outage}),
         before_send=[secure],
         exception_handlers={Exception: answer_error},
         request_max_body_size=MAX_BODY,
-        logging_config=None,  # the process's own is enough; Litestar's would log bodies of errors
+        logging_config=None,  # the process has its own; Litestar's would log bodies of errors
         openapi_config=openapi.config(),
     )
 
 
+def _always(part: object) -> Provide:
+    """The dependency that is the same object for every request."""
+    return Provide(lambda: part, sync_to_thread=False, use_cache=True)
+
+
 def _options(handlers: Iterable[HTTPRouteHandler]) -> HTTPRouteHandler:
-    """Which methods an address takes. Litestar's own handler knows those of the first route at an address alone."""
+    """The handler of OPTIONS at every address. Litestar's own knows only the methods of the first route at each."""
 
     @route(
         sorted({path for handler in handlers for path in handler.paths}),
         http_method=HttpMethod.OPTIONS,
         status_code=204,
         include_in_schema=False,
-        opt=PUBLIC,  # it tells methods alone
+        opt=PUBLIC,  # it answers with nothing but methods
     )
     async def options(request: Request[Any, Any, Any]) -> Response[None]:
         there = (found for found in request.app.routes if isinstance(found, HTTPRoute))

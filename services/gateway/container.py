@@ -1,13 +1,10 @@
-"""Everything that answers need, opened once: connections, records, events, and tasks that outlive a request."""
+"""Opens everything that one gateway consists of, in order, and closes it again. The parts are handed on one by one."""
 
 import asyncio
 import contextlib
-import logging
-from collections.abc import Coroutine
-from typing import Any
+from collections.abc import Callable
 
-import nats
-
+from services.gateway.api.audio_response import AudioResponses
 from services.gateway.api.nats_requests import NatsRequests
 from services.gateway.api.reply_subjects import ReplySubjects
 from services.gateway.auth.api_keys import ApiKeys, read_keys
@@ -17,40 +14,43 @@ from services.gateway.background.reconciler import Reconciler
 from services.gateway.background.webhooks.consumer import Webhooks
 from services.gateway.events.broadcaster import Broadcaster
 from services.gateway.media.renditions import Renditions
+from services.gateway.monitoring.devices import Devices
 from services.gateway.monitoring.health import PROBE_SECONDS, Health
 from services.gateway.monitoring.metrics import Metrics
 from services.gateway.monitoring.worker_registry import WorkerRegistry
+from services.gateway.songs.cancel import Canceller
 from services.gateway.songs.eta import EtaEstimator
+from services.gateway.songs.event_feed import EventFeeds
 from services.gateway.songs.index import SongIndex
 from services.gateway.songs.queue_position import QueuePositions
+from services.gateway.songs.status import Songs
 from services.gateway.submission.outage import Outage
 from services.gateway.submission.service import Submission
 from services.gateway.submission.validation import ModelLimits
-from shared.aio import end
-from shared.errors import ConfigError
+from services.gateway.tasks import BackgroundTasks
+from shared.errors import ConfigError, HeartMulaError, Unavailable
 from shared.jobs.events import EventPublisher
 from shared.jobs.store import JobStore
 from shared.model.checkpoint import open_checkpoint
 from shared.model.prompt import Prompter
 from shared.nats.connection import Connection, broker, connect
+from shared.nats.errors import nats_errors
 from shared.nats.streams import require
 from shared.settings import Settings, host_name
 from shared.storage.objects import ObjectStore
 from shared.waiting import until_there
 
-log = logging.getLogger(__name__)
-
 START_PATIENCE = 60.0  # seconds that the servers may take to come up
 _CLOSE_PATIENCE = 5.0
 
 
-class Gateway:
-    """One gateway. Several may run side by side; none keeps anything that another one lacks."""
+class Container:
+    """The parts of one gateway. Several gateways may run side by side; none keeps anything that another one lacks."""
 
     def __init__(self, settings: Settings, nc: Connection, store: ObjectStore, prompter: Prompter) -> None:
         self.settings, self.nc, self.store = settings, nc, store
         self.js = nc.jetstream(timeout=5)
-        self.jobs, self.events = JobStore(self.js), EventPublisher(self.js)
+        self.jobs, self.events, self.tasks = JobStore(self.js), EventPublisher(self.js), BackgroundTasks()
         self.metrics = Metrics()
         self.reconciler = Reconciler(nc, store, settings, self.metrics.reconciler)
         self.broadcaster = Broadcaster(nc, self.js, self.metrics.ended)
@@ -61,8 +61,13 @@ class Gateway:
         self.renditions = Renditions(store, self.jobs, settings.data_dir / "tmp")
         workers = WorkerRegistry(self.js, PROBE_SECONDS)
         self.health = Health(nc, store, workers, settings)
+        self.devices = Devices(self.js, self.health)
         self.outage = Outage(nc, self.health)
         self.eta = EtaEstimator(QueuePositions(nc, self.js), workers)
+        self.songs = Songs(self.js, self.jobs, self.song_index, self.broadcaster, self.eta)
+        self.canceller = Canceller(nc, self.songs, self.jobs, self.events, store, self.tasks)
+        self.event_feeds = EventFeeds(self.js, self.songs, self.broadcaster, self.eta)
+        self.audio = AudioResponses(store, self.renditions, self.tasks)
         self.model_limits = ModelLimits(prompter)
         self.submission = Submission(
             nc,
@@ -73,78 +78,60 @@ class Gateway:
             self.outage,
             self.eta,
             self.metrics,
-            self.spawn,
+            self.tasks.spawn,
         )
         replies = ReplySubjects(settings, self.metrics.unanswered)
-        self._intake = NatsRequests(nc, self.authenticator, self.submission, self.jobs, replies, self.spawn)
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    @property
-    def ready(self) -> bool:
-        """Whether NATS is there and set up."""
-        return self.nc.is_connected
+        self.nats_requests = NatsRequests(nc, self.authenticator, self.submission, self.jobs, replies, self.tasks.spawn)
 
     @classmethod
-    async def open(cls, settings: Settings, patience: float = START_PATIENCE) -> "Gateway":
-        """Connect, waiting for each server for `patience` seconds.
+    async def open(cls, settings: Settings, patience: float = START_PATIENCE) -> "Container":
+        """Connect and begin to work, waiting for each server for `patience` seconds.
 
-        Raises `ConfigError` for a checkpoint that cannot be read, `Unavailable` when a server does not come up.
+        Raises `ConfigError` for a checkpoint or a file of API keys that cannot be read, `Unavailable` when a server
+        does not come up.
         """
-        if settings.api_keys:  # a wrong file is told of before anything is waited for
+        if settings.api_keys:  # a mistake in the file is reported before anything is waited for
             read_keys(settings.api_keys)
         prompter = await asyncio.to_thread(_prompter, settings)
         server, name = broker(settings), f"gateway-{host_name()[:24]}"
-        opened: list[Gateway] = []
+        on_reconnect: list[Callable[[], None]] = []
 
-        async def on_reconnect() -> None:
-            for gateway in opened:
-                gateway.broadcaster.reconnect()
+        async def reconnected() -> None:
+            for call in on_reconnect:
+                call()
 
         # pending_size 0: what is published while the connection is lost fails at once, instead of arriving later.
-        nc = await until_there(server, lambda: connect(settings, name, on_reconnect, pending_size=0), patience)
+        nc = await until_there(server, lambda: connect(settings, name, reconnected, pending_size=0), patience)
         store = ObjectStore(settings)
         try:
             await until_there(server, lambda: require(nc.jetstream(timeout=5)), patience)
             await until_there(store.where, store.ensure_bucket, patience)
-            gateway = cls(settings, nc, store, prompter)
-            await until_there(server, gateway.broadcaster.start, patience)
-            await gateway._intake.start()
-            gateway.reconciler.start()
-            gateway.health.start()
-            gateway.song_index.start()
-            await gateway.webhooks.start()
+            container = cls(settings, nc, store, prompter)
+            await until_there(server, container.broadcaster.start, patience)
+            await container.nats_requests.start()
+            container.reconciler.start()
+            container.health.start()
+            container.song_index.start()
+            await container.webhooks.start()
         except BaseException:
             await nc.close()
             store.close()
             raise
-        opened.append(gateway)
-        return gateway
-
-    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run something that no answer waits for."""
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()):
-            log.error("unexpected %s", type(error).__name__, exc_info=error)
+        on_reconnect.append(container.broadcaster.reconnect)
+        return container
 
     async def close(self) -> None:
-        """Take no more songs, finish what was begun, and let go."""
+        """Take no more songs, finish what was begun, and disconnect."""
         self.renditions.close()
-        with contextlib.suppress(nats.errors.Error, TimeoutError, OSError):
-            await self._intake.stop()
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=_CLOSE_PATIENCE)
-        await end(*self._tasks)
+        with contextlib.suppress(Unavailable):
+            await self.nats_requests.stop()
+        await self.tasks.close(_CLOSE_PATIENCE)
         await self.reconciler.close()
         await self.health.close()
         await self.song_index.close()
         await self.webhooks.close()
         await self.broadcaster.close()
-        with contextlib.suppress(nats.errors.Error, TimeoutError, OSError):
+        with contextlib.suppress(HeartMulaError), nats_errors("the connection cannot be closed"):
             await self.nc.close()
         self.store.close()
 

@@ -20,7 +20,7 @@ from services.gateway.api.websocket import DONE, FAULT, RECONNECT, UNAUTHORIZED,
 from services.gateway.api.websocket import REFUSED as WRONG_AFTER
 from services.gateway.app import create_app
 from services.gateway.auth.authenticate import COOKIE, COOKIE_SECONDS
-from services.gateway.container import Gateway
+from services.gateway.container import Container
 from services.gateway.errors import MEDIA_TYPE, STATUSES, TITLES, refusal
 from services.gateway.monitoring.health import QueueDepth, Server, Snapshot
 from shared.errors import InvalidRequest, JobConflict, NewerRecord, NoRoom, QueueFull, Unavailable
@@ -42,9 +42,9 @@ _SERVERS = Settings(
 )
 
 
-async def _gateway() -> Gateway:
+async def _gateway() -> Container:
     """A gateway that is connected to nothing. Has to be made in an event loop."""
-    return Gateway(_SERVERS, Connection(_SERVERS, None), ObjectStore(_SERVERS), cast("Prompter", None))
+    return Container(_SERVERS, Connection(_SERVERS, None), ObjectStore(_SERVERS), cast("Prompter", None))
 
 
 async def _application() -> Litestar:

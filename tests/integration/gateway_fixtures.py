@@ -26,7 +26,7 @@ from websockets.asyncio.client import ClientConnection
 
 from deploy.local.servers.embedded import NatsServer, S3Server, free_port
 from deploy.setup import set_up
-from services.gateway.container import Gateway
+from services.gateway.container import Container
 from services.gateway.server import GatewayServer
 from shared.jobs.events import EventPublisher
 from shared.jobs.store import JobStore, change
@@ -276,10 +276,10 @@ async def running_gateway(
 
 
 @asynccontextmanager
-async def in_process(settings: Settings) -> AsyncIterator[tuple[Gateway, GatewayServer, str]]:
+async def in_process(settings: Settings) -> AsyncIterator[tuple[Container, GatewayServer, str]]:
     """A gateway on this very loop, so that a test can look inside; its server and its address."""
     await set_up(as_role(settings, "bootstrap"))
-    gateway = await Gateway.open(as_role(settings, "gateway"))
+    gateway = await Container.open(as_role(settings, "gateway"))
     server = GatewayServer(gateway)
     server.config.port = free_port()
     serving = asyncio.create_task(server.serve())

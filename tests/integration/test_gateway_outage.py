@@ -17,7 +17,7 @@ import stamina.instrumentation
 from nats.aio.client import Client
 
 from deploy.local.servers.embedded import NatsServer, S3Server
-from services.gateway.container import Gateway
+from services.gateway.container import Container
 from services.gateway.submission import outage, rollback
 from services.gateway.submission import service as submission
 from services.gateway.submission.idempotency import songs_of
@@ -117,7 +117,7 @@ class Crowd:
         self.accepted += found
 
 
-async def require_each_once(crowd: Crowd, gateway: Gateway) -> None:
+async def require_each_once(crowd: Crowd, gateway: Container) -> None:
     """No request was refused, and every song has one record and one message: none was lost, none is there twice."""
     assert crowd.others == []
     for stream, wanted in ((f"KV_{JOBS}", f"$KV.{JOBS}.*.*"), (TOK, ">")):
@@ -133,7 +133,7 @@ def roomy(settings: Settings) -> Settings:
 
 
 @asynccontextmanager
-async def gateway_and_crowd(settings: Settings) -> AsyncIterator[tuple[Gateway, Crowd]]:
+async def gateway_and_crowd(settings: Settings) -> AsyncIterator[tuple[Container, Crowd]]:
     """A gateway, and a crowd with an HTTP client and a NATS connection of its own."""
     async with (
         in_process(settings) as (gateway, _, base),
@@ -296,7 +296,7 @@ class Unheard:
 @pytest.fixture(scope="module")
 async def calm(
     nats_server: NatsServer, s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[tuple[Gateway, Crowd]]:
+) -> AsyncIterator[tuple[Container, Crowd]]:
     """A gateway whose servers stay where they are."""
     folder = tmp_path_factory.mktemp("gateway-outage")
     async with gateway_and_crowd(await fresh_settings(nats_server, s3_server, folder)) as both:
@@ -306,7 +306,7 @@ async def calm(
 @pytest.mark.parametrize("what", ["record", "queue"])
 @pytest.mark.parametrize("way", ["plain", "keyed", "variants", "keyed_variants", "over_nats"])
 async def test_what_was_written_unheard_is_found_again(
-    calm: tuple[Gateway, Crowd], monkeypatch: pytest.MonkeyPatch, what: str, way: str
+    calm: tuple[Container, Crowd], monkeypatch: pytest.MonkeyPatch, what: str, way: str
 ) -> None:
     gateway, crowd = calm
     before, accepted = len(crowd.accepted), gateway.metrics.accepted._value.get()

@@ -1,19 +1,20 @@
-"""Finished audio and its peaks: streamed from the object store, block by block, with ranges for browsers to seek."""
+"""Responses with finished audio and its peaks: streamed from the object store, with ranges for browsers to seek."""
 
 import asyncio
 import contextlib
 import logging
 import unicodedata
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Coroutine
 from dataclasses import dataclass
-from typing import Any, cast, get_args
+from typing import Any
 from urllib.parse import quote
 
 from litestar.types import Receive, Scope, Send
 
-from services.gateway.api.conditional import ByteRange, NotSatisfiable, parse_range, tag_matches
-from services.gateway.container import Gateway
+from services.gateway.api.conditional import ByteRange, Conditions, NotSatisfiable, parse_range, tag_matches
 from services.gateway.errors import ApiError
+from services.gateway.media.renditions import Renditions
+from services.gateway.tasks import BackgroundTasks
 from shared.audio.files import CONTENT_TYPES
 from shared.audio.peaks import CONTENT_TYPE as PEAKS_TYPE
 from shared.errors import HeartMulaError, ObjectError
@@ -26,28 +27,79 @@ log = logging.getLogger(__name__)
 _STALLED_SECONDS = 300.0  # a player that is paused reads nothing for a while
 
 
-async def audio_answer(
-    gateway: Gateway, job: Job, method: str, headers: Mapping[str, str], wanted: str | None = None
-) -> "AudioAnswer":
-    """What to answer to a request for a song's audio, in the `wanted` format or as it was made.
+class AudioResponses:
+    """Answers requests for what the object store holds of finished songs."""
 
-    Raises `ApiError` where there is none. Takes the time of a conversion where nobody wanted it in this format before.
-    """
-    if wanted is not None and wanted not in get_args(AudioFormat):
-        known = ", ".join(get_args(AudioFormat))
-        raise ApiError(422, "invalid-request", f"format has to be one of {known}", field="format")
-    form = cast("AudioFormat", wanted or job.request.format)
-    key = await _audio_key(gateway, job)
-    if form != job.request.format:
-        key = await _made(gateway.renditions.converted(job, key, form))
-    kind = {"Content-Type": CONTENT_TYPES[form], "Content-Disposition": disposition(job, form)}
-    return await _answer(gateway, key, kind, method, headers)
+    def __init__(self, store: ObjectStore, renditions: Renditions, tasks: BackgroundTasks) -> None:
+        self._store, self._renditions, self._tasks = store, renditions, tasks
 
+    async def audio(self, job: Job, wanted: AudioFormat | None, asked: Conditions) -> "AudioResponse":
+        """A song's audio in the `wanted` format, or as it was made. Raises `ApiError` where there is none.
 
-async def peaks_answer(gateway: Gateway, job: Job, method: str, headers: Mapping[str, str]) -> "AudioAnswer":
-    """The same for a song's peaks, as `shared.audio.peaks.PeaksBody`."""
-    key = await _made(gateway.renditions.peaks(job, await _audio_key(gateway, job)))
-    return await _answer(gateway, key, {"Content-Type": PEAKS_TYPE}, method, headers)
+        Takes the time of a conversion where it was never asked for in this format before.
+        """
+        form = wanted or job.request.format
+        key = await self._audio_key(job)
+        if form != job.request.format:
+            key = await _made(self._renditions.converted(job, key, form))
+        kind = {"Content-Type": CONTENT_TYPES[form], "Content-Disposition": disposition(job, form)}
+        return await self._respond(key, kind, asked)
+
+    async def peaks(self, job: Job, asked: Conditions) -> "AudioResponse":
+        """A song's peaks, as `shared.audio.peaks.PeaksBody`. Raises `ApiError` where there are none."""
+        key = await _made(self._renditions.peaks(job, await self._audio_key(job)))
+        return await self._respond(key, {"Content-Type": PEAKS_TYPE}, asked)
+
+    async def _audio_key(self, job: Job) -> str:
+        """The key of the audio as it was made, which exists. Raises `ApiError`."""
+        match job.status:
+            case "completed":
+                with contextlib.suppress(ObjectError):
+                    if job.audio_key:
+                        await self._store.stat(job.audio_key)
+                        return job.audio_key
+                raise _expired()
+            case "cancelled":
+                raise ApiError(410, "no-audio", "the song was cancelled")
+            case "failed":
+                raise ApiError(410, "no-audio", f"the song failed: {job.error or 'the log of the worker says why'}")
+        detail = f"the song is {job.status}; ask for its status until it is completed"
+        raise ApiError(409, "not-ready", detail, headers={"Retry-After": "2"})
+
+    async def _respond(self, key: str, kind: dict[str, str], asked: Conditions) -> "AudioResponse":
+        try:
+            stat = await self._store.stat(key)
+        except ObjectError:
+            raise _expired() from None
+        etag = '"{}"'.format(stat.etag.strip('"'))
+        common = kind | {
+            "ETag": etag,
+            "Accept-Ranges": "bytes",
+            "Cache-Control": "private, no-cache",  # keep it, but ask: a song can be deleted
+        }
+
+        def response(status: int, more: dict[str, str], part: ByteRange | None) -> AudioResponse:
+            return AudioResponse(self._store, self._tasks, key, status, common | more, part)
+
+        if tag_matches(asked.if_none_match or "", etag):
+            return response(304, {}, None)
+        part = None
+        # A range has a meaning for GET only. If-Range needs this very tag: a date proves nothing here.
+        if asked.method == "GET" and (asked.if_range is None or asked.if_range.strip() == etag):
+            try:
+                part = parse_range(asked.range or "", stat.size)
+            except NotSatisfiable:
+                detail = f"there are {stat.size} bytes; ask for a range within them"
+                bounds = {"Content-Range": f"bytes */{stat.size}", "Accept-Ranges": "bytes"}
+                raise ApiError(416, "range-not-satisfiable", detail, headers=bounds) from None
+        if part is not None:
+            bounds = {
+                "Content-Range": f"bytes {part.first}-{part.last}/{stat.size}",
+                "Content-Length": str(part.length),
+            }
+            return response(206, bounds, part)
+        whole = ByteRange(0, stat.size - 1) if asked.method == "GET" and stat.size else None
+        return response(200, {"Content-Length": str(stat.size)}, whole)
 
 
 async def _made(making: Coroutine[Any, Any, str]) -> str:
@@ -55,61 +107,6 @@ async def _made(making: Coroutine[Any, Any, str]) -> str:
         return await making
     except ObjectError as error:
         raise ApiError(410, "no-audio", str(error)) from None
-
-
-async def _answer(
-    gateway: Gateway, key: str, kind: dict[str, str], method: str, headers: Mapping[str, str]
-) -> "AudioAnswer":
-    try:
-        stat = await gateway.store.stat(key)
-    except ObjectError:
-        raise _expired() from None
-    etag = '"{}"'.format(stat.etag.strip('"'))
-    common = kind | {
-        "ETag": etag,
-        "Accept-Ranges": "bytes",
-        "Cache-Control": "private, no-cache",  # keep it, but ask: a song can be deleted
-    }
-
-    def answer(status: int, more: dict[str, str], part: ByteRange | None) -> AudioAnswer:
-        return AudioAnswer(gateway.store, gateway.spawn, key, status, common | more, part)
-
-    if tag_matches(headers.get("if-none-match", ""), etag):
-        return answer(304, {}, None)
-    part = None
-    # Ranges mean something to GET alone; If-Range needs the very same tag, and a date proves nothing here.
-    if method == "GET" and headers.get("if-range", etag).strip() == etag:
-        try:
-            part = parse_range(headers.get("range", ""), stat.size)
-        except NotSatisfiable:
-            detail = f"there are {stat.size} bytes; ask for a range within them"
-            bounds = {"Content-Range": f"bytes */{stat.size}", "Accept-Ranges": "bytes"}
-            raise ApiError(416, "range-not-satisfiable", detail, headers=bounds) from None
-    if part is not None:
-        bounds = {
-            "Content-Range": f"bytes {part.first}-{part.last}/{stat.size}",
-            "Content-Length": str(part.length),
-        }
-        return answer(206, bounds, part)
-    whole = ByteRange(0, stat.size - 1) if method == "GET" and stat.size else None
-    return answer(200, {"Content-Length": str(stat.size)}, whole)
-
-
-async def _audio_key(gateway: Gateway, job: Job) -> str:
-    """The key of the audio as it was made; it is there. Raises `ApiError`."""
-    match job.status:
-        case "completed":
-            with contextlib.suppress(ObjectError):
-                if job.audio_key:
-                    await gateway.store.stat(job.audio_key)
-                    return job.audio_key
-            raise _expired()
-        case "cancelled":
-            raise ApiError(410, "no-audio", "the song was cancelled")
-        case "failed":
-            raise ApiError(410, "no-audio", f"the song failed: {job.error or 'the log of the worker says why'}")
-    detail = f"the song is {job.status}; ask for its status until it is completed"
-    raise ApiError(409, "not-ready", detail, headers={"Retry-After": "2"})
 
 
 def _expired() -> ApiError:
@@ -128,11 +125,11 @@ def disposition(job: Job, ending: AudioFormat) -> str:
 
 
 @dataclass(frozen=True)
-class AudioAnswer:
-    """An ASGI response that lets go of the store whenever, and however, the client leaves."""
+class AudioResponse:
+    """An ASGI response that releases its connection to the store whenever, and however, the client leaves."""
 
     store: ObjectStore
-    spawn: Callable[[Coroutine[Any, Any, None]], object]
+    tasks: BackgroundTasks
     key: str
     status: int
     headers: dict[str, str]
@@ -161,13 +158,13 @@ class AudioAnswer:
                     await send({"type": "http.response.body", "body": block or b"", "more_body": block is not None})
                 if block is None:
                     return
-        except HeartMulaError as error:  # too late for a problem detail: the connection is cut, which tells as much
+        except HeartMulaError as error:  # too late for a problem detail: the connection is cut instead
             log.warning("%s: broken off: %s", self.key, error)
         except TimeoutError:
-            log.info("%s: given up, the client does not read", self.key)
+            log.info("%s: stopped, the client does not read", self.key)
         finally:
             gone.cancel()
-            self.spawn(_let_go(reader, reading))
+            self.tasks.spawn(_release(reader, reading))
 
     async def _start(self, send: Send) -> None:
         headers = [(name.lower().encode(), value.encode("latin-1")) for name, value in self.headers.items()]
@@ -183,8 +180,8 @@ async def _next_block(reader: ObjectReader) -> bytes | None:
     return await anext(reader, None)
 
 
-async def _let_go(reader: ObjectReader, reading: "asyncio.Task[bytes | None] | None") -> None:
-    """Closing waits for the read that is under way in another thread, so it is not done on the event loop."""
+async def _release(reader: ObjectReader, reading: "asyncio.Task[bytes | None] | None") -> None:
+    """Close the reader, in a thread: closing waits for the read that is under way in another one."""
     if reading is not None:
         with contextlib.suppress(HeartMulaError):
             await reading

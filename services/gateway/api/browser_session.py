@@ -11,11 +11,11 @@ from litestar.datastructures import Cookie
 from litestar.di import NamedDependency
 
 from services.gateway.api.docs.openapi import refusals
+from services.gateway.api.responses import NO_STORE
 from services.gateway.auth.api_keys import Caller, Limits
 from services.gateway.auth.authenticate import COOKIE, COOKIE_SECONDS
 
 AnyRequest = Request[Any, Any, Any]
-_NO_STORE = {"Cache-Control": "no-store"}
 
 
 class SessionBody(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,7 +28,7 @@ class SessionBody(msgspec.Struct, frozen=True, kw_only=True):
 @get("/api/session", responses=refusals(401))
 async def session(caller: NamedDependency[Caller]) -> Response[SessionBody]:
     """Whose key this is. Without keys everybody is the tenant `local`."""
-    return Response(SessionBody(tenant=caller.tenant, limits=caller.limits), headers=_NO_STORE)
+    return Response(SessionBody(tenant=caller.tenant, limits=caller.limits), headers=NO_STORE)
 
 
 @post("/api/session", status_code=204, responses=refusals(401))
@@ -36,13 +36,13 @@ async def begin(request: AnyRequest, caller: NamedDependency[Caller]) -> Respons
     """Put the key of the Authorization header into a cookie."""
     key = request.headers.get("authorization", "").partition(" ")[2].strip()
     cookies = [_cookie(request, key, COOKIE_SECONDS)] if key else []
-    return Response(None, headers=_NO_STORE, cookies=cookies)
+    return Response(None, headers=NO_STORE, cookies=cookies)
 
 
 @delete("/api/session", status_code=204, responses=refusals(401))
 async def end(request: AnyRequest, caller: NamedDependency[Caller]) -> Response[None]:
     """Take the cookie away."""
-    return Response(None, headers=_NO_STORE, cookies=[_cookie(request, "", 0)])
+    return Response(None, headers=NO_STORE, cookies=[_cookie(request, "", 0)])
 
 
 def _cookie(request: AnyRequest, value: str, seconds: int) -> Cookie:

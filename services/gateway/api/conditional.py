@@ -1,4 +1,4 @@
-"""The parts of RFC 9110 that seeking in audio needs: byte ranges and entity tags."""
+"""Conditional and range requests of RFC 9110, as far as seeking in audio needs them: byte ranges and entity tags."""
 
 import hashlib
 import re
@@ -17,12 +17,22 @@ class ByteRange:
 
     @property
     def length(self) -> int:
-        """How many bytes."""
+        """The number of bytes."""
         return self.last - self.first + 1
 
 
+@dataclass(frozen=True)
+class Conditions:
+    """What a request says about the part and the version that it wants; None for a header that is missing."""
+
+    method: str
+    if_none_match: str | None = None
+    range: str | None = None
+    if_range: str | None = None
+
+
 class NotSatisfiable(Exception):
-    """A range that lies outside."""
+    """A range that lies outside of what there is."""
 
 
 def parse_range(header: str, size: int) -> ByteRange | None:

@@ -1,11 +1,11 @@
-"""What NATS clients ask for: songs to be made, on ``submit.<tenant>``, and records, on ``record.<tenant>.<job>``.
+"""The NATS service: takes songs on ``submit.<tenant>``, and answers with records on ``record.<tenant>.<job>``.
 
-Clients are given no right to JetStream's own API, which sends its answers wherever a request says. `replies` keeps this
-service from doing so.
+Clients are given no right to JetStream's own API, which sends its answers wherever a request says. `reply_subjects`
+keeps this service from doing so.
 
-The answer to a song is a superset of a PubAck, so that ``nats req``, ``nats pub --jetstream`` and every client
-library's JetStream publish understand it. The header ``Nats-Msg-Id`` makes asking again harmless, as it does there.
-Errors stand in the body, in JetStream's own form. Who may publish for which tenant is the NATS server's matter.
+The answer to a request for a song is a superset of a PubAck, so that ``nats req``, ``nats pub --jetstream`` and every
+client library's JetStream publish understand it. The header ``Nats-Msg-Id`` makes a repeated request harmless, as it
+does there. Errors stand in the body, in JetStream's own form. The NATS server decides who may publish for which tenant.
 """
 
 import asyncio
@@ -15,7 +15,6 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, cast
 
 import msgspec
-import nats
 from nats.aio.client import Client
 from nats.micro import add_service
 from nats.micro.request import Request
@@ -26,17 +25,18 @@ from services.gateway.auth.authenticate import Authenticator
 from services.gateway.errors import ApiError, refusal, unknown_job
 from services.gateway.submission.outage import PATIENCE
 from services.gateway.submission.service import Submission
-from shared.causes import why
+from shared.errors import Unavailable
 from shared.jobs.store import JobStore
 from shared.nats.connection import Connection
+from shared.nats.errors import nats_errors
 from shared.nats.subjects import TOK
 from shared.schema.base import JOB_ID
 from shared.schema.job import Job
 
 log = logging.getLogger(__name__)
 
-AT_ONCE = 32  # requests of a kind being answered at a time; more wait on the subscription
-_QUEUE_FULL = 10077  # what JetStream says when a stream is full: clients know it
+AT_ONCE = 32  # requests of a kind that are answered at a time; others wait on the subscription
+_QUEUE_FULL = 10077  # the code of JetStream for a full stream: clients know it
 ERROR_CODES = {  # `err_code`; stable, in a range that the server does not use
     "invalid-request": 20001,
     "malformed-json": 20002,
@@ -53,7 +53,7 @@ ERROR_CODES = {  # `err_code`; stable, in a range that the server does not use
 
 
 class NatsRequests:
-    """The micro-service. Gateways share the work by its queue group."""
+    """Answers requests of NATS clients, as a service of NATS. Gateways share the work by its queue group."""
 
     def __init__(
         self,
@@ -69,16 +69,18 @@ class NatsRequests:
         self._service: Service | None = None
 
     async def start(self) -> None:
-        """Begin to take requests."""
+        """Begin to take requests. Raises `Unavailable`."""
         config = ServiceConfig(name="heartmula", version="0.1.0", description="Takes songs to be made")
-        self._service = await add_service(self._nc, config)
-        await self._service.add_endpoint(name="submit", subject="submit.*", handler=self._handler(self._take))
-        await self._service.add_endpoint(name="record", subject="record.*.*", handler=self._handler(self._look_up))
+        with nats_errors("requests of NATS clients cannot be taken"):
+            self._service = await add_service(self._nc, config)
+            await self._service.add_endpoint(name="submit", subject="submit.*", handler=self._handler(self._submit))
+            await self._service.add_endpoint(name="record", subject="record.*.*", handler=self._handler(self._look_up))
 
     async def stop(self) -> None:
-        """Take no more."""
+        """Take no more requests. Raises `Unavailable`."""
         if self._service is not None:
-            await self._service.stop()
+            with nats_errors("requests of NATS clients are still taken"):
+                await self._service.stop()
 
     def _handler(self, answer: Callable[[Request], Awaitable[Any]]) -> Callable[[Request], Awaitable[None]]:
         free = asyncio.Semaphore(AT_ONCE)
@@ -90,12 +92,13 @@ class NatsRequests:
                 body = {"error": error_body(refusal(error))}
             try:
                 if request._msg.reply:  # a plain publish asks for no answer
-                    with contextlib.suppress(TimeoutError):  # a connection that was lost meanwhile
+                    with contextlib.suppress(TimeoutError):  # the connection was lost meanwhile, and is not back
                         async with asyncio.timeout(PATIENCE):
                             await self._up.wait()
-                    await request.respond(msgspec.json.encode(body))
-            except nats.errors.Error as error:
-                log.warning("a NATS client could not be answered: %s", why(error))
+                    with nats_errors("a NATS client could not be answered"):
+                        await request.respond(msgspec.json.encode(body))
+            except Unavailable as error:
+                log.warning("%s", error)
             finally:
                 free.release()
 
@@ -105,7 +108,7 @@ class NatsRequests:
 
         return handle
 
-    async def _take(self, request: Request) -> dict[str, Any]:
+    async def _submit(self, request: Request) -> dict[str, Any]:
         tenant, key = request.subject.split(".")[1], (request.headers or {}).get("Nats-Msg-Id")
         accepted = await self._submission.submit(self._authenticator.tenant(tenant), request.data, key)
         ack = {"stream": TOK, "seq": accepted.sequence, "duplicate": accepted.duplicate}
@@ -121,6 +124,6 @@ class NatsRequests:
 
 
 def error_body(found: ApiError) -> dict[str, Any]:
-    """A refusal as JetStream would say it: these three members and no more, or client libraries stumble."""
+    """The error in JetStream's form: these three members and no more, since client libraries know no others."""
     code = ERROR_CODES.get(found.kind, ERROR_CODES["internal"])
     return {"code": found.status, "err_code": code, "description": found.detail}

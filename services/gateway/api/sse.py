@@ -1,35 +1,32 @@
-"""A song's events as server-sent events: what the websocket tells, for clients that know HTTP alone."""
+"""The events of a song as server-sent events: what the websocket sends, for clients that speak plain HTTP."""
 
 import asyncio
 import contextlib
 import logging
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
-from litestar import Request, get
+from litestar import get
 from litestar.di import NamedDependency
-from litestar.openapi.spec import OpenAPIType, Schema
+from litestar.openapi.spec import Schema
 from litestar.params import FromPath
 from litestar.types import ASGIApp, Receive, Scope, Send
 
-from services.gateway.api.docs.openapi import Answer, operation, parameter, refusals
+from services.gateway.api.docs.openapi import Answer, operation, refusals
 from services.gateway.api.guards import OWN_PAGES
+from services.gateway.api.parameters import After, LastEventId, known_event
 from services.gateway.auth.api_keys import Caller
-from services.gateway.container import Gateway
-from services.gateway.errors import ApiError
-from services.gateway.events.store import Frame, last_sequence
-from services.gateway.songs.event_feed import EventFeed, Lost, event_id
-from services.gateway.songs.status import find_job
+from services.gateway.events.store import Frame
+from services.gateway.songs.event_feed import EventFeeds, EventsLost
+from services.gateway.songs.status import Songs
 from shared.errors import HeartMulaError
-from shared.nats.subjects import event_subject
 from shared.schema.job import ENDED
 
 log = logging.getLogger(__name__)
 
-SEND_SECONDS = 10.0  # that a client may let its stream stand
-PING_SECONDS = 15.0  # proxies cut what is silent for a minute
-RETRY_MS = 2000  # after which a browser comes again
-_SEQUENCE = Schema(type=OpenAPIType.STRING, pattern="^[0-9]{0,18}$")
+SEND_SECONDS = 10.0  # for which a client may leave its stream unread
+PING_SECONDS = 15.0  # proxies close connections that are silent for a minute
+RETRY_MS = 2000  # after which a browser connects again
 _HEADERS = {
     "content-type": "text/event-stream; charset=utf-8",
     "cache-control": "no-store",
@@ -38,15 +35,13 @@ _HEADERS = {
 
 
 class _Gone(Exception):
-    """Nobody is there any more."""
+    """The client has left."""
 
 
 @get(
     "/generate/{job_id:str}/events",
     opt=OWN_PAGES,
     operation_class=operation(
-        parameter("after", "query", "id of the latest event that is known: those after it are told first", _SEQUENCE),
-        parameter("Last-Event-ID", "header", "the same, as browsers send it when they come again", _SEQUENCE),
         answers={
             200: Answer(
                 "`id`, `event` and `data` (JSON) of a snapshot, then of every event until the song has ended",
@@ -58,33 +53,24 @@ class _Gone(Exception):
     responses=refusals(404, 422, 503),
 )
 async def event_stream(
-    request: Request[Any, Any, Any],
-    gateway: NamedDependency[Gateway],
+    songs: NamedDependency[Songs],
+    event_feeds: NamedDependency[EventFeeds],
     caller: NamedDependency[Caller],
     job_id: FromPath[str],
+    after: After = None,
+    last_event_id: LastEventId = None,
 ) -> ASGIApp:
-    """Follow a song until it has ended, with server-sent events. A websocket at this address tells the same."""
-    again = _sequence("Last-Event-ID", request.headers.get("last-event-id"))
-    after = _sequence("after", request.query_params.get("after"))
-    job = await find_job(gateway, caller.tenant, job_id)
-    if again is not None and job.status in ENDED:
-        last = await last_sequence(gateway.js, event_subject(job.tenant, job.job_id, "*"))
-        if last <= again:  # else a browser would come again for ever
-            return cast("ASGIApp", _Nothing())
-    return cast("ASGIApp", _EventStream(gateway, caller.tenant, job_id, again if again is not None else after))
+    """Follow a song until it has ended, with server-sent events. A websocket at this address sends the same."""
+    resumed, known = known_event("Last-Event-ID", last_event_id), known_event("after", after)
+    job = await songs.find(caller.tenant, job_id)
+    # Without this a browser would connect again and again.
+    if resumed is not None and job.status in ENDED and await event_feeds.latest_id(job) <= resumed:
+        return cast("ASGIApp", _NoContent())
+    return cast("ASGIApp", _EventStream(event_feeds, caller.tenant, job_id, known if resumed is None else resumed))
 
 
-def _sequence(name: str, text: str | None) -> int | None:
-    if not text:
-        return None
-    try:
-        return event_id(text)
-    except ValueError:
-        raise ApiError(422, "invalid-request", f"{name} must be the id of an event", field=name) from None
-
-
-class _Nothing:
-    """204, which tells a browser to stay away."""
+class _NoContent:
+    """Status 204, after which a browser does not connect again."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 204, "headers": [(b"cache-control", b"no-store")]})
@@ -93,9 +79,9 @@ class _Nothing:
 
 @dataclass
 class _EventStream:
-    """An ASGI response. It begins with the first frame: what goes wrong before is answered as everywhere."""
+    """An ASGI response. It begins with the first frame: an error before that is answered with a problem detail."""
 
-    gateway: Gateway
+    feeds: EventFeeds
     tenant: str
     job_id: str
     after: int | None
@@ -122,14 +108,14 @@ class _EventStream:
                 await send({"type": "http.response.body", "body": text.encode(), "more_body": True})
 
         try:
-            await EventFeed(self.gateway, self.tenant, self.job_id, deliver).run(self.after)
-        except Lost:
-            pass  # the stream ends without the song's end: the client comes again and is told the rest
+            await self.feeds.follow(self.tenant, self.job_id, self.after, deliver)
+        except EventsLost:
+            pass  # the stream ends before the song does: the client connects again and is sent the rest
         except HeartMulaError as error:
             if not self.begun:
                 return error
             log.warning("%s: events cannot be followed: %s", self.job_id, error)
-        except (OSError, TimeoutError) as error:  # who does not read cannot be told anything
+        except (OSError, TimeoutError) as error:  # a client that does not read cannot be sent anything
             raise _Gone from error
         if self.begun:
             with contextlib.suppress(OSError, TimeoutError):

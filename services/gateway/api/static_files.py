@@ -42,7 +42,7 @@ def accepts_gzip(header: str) -> bool:
     return found.get("gzip", found.get("*", False))
 
 
-class File:
+class StaticFile:
     """Bytes that are the same for everybody, text among them compressed once.
 
     What holds secrets beside a client's input must not be served like this: its compressed length would tell of them.
@@ -56,7 +56,7 @@ class File:
             if len(small) < len(data):
                 self._forms["gzip"] = small, tag_of(small)
 
-    def answer(self, request: Request[Any, Any, Any], headers: Mapping[str, str] | None = None) -> Response[bytes]:
+    def response(self, request: Request[Any, Any, Any], headers: Mapping[str, str] | None = None) -> Response[bytes]:
         """The file in a form that the client takes, or 304 when it has it."""
         small = "gzip" in self._forms and accepts_gzip(request.headers.get("accept-encoding", ""))
         data, tag = self._forms["gzip" if small else ""]
@@ -70,22 +70,22 @@ class File:
         return Response(data, headers=found, media_type=self._media_type)
 
 
-class Pages:
+class StaticFiles:
     """Static files by their path below the folder. Nothing outside of it can be named."""
 
     def __init__(self, folder: Path = STATIC, only: Collection[str] = ()) -> None:
         """`only` names the files, if not all are meant."""
         self._files = {
-            path.relative_to(folder).as_posix(): File(path.read_bytes(), _media_type(path.name))
+            path.relative_to(folder).as_posix(): StaticFile(path.read_bytes(), _media_type(path.name))
             for path in sorted(folder.rglob("*"))
             if path.is_file() and (not only or path.relative_to(folder).as_posix() in only)
         }
 
-    def answer(self, request: Request[Any, Any, Any], name: str, policy: str = POLICY) -> Response[bytes]:
+    def response(self, request: Request[Any, Any, Any], name: str, policy: str = POLICY) -> Response[bytes]:
         """A file, or 304 when the client has it. Raises a 404 `ApiError`."""
         if name not in self._files:
             raise ApiError(404, "not-found", "there is no such file")
-        return self._files[name].answer(request, {"Content-Security-Policy": policy})
+        return self._files[name].response(request, {"Content-Security-Policy": policy})
 
 
 def _media_type(name: str) -> str:

@@ -1,4 +1,4 @@
-"""A song's events over a websocket, and a close that says why they end."""
+"""The events of a song over a websocket, and close codes that say why they end."""
 
 import asyncio
 import contextlib
@@ -11,10 +11,10 @@ from litestar.exceptions import WebSocketDisconnect
 from litestar.params import FromPath
 
 from services.gateway.api.guards import CHECKS_ITSELF, PageRules, refuse_handshake
-from services.gateway.container import Gateway
+from services.gateway.auth.authenticate import Authenticator
 from services.gateway.errors import ApiError
 from services.gateway.events.store import Frame
-from services.gateway.songs.event_feed import EventFeed, Lost, event_id
+from services.gateway.songs.event_feed import EventFeeds, EventsLost, event_id
 from shared.errors import HeartMulaError
 
 log = logging.getLogger(__name__)
@@ -34,12 +34,16 @@ class _Close(Exception):
 
 
 class _Gone(Exception):
-    """Nobody is there any more."""
+    """The client has left."""
 
 
 @websocket("/generate/{job_id:str}/events", opt=CHECKS_ITSELF)
 async def events(
-    socket: Socket, gateway: NamedDependency[Gateway], rules: NamedDependency[PageRules], job_id: FromPath[str]
+    socket: Socket,
+    authenticator: NamedDependency[Authenticator],
+    event_feeds: NamedDependency[EventFeeds],
+    rules: NamedDependency[PageRules],
+    job_id: FromPath[str],
 ) -> None:
     """Follow a song until it has ended."""
     try:
@@ -52,7 +56,7 @@ async def events(
     try:
         async with asyncio.TaskGroup() as group:
             watcher = group.create_task(_until_gone(socket))
-            close = await _follow(socket, gateway, job_id)
+            close = await _follow(socket, authenticator, event_feeds, job_id)
             watcher.cancel()
     except* _Gone:
         pass
@@ -62,32 +66,31 @@ async def events(
 
 
 async def _until_gone(socket: Socket) -> None:
-    """Raise once the client has left; what it says is ignored."""
+    """Raise once the client has left; what it sends is ignored."""
     with contextlib.suppress(WebSocketDisconnect):
         while (await socket.receive())["type"] != "websocket.disconnect":
             pass
     raise _Gone
 
 
-async def _follow(socket: Socket, gateway: Gateway, job_id: str) -> _Close:
+async def _follow(socket: Socket, authenticator: Authenticator, feeds: EventFeeds, job_id: str) -> _Close:
     async def send(frame: Frame) -> None:
         await socket.send({"type": "websocket.send", "text": frame.data, "bytes": None})
 
     try:
-        tenant = gateway.authenticator.caller(socket).tenant
-        await EventFeed(gateway, tenant, job_id, send).run(_after(socket))
+        await feeds.follow(authenticator.caller(socket).tenant, job_id, _after(socket), send)
     except _Close as close:
         return close
-    except Lost:
+    except EventsLost:
         return _Close(RECONNECT, "events were lost; connect again")
     except ApiError as refusal:
-        if refusal.status == 401:  # before it was accepted, a browser could not tell it from a server that is away
+        if refusal.status == 401:  # a browser cannot tell a refused handshake from a server that is down
             return _Close(UNAUTHORIZED, "an API key is needed")
         return _Close(UNKNOWN, "no song has this id")
     except HeartMulaError as error:
         log.warning("%s: events cannot be followed: %s", job_id[:64], error)
         return _Close(RECONNECT, "a server does not answer; connect again")
-    except _SEND_ERRORS as error:  # who does not read would not read a reason either
+    except _SEND_ERRORS as error:  # a client that does not read would not read a reason either
         raise _Gone from error
     except Exception:
         log.exception("%s: unexpected", job_id[:64])

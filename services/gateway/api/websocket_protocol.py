@@ -12,7 +12,7 @@ STALL_SECONDS = 10.0  # that a client may leave its buffer full
 ABORT_SECONDS = 12.0  # after uvicorn's own patience with a closing handshake
 
 
-class Connection(WebSocketsSansIOProtocol):
+class WebSocketConnection(WebSocketsSansIOProtocol):
     """uvicorn's, with an end. A transport that is closed waits until its buffer is empty: with a client that is
     connected and does not read, forever. And the kernel alone would take megabytes for it."""
 

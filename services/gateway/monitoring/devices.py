@@ -1,16 +1,18 @@
-"""Every device that workers report: its figures, who holds it, who waits for it."""
+"""Every device that workers report: its figures, which worker holds its lease, which ones wait for it."""
+
+from collections.abc import Callable
 
 import msgspec
+from nats.js import JetStreamContext
 
-from services.gateway.container import Gateway
-from services.gateway.monitoring.health import QueueDepth, Snapshot
+from services.gateway.monitoring.health import Health, QueueDepth, Snapshot
 from shared.device.lease import LeaseView, read_leases
 from shared.schema.base import timestamp
 from shared.schema.worker import GpuFigures, PhaseMemory, WorkerStatus
 
 
 class LeaseBody(msgspec.Struct, frozen=True, kw_only=True):
-    """Who holds a device."""
+    """The worker that holds the lease of a device."""
 
     role: str
     owner: str
@@ -20,7 +22,7 @@ class LeaseBody(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class WaitingBody(msgspec.Struct, frozen=True, kw_only=True):
-    """Who waits for a device, in the order in which they get it."""
+    """A worker that waits for the lease of a device; the list is in the order in which they get it."""
 
     role: str
     owner: str
@@ -39,14 +41,14 @@ class WorkerBody(msgspec.Struct, frozen=True, kw_only=True):
     phase: int | None
     jobs: list[str]  # songs that it works on
     slots: int  # songs that it can work on at once
-    rate: float | None  # frames a second of late, of all its songs together
+    rate: float | None  # frames a second at present, of all its songs together
     memory: list[PhaseMemory]  # of the phases of its latest turn
     problem: str | None  # why it cannot work
     since: str
 
 
 class GpuBody(msgspec.Struct, frozen=True, kw_only=True):
-    """A device. Memory in bytes; utilisation in per cent; temperature in °C; None where nothing tells."""
+    """A device. Memory in bytes; utilisation in per cent; temperature in °C; None where it is not known."""
 
     id: str
     name: str
@@ -71,15 +73,20 @@ class GpusBody(msgspec.Struct, frozen=True, kw_only=True):
     problems: list[str]  # as in ``/health``
 
 
-async def gpus(gateway: Gateway, tenant: str) -> GpusBody:
-    """Every device, with the ids of a tenant's own songs only. Raises `Unavailable`."""
-    leases = await read_leases(gateway.js)
-    snapshot = await gateway.health.snapshot()
-    found = arrange(snapshot, leases)
-    for device in found.gpus if gateway.authenticator.keys_required else ():
-        for worker in device.workers:
-            worker.jobs[:] = [job_id for job_id in worker.jobs if gateway.song_index.belongs(job_id, tenant)]
-    return found
+class Devices:
+    """Reads which devices there are, and who uses them."""
+
+    def __init__(self, js: JetStreamContext, health: Health) -> None:
+        self._js, self._health = js, health
+
+    async def body(self, is_visible: Callable[[str], bool]) -> GpusBody:
+        """Every device, with the ids of those songs only for which `is_visible` holds. Raises `Unavailable`."""
+        leases = await read_leases(self._js)
+        found = arrange(await self._health.snapshot(), leases)
+        for device in found.gpus:
+            for worker in device.workers:
+                worker.jobs[:] = filter(is_visible, worker.jobs)
+        return found
 
 
 def arrange(snapshot: Snapshot, leases: list[LeaseView]) -> GpusBody:
@@ -97,7 +104,7 @@ def arrange(snapshot: Snapshot, leases: list[LeaseView]) -> GpusBody:
 
 
 def _device(workers: list[WorkerStatus], leases: list[LeaseView]) -> GpuBody:
-    # Each heartbeat tells all that lies on the device. Put together, two of them could tell of two moments.
+    # Each heartbeat names everything that lies on the device; two of them together could mix two moments.
     latest = max(workers, key=lambda worker: worker.sent)
     figures: GpuFigures = latest.gpu
     held = next((view for view in leases if view.state == "held"), None)

@@ -1,21 +1,25 @@
-"""A song's events for one client: a snapshot, what was missed, then everything live. How they travel is elsewhere."""
+"""The events of a song for one client: a snapshot, the events that it missed, then everything live.
+
+The websocket and the server-sent events both send what this yields.
+"""
 
 import time
 from collections.abc import Awaitable, Callable
 
 import msgspec
+from nats.js import JetStreamContext
 
-from services.gateway.container import Gateway
-from services.gateway.events.broadcaster import Subscription
+from services.gateway.events.broadcaster import Broadcaster, Subscription
 from services.gateway.events.store import Frame, StoredEvent, following, last_sequence
-from services.gateway.songs.eta import Expectation, moved
-from services.gateway.songs.status import StatusBody, describe, find_job
+from services.gateway.songs.eta import EtaEstimator, Expectation, moved
+from services.gateway.songs.status import Songs, StatusBody
 from shared.jobs.events import end_event
 from shared.nats.subjects import event_subject
 from shared.schema.event import AnyEvent, CloudEvent, Progress, Queued, cloud_event
 from shared.schema.job import ENDED, Job
 
-_RECORD_LOOKS = 5  # after so many looks at a waiting song's place, its record: an event may be lost, the record is not
+# After so many looks at the place of a waiting song its record is read: an event may be lost, the record is not.
+_RECORD_LOOKS = 5
 
 
 class SnapshotBody(StatusBody, frozen=True, kw_only=True, tag="snapshot", tag_field="type"):
@@ -24,8 +28,8 @@ class SnapshotBody(StatusBody, frozen=True, kw_only=True, tag="snapshot", tag_fi
     id: str
 
 
-class Lost(Exception):
-    """The client cannot be told everything; it has to come again."""
+class EventsLost(Exception):
+    """Events of a song were dropped before this client had them; it has to connect again."""
 
 
 def event_id(text: str) -> int:
@@ -35,36 +39,62 @@ def event_id(text: str) -> int:
     return int(text)
 
 
-class EventFeed:
-    """One client's way through a song's events."""
+class EventFeeds:
+    """Follows songs for clients of this gateway."""
 
-    def __init__(self, gateway: Gateway, tenant: str, job_id: str, send: Callable[[Frame], Awaitable[None]]) -> None:
-        self._gateway, self._tenant, self._job_id, self._send = gateway, tenant, job_id, send
+    def __init__(self, js: JetStreamContext, songs: Songs, broadcaster: Broadcaster, eta: EtaEstimator) -> None:
+        self._js, self._songs, self._broadcaster, self._eta = js, songs, broadcaster, eta
+
+    async def follow(
+        self, tenant: str, job_id: str, after: int | None, send: Callable[[Frame], Awaitable[None]]
+    ) -> None:
+        """Send everything until the song has ended; first the events after `after`, if that is given.
+
+        Raises a 404 `ApiError`, `EventsLost`, `Unavailable`, and whatever `send` raises.
+        """
+        with self._broadcaster.subscribe(job_id) as subscription:
+            await _EventFeed(self._js, self._songs, self._eta, tenant, job_id, send).run(subscription, after)
+
+    async def latest_id(self, job: Job) -> int:
+        """The id of a song's latest event; 0 where there is none. Raises `Unavailable`."""
+        return await last_sequence(self._js, event_subject(job.tenant, job.job_id, "*"))
+
+
+class _EventFeed:
+    """What one client has been sent of a song's events, and what is still to be sent."""
+
+    def __init__(
+        self,
+        js: JetStreamContext,
+        songs: Songs,
+        eta: EtaEstimator,
+        tenant: str,
+        job_id: str,
+        send: Callable[[Frame], Awaitable[None]],
+    ) -> None:
+        self._js, self._songs, self._eta = js, songs, eta
+        self._tenant, self._job_id, self._send = tenant, job_id, send
         self._sent = 0  # sequence of the latest event that the client knows
         self._progress = 0.0
         self._job: Job  # as of the snapshot; its status as of the latest event
-        self._expected = Expectation()  # as the client was told
+        self._expected = Expectation()  # as the client was sent it
 
-    async def run(self, after: int | None) -> None:
-        """Send everything until the song has ended, after the event `after` if that is given.
-
-        Raises a 404 `ApiError`, `Lost`, `Unavailable`, and whatever `send` raises.
-        """
-        with self._gateway.broadcaster.subscribe(self._job_id) as subscription:
-            # Events before the record: workers write the record first, so the snapshot is never behind its id.
-            job = await find_job(self._gateway, self._tenant, self._job_id)
-            subject = event_subject(job.tenant, job.job_id, "*")
-            last = await last_sequence(self._gateway.js, subject)
-            await self._snapshot(last)
-            self._sent = last
-            if after is not None and after < last:
-                await self._replay(subject, after, last)
-            if self._job.status not in ENDED:
-                await self._live(subscription)
+    async def run(self, subscription: Subscription, after: int | None) -> None:
+        """See `EventFeeds.follow`."""
+        # Events before the record: workers write the record first, so the snapshot is never behind its id.
+        job = await self._songs.find(self._tenant, self._job_id)
+        subject = event_subject(job.tenant, job.job_id, "*")
+        last = await last_sequence(self._js, subject)
+        await self._snapshot(last)
+        self._sent = last
+        if after is not None and after < last:
+            await self._replay(subject, after, last)
+        if self._job.status not in ENDED:
+            await self._live(subscription)
 
     async def _snapshot(self, last: int) -> None:
-        self._job = await find_job(self._gateway, self._tenant, self._job_id)
-        body = await describe(self._gateway, self._job)
+        self._job = await self._songs.find(self._tenant, self._job_id)
+        body = await self._songs.describe(self._job)
         self._progress, self._expected = body.progress, Expectation.parse(body.queue_position, body.eta)
         snapshot = SnapshotBody(id=str(last), **msgspec.structs.asdict(body))
         await self._send(Frame(snapshot.id, "snapshot", msgspec.json.encode(snapshot).decode()))
@@ -72,7 +102,7 @@ class EventFeed:
     async def _replay(self, subject: str, after: int, last: int) -> None:
         sequence = after + 1
         while sequence <= last:
-            stored = await following(self._gateway.js, subject, sequence)
+            stored = await following(self._js, subject, sequence)
             if stored is None or stored.sequence > last:
                 return
             await self._event(stored, live=False)
@@ -89,7 +119,7 @@ class EventFeed:
                     return
                 continue
             if stored is None:
-                raise Lost
+                raise EventsLost
             quiet = 0
             if stored.sequence > self._sent:
                 self._sent = stored.sequence
@@ -98,20 +128,20 @@ class EventFeed:
                     return
 
     async def _look(self, quiet: int) -> bool:
-        """Tell what no event tells. Returns whether the song has ended."""
-        if self._job.status in ENDED:  # for a while, and its event did not come: whoever was to send it is gone
-            await self._tell(end_event(self._job, self._progress))
+        """Send what no event says: a new place in the queue, or an end whose event is missing. True after the end."""
+        if self._job.status in ENDED:  # for a while, and its event did not come: the process that owed it has died
+            await self._send_derived(end_event(self._job, self._progress))
             return True
         if quiet % _RECORD_LOOKS == 0:
-            self._job = await find_job(self._gateway, self._tenant, self._job_id)
+            self._job = await self._songs.find(self._tenant, self._job_id)
         if self._job.status == "queued":
-            expected = await self._gateway.eta.estimate(self._job)
-            told = self._expected
+            expected = await self._eta.estimate(self._job)
+            sent = self._expected
             if expected.position is not None and (
-                expected.position != told.position or moved(told.at, expected.at, time.time())
+                expected.position != sent.position or moved(sent.at, expected.at, time.time())
             ):
                 self._expected = expected
-                await self._tell(
+                await self._send_derived(
                     Queued(
                         job_id=self._job_id,
                         status="queued",
@@ -122,7 +152,7 @@ class EventFeed:
                 )
         return False
 
-    async def _tell(self, event: AnyEvent) -> None:
+    async def _send_derived(self, event: AnyEvent) -> None:
         """Send an event that is in no stream, under the id of the latest that is."""
         await self._send(_frame(cloud_event(event, str(self._sent))))
 
@@ -132,14 +162,14 @@ class EventFeed:
         if live and data.status != self._job.status:
             self._job = msgspec.structs.replace(self._job, status=data.status)
         if live and data.status == "decoding" and self._job.frames is None:
-            self._job = await find_job(self._gateway, self._tenant, self._job_id)  # it knows the length by now
+            self._job = await self._songs.find(self._tenant, self._job_id)  # it knows the length by now
             self._job = msgspec.structs.replace(self._job, status=data.status)
-        # Listeners of a song mostly see the same: what was made for one is sent to all.
+        # Most clients of a song see the same frames: what was encoded for one is sent to all.
         frame = stored.frames.get((self._progress, live))
         if frame is None:
             data = msgspec.structs.replace(data, progress=self._progress)
             if live and isinstance(data, Progress):
-                data = msgspec.structs.replace(data, eta=(await self._gateway.eta.estimate(self._job, data)).eta)
+                data = msgspec.structs.replace(data, eta=(await self._eta.estimate(self._job, data)).eta)
             frame = _frame(msgspec.structs.replace(stored.event, id=str(stored.sequence), data=data))
             stored.frames[self._progress, live] = frame
         await self._send(frame)

@@ -1,25 +1,25 @@
-"""One song as users see it, and pages of songs."""
+"""The state of songs as users see it: one song, or a page of them."""
 
 import asyncio
-import re
-from typing import Annotated, cast, get_args
+from typing import Annotated
 
 import msgspec
 from msgspec import Meta
+from nats.js import JetStreamContext
 
-from services.gateway.container import Gateway
-from services.gateway.errors import ApiError, unknown_job
+from services.gateway.errors import unknown_job
+from services.gateway.events.broadcaster import Broadcaster
 from services.gateway.events.store import newest
-from services.gateway.songs.index import cursor_of, place_of
+from services.gateway.songs.eta import EtaEstimator
+from services.gateway.songs.index import Place, SongIndex, cursor_of
 from shared.errors import HeartMulaError, NewerRecord
 from shared.jobs.events import progress_at_start
+from shared.jobs.store import JobStore
 from shared.nats.subjects import event_subject
 from shared.schema.base import JOB_ID, timestamp
 from shared.schema.event import Progress, Stage
 from shared.schema.job import Job, Status
 from shared.schema.request import AudioFormat, Priority
-
-MAX_PAGE = 100  # songs
 
 
 class StatusBody(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -71,95 +71,97 @@ class SongsBody(msgspec.Struct, frozen=True, kw_only=True):
     next: str | None  # the cursor of the page that follows; None on the last
 
 
-async def find_job(gateway: Gateway, tenant: str, job_id: str) -> Job:
-    """The record of a tenant's song. Raises a 404 `ApiError`; an id that is none must not get into a subject."""
-    job = await gateway.jobs.get(job_id, tenant) if JOB_ID.fullmatch(job_id) else None
-    if job is None:
-        raise unknown_job()
-    return job
+class Songs:
+    """Reads songs for their tenants: records, and what events say beyond them. Raises `Unavailable` without NATS."""
 
+    def __init__(
+        self,
+        js: JetStreamContext,
+        jobs: JobStore,
+        song_index: SongIndex,
+        broadcaster: Broadcaster,
+        eta: EtaEstimator,
+    ) -> None:
+        self._js, self._jobs, self._index = js, jobs, song_index
+        self._broadcaster, self._eta = broadcaster, eta
 
-async def listing(gateway: Gateway, tenant: str, limit: str, cursor: str | None, status: str | None) -> SongsBody:
-    """A page of a tenant's songs; shorter than `limit` where records expired meanwhile. Raises a 422 `ApiError`."""
-    if not re.fullmatch(r"[0-9]{1,3}", limit, re.ASCII) or not 1 <= int(limit) <= MAX_PAGE:
-        raise ApiError(422, "invalid-request", f"limit has to be from 1 to {MAX_PAGE}", field="limit")
-    if status is not None and status not in get_args(Status):
-        known = ", ".join(get_args(Status))
-        raise ApiError(422, "invalid-request", f"status has to be one of {known}", field="status")
-    after = None if cursor is None else place_of(cursor)
-    ids, rest = await gateway.song_index.page(tenant, int(limit), after, cast("Status | None", status))
-    jobs = await asyncio.gather(*(_readable(gateway, tenant, job_id) for job_id in ids))
-    for job_id, job in zip(ids, jobs, strict=True):
+    async def find(self, tenant: str, job_id: str) -> Job:
+        """The record of a tenant's song. Raises a 404 `ApiError`."""
+        # What has not the form of an id must not become part of a subject.
+        job = await self._jobs.get(job_id, tenant) if JOB_ID.fullmatch(job_id) else None
         if job is None:
-            gateway.song_index.forget(job_id)
-    shown = [job for job in jobs if job is not None and status in (None, job.status)]
-    bodies = await asyncio.gather(*(describe_whole(gateway, job) for job in shown))
-    return SongsBody(songs=bodies, next=None if rest is None else cursor_of(rest))
+            raise unknown_job()
+        return job
 
+    async def page(self, tenant: str, limit: int, after: Place | None, status: Status | None) -> SongsBody:
+        """A page of a tenant's songs older than `after`; shorter than `limit` where records expired meanwhile."""
+        ids, rest = await self._index.page(tenant, limit, after, status)
+        jobs = await asyncio.gather(*(self._readable(tenant, job_id) for job_id in ids))
+        for job_id, job in zip(ids, jobs, strict=True):
+            if job is None:
+                self._index.forget(job_id)
+        shown = [job for job in jobs if job is not None and status in (None, job.status)]
+        bodies = await asyncio.gather(*(self.describe_with_request(job) for job in shown))
+        return SongsBody(songs=bodies, next=None if rest is None else cursor_of(rest))
 
-async def _readable(gateway: Gateway, tenant: str, job_id: str) -> Job | None:
-    try:
-        return await gateway.jobs.get(job_id, tenant)
-    except NewerRecord:
-        return None
+    async def describe(self, job: Job) -> StatusBody:
+        """The state of a song. Its progress and stage come from its events, the rest from its record."""
+        running = job.status in ("generating", "decoding")
+        latest, stage = await asyncio.gather(self._latest(job), self._stage(job) if running else _nothing())
+        expected = await self._eta.estimate(job, latest)
+        return StatusBody(
+            job_id=job.job_id,
+            status=job.status,
+            progress=self._progress(job, latest),
+            created_at=timestamp(job.created_at),
+            completed_at=None if job.completed_at is None else timestamp(job.completed_at),
+            stage=stage,
+            queue_position=expected.position,
+            eta=expected.eta,
+            error=job.error if job.status == "failed" else None,  # before, it is that of an attempt
+            seed=job.request.seed,
+            duration=job.duration_s,
+            sample_rate=job.sample_rate,
+            title=job.request.title,
+            format=job.request.format,
+        )
 
+    async def describe_with_request(self, job: Job) -> Song:
+        """The state of a song with what was asked for."""
+        state = msgspec.structs.asdict(await self.describe(job))
+        asked = {name: getattr(job.request, name) for name in RequestBody.__struct_fields__}
+        return Song(**state, request=RequestBody(**asked), group=job.group, variant=job.variant)
 
-async def describe(gateway: Gateway, job: Job) -> StatusBody:
-    """The state of a song. How far it is comes from its events, the rest from its record."""
-    running = job.status in ("generating", "decoding")
-    latest, stage = await asyncio.gather(_latest(gateway, job), _stage(gateway, job) if running else _nothing())
-    expected = await gateway.eta.estimate(job, latest)
-    return StatusBody(
-        job_id=job.job_id,
-        status=job.status,
-        progress=_progress(gateway, job, latest),
-        created_at=timestamp(job.created_at),
-        completed_at=None if job.completed_at is None else timestamp(job.completed_at),
-        stage=stage,
-        queue_position=expected.position,
-        eta=expected.eta,
-        error=job.error if job.status == "failed" else None,  # before, it is that of an attempt
-        seed=job.request.seed,
-        duration=job.duration_s,
-        sample_rate=job.sample_rate,
-        title=job.request.title,
-        format=job.request.format,
-    )
+    async def last_progress(self, job: Job) -> float:
+        """How far a song has come, in per cent; 0 while NATS does not answer."""
+        try:
+            return self._progress(job, await self._latest(job))
+        except HeartMulaError:
+            return 0.0
 
+    async def _readable(self, tenant: str, job_id: str) -> Job | None:
+        try:
+            return await self._jobs.get(job_id, tenant)
+        except NewerRecord:
+            return None
 
-async def describe_whole(gateway: Gateway, job: Job) -> Song:
-    """The state of a song with what was asked for."""
-    state = msgspec.structs.asdict(await describe(gateway, job))
-    asked = {name: getattr(job.request, name) for name in RequestBody.__struct_fields__}
-    return Song(**state, request=RequestBody(**asked), group=job.group, variant=job.variant)
+    async def _latest(self, job: Job) -> Progress | None:
+        if job.status == "completed" or (job.status == "queued" and not job.started_at):  # there are no such events
+            return None
+        stored = await newest(self._js, event_subject(job.tenant, job.job_id, "progress"))
+        return stored.event.data if stored and isinstance(stored.event.data, Progress) else None
 
+    def _progress(self, job: Job, latest: Progress | None) -> float:
+        if job.status == "completed":
+            return 100.0
+        reported = latest.progress if latest else 0.0
+        # A song that is started again after the death of a worker has newer events with less progress.
+        return max(reported, self._broadcaster.furthest_progress(job.job_id), progress_at_start(job.status))
 
-async def _latest(gateway: Gateway, job: Job) -> Progress | None:
-    if job.status == "completed" or (job.status == "queued" and not job.started_at):  # nothing to look for
-        return None
-    stored = await newest(gateway.js, event_subject(job.tenant, job.job_id, "progress"))
-    return stored.event.data if stored and isinstance(stored.event.data, Progress) else None
-
-
-def _progress(gateway: Gateway, job: Job, latest: Progress | None) -> float:
-    if job.status == "completed":
-        return 100.0
-    told = latest.progress if latest else 0.0
-    # A song that is begun again after a worker's death has newer events with less progress.
-    return max(told, gateway.broadcaster.furthest_progress(job.job_id), progress_at_start(job.status))
-
-
-async def _stage(gateway: Gateway, job: Job) -> str | None:
-    stored = await newest(gateway.js, event_subject(job.tenant, job.job_id, "stage"))
-    return stored.event.data.stage if stored and isinstance(stored.event.data, Stage) else None
+    async def _stage(self, job: Job) -> str | None:
+        stored = await newest(self._js, event_subject(job.tenant, job.job_id, "stage"))
+        return stored.event.data.stage if stored and isinstance(stored.event.data, Stage) else None
 
 
 async def _nothing() -> None:
     return None
-
-
-async def last_progress(gateway: Gateway, job: Job) -> float:
-    try:
-        return _progress(gateway, job, await _latest(gateway, job))
-    except HeartMulaError:
-        return 0.0

@@ -6,7 +6,7 @@ checked by hand, audio) with `operation`.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import msgspec
 from litestar import Litestar, Router
@@ -21,7 +21,6 @@ from litestar.openapi.spec import (
     OpenAPIResponse,
     OpenAPIType,
     Operation,
-    Parameter,
     RequestBody,
     Schema,
     Server,
@@ -40,6 +39,7 @@ Marks = Mapping[tuple[str, str], Mapping[str, Any]]  # of routes, by address and
 TEXT = Schema(type=OpenAPIType.STRING)
 NUMBER = Schema(type=OpenAPIType.INTEGER, minimum=0)
 BINARY = Schema(type=OpenAPIType.STRING, format=OpenAPIFormat.BINARY)
+ETAG = {"ETag": ("for If-None-Match", TEXT)}
 _EVERYWHERE = (500,)
 _RETRIED = (429, 503)
 _TAGS = {"generate": "songs", "api": "house", "health": "house", "livez": "probes", "readyz": "probes"}
@@ -93,13 +93,6 @@ def refusals(*codes: int) -> dict[int, ResponseSpec]:
     }
 
 
-def parameter(
-    name: str, where: Literal["query", "header"], description: str, schema: Schema = TEXT, *, required: bool = False
-) -> Parameter:
-    """A parameter that the route reads by hand."""
-    return Parameter(name=name, param_in=where, schema=schema, description=description, required=required)
-
-
 @dataclass(frozen=True)
 class Answer:
     """What an answer has beyond its body's type."""
@@ -109,15 +102,13 @@ class Answer:
     content: Mapping[str, Schema] | None = None  # by media type; None: as the route's types say
 
 
-def operation(
-    *parameters: Parameter, body: RequestBody | None = None, answers: Mapping[int, Answer] | None = None
-) -> type[Operation]:
+def operation(body: RequestBody | None = None, answers: Mapping[int, Answer] | None = None) -> type[Operation]:
     """The `operation_class` of a route."""
 
     @dataclass
     class Documented(Operation):
         def __post_init__(self) -> None:
-            self.parameters = [*(self.parameters or ()), *parameters]
+            self.parameters = self.parameters or []  # also written where it is empty
             self.request_body = body or self.request_body
             self.responses = dict(self.responses or {})
             for code, answer in (answers or {}).items():

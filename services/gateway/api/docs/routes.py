@@ -6,30 +6,29 @@ from typing import Any
 import msgspec
 from litestar import Request, Response, route
 from litestar.di import NamedDependency
-from litestar.enums import HttpMethod
 from litestar.params import FromPath
 from swagger_ui_bundle import swagger_ui_path
 
 from services.gateway.api.docs.asyncapi import document
 from services.gateway.api.docs.openapi import complete, marks_of
 from services.gateway.api.guards import PUBLIC
-from services.gateway.api.static_files import POLICY, File, Pages
+from services.gateway.api.responses import GET_AND_HEAD
+from services.gateway.api.static_files import POLICY, StaticFile, StaticFiles
 
 _POLICY = f"{POLICY}; img-src 'self' data:"  # its style sheet holds its icons
-GET_AND_HEAD = [HttpMethod.GET, HttpMethod.HEAD]
-_FILES = Pages(swagger_ui_path, only=("swagger-ui.css", "swagger-ui-bundle.js"))
+_FILES = StaticFiles(swagger_ui_path, only=("swagger-ui.css", "swagger-ui-bundle.js"))
 
 
 @route("/docs", http_method=GET_AND_HEAD, opt=PUBLIC, include_in_schema=False)
-async def docs(request: Request[Any, Any, Any], pages: NamedDependency[Pages]) -> Response[bytes]:
+async def docs(request: Request[Any, Any, Any], static_files: NamedDependency[StaticFiles]) -> Response[bytes]:
     """Swagger UI."""
-    return pages.answer(request, "docs.html", policy=_POLICY)
+    return static_files.response(request, "docs.html", policy=_POLICY)
 
 
 @route("/docs/{name:str}", http_method=GET_AND_HEAD, opt=PUBLIC, include_in_schema=False)
 async def docs_file(request: Request[Any, Any, Any], name: FromPath[str]) -> Response[bytes]:
     """What Swagger UI is made of."""
-    return _FILES.answer(request, name)
+    return _FILES.response(request, name)
 
 
 @route(["/schema", "/schema/openapi.json"], http_method=GET_AND_HEAD, opt=PUBLIC, include_in_schema=False)
@@ -39,20 +38,20 @@ async def schema(request: Request[Any, Any, Any]) -> Response[bytes]:
     if "schema" not in state:
         plain = msgspec.json.decode(msgspec.json.encode(request.app.openapi_schema.to_schema()))
         whole = complete(plain, marks_of(request.app))
-        state["schema"] = File(msgspec.json.encode(whole), "application/json")
-    file: File = state["schema"]
-    return file.answer(request)
+        state["schema"] = StaticFile(msgspec.json.encode(whole), "application/json")
+    file: StaticFile = state["schema"]
+    return file.response(request)
 
 
 @route("/asyncapi.json", http_method=GET_AND_HEAD, opt=PUBLIC, include_in_schema=False)
 async def asyncapi(request: Request[Any, Any, Any]) -> Response[bytes]:
     """The events, and the subjects of NATS clients."""
-    return _asyncapi().answer(request)
+    return _asyncapi().response(request)
 
 
 @cache
-def _asyncapi() -> File:
-    return File(document(), "application/json")
+def _asyncapi() -> StaticFile:
+    return StaticFile(document(), "application/json")
 
 
 ROUTES = (docs, docs_file, schema, asyncapi)

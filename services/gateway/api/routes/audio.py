@@ -1,60 +1,36 @@
 """A finished song: its audio, and the peaks to draw it from."""
 
-from typing import Any, cast, get_args
+from typing import Any, cast
 
 from litestar import Request, route
-from litestar.datastructures import State
 from litestar.di import NamedDependency
-from litestar.enums import HttpMethod
 from litestar.openapi.datastructures import ResponseSpec
-from litestar.openapi.spec import OpenAPIType, Schema
 from litestar.params import FromPath
 from litestar.types import ASGIApp
 
-from services.gateway.api.audio_response import audio_answer, peaks_answer
-from services.gateway.api.docs.openapi import (
-    BINARY,
-    NUMBER,
-    TEXT,
-    Answer,
-    operation,
-    parameter,
-    refusals,
-)
+from services.gateway.api.audio_response import AudioResponses
+from services.gateway.api.conditional import Conditions
+from services.gateway.api.docs.openapi import BINARY, ETAG, NUMBER, TEXT, Answer, operation, refusals
+from services.gateway.api.parameters import Format, IfNoneMatch, IfRange, Range, audio_format
+from services.gateway.api.responses import GET_AND_HEAD
 from services.gateway.auth.api_keys import Caller
-from services.gateway.container import Gateway
-from services.gateway.songs import status as songs
+from services.gateway.songs.status import Songs
 from shared.audio.files import CONTENT_TYPES
 from shared.audio.peaks import PeaksBody
-from shared.schema.request import AudioFormat
 
-NO_STORE = {"Cache-Control": "no-store"}
-GET_AND_HEAD = [HttpMethod.GET, HttpMethod.HEAD]
-AnyRequest = Request[Any, Any, State]
+AnyRequest = Request[Any, Any, Any]
 
-
-_ETAG = {"ETag": ("for If-None-Match", TEXT)}
-_AUDIO = _ETAG | {
+_AUDIO = ETAG | {
     "Accept-Ranges": ("`bytes`", TEXT),
     "Content-Length": ("bytes", NUMBER),
     "Content-Disposition": ("a file name", TEXT),
 }
-_IF_NONE_MATCH = parameter("If-None-Match", "header", "the ETag of an earlier answer: 304 where it still holds")
 
 
 @route(
     "/generate/{job_id:str}/result",
     http_method=GET_AND_HEAD,
     operation_class=operation(
-        _IF_NONE_MATCH,
-        parameter(
-            "format",
-            "query",
-            "another format than the song was made in",
-            Schema(type=OpenAPIType.STRING, enum=list(get_args(AudioFormat))),
-        ),
-        parameter("Range", "header", "one range of bytes: `bytes=0-1023`, `bytes=1024-`, `bytes=-1024`"),
-        parameter("If-Range", "header", "the ETag of the audio that the range belongs to"),
         answers={
             200: Answer("the audio", _AUDIO, dict.fromkeys(CONTENT_TYPES.values(), BINARY)),
             206: Answer(
@@ -62,7 +38,7 @@ _IF_NONE_MATCH = parameter("If-None-Match", "header", "the ETag of an earlier an
                 _AUDIO | {"Content-Range": ("`bytes first-last/size`", TEXT)},
                 dict.fromkeys(CONTENT_TYPES.values(), BINARY),
             ),
-            304: Answer("the audio is the same", _ETAG),
+            304: Answer("the audio is the same", ETAG),
             409: Answer(headers={"Retry-After": ("seconds to wait before asking again", NUMBER)}),
             416: Answer(headers={"Content-Range": ("`bytes */size`", TEXT)}),
         },
@@ -71,31 +47,46 @@ _IF_NONE_MATCH = parameter("If-None-Match", "header", "the ETag of an earlier an
     name="result",
 )
 async def result(
-    request: AnyRequest, gateway: NamedDependency[Gateway], caller: NamedDependency[Caller], job_id: FromPath[str]
+    request: AnyRequest,
+    songs: NamedDependency[Songs],
+    audio: NamedDependency[AudioResponses],
+    caller: NamedDependency[Caller],
+    job_id: FromPath[str],
+    if_none_match: IfNoneMatch = None,
+    format: Format = None,  # noqa: A002  # the name of the parameter
+    range_: Range = None,
+    if_range: IfRange = None,
 ) -> ASGIApp:
     """The audio of a finished song; byte ranges are served.
 
     In another format than it was made in, it is converted when that is first asked for, which takes some seconds.
     """
-    job = await songs.find_job(gateway, caller.tenant, job_id)
-    wanted = request.query_params.get("format")
-    return cast("ASGIApp", await audio_answer(gateway, job, request.method, request.headers, wanted))
+    job = await songs.find(caller.tenant, job_id)
+    conditions = Conditions(request.method, if_none_match, range_, if_range)
+    return cast("ASGIApp", await audio.audio(job, audio_format(format), conditions))
 
 
 @route(
     "/generate/{job_id:str}/peaks",
     http_method=GET_AND_HEAD,
-    operation_class=operation(_IF_NONE_MATCH, answers={304: Answer("the peaks are the same", _ETAG)}),
+    operation_class=operation(answers={304: Answer("the peaks are the same", ETAG)}),
     responses=refusals(404, 409, 410, 503)
     | {200: ResponseSpec(PeaksBody, generate_examples=False, description="as audiowaveform writes it")},
     name="peaks",
 )
 async def peaks(
-    request: AnyRequest, gateway: NamedDependency[Gateway], caller: NamedDependency[Caller], job_id: FromPath[str]
+    request: AnyRequest,
+    songs: NamedDependency[Songs],
+    audio: NamedDependency[AudioResponses],
+    caller: NamedDependency[Caller],
+    job_id: FromPath[str],
+    if_none_match: IfNoneMatch = None,
 ) -> ASGIApp:
     """The lowest and highest sample of every short stretch of a finished song, to draw it from."""
-    job = await songs.find_job(gateway, caller.tenant, job_id)
-    return cast("ASGIApp", await peaks_answer(gateway, job, request.method, request.headers))
+    job = await songs.find(caller.tenant, job_id)
+    headers = request.headers  # a range of the peaks is served, and not worth a word in the documentation
+    conditions = Conditions(request.method, if_none_match, headers.get("range"), headers.get("if-range"))
+    return cast("ASGIApp", await audio.peaks(job, conditions))
 
 
 ROUTES = (result, peaks)

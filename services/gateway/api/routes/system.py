@@ -1,30 +1,25 @@
-"""The service itself: health, devices, probes, figures, and the web page."""
+"""The service itself: its health, its devices, probes, metrics, and the web page."""
 
 from typing import Any
 
 from litestar import Request, Response, get, route
-from litestar.datastructures import State
 from litestar.di import NamedDependency
-from litestar.enums import HttpMethod
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import FromPath
 
-from services.gateway.api.docs.openapi import (
-    TEXT,
-    Answer,
-    operation,
-    refusals,
-)
+from services.gateway.api.docs.openapi import TEXT, Answer, operation, refusals
 from services.gateway.api.guards import PROBE, PUBLIC
-from services.gateway.api.static_files import Pages
+from services.gateway.api.responses import GET_AND_HEAD, NO_STORE
+from services.gateway.api.static_files import StaticFiles
 from services.gateway.auth.api_keys import Caller
-from services.gateway.container import Gateway
-from services.gateway.monitoring import devices as gpu
-from services.gateway.monitoring.health import HealthBody
+from services.gateway.auth.authenticate import Authenticator
+from services.gateway.monitoring.devices import Devices, GpusBody
+from services.gateway.monitoring.health import Health, HealthBody
+from services.gateway.monitoring.metrics import Metrics
+from services.gateway.songs.index import SongIndex
+from shared.nats.connection import Connection
 
-NO_STORE = {"Cache-Control": "no-store"}
-GET_AND_HEAD = [HttpMethod.GET, HttpMethod.HEAD]
-AnyRequest = Request[Any, Any, State]
+AnyRequest = Request[Any, Any, Any]
 
 
 @get(
@@ -33,28 +28,25 @@ AnyRequest = Request[Any, Any, State]
     operation_class=operation(answers={503: Answer("a song could not be taken now")}),
     responses={503: ResponseSpec(HealthBody, generate_examples=False)},
 )
-async def health(gateway: NamedDependency[Gateway]) -> Response[HealthBody]:
+async def health(health: NamedDependency[Health]) -> Response[HealthBody]:
     """Whether a song could be taken and made; 503 when it could not even be taken."""
-    body = (await gateway.health.snapshot()).body
+    body = (await health.snapshot()).body
     return Response(body, status_code=503 if body.status == "unavailable" else 200, headers=NO_STORE)
 
 
 @get("/api/gpu", responses=refusals(503))
-async def gpus(gateway: NamedDependency[Gateway], caller: NamedDependency[Caller]) -> Response[gpu.GpusBody]:
-    """Every device, who holds it and who waits for it."""
-    return Response(await gpu.gpus(gateway, caller.tenant), headers=NO_STORE)
+async def gpus(
+    devices: NamedDependency[Devices],
+    authenticator: NamedDependency[Authenticator],
+    song_index: NamedDependency[SongIndex],
+    caller: NamedDependency[Caller],
+) -> Response[GpusBody]:
+    """Every device, the worker that holds it and those that wait for it."""
 
+    def is_visible(job_id: str) -> bool:
+        return not authenticator.keys_required or song_index.belongs(job_id, caller.tenant)
 
-@route("/", http_method=GET_AND_HEAD, opt=PUBLIC, include_in_schema=False)
-async def index(request: AnyRequest, pages: NamedDependency[Pages]) -> Response[bytes]:
-    """The web page."""
-    return pages.answer(request, "index.html")
-
-
-@route("/static/{name:path}", http_method=GET_AND_HEAD, opt=PUBLIC, include_in_schema=False)
-async def static(request: AnyRequest, pages: NamedDependency[Pages], name: FromPath[str]) -> Response[bytes]:
-    """What the web page is made of."""
-    return pages.answer(request, name.lstrip("/"))
+    return Response(await devices.body(is_visible), headers=NO_STORE)
 
 
 @get("/livez", opt=PROBE)
@@ -68,9 +60,9 @@ async def livez() -> dict[str, bool]:
     opt=PROBE,
     responses={503: ResponseSpec(dict[str, bool], generate_examples=False, description="not yet")},
 )
-async def readyz(gateway: NamedDependency[Gateway]) -> Response[dict[str, bool]]:
+async def readyz(nats: NamedDependency[Connection]) -> Response[dict[str, bool]]:
     """NATS is connected and set up."""
-    return Response({"ok": gateway.ready}, status_code=200 if gateway.ready else 503, headers=NO_STORE)
+    return Response({"ok": nats.is_connected}, status_code=200 if nats.is_connected else 503, headers=NO_STORE)
 
 
 @get(
@@ -82,12 +74,28 @@ async def readyz(gateway: NamedDependency[Gateway]) -> Response[dict[str, bool]]
         }
     ),
 )
-async def metrics(request: AnyRequest, gateway: NamedDependency[Gateway]) -> Response[bytes]:
+async def metrics(
+    request: AnyRequest, metrics: NamedDependency[Metrics], health: NamedDependency[Health]
+) -> Response[bytes]:
     """Figures for Prometheus."""
-    text, media_type = gateway.metrics.text(await gateway.health.snapshot(), request.headers.get("accept", ""))
+    text, media_type = metrics.text(await health.snapshot(), request.headers.get("accept", ""))
     if media_type.startswith("text/"):  # Litestar adds it
         media_type = media_type.removesuffix("; charset=utf-8")
     return Response(text, media_type=media_type, headers=NO_STORE)
+
+
+@route("/", http_method=GET_AND_HEAD, opt=PUBLIC, include_in_schema=False)
+async def index(request: AnyRequest, static_files: NamedDependency[StaticFiles]) -> Response[bytes]:
+    """The web page."""
+    return static_files.response(request, "index.html")
+
+
+@route("/static/{name:path}", http_method=GET_AND_HEAD, opt=PUBLIC, include_in_schema=False)
+async def static(
+    request: AnyRequest, static_files: NamedDependency[StaticFiles], name: FromPath[str]
+) -> Response[bytes]:
+    """The files that the web page consists of."""
+    return static_files.response(request, name.lstrip("/"))
 
 
 ROUTES = (health, gpus, index, static, livez, readyz, metrics)

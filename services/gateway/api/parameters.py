@@ -1,0 +1,110 @@
+"""The query parameters and headers that routes take: how they are documented, and how their text is read.
+
+Litestar hands all of them over as text. Its own conversion takes `1` for true, `1e1` for a whole number and `null` for
+a parameter that was left out. Here a wrong value is a 422 problem that names the parameter and says what is allowed.
+"""
+
+from collections.abc import Sequence
+from typing import Annotated, Any, TypeVar, get_args
+
+from litestar.params import HeaderParameter, QueryParameter
+
+from services.gateway.errors import ApiError
+from services.gateway.songs.event_feed import event_id
+from shared.schema.job import Status
+from shared.schema.request import AudioFormat
+
+MAX_PAGE = 100  # songs
+_STATUSES: tuple[Status, ...] = get_args(Status)
+_FORMATS: tuple[AudioFormat, ...] = get_args(AudioFormat)
+_Choice = TypeVar("_Choice", bound=str)
+
+
+def _schema(kind: str, **more: Any) -> dict[str, Any]:
+    """The documented type, in place of the one that Litestar derives from the annotation."""
+    return {"type": kind, "one_of": None, **more}
+
+
+def _query(description: str, kind: str = "string", **schema: Any) -> QueryParameter:
+    return QueryParameter(description=description, schema_extra=_schema(kind, **schema))
+
+
+def _header(name: str, description: str, **schema: Any) -> HeaderParameter:
+    return HeaderParameter(name=name, description=description, schema_extra=_schema("string", **schema))
+
+
+_EVENT_ID = {"pattern": "^[0-9]{0,18}$"}
+
+# The page of a list of songs.
+Limit = Annotated[str, _query("songs on a page, at most", "integer", minimum=1, maximum=MAX_PAGE, default=20)]
+Cursor = Annotated[str | None, _query("`next` of the page before")]
+StatusFilter = Annotated[str | None, _query("only songs in this state", enum=list(_STATUSES))]
+# What DELETE does to a song.
+Forget = Annotated[str, _query("remove an ended song instead", "boolean", default=False)]
+# The audio of a song.
+Format = Annotated[str | None, _query("another format than the song was made in", enum=list(_FORMATS))]
+Range = Annotated[str | None, _header("Range", "one range of bytes: `bytes=0-1023`, `bytes=1024-`, `bytes=-1024`")]
+IfRange = Annotated[str | None, _header("If-Range", "the ETag of the audio that the range belongs to")]
+IfNoneMatch = Annotated[str | None, _header("If-None-Match", "the ETag of an earlier answer: 304 where it still holds")]
+# The events of a song.
+After = Annotated[str | None, _query("id of the latest event that is known: later ones are sent first", **_EVENT_ID)]
+LastEventId = Annotated[
+    str | None, _header("Last-Event-ID", "as `after`: browsers send it when they connect again", **_EVENT_ID)
+]
+# A request for a song.
+IdempotencyKey = Annotated[
+    str | None,
+    _header(
+        "Idempotency-Key",
+        "of your own choice: the same request under the same key is answered with the same song",
+        min_length=1,
+        max_length=255,
+        pattern="^[!-~]+$",
+    ),
+]
+
+
+def page_size(text: str) -> int:
+    """Read `limit`. Raises a 422 `ApiError`."""
+    size = int(text) if text.isascii() and text.isdigit() and len(text) <= 3 else 0
+    if not 1 <= size <= MAX_PAGE:
+        raise _wrong("limit", f"limit has to be from 1 to {MAX_PAGE}")
+    return size
+
+
+def status_filter(text: str | None) -> Status | None:
+    """Read `status`. Raises a 422 `ApiError`."""
+    return None if text is None else _choice("status", text, _STATUSES)
+
+
+def audio_format(text: str | None) -> AudioFormat | None:
+    """Read `format`. Raises a 422 `ApiError`."""
+    return None if text is None else _choice("format", text, _FORMATS)
+
+
+def truth(name: str, text: str) -> bool:
+    """Read a parameter that is true or false. Raises a 422 `ApiError`."""
+    if text not in ("true", "false"):
+        raise _wrong(name, f"{name} has to be true or false")
+    return text == "true"
+
+
+def known_event(name: str, text: str | None) -> int | None:
+    """Read the id of an event that the client knows; an empty one is none. Raises a 422 `ApiError`."""
+    if not text:
+        return None
+    try:
+        return event_id(text)
+    except ValueError:
+        raise _wrong(name, f"{name} must be the id of an event") from None
+
+
+def _choice(name: str, text: str, choices: Sequence[_Choice]) -> _Choice:
+    for choice in choices:
+        if choice == text:
+            return choice
+    raise _wrong(name, f"{name} has to be one of {', '.join(choices)}")
+
+
+def _wrong(field: str, detail: str) -> ApiError:
+    return ApiError(422, "invalid-request", detail, field=field)
