@@ -1,8 +1,8 @@
-"""Errors as RFC 9457 problem details: one table of kinds, one way from an exception to an answer."""
+"""Errors as RFC 9457 problem details: one table of all types, and one way from any exception to a response."""
 
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from litestar import Request, Response
@@ -12,54 +12,39 @@ from shared.errors import HeartMulaError, InvalidRequest, JobConflict, QueueFull
 
 log = logging.getLogger(__name__)
 
-UNKNOWN_SECONDS = 15  # what a client is told to wait where nothing is known
+UNKNOWN_SECONDS = 15  # Retry-After where nothing better is known
 MEDIA_TYPE = "application/problem+json"
 
-# The last part of `type`, which never changes, and its title.
-TITLES = {
-    "invalid-request": "The request has to be changed",
-    "idempotency-mismatch": "The key belongs to another request",
-    "malformed-json": "The body is not JSON",
-    "unsupported-media-type": "The body's type is not supported",
-    "too-large": "The body is too large",
-    "queue-full": "The queue is full",
-    "unauthorized": "A key is needed",
-    "foreign-origin": "A web page of another origin asks",
-    "unknown-host": "The service is not known by this name",
-    "too-many-requests": "A limit of the key or the client is reached",
-    "unavailable": "A server that is needed does not answer",
-    "conflict": "The song's state does not allow this",
-    "not-ready": "The song is not finished yet",
-    "no-audio": "There is no audio",
-    "unknown-job": "There is no such song",
-    "not-found": "There is nothing at this address",
-    "method-not-allowed": "This address does not take this method",
-    "range-not-satisfiable": "The range lies outside the audio",
-    "refused": "The request was refused",
-    "internal": "Something went wrong in the gateway",
-}
-# The status that each comes with.
-STATUSES = {
-    "invalid-request": 422,
-    "idempotency-mismatch": 422,
-    "malformed-json": 400,
-    "unsupported-media-type": 415,
-    "too-large": 413,
-    "queue-full": 429,
-    "unauthorized": 401,
-    "foreign-origin": 403,
-    "unknown-host": 421,
-    "too-many-requests": 429,
-    "unavailable": 503,
-    "conflict": 409,
-    "not-ready": 409,
-    "no-audio": 410,
-    "unknown-job": 404,
-    "not-found": 404,
-    "method-not-allowed": 405,
-    "range-not-satisfiable": 416,
-    "refused": 400,  # or another 4xx
-    "internal": 500,
+
+class ProblemType(NamedTuple):
+    """A kind of problem: the status that it comes with, and its title."""
+
+    status: int
+    title: str
+
+
+# By the last part of their `type`, which never changes.
+PROBLEMS = {
+    "invalid-request": ProblemType(422, "The request has to be changed"),
+    "idempotency-mismatch": ProblemType(422, "The key belongs to another request"),
+    "malformed-json": ProblemType(400, "The body is not JSON"),
+    "unsupported-media-type": ProblemType(415, "The body's type is not supported"),
+    "too-large": ProblemType(413, "The body is too large"),
+    "queue-full": ProblemType(429, "The queue is full"),
+    "unauthorized": ProblemType(401, "A key is needed"),
+    "foreign-origin": ProblemType(403, "A web page of another origin asks"),
+    "unknown-host": ProblemType(421, "The service is not known by this name"),
+    "too-many-requests": ProblemType(429, "A limit of the key or the client is reached"),
+    "unavailable": ProblemType(503, "A server that is needed does not answer"),
+    "conflict": ProblemType(409, "The song's state does not allow this"),
+    "not-ready": ProblemType(409, "The song is not finished yet"),
+    "no-audio": ProblemType(410, "There is no audio"),
+    "unknown-job": ProblemType(404, "There is no such song"),
+    "not-found": ProblemType(404, "There is nothing at this address"),
+    "method-not-allowed": ProblemType(405, "This address does not take this method"),
+    "range-not-satisfiable": ProblemType(416, "The range lies outside the audio"),
+    "refused": ProblemType(400, "The request was refused"),  # or another 4xx
+    "internal": ProblemType(500, "Something went wrong in the gateway"),
 }
 _HTTP_KINDS = {404: "not-found", 405: "method-not-allowed", 413: "too-large", 415: "unsupported-media-type"}
 _HTTP_DETAILS = {
@@ -69,18 +54,18 @@ _HTTP_DETAILS = {
 
 
 class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """An RFC 9457 problem detail, as it is documented."""
+    """The body of an error: a problem detail of RFC 9457."""
 
     type: str
     title: str
     status: int
     detail: str  # what to change
     field: str | None = None  # of the request, where one is at fault
-    service: str | None = None  # "nats" or "s3", where one is away
+    service: str | None = None  # "nats" or "s3", where one does not answer
 
 
 class ApiError(HeartMulaError):
-    """An answer other than the one that was asked for."""
+    """An error that is answered with a problem detail; NATS clients get it in JetStream's form."""
 
     def __init__(
         self,
@@ -92,7 +77,7 @@ class ApiError(HeartMulaError):
         headers: Mapping[str, str] | None = None,
         members: Mapping[str, Any] | None = None,
     ) -> None:
-        """`members` are added to the problem detail."""
+        """`kind` is a key of `PROBLEMS`; `members` are added to the problem detail."""
         super().__init__(detail)
         self.status, self.kind, self.detail, self.field = status, kind, detail, field
         self.headers, self.members = dict(headers or {}), dict(members or {})
@@ -101,14 +86,14 @@ class ApiError(HeartMulaError):
         """The problem detail."""
         found = {
             "type": f"/problems/{self.kind}",
-            "title": TITLES[self.kind],
+            "title": PROBLEMS[self.kind].title,
             "status": self.status,
             "detail": self.detail,
         }
         return found | ({"field": self.field} if self.field else {}) | self.members
 
     def response(self) -> Response[bytes]:
-        """The HTTP answer."""
+        """The problem detail as an HTTP response."""
         return Response(
             msgspec.json.encode(self.body()),
             status_code=self.status,
@@ -118,14 +103,14 @@ class ApiError(HeartMulaError):
 
 
 def unknown_job() -> ApiError:
-    """Nobody knows the song, or no longer."""
+    """Build the 404 error for a song that does not exist, or no longer."""
     return ApiError(404, "unknown-job", "no song has this id; records are kept for a week")
 
 
-def refusal(error: Exception, retry_seconds: int = UNKNOWN_SECONDS) -> ApiError:
-    """What is answered to an exception, whatever it is. What was not foreseen is logged, and kept from the client.
+def to_api_error(error: Exception, retry_seconds: int = UNKNOWN_SECONDS) -> ApiError:
+    """Map any exception to the error that is answered. An unforeseen one is logged, and hidden from the client.
 
-    `retry_seconds` is what a client is told to wait when the queue is full or a server is away.
+    `retry_seconds` becomes Retry-After where the queue is full or a server does not answer.
     """
     retry = {"Retry-After": str(retry_seconds)}
     match error:
@@ -148,7 +133,7 @@ def refusal(error: Exception, retry_seconds: int = UNKNOWN_SECONDS) -> ApiError:
 def _http(error: HTTPException) -> ApiError:
     status = error.status_code
     kind = _HTTP_KINDS.get(status, "refused")
-    detail = _HTTP_DETAILS.get(status) or error.detail or TITLES[kind]
+    detail = _HTTP_DETAILS.get(status) or error.detail or PROBLEMS[kind].title
     headers = {str(name).title(): str(value) for name, value in (error.headers or {}).items()}
     if isinstance(error, MethodNotAllowedException) and (allow := headers.get("Allow")):
         detail = f"this address takes {allow}"
@@ -156,5 +141,5 @@ def _http(error: HTTPException) -> ApiError:
 
 
 def answer_error(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
-    """Litestar's exception handler for everything."""
-    return refusal(error, request.app.state.outage.retry_after(error)).response()
+    """Answer an exception that a handler raised: Litestar's exception handler for all of them."""
+    return to_api_error(error, request.app.state.outage.retry_after(error)).response()

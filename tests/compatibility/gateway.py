@@ -21,7 +21,7 @@ from services.gateway.api.websocket import REFUSED as WRONG_AFTER
 from services.gateway.app import create_app
 from services.gateway.auth.authenticate import COOKIE, COOKIE_SECONDS
 from services.gateway.container import Container
-from services.gateway.errors import MEDIA_TYPE, STATUSES, TITLES, refusal
+from services.gateway.errors import MEDIA_TYPE, PROBLEMS, to_api_error
 from services.gateway.monitoring.health import QueueDepth, Server, Snapshot
 from shared.errors import InvalidRequest, JobConflict, NewerRecord, NoRoom, QueueFull, Unavailable
 from shared.model.prompt import Prompter
@@ -102,10 +102,10 @@ async def problems() -> Any:
         "the record changed": JobConflict(),
         "the record is newer": NewerRecord(),
     }
-    answers = {name: refusal(error, 7) for name, error in errors.items()}
+    answers = {name: to_api_error(error, 7) for name, error in errors.items()}
     return {
         "media type": MEDIA_TYPE,
-        "types": {kind: [STATUSES[kind], title] for kind, title in TITLES.items()},
+        "types": {kind: list(found) for kind, found in PROBLEMS.items()},
         "error codes of NATS clients": ERROR_CODES,
         "errors": {
             name: [{member: value for member, value in answer.body().items() if member != "detail"}, answer.headers]

@@ -9,7 +9,7 @@ from services.gateway.api.audio_response import disposition
 from services.gateway.api.conditional import ByteRange, NotSatisfiable, parse_range, tag_matches
 from services.gateway.api.nats_requests import error_body
 from services.gateway.api.static_files import accepts_gzip
-from services.gateway.errors import refusal
+from services.gateway.errors import to_api_error
 from services.gateway.events.broadcaster import SUBSCRIPTION_EVENTS, Subscription
 from services.gateway.events.store import StoredEvent
 from shared.errors import QueueFull
@@ -128,8 +128,8 @@ def test_what_an_accept_encoding_header_allows(header: str, accepted: bool) -> N
 
 
 def test_unforeseen_errors_tell_nothing() -> None:
-    assert "secret" not in str(refusal(RuntimeError("secret")).body())
+    assert "secret" not in str(to_api_error(RuntimeError("secret")).body())
 
 
 def test_errors_for_nats_clients_have_the_members_that_their_libraries_know() -> None:
-    assert error_body(refusal(QueueFull("full"))) == {"code": 429, "err_code": 10077, "description": "full"}
+    assert error_body(to_api_error(QueueFull("full"))) == {"code": 429, "err_code": 10077, "description": "full"}

@@ -10,7 +10,7 @@ from litestar import Request, Response, delete, get, post
 from litestar.datastructures import Cookie
 from litestar.di import NamedDependency
 
-from services.gateway.api.docs.openapi import refusals
+from services.gateway.api.docs.openapi import problems
 from services.gateway.api.responses import NO_STORE
 from services.gateway.auth.api_keys import Caller, Limits
 from services.gateway.auth.authenticate import COOKIE, COOKIE_SECONDS
@@ -25,13 +25,13 @@ class SessionBody(msgspec.Struct, frozen=True, kw_only=True):
     limits: Limits
 
 
-@get("/api/session", responses=refusals(401))
+@get("/api/session", responses=problems(401))
 async def session(caller: NamedDependency[Caller]) -> Response[SessionBody]:
     """Whose key this is. Without keys everybody is the tenant `local`."""
     return Response(SessionBody(tenant=caller.tenant, limits=caller.limits), headers=NO_STORE)
 
 
-@post("/api/session", status_code=204, responses=refusals(401))
+@post("/api/session", status_code=204, responses=problems(401))
 async def begin(request: AnyRequest, caller: NamedDependency[Caller]) -> Response[None]:
     """Put the key of the Authorization header into a cookie."""
     key = request.headers.get("authorization", "").partition(" ")[2].strip()
@@ -39,7 +39,7 @@ async def begin(request: AnyRequest, caller: NamedDependency[Caller]) -> Respons
     return Response(None, headers=NO_STORE, cookies=cookies)
 
 
-@delete("/api/session", status_code=204, responses=refusals(401))
+@delete("/api/session", status_code=204, responses=problems(401))
 async def end(request: AnyRequest, caller: NamedDependency[Caller]) -> Response[None]:
     """Take the cookie away."""
     return Response(None, headers=NO_STORE, cookies=[_cookie(request, "", 0)])

@@ -92,11 +92,11 @@ class PageRules:
         return True
 
 
-async def refuse_handshake(refusal: ApiError, send: Send) -> None:
+async def refuse_handshake(error: ApiError, send: Send) -> None:
     """Answer the handshake of a websocket with a problem detail instead of accepting it."""
     headers = [(b"content-type", MEDIA_TYPE.encode()), (b"cache-control", b"no-store")]
-    await send({"type": "websocket.http.response.start", "status": refusal.status, "headers": headers})
-    body = refusal.response().content
+    await send({"type": "websocket.http.response.start", "status": error.status, "headers": headers})
+    body = error.response().content
     await send({"type": "websocket.http.response.body", "body": body, "more_body": False})
 
 

@@ -22,7 +22,7 @@ from nats.micro.service import Service, ServiceConfig
 
 from services.gateway.api.reply_subjects import Guarded, ReplySubjects
 from services.gateway.auth.authenticate import Authenticator
-from services.gateway.errors import ApiError, refusal, unknown_job
+from services.gateway.errors import ApiError, to_api_error, unknown_job
 from services.gateway.submission.outage import PATIENCE
 from services.gateway.submission.service import Submission
 from shared.errors import Unavailable
@@ -89,7 +89,7 @@ class NatsRequests:
             try:
                 body = await answer(request)
             except Exception as error:
-                body = {"error": error_body(refusal(error))}
+                body = {"error": error_body(to_api_error(error))}
             try:
                 if request._msg.reply:  # a plain publish asks for no answer
                     with contextlib.suppress(TimeoutError):  # the connection was lost meanwhile, and is not back

@@ -12,7 +12,7 @@ from litestar.openapi.spec import Schema
 from litestar.params import FromPath
 from litestar.types import ASGIApp, Receive, Scope, Send
 
-from services.gateway.api.docs.openapi import Answer, operation, refusals
+from services.gateway.api.docs.openapi import Answer, operation, problems
 from services.gateway.api.guards import OWN_PAGES
 from services.gateway.api.parameters import After, LastEventId, known_event
 from services.gateway.auth.api_keys import Caller
@@ -50,7 +50,7 @@ class _Gone(Exception):
             204: Answer("the song has ended, and the event of Last-Event-ID was the latest"),
         },
     ),
-    responses=refusals(404, 422, 503),
+    responses=problems(404, 422, 503),
 )
 async def event_stream(
     songs: NamedDependency[Songs],

@@ -48,8 +48,8 @@ async def events(
     """Follow a song until it has ended."""
     try:
         rules.check(socket, CHECKS_ITSELF)
-    except ApiError as refusal:
-        await refuse_handshake(refusal, socket.send)
+    except ApiError as error:
+        await refuse_handshake(error, socket.send)
         return
     await socket.accept()
     close: _Close | None = None
@@ -83,8 +83,8 @@ async def _follow(socket: Socket, authenticator: Authenticator, feeds: EventFeed
         return close
     except EventsLost:
         return _Close(RECONNECT, "events were lost; connect again")
-    except ApiError as refusal:
-        if refusal.status == 401:  # a browser cannot tell a refused handshake from a server that is down
+    except ApiError as error:
+        if error.status == 401:  # a browser cannot tell a refused handshake from a server that is down
             return _Close(UNAUTHORIZED, "an API key is needed")
         return _Close(UNKNOWN, "no song has this id")
     except HeartMulaError as error:

@@ -15,7 +15,7 @@ from nats.aio.client import Client
 from services.gateway.auth.api_keys import Caller
 from services.gateway.auth.quota import Quotas
 from services.gateway.background.webhooks.consumer import Webhooks
-from services.gateway.errors import refusal
+from services.gateway.errors import to_api_error
 from services.gateway.monitoring.health import Health
 from services.gateway.monitoring.metrics import Metrics
 from services.gateway.songs.eta import EtaEstimator, Expectation
@@ -135,7 +135,7 @@ class Submission:
                 with span("submit"):
                     return await self._submit(self._validate(caller, data, key), wait)
         except Exception as error:
-            found = refusal(error, self._outage.retry_after(error))
+            found = to_api_error(error, self._outage.retry_after(error))
             self._metrics.refused.labels(found.kind).inc()
             if found is error:
                 raise

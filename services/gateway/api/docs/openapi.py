@@ -1,6 +1,6 @@
 """The OpenAPI document: what routes say of themselves beyond their types, and what holds for all of them.
 
-A route names its errors with `refusals` and everything else that Litestar cannot see (headers, parameters that are
+A route names its errors with `problems` and everything else that Litestar cannot see (headers, parameters that are
 checked by hand, audio) with `operation`.
 """
 
@@ -31,7 +31,7 @@ from litestar.routes import BaseRoute, HTTPRoute
 from litestar.types import Method
 
 from services.gateway.api.guards import is_for_own_pages
-from services.gateway.errors import MEDIA_TYPE, STATUSES, TITLES, Problem
+from services.gateway.errors import MEDIA_TYPE, PROBLEMS, Problem
 from shared.schema.request import GenerateRequest
 
 VERSION = "0.1.0"
@@ -85,7 +85,7 @@ an address does not take (405 `method-not-allowed`). What happens to a song is t
 server-sent events; `/asyncapi.json` describes them."""
 
 
-def refusals(*codes: int) -> dict[int, ResponseSpec]:
+def problems(*codes: int) -> dict[int, ResponseSpec]:
     """Problem details that a route answers with. 500 need not be named."""
     return {
         code: ResponseSpec(Problem, media_type=MEDIA_TYPE, generate_examples=False, description="refused")
@@ -206,7 +206,7 @@ def complete(document: dict[str, Any], marks: Marks) -> dict[str, Any]:
 
 
 def _describe_problem(schema: dict[str, Any]) -> None:
-    kinds = "\n".join(f"- `/problems/{kind}` ({STATUSES[kind]}): {title}" for kind, title in TITLES.items())
+    kinds = "\n".join(f"- `/problems/{kind}` ({found.status}): {found.title}" for kind, found in PROBLEMS.items())
     properties = schema["properties"]
     properties["type"] |= {"pattern": "^/problems/[a-z-]+$", "description": f"Never changes; one of\n\n{kinds}"}
     properties["detail"]["description"] = "what to change"
@@ -220,8 +220,8 @@ def _complete_answers(answers: dict[str, Any], everywhere: Iterable[int], *, hea
         answers[str(always)] = {"content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}}
     for code, answer in answers.items():
         if MEDIA_TYPE in answer.get("content", {}):
-            kinds = [kind for kind, status in STATUSES.items() if status == int(code)]
-            answer["description"] = "; ".join(TITLES[kind] for kind in kinds) or "The request was refused"
+            kinds = [kind for kind, found in PROBLEMS.items() if found.status == int(code)]
+            answer["description"] = "; ".join(PROBLEMS[kind].title for kind in kinds) or "The request was refused"
             answer["content"][MEDIA_TYPE]["examples"] = {kind: {"value": _example(kind)} for kind in kinds}
             if int(code) in _RETRIED:
                 answer.setdefault("headers", {})["Retry-After"] = {
@@ -237,7 +237,7 @@ def _complete_answers(answers: dict[str, Any], everywhere: Iterable[int], *, hea
 def _example(kind: str) -> dict[str, Any]:
     return {
         "type": f"/problems/{kind}",
-        "title": TITLES[kind],
-        "status": STATUSES[kind],
+        "title": PROBLEMS[kind].title,
+        "status": PROBLEMS[kind].status,
         "detail": "what to change, in a sentence",
     }

@@ -10,7 +10,7 @@ from litestar.types import ASGIApp
 
 from services.gateway.api.audio_response import AudioResponses
 from services.gateway.api.conditional import Conditions
-from services.gateway.api.docs.openapi import BINARY, ETAG, NUMBER, TEXT, Answer, operation, refusals
+from services.gateway.api.docs.openapi import BINARY, ETAG, NUMBER, TEXT, Answer, operation, problems
 from services.gateway.api.parameters import Format, IfNoneMatch, IfRange, Range, audio_format
 from services.gateway.api.responses import GET_AND_HEAD
 from services.gateway.auth.api_keys import Caller
@@ -43,7 +43,7 @@ _AUDIO = ETAG | {
             416: Answer(headers={"Content-Range": ("`bytes */size`", TEXT)}),
         },
     ),
-    responses=refusals(404, 409, 410, 416, 422, 503),
+    responses=problems(404, 409, 410, 416, 422, 503),
     name="result",
 )
 async def result(
@@ -70,7 +70,7 @@ async def result(
     "/generate/{job_id:str}/peaks",
     http_method=GET_AND_HEAD,
     operation_class=operation(answers={304: Answer("the peaks are the same", ETAG)}),
-    responses=refusals(404, 409, 410, 503)
+    responses=problems(404, 409, 410, 503)
     | {200: ResponseSpec(PeaksBody, generate_examples=False, description="as audiowaveform writes it")},
     name="peaks",
 )

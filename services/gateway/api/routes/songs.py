@@ -9,7 +9,7 @@ from litestar.exceptions import InternalServerException
 from litestar.params import FromPath
 
 from services.gateway.api.conditional import tag_matches, tag_of
-from services.gateway.api.docs.openapi import ETAG, NUMBER, TEXT, Answer, json_body, operation, refusals, song_body
+from services.gateway.api.docs.openapi import ETAG, NUMBER, TEXT, Answer, json_body, operation, problems, song_body
 from services.gateway.api.parameters import (
     Cursor,
     Forget,
@@ -49,7 +49,7 @@ AnyRequest = Request[Any, Any, Any]
             )
         },
     ),
-    responses=refusals(400, 409, 413, 415, 422, 429, 503),
+    responses=problems(400, 409, 413, 415, 422, 429, 503),
 )
 async def generate(
     request: AnyRequest,
@@ -69,7 +69,7 @@ async def generate(
     "/api/fit",
     status_code=200,
     operation_class=operation(body=json_body(FitRequest, {"lyrics": "[Verse]\nHello world", "tags": "pop,piano"})),
-    responses=refusals(400, 413, 415, 422, 429),
+    responses=problems(400, 413, 415, 422, 429),
 )
 async def fit(
     request: AnyRequest,
@@ -95,7 +95,7 @@ async def _json_of(request: AnyRequest) -> bytes:
         raise ApiError(408, "refused", "the connection ended before the whole body was there") from None
 
 
-@get("/generate", responses=refusals(422, 503))
+@get("/generate", responses=problems(422, 503))
 async def listing(
     songs: NamedDependency[Songs],
     caller: NamedDependency[Caller],
@@ -109,7 +109,7 @@ async def listing(
     return Response(await songs.page(caller.tenant, size, after, state), headers=NO_STORE)
 
 
-@route("/generate/{job_id:str}", http_method=GET_AND_HEAD, responses=refusals(404, 503), name="song")
+@route("/generate/{job_id:str}", http_method=GET_AND_HEAD, responses=problems(404, 503), name="song")
 async def song(songs: NamedDependency[Songs], caller: NamedDependency[Caller], job_id: FromPath[str]) -> Response[Song]:
     """A song with what was asked for."""
     body = await songs.describe_with_request(await songs.find(caller.tenant, job_id))
@@ -122,7 +122,7 @@ async def song(songs: NamedDependency[Songs], caller: NamedDependency[Caller], j
     operation_class=operation(
         answers={200: Answer(headers=ETAG), 304: Answer("nothing in the answer has changed", ETAG)}
     ),
-    responses=refusals(404, 503),
+    responses=problems(404, 503),
     name="status",
 )
 async def status(
@@ -140,7 +140,7 @@ async def status(
     return Response(body, status_code=200, headers=headers)
 
 
-@delete("/generate/{job_id:str}", status_code=200, responses=refusals(404, 409, 422, 503))
+@delete("/generate/{job_id:str}", status_code=200, responses=problems(404, 409, 422, 503))
 async def cancel(
     canceller: NamedDependency[Canceller],
     caller: NamedDependency[Caller],

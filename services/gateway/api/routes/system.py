@@ -7,7 +7,7 @@ from litestar.di import NamedDependency
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import FromPath
 
-from services.gateway.api.docs.openapi import TEXT, Answer, operation, refusals
+from services.gateway.api.docs.openapi import TEXT, Answer, operation, problems
 from services.gateway.api.guards import PROBE, PUBLIC
 from services.gateway.api.responses import GET_AND_HEAD, NO_STORE
 from services.gateway.api.static_files import StaticFiles
@@ -34,7 +34,7 @@ async def health(health: NamedDependency[Health]) -> Response[HealthBody]:
     return Response(body, status_code=503 if body.status == "unavailable" else 200, headers=NO_STORE)
 
 
-@get("/api/gpu", responses=refusals(503))
+@get("/api/gpu", responses=problems(503))
 async def gpus(
     devices: NamedDependency[Devices],
     authenticator: NamedDependency[Authenticator],
