@@ -1,6 +1,7 @@
-"""A browser's session: the key in a cookie that scripts cannot read, for what cannot send an Authorization header.
+"""Sessions of browsers: the API key in a cookie that scripts cannot read.
 
-The cookie holds the key itself. So every gateway knows it, and it ends with the key.
+Audio elements and websockets of a page cannot send an Authorization header. The cookie holds the key itself, so every
+gateway accepts it, and it ends with the key.
 """
 
 from typing import Any, Literal
@@ -19,7 +20,7 @@ AnyRequest = Request[Any, Any, Any]
 
 
 class SessionBody(msgspec.Struct, frozen=True, kw_only=True):
-    """Who asks, and what they may have."""
+    """The tenant that asks, and its limits."""
 
     tenant: str
     limits: Limits
@@ -27,7 +28,7 @@ class SessionBody(msgspec.Struct, frozen=True, kw_only=True):
 
 @get("/api/session", responses=problems(401))
 async def session(caller: NamedDependency[Caller]) -> Response[SessionBody]:
-    """Whose key this is. Without keys everybody is the tenant `local`."""
+    """The tenant of the key. Without keys every caller is the tenant `local`."""
     return Response(SessionBody(tenant=caller.tenant, limits=caller.limits), headers=NO_STORE)
 
 
@@ -41,13 +42,13 @@ async def begin(request: AnyRequest, caller: NamedDependency[Caller]) -> Respons
 
 @delete("/api/session", status_code=204, responses=problems(401))
 async def end(request: AnyRequest, caller: NamedDependency[Caller]) -> Response[None]:
-    """Take the cookie away."""
+    """Delete the cookie."""
     return Response(None, headers=NO_STORE, cookies=[_cookie(request, "", 0)])
 
 
 def _cookie(request: AnyRequest, value: str, seconds: int) -> Cookie:
     strict: Literal["strict"] = "strict"
-    # uvicorn believes X-Forwarded-Proto from this machine alone, and the scheme is what it found.
+    # uvicorn trusts X-Forwarded-Proto from this machine only, and puts it into the scheme.
     secure = request.scope["scheme"] == "https"
     return Cookie(key=COOKIE, value=value, path="/", max_age=seconds, httponly=True, samesite=strict, secure=secure)
 

@@ -36,7 +36,7 @@ class NotSatisfiable(Exception):
 
 
 def parse_range(header: str, size: int) -> ByteRange | None:
-    """The range that is asked for; None where the header is to be ignored, as it is with several ranges.
+    """Parse a Range header for `size` bytes; None where it is to be ignored, as it is with several ranges.
 
     Raises `NotSatisfiable`.
     """

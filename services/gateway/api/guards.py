@@ -1,7 +1,7 @@
-"""What a request must satisfy before a handler sees it: under which name it came, whose page sent it, and its key.
+"""What a request must satisfy before a handler sees it: the host name it was sent to, the page it came from, its key.
 
-Routes are closed unless they are marked. Where there are keys, what has no mark needs one; where there are none, it is
-answered under the service's own names alone. Marks are Litestar's `opt` of a route.
+Routes are closed unless they are marked. Where the gateway has keys, a route without a mark needs one; where it has
+none, such a route answers only under the service's own host names. Marks are Litestar's `opt` of a route.
 """
 
 from collections.abc import Mapping
@@ -18,9 +18,9 @@ from services.gateway.auth.origins import Address, Origin
 from services.gateway.errors import MEDIA_TYPE, ApiError
 from shared.settings import Settings
 
-PUBLIC = {"public": True}  # needs no key: tells nothing of songs
-PROBE = PUBLIC | {"any_host": True}  # also asked by kubelets and Prometheus, under names of theirs
-CHECKS_ITSELF = {"checks_itself": True}  # a websocket that says why it is refused
+PUBLIC = {"public": True}  # needs no key: it says nothing about songs
+PROBE = PUBLIC | {"any_host": True}  # kubelets and Prometheus ask under host names of their own
+CHECKS_ITSELF = {"checks_itself": True}  # a websocket that answers a refused handshake itself, with the reason
 OWN_PAGES = {"own_pages": True}  # a GET that pages of other origins may not send
 
 Connection = ASGIConnection[Any, Any, Any, Any]
@@ -28,26 +28,26 @@ _HARMLESS = ("GET", "HEAD", "OPTIONS")
 
 
 def need_key(connection: Connection, handler: BaseRouteHandler) -> None:
-    """Litestar's guard of every route: without a mark it needs a key, also where its handler does not ask who calls."""
+    """Require a key for every route without a mark, whether or not its handler uses the caller. A guard of Litestar."""
     if not (handler.opt.get("public") or handler.opt.get("checks_itself")):
         connection.app.state.authenticator.caller(connection)
 
 
 def provide_caller(request: Connection) -> Caller:
-    """The dependency `caller` of HTTP handlers."""
+    """Find the caller of a request: the dependency `caller` of HTTP handlers."""
     caller: Caller = request.app.state.authenticator.caller(request)
     return caller
 
 
 def is_for_own_pages(method: str, marks: Mapping[str, Any]) -> bool:
-    """Whether pages of other origins may not send this: whatever changes state, and what is marked."""
+    """Whether pages of other origins may not send this: everything that changes state, and what is marked."""
     return bool(method.upper() not in _HARMLESS or marks.get("own_pages"))
 
 
 class PageRules:
-    """What web pages may do through the browser of somebody who can reach the service.
+    """Decides what web pages may do through the browser of a user who can reach the service.
 
-    While there are no keys, everybody who reaches it may do everything, and a browser lends that to every page.
+    Without keys every client that reaches the service may do everything, and a browser lends that right to every page.
     """
 
     def __init__(self, settings: Settings, authenticator: Authenticator) -> None:
@@ -56,7 +56,7 @@ class PageRules:
         self._listed = {Origin.parse(origin) for origin in settings.cors_origins.split(",")} - {None}
 
     def guard(self, connection: Connection, handler: BaseRouteHandler) -> None:
-        """Litestar's guard of every route. A websocket that it refuses gets 403 without a word: uvicorn's, not ours."""
+        """Check every route. A websocket that it refuses gets uvicorn's 403 without a body. A guard of Litestar."""
         if not handler.opt.get("checks_itself"):
             self.check(connection, handler.opt)
 
@@ -82,7 +82,7 @@ class PageRules:
         return address is not None and (address.cannot_be_rebound or address.host in self._names)
 
     def _has_valid_header(self, connection: Connection) -> bool:
-        """Whether there is a key in the Authorization header, which no page can set that does not have the key."""
+        """Whether a valid key is in the Authorization header: a page can set it only if it knows the key."""
         if not self._authenticator.keys_required or "authorization" not in connection.headers:
             return False
         try:

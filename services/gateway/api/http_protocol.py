@@ -1,6 +1,6 @@
-"""HTTP connections: bounded in number, and in the time that a client may take to send a request.
+"""HTTP connections with limits: how many there are, and how long a client may take to send a request.
 
-uvicorn waits forever for a request's head and body, and accepts until the process has no file descriptor left.
+uvicorn alone waits forever for a request's head and body, and accepts until the process has no file descriptor left.
 """
 
 import asyncio
@@ -16,37 +16,37 @@ from services.gateway.errors import MEDIA_TYPE, ApiError
 
 log = logging.getLogger(__name__)
 
-HEAD_SECONDS = 20.0  # to a request's whole head, from the connection or from its first byte
+HEAD_SECONDS = 20.0  # for the whole head of a request, from the connection or from its first byte
 BODY_SECONDS = 60.0  # for a whole body
-STILL_SECONDS = 10.0  # in which a body must move
-LINGER_SECONDS = 300.0  # that a client may take to read the rest of an answer, once the connection is to be closed
+STILL_SECONDS = 10.0  # for which a body may make no progress
+LINGER_SECONDS = 300.0  # for a client to read the rest of a response, once the connection is to be closed
 MAX_HEAD = 64 * 1024  # bytes
-_WARN_SECONDS = 60.0  # between two lines that say that the connections are too many
+_WARN_SECONDS = 60.0  # between two log lines about too many connections
 
 
 class Connections:
-    """Which connections of a server may be closed for newcomers: those without a request in flight."""
+    """The connections of a server. Those without a request in flight may be closed to make room for new ones."""
 
     def __init__(self, most: int) -> None:
         """`most` connections may be open, websockets included."""
         self.most = most
-        self._idle: dict[HttpConnection, None] = {}  # in the order in which something happened on them last
+        self._idle: dict[HttpConnection, None] = {}  # ordered by the time of the latest event on them
         self._warned = -math.inf
 
-    def rest(self, connection: "HttpConnection") -> None:
-        """Note that a connection has no request in flight, and that something has just happened on it."""
+    def set_idle(self, connection: "HttpConnection") -> None:
+        """Record that a connection has no request in flight, and that something has just happened on it."""
         self._idle.pop(connection, None)
         self._idle[connection] = None
 
-    def leave(self, connection: "HttpConnection") -> None:
-        """Note that a connection is at work, gone, or a websocket."""
+    def set_busy(self, connection: "HttpConnection") -> None:
+        """Record that a connection has a request in flight, is closed, or has become a websocket."""
         self._idle.pop(connection, None)
 
     def make_room(self, now: float) -> bool:
-        """Close the connection that has been idle longest. False where there is none."""
+        """Close the connection that has been idle longest. Returns False where none is idle."""
         if now > self._warned + _WARN_SECONDS:
             self._warned = now
-            log.warning("%d connections are open, as many as may: idle ones are closed for newcomers", self.most)
+            log.warning("%d connections are open, as many as may be: idle ones are closed for new ones", self.most)
         oldest = next(iter(self._idle), None)
         if oldest is None:
             return False
@@ -55,7 +55,7 @@ class Connections:
 
 
 class Part(Enum):
-    """What of the latest request has arrived."""
+    """How much of the latest request has arrived."""
 
     NOTHING = auto()
     HEAD = auto()  # some of it
@@ -64,30 +64,30 @@ class Part(Enum):
 
 
 class HttpConnection(HttpToolsProtocol):
-    """uvicorn's, with limits. All timers end when the connection becomes a websocket's."""
+    """uvicorn's HTTP connection with limits. All timers end when it becomes a websocket."""
 
-    def __init__(self, among: Connections, **options: Any) -> None:
+    def __init__(self, others: Connections, **options: Any) -> None:
         super().__init__(**options)
-        self._among = among
+        self._others = others
         self._part, self._since, self._head_bytes = Part.NOTHING, self.loop.time(), 0
         self._timer: asyncio.TimerHandle | None = None
 
-    # --- what happens on it
+    # --- events on the connection
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Make room among the others, or refuse this one where all have requests in flight."""
+        """Close an idle connection where there are too many; refuse this one where all have requests in flight."""
         super().connection_made(transport)
-        if len(self.connections) > self._among.most and not self._among.make_room(self.loop.time()):
+        if len(self.connections) > self._others.most and not self._others.make_room(self.loop.time()):
             self._refuse(503, "unavailable", "as many clients are being served as can be; try again", b"15")
-        self._judge()
+        self._set_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Nothing is left to wait for."""
-        self._stop()
+        """Stop the timer."""
+        self._stop_timer()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Take what came, and see what is still to come."""
+        """Parse what arrived, and set the timer for what is missing."""
         super().data_received(data)
         if self.transport.get_protocol() is not self:  # a websocket now
             return
@@ -95,88 +95,88 @@ class HttpConnection(HttpToolsProtocol):
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD and not self.transport.is_closing():
                 self._refuse(431, "refused", f"the head of a request may have at most {MAX_HEAD // 1024} KiB")
-        self._judge()
+        self._set_timer()
 
     def on_message_begin(self) -> None:
-        """The first byte of a request is there."""
+        """Begin with the head, at the first byte of a request."""
         super().on_message_begin()
         self._part, self._since, self._head_bytes = Part.HEAD, self.loop.time(), 0
 
     def on_headers_complete(self) -> None:
-        """The head of a request is there."""
+        """Go on with the body, once the head is complete."""
         super().on_headers_complete()
         self._part, self._since = Part.BODY, self.loop.time()
 
     def on_message_complete(self) -> None:
-        """All of a request is there."""
+        """Record that all of a request has arrived."""
         super().on_message_complete()
         self._part = Part.ALL
 
     def on_response_complete(self) -> None:
-        """A request was answered."""
-        held_back = bool(self.pipeline)  # what came ahead of its turn was not read on
+        """Wait for the next request, or for the rest of this one."""
+        held_back = bool(self.pipeline)  # a pipelined request stopped the reading
         super().on_response_complete()
         if held_back or self._part is not Part.BODY:
             self._since = self.loop.time()
-        self._judge()
+        self._set_timer()
 
     def timeout_keep_alive_handler(self) -> None:
-        """No further request came."""
+        """Close the connection: no further request came."""
         super().timeout_keep_alive_handler()
-        self._judge()
+        self._set_timer()
 
     def handle_websocket_upgrade(self) -> None:
-        """Another protocol takes over, with limits of its own."""
-        self._stop()
+        """Hand over to the websocket protocol, which has limits of its own."""
+        self._stop_timer()
         super().handle_websocket_upgrade()
 
-    # --- what follows
+    # --- limits
 
     @property
     def _in_flight(self) -> bool:
-        """Whether the client waits for an answer that it need not send any more for."""
+        """Whether the client has sent everything and waits for a response."""
         if self.pipeline:
             return True
         cycle = cast("RequestResponseCycle | None", self.cycle)  # None before the first head
         return self._part is not Part.BODY and cycle is not None and not cycle.response_complete
 
-    def _judge(self) -> None:
+    def _set_timer(self) -> None:
         """Set the timer for what the client has to do next."""
-        self._stop()
+        self._stop_timer()
         if self.transport.is_closing():
-            self._among.rest(self)
+            self._others.set_idle(self)
             self._timer = self.loop.call_later(LINGER_SECONDS, self.drop)
         elif not self._in_flight:
-            self._among.rest(self)
+            self._others.set_idle(self)
             until = self._since + HEAD_SECONDS
             if self._part is Part.BODY:
                 until = min(self._since + BODY_SECONDS, self.loop.time() + STILL_SECONDS)
-            self._timer = self.loop.call_at(until, self._give_up)
+            self._timer = self.loop.call_at(until, self._time_out)
 
-    def _stop(self) -> None:
-        self._among.leave(self)
+    def _stop_timer(self) -> None:
+        self._others.set_busy(self)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    def _give_up(self) -> None:
-        if self._part is Part.BODY and self.flow.read_paused:  # it is this side that does not read
+    def _time_out(self) -> None:
+        if self._part is Part.BODY and self.flow.read_paused:  # the gateway is not reading
             self._since = self.loop.time()
-            self._judge()
+            self._set_timer()
         elif self._part is Part.BODY and self.cycle.response_started:
             self.drop()
         else:
             self._refuse(408, "refused", "the request did not arrive in time")
-            self._judge()
+            self._set_timer()
 
     def drop(self) -> None:
         """Close the connection at once."""
-        self._stop()
+        self._stop_timer()
         self.connections.discard(self)
         self.transport.abort()
 
     def _refuse(self, status: int, kind: str, detail: str, retry_after: bytes = b"") -> None:
-        """Answer before any handler can, and close."""
+        """Answer with a problem detail, without any handler, and close."""
         body = msgspec.json.encode(ApiError(status, kind, detail).body())
         headers = {
             b"content-type": MEDIA_TYPE.encode(),

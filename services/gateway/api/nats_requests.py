@@ -20,7 +20,7 @@ from nats.micro import add_service
 from nats.micro.request import Request
 from nats.micro.service import Service, ServiceConfig
 
-from services.gateway.api.reply_subjects import Guarded, ReplySubjects
+from services.gateway.api.reply_subjects import FilteredConnection, ReplySubjects
 from services.gateway.auth.authenticate import Authenticator
 from services.gateway.errors import ApiError, to_api_error, unknown_job
 from services.gateway.submission.outage import PATIENCE
@@ -64,7 +64,7 @@ class NatsRequests:
         replies: ReplySubjects,
         spawn: Callable[[Coroutine[Any, Any, None]], object],
     ) -> None:
-        self._nc, self._up = cast("Client", Guarded(nc, replies)), nc.up
+        self._nc, self._up = cast("Client", FilteredConnection(nc, replies)), nc.up
         self._authenticator, self._submission, self._jobs, self._spawn = authenticator, submission, jobs, spawn
         self._service: Service | None = None
 

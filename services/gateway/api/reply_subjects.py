@@ -1,8 +1,8 @@
-"""Where NATS clients may be answered.
+"""Reply subjects: those on which the gateway may answer NATS clients.
 
-A request names the subject of its answer, and the gateway publishes there with rights of its own. A client could so
-have it overwrite records, publish events, or answer what a service asked. So the gateway answers in inboxes alone, and
-never in that of a service.
+A request names the subject of its answer, and the gateway publishes there with its own permissions. A client could thus
+make it overwrite records, publish events, or answer a service's request. So the gateway answers only in inboxes, and
+never in the inbox of a service.
 """
 
 import logging
@@ -27,26 +27,26 @@ _LOG_SECONDS = 60.0
 
 
 class ReplySubjects:
-    """Decides by the first token of a reply subject. A message tells no user's name; its subject tells a tenant's."""
+    """Decides by the first token of a reply subject. A message names no user, but its subject names a tenant."""
 
     def __init__(self, settings: Settings, refused: Counter) -> None:
-        """`refused` counts requests that were dropped."""
+        """Read the allowed prefixes from `settings`; `refused` counts dropped requests."""
         more = {prefix.strip() for prefix in settings.reply_prefixes.split(",") if prefix.strip()}
         self._allowed = _COMMON | {_CLIENT} | more
-        # With users of other names, or none, at least our own inbox is known.
+        # Where users have other names, or there are none, the inbox of this process is still known.
         own = {inbox_prefix(settings.nats_url).decode()} - _COMMON
         self._never = {f"_INBOX_{name}" for name in SERVICES} | own
         self._refused = refused
         self._logged = -_LOG_SECONDS  # monotonic
 
     def allowed(self, reply: str, tenant: str | None = None) -> bool:
-        """Whether a request, about a tenant's songs where that is given, may be answered there."""
+        """Whether a request may be answered on this subject; `tenant` owns the songs that it is about, if any."""
         first, _, rest = reply.partition(".")
         allowed = self._allowed | {f"_INBOX_{tenant}"} if tenant else self._allowed
         return bool(rest) and first in allowed and first not in self._never
 
     def accept(self, message: Msg) -> bool:
-        """Whether to look at a request at all: one that must not be answered is dropped, counted and logged."""
+        """Whether a request is handled. One that must not be answered is counted and logged, and has to be dropped."""
         subject = message.subject.split(".")
         tenant = None if subject[0] == "$SRV" else subject[1]
         if not message.reply or self.allowed(message.reply, tenant):
@@ -63,10 +63,10 @@ class ReplySubjects:
         return False
 
 
-class Guarded:
-    """A connection whose subscriptions see only the requests that may be answered.
+class FilteredConnection:
+    """A connection whose subscriptions receive only requests that may be answered.
 
-    For nats-py's micro-service, which answers some requests by itself.
+    nats-py's service framework needs it: it answers some requests by itself.
     """
 
     def __init__(self, nc: Client, replies: ReplySubjects) -> None:
@@ -76,10 +76,10 @@ class Guarded:
         return getattr(self._nc, name)
 
     async def subscribe(self, subject: str, queue: str = "", *, cb: Callable[[Msg], Awaitable[None]]) -> Subscription:
-        """Subscribe; `cb` is called for acceptable requests."""
+        """Subscribe; `cb` is called only for requests that may be answered."""
 
-        async def guarded(message: Msg) -> None:
+        async def filtered(message: Msg) -> None:
             if self._replies.accept(message):
                 await cb(message)
 
-        return await self._nc.subscribe(subject, queue=queue, cb=guarded)
+        return await self._nc.subscribe(subject, queue=queue, cb=filtered)

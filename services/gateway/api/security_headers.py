@@ -1,4 +1,4 @@
-"""Headers that every answer carries, whoever makes it."""
+"""Security headers that every response carries."""
 
 from litestar.types import Message, Scope
 
@@ -6,13 +6,13 @@ _ALWAYS = {
     b"x-content-type-options": b"nosniff",
     b"referrer-policy": b"same-origin",
     b"cross-origin-resource-policy": b"same-origin",
-    # For what is no page; pages bring their own. The browser's own player for an address of audio needs media.
+    # For everything but pages, which set their own. A browser that opens the address of audio needs media-src.
     b"content-security-policy": b"default-src 'none'; media-src 'self'; frame-ancestors 'none'",
 }
 
 
 async def secure(message: Message, scope: Scope) -> None:
-    """Litestar's `before_send` hook: adds the headers that an answer lacks."""
+    """Add the headers that a response lacks: Litestar's `before_send` hook."""
     if message["type"] == "http.response.start":
         headers = list(message["headers"])
         present = {name.lower() for name, _ in headers}

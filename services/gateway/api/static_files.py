@@ -1,4 +1,4 @@
-"""The web page: a handful of files, read and compressed once, served with a strict policy."""
+"""Static files: the few files of the web page, read and compressed once, served with a strict content policy."""
 
 import gzip
 import mimetypes
@@ -15,7 +15,7 @@ STATIC = Path(__file__).parents[1] / "static"
 POLICY = "; ".join(
     ("default-src 'self'", "base-uri 'none'", "form-action 'self'", "frame-ancestors 'none'", "object-src 'none'")
 )
-_TYPES = {  # the machine's own table may say otherwise, or nothing; Litestar adds the charset to text
+_TYPES = {  # the table of the operating system may differ; Litestar adds the charset to text
     ".html": "text/html",
     ".css": "text/css",
     ".js": "text/javascript",
@@ -30,7 +30,7 @@ _COMPRESSED = {"application/json", "image/svg+xml"}  # beside text
 
 
 def accepts_gzip(header: str) -> bool:
-    """Whether an Accept-Encoding header allows it."""
+    """Whether an Accept-Encoding header allows gzip."""
     found = {}
     for part in header.lower().split(","):
         name, _, rest = part.partition(";")
@@ -43,9 +43,10 @@ def accepts_gzip(header: str) -> bool:
 
 
 class StaticFile:
-    """Bytes that are the same for everybody, text among them compressed once.
+    """A response body that is the same for every client; text is compressed, once.
 
-    What holds secrets beside a client's input must not be served like this: its compressed length would tell of them.
+    A body that holds secrets beside a client's input must not be served like this: its compressed length would give
+    them away.
     """
 
     def __init__(self, data: bytes, media_type: str) -> None:
@@ -57,7 +58,7 @@ class StaticFile:
                 self._forms["gzip"] = small, tag_of(small)
 
     def response(self, request: Request[Any, Any, Any], headers: Mapping[str, str] | None = None) -> Response[bytes]:
-        """The file in a form that the client takes, or 304 when it has it."""
+        """Respond with the file, compressed where the client accepts that, or with 304 where it has it already."""
         small = "gzip" in self._forms and accepts_gzip(request.headers.get("accept-encoding", ""))
         data, tag = self._forms["gzip" if small else ""]
         found = {"ETag": tag, "Cache-Control": "no-cache", **(headers or {})}
@@ -71,10 +72,10 @@ class StaticFile:
 
 
 class StaticFiles:
-    """Static files by their path below the folder. Nothing outside of it can be named."""
+    """The files of a folder by their path below it. No path leads outside of it."""
 
     def __init__(self, folder: Path = STATIC, only: Collection[str] = ()) -> None:
-        """`only` names the files, if not all are meant."""
+        """Read the files of `folder`: those named by `only`, or else all."""
         self._files = {
             path.relative_to(folder).as_posix(): StaticFile(path.read_bytes(), _media_type(path.name))
             for path in sorted(folder.rglob("*"))
@@ -82,7 +83,7 @@ class StaticFiles:
         }
 
     def response(self, request: Request[Any, Any, Any], name: str, policy: str = POLICY) -> Response[bytes]:
-        """A file, or 304 when the client has it. Raises a 404 `ApiError`."""
+        """Respond with a file, or with 304 where the client has it already. Raises a 404 `ApiError`."""
         if name not in self._files:
             raise ApiError(404, "not-found", "there is no such file")
         return self._files[name].response(request, {"Content-Security-Policy": policy})

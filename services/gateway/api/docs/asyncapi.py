@@ -1,4 +1,4 @@
-"""The AsyncAPI document: what is told of songs, and how NATS clients ask for one. Made from the types that are sent."""
+"""The AsyncAPI document: the events of songs, and the requests of NATS clients. Made from the types that are sent."""
 
 from functools import cache
 from typing import Any, get_args
@@ -20,7 +20,7 @@ _MESSAGES = "#/components/messages/"
 
 
 class TakenBody(AcceptedBody, frozen=True, kw_only=True):
-    """The answer to a NATS client whose song was taken: a PubAck and more."""
+    """The answer to a NATS client whose song was accepted: a PubAck and more."""
 
     stream: str
     seq: int
@@ -28,7 +28,7 @@ class TakenBody(AcceptedBody, frozen=True, kw_only=True):
 
 
 class ErrorBody(msgspec.Struct, frozen=True, kw_only=True):
-    """What was wrong, as JetStream says it."""
+    """An error in JetStream's form."""
 
     code: int
     err_code: int
@@ -36,14 +36,14 @@ class ErrorBody(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RefusedBody(msgspec.Struct, frozen=True, kw_only=True):
-    """The answer to a NATS client whose song was not taken."""
+    """The answer to a NATS client whose request failed."""
 
     error: ErrorBody
 
 
 @cache
 def document() -> bytes:
-    """AsyncAPI 3.0, JSON."""
+    """The document as JSON, in the form of AsyncAPI 3.0."""
     return msgspec.json.encode(_document())
 
 
@@ -56,14 +56,14 @@ def _document() -> dict[str, Any]:
         "info": {
             "title": "HeartMuLa on JetStream: events",
             "version": VERSION,
-            "description": "What happens to songs, live, and songs asked for by NATS clients. The HTTP API: /schema.",
+            "description": "The events of songs, live, and the requests of NATS clients. The HTTP API: /schema.",
             "license": {"name": "Apache-2.0", "url": "https://www.apache.org/licenses/LICENSE-2.0"},
         },
         "defaultContentType": "application/json",
         "servers": {
             "socket": _server("ws", "127.0.0.1:8000", "the gateway"),
             "stream": _server("http", "127.0.0.1:8000", "the gateway"),
-            "nats": _server("nats", "127.0.0.1:4222", "the NATS server of the house"),
+            "nats": _server("nats", "127.0.0.1:4222", "the NATS server of the system"),
         },
         "channels": {
             "socket": _channel("socket", address, ["snapshot", *kinds], _SOCKET, ["job_id"])
@@ -79,12 +79,12 @@ def _document() -> dict[str, Any]:
             "replies": _channel("nats", None, ["taken", "record", "refused"], _REPLIES, []),
         },
         "operations": {
-            "tellSocket": _operation("send", "socket", "A client is told over a websocket."),
-            "tellStream": _operation("send", "stream", "A client is told with server-sent events.")
+            "tellSocket": _operation("send", "socket", "A client gets events over a websocket."),
+            "tellStream": _operation("send", "stream", "A client gets server-sent events.")
             | {"bindings": {"http": {"method": "GET", "query": {"type": "object", "properties": {"after": after}}}}},
-            "tellSubjects": _operation("send", "events", "The gateway and the workers tell what happens."),
+            "tellSubjects": _operation("send", "events", "The gateway and the workers publish events."),
             "takeSong": _operation("receive", "submit", "A NATS client asks for a song.") | _REPLY,
-            "lookUpSong": _operation("receive", "lookup", "A NATS client asks for a song's record.") | _REPLY,
+            "lookUpSong": _operation("receive", "lookup", "A NATS client asks for the record of a song.") | _REPLY,
         },
         "components": {"messages": _messages(), "schemas": _schemas()},
     }
@@ -97,15 +97,15 @@ _SOCKET = (
     "another origin is refused with 403."
 )
 _STREAM = (
-    "Server-sent events: the same. `event:` is the type, `id:` the id, `data:` the JSON. The header Last-Event-ID "
-    "means what `after` means, and goes before it. The stream ends when the song has ended."
+    "Server-sent events, the same as over the websocket. `event:` is the type, `id:` the id, `data:` the JSON. The "
+    "header Last-Event-ID means what `after` means, and takes precedence. The stream ends when the song has ended."
 )
 _SUBJECTS = "The stream EVENTS, as it is stored: `id` is the sender's there, the sequence of the message orders them."
-_SUBMIT = "A request, or a JetStream publish. The header Nats-Msg-Id makes asking again harmless."
+_SUBMIT = "A request, or a JetStream publish. The header Nats-Msg-Id makes a repeated request harmless."
 _LOOKUP = "A request without a body, answered with the record of the song as it is now."
 _REPLIES = (
-    "The reply subject of a request. It has to be an inbox: its first part is _INBOX, _INBOX_client, _INBOX_ and the "
-    "tenant, or one that the gateway was set to allow. Other requests are dropped."
+    "The reply subject of a request. It has to be an inbox: its first token is _INBOX, _INBOX_client, _INBOX_ with the "
+    "tenant, or one that the gateway is configured to allow. Other requests are dropped."
 )
 _REPLY: dict[str, Any] = {
     "reply": {
@@ -156,7 +156,7 @@ def _messages() -> dict[str, Any]:
         | {"headers": {"type": "object", "properties": {"Nats-Msg-Id": key | {"description": "a key of your own"}}}},
         "taken": _message(TakenBody),
         "record": _message(Job),
-        "lookup": {"name": "Lookup", "summary": "Nothing.", "payload": {"type": "string", "maxLength": 0}},
+        "lookup": {"name": "Lookup", "summary": "An empty request.", "payload": {"type": "string", "maxLength": 0}},
         "refused": _message(RefusedBody),
     }
     codes = ", ".join(f"{code} {kind}" for kind, code in ERROR_CODES.items())
@@ -189,7 +189,7 @@ def _schemas() -> dict[str, Any]:
 
 
 def _plain(schema: Any) -> Any:
-    """Without OpenAPI's discriminators: AsyncAPI means something else by the word, and tags are constants anyway."""
+    """Remove OpenAPI's discriminators: AsyncAPI means something else by the word, and tags are constants anyway."""
     if isinstance(schema, dict):
         return {name: _plain(value) for name, value in schema.items() if name != "discriminator"}
     return [_plain(item) for item in schema] if isinstance(schema, list) else schema

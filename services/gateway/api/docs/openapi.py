@@ -1,7 +1,7 @@
-"""The OpenAPI document: what routes say of themselves beyond their types, and what holds for all of them.
+"""The OpenAPI document: what routes declare beyond their types, and what holds for all of them.
 
-A route names its errors with `problems` and everything else that Litestar cannot see (headers, parameters that are
-checked by hand, audio) with `operation`.
+A route declares its errors with `problems`, and with `operation` what Litestar cannot see: headers of responses, bodies
+that are decoded by hand, audio.
 """
 
 from collections.abc import Iterable, Mapping
@@ -35,18 +35,20 @@ from services.gateway.errors import MEDIA_TYPE, PROBLEMS, Problem
 from shared.schema.request import GenerateRequest
 
 VERSION = "0.1.0"
-Marks = Mapping[tuple[str, str], Mapping[str, Any]]  # of routes, by address and method in lower case
+Marks = Mapping[tuple[str, str], Mapping[str, Any]]  # the marks of routes, by path and method in lower case
 TEXT = Schema(type=OpenAPIType.STRING)
 NUMBER = Schema(type=OpenAPIType.INTEGER, minimum=0)
 BINARY = Schema(type=OpenAPIType.STRING, format=OpenAPIFormat.BINARY)
 ETAG = {"ETag": ("for If-None-Match", TEXT)}
 _EVERYWHERE = (500,)
 _RETRIED = (429, 503)
-_TAGS = {"generate": "songs", "api": "house", "health": "house", "livez": "probes", "readyz": "probes"}
+# Generated clients name their modules after these tags, so they stay as they are.
+_OTHERS = "house"
+_TAGS = {"generate": "songs", "livez": "probes", "readyz": "probes"}  # by the first part of the path
 _TAG_WORDS = {
-    "songs": "Asking for songs, following them, getting their audio.",
-    "house": "Servers, workers and devices.",
-    "probes": "For whoever runs the gateway.",
+    "songs": "Ask for songs, follow them, get their audio.",
+    _OTHERS: "Servers, workers and devices.",
+    "probes": "Probes of the system that runs the gateway.",
 }
 _EXAMPLE = {
     "lyrics": "[Verse]\nHello world\n[Chorus]\nLa la la",
@@ -54,7 +56,7 @@ _EXAMPLE = {
     "max_duration_ms": 20_000,
 }
 _ID = "5f0c4f0a-9a37-42b0-8f6c-7d116d2ce1a5"
-_EXAMPLES = {  # of what clients read most
+_EXAMPLES = {  # of the bodies that clients read most
     "AcceptedBody": {
         "job_id": _ID,
         "status": "queued",
@@ -81,12 +83,12 @@ _JOB_ID = {"type": "string", "pattern": "^[0-9A-Za-z-]{1,64}$", "examples": [_ID
 _DESCRIPTION = """Makes songs from lyrics and style tags: ask for one, follow its events, fetch its audio.
 
 Errors are problem details (RFC 9457), also for addresses that are not described here (404 `not-found`) and methods that
-an address does not take (405 `method-not-allowed`). What happens to a song is told live over a websocket and as
+an address does not take (405 `method-not-allowed`). The events of a song are sent live over a websocket and as
 server-sent events; `/asyncapi.json` describes them."""
 
 
 def problems(*codes: int) -> dict[int, ResponseSpec]:
-    """Problem details that a route answers with. 500 need not be named."""
+    """Declare the statuses of the problem details that a route answers with. 500 need not be named."""
     return {
         code: ResponseSpec(Problem, media_type=MEDIA_TYPE, generate_examples=False, description="refused")
         for code in codes
@@ -95,15 +97,15 @@ def problems(*codes: int) -> dict[int, ResponseSpec]:
 
 @dataclass(frozen=True)
 class Answer:
-    """What an answer has beyond its body's type."""
+    """What a response has beyond the type of its body."""
 
     description: str = ""
-    headers: Mapping[str, tuple[str, Schema]] = field(default_factory=dict)  # by name: what it says, and its type
-    content: Mapping[str, Schema] | None = None  # by media type; None: as the route's types say
+    headers: Mapping[str, tuple[str, Schema]] = field(default_factory=dict)  # by name: description and type
+    content: Mapping[str, Schema] | None = None  # by media type; None: derived from the type that the route returns
 
 
 def operation(body: RequestBody | None = None, answers: Mapping[int, Answer] | None = None) -> type[Operation]:
-    """The `operation_class` of a route."""
+    """Build the `operation_class` of a route."""
 
     @dataclass
     class Documented(Operation):
@@ -125,19 +127,19 @@ def operation(body: RequestBody | None = None, answers: Mapping[int, Answer] | N
 
 
 def json_body(kind: type[msgspec.Struct], example: Mapping[str, Any]) -> RequestBody:
-    """A body that is decoded by hand, strictly, so that Litestar does not know of it. It holds no other structures."""
+    """Document a JSON body that is decoded by hand, which Litestar does not see. It must hold no other structures."""
     _, components = msgspec.json.schema_components([kind])
     media = OpenAPIMediaType(schema=cast("Schema", components[kind.__name__]), example=dict(example))
     return RequestBody(content={"application/json": media}, required=True)
 
 
 def song_body() -> RequestBody:
-    """The body of a request for a song."""
+    """Document the body of a request for a song."""
     return json_body(GenerateRequest, _EXAMPLE)
 
 
 def config() -> OpenAPIConfig:
-    """Litestar's configuration."""
+    """Configure how Litestar makes the document."""
     return OpenAPIConfig(
         title="HeartMuLa on JetStream",
         version=VERSION,
@@ -157,7 +159,7 @@ def _operation_id(handler: HTTPRouteHandler, method: Method | HttpMethod, _: lis
 
 
 class _NoRoutes(Router):
-    """In place of Litestar's own routes, which answer HTML to wrong addresses and compress nothing: see `api_docs`."""
+    """Replaces Litestar's own routes, which answer HTML to wrong addresses and compress nothing: see `docs.routes`."""
 
     def register(self, value: Any) -> list[BaseRoute]:
         """Add nothing."""
@@ -165,7 +167,7 @@ class _NoRoutes(Router):
 
 
 def marks_of(app: Litestar) -> Marks:
-    """The marks of all routes of an application."""
+    """Collect the marks of all routes of an application."""
     routes = [route for route in app.routes if isinstance(route, HTTPRoute)]
     return {
         (route.path_format, method.lower()): handler.opt
@@ -187,7 +189,7 @@ def complete(document: dict[str, Any], marks: Marks) -> dict[str, Any]:
     for path, item in document["paths"].items():
         for method, found in item.items():
             found["summary"] = found["description"].partition("\n")[0]
-            found["tags"] = [_TAGS.get(path.split("/")[1], "house")]
+            found["tags"] = [_TAGS.get(path.split("/")[1], _OTHERS)]
             for known in found.get("parameters", ()):
                 if known["name"] == "job_id":
                     known["schema"], known["description"] = _JOB_ID, "of the song"
@@ -214,7 +216,7 @@ def _describe_problem(schema: dict[str, Any]) -> None:
 
 
 def _complete_answers(answers: dict[str, Any], everywhere: Iterable[int], *, head: bool) -> None:
-    if "application/json" in answers.get("400", {}).get("content", {}):  # Litestar's own, which is never sent
+    if "application/json" in answers.get("400", {}).get("content", {}):  # Litestar's own 400, which is never sent
         del answers["400"]
     for always in everywhere:
         answers[str(always)] = {"content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}}

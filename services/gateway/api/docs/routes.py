@@ -1,4 +1,4 @@
-"""The API for people and machines: Swagger UI from the files of its package, the OpenAPI and the AsyncAPI document."""
+"""The routes of the documentation: Swagger UI from the files of its package, the OpenAPI and the AsyncAPI document."""
 
 from functools import cache
 from typing import Any
@@ -27,7 +27,7 @@ async def docs(request: Request[Any, Any, Any], static_files: NamedDependency[St
 
 @route("/docs/{name:str}", http_method=GET_AND_HEAD, opt=PUBLIC, include_in_schema=False)
 async def docs_file(request: Request[Any, Any, Any], name: FromPath[str]) -> Response[bytes]:
-    """What Swagger UI is made of."""
+    """The files of Swagger UI."""
     return _FILES.response(request, name)
 
 
@@ -45,7 +45,7 @@ async def schema(request: Request[Any, Any, Any]) -> Response[bytes]:
 
 @route("/asyncapi.json", http_method=GET_AND_HEAD, opt=PUBLIC, include_in_schema=False)
 async def asyncapi(request: Request[Any, Any, Any]) -> Response[bytes]:
-    """The events, and the subjects of NATS clients."""
+    """The AsyncAPI document: the events, and the subjects of NATS clients."""
     return _asyncapi().response(request)
 
 
