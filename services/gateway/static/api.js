@@ -1,4 +1,4 @@
-// Talking to the gateway: requests whose failures are words, and the events of a song.
+// Requests to the gateway, whose errors are texts to show, and the events of a song.
 
 /** A request that was refused. `field` is the name of the input that it is about, or "". */
 export class Refused extends Error {
@@ -11,13 +11,13 @@ export class Refused extends Error {
 
 const watchers = [];
 
-/** Be told `true` or `false` when the gateway begins or ceases to answer, and "key" when it wants one. */
-export function onConnection(tell) {
-  watchers.push(tell);
+/** Call `watcher` with `true` or `false` as the gateway begins or stops answering, with "key" when it needs one. */
+export function onConnection(watcher) {
+  watchers.push(watcher);
 }
 
-export function tellConnection(state) {
-  for (const tell of watchers) tell(state);
+export function reportConnection(state) {
+  for (const watcher of watchers) watcher(state);
 }
 
 /** Fetch JSON; throws `Refused` with a text that can be shown. */
@@ -26,19 +26,19 @@ export async function ask(path, options = {}) {
   try {
     response = await fetch(path, options);
   } catch {
-    tellConnection(false);
+    reportConnection(false);
     throw new Refused(0, "The server does not answer. Is it still running?");
   }
-  tellConnection(true);
+  reportConnection(true);
   let body = {};
   try {
     body = await response.json();
   } catch {
     // an answer without a body, or one from a proxy
   }
-  // /health answers 503 with the same body that it has when all is well.
+  // /health has the same body with status 503 as with 200.
   if (response.ok || (path === "/health" && body.workers)) return body;
-  if (response.status === 401) tellConnection("key");
+  if (response.status === 401) reportConnection("key");
   let text = body.detail || `The server answered ${response.status} ${response.statusText}.`;
   if (body.field && text.startsWith(`${body.field}: `)) text = text.slice(body.field.length + 2);
   text = sentence(text);
@@ -52,7 +52,7 @@ export function post(path, body) {
   return ask(path, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
 }
 
-/** A text as a sentence: its first letter large, a full stop at its end. */
+/** Make a sentence of a text: a capital letter at its start, a full stop at its end. */
 export function sentence(text) {
   const first = text.charAt(0).toUpperCase() + text.slice(1);
   return /[.!?]$/.test(first) ? first : `${first}.`;
@@ -88,7 +88,7 @@ export function follow(jobId, onState, onEnd) {
     };
     socket.onclose = (closed) => {
       if (stopped) return;
-      if (closed.code === 4401) tellConnection("key");
+      if (closed.code === 4401) reportConnection("key");
       if ([1000, 4401, 4404].includes(closed.code)) {
         stopped = true;
         onEnd();

@@ -1,10 +1,10 @@
-// Puts the parts of the page together, and says when the server is away or wants a key.
+// Puts the parts of the page together, and says when the server does not answer or asks for a key.
 
 import { ask, onConnection } from "./api.js";
 import { compose, reuse } from "./composer.js";
-import { lookAtHouse } from "./house.js";
 import { beside, library, look, mark } from "./library.js";
 import { player } from "./player.js";
+import { showSystem } from "./system.js";
 
 const LOOK_EVERY = 5_000; // ms
 const ONE_COLUMN = matchMedia("(max-width: 52rem)"); // as in style.css
@@ -32,7 +32,7 @@ door.onsubmit = async (event) => {
     door.hidden = true;
     document.querySelector("main").hidden = false;
     look();
-    lookAtHouse();
+    showSystem();
   } catch (refused) {
     error.textContent = refused.status === 401 ? "This key is not known." : refused.message;
     error.hidden = false;
@@ -44,9 +44,9 @@ player(beside, mark);
 compose(() => {
   look();
   const title = document.querySelector("#library-title");
-  // Its row is far below the form, or above what is seen of a long one.
+  // The new song is far below the form, or above the visible part of a long list.
   title.scrollIntoView({ block: ONE_COLUMN.matches ? "start" : "nearest" });
 });
 library(reuse);
-lookAtHouse();
-setInterval(() => document.hidden || lookAtHouse(), LOOK_EVERY);
+showSystem();
+setInterval(() => document.hidden || showSystem(), LOOK_EVERY);

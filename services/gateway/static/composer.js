@@ -1,4 +1,4 @@
-// The form: lyrics with their sections, tags, length, and everything else that a song is asked for with.
+// The form: lyrics with their sections, tags, length, and all other settings of a song.
 
 import { Refused, post } from "./api.js";
 
@@ -12,13 +12,13 @@ const fit = document.querySelector("#fit");
 const LONGEST = Number(seconds.max); // seconds
 const NUMBERS = ["temperature", "cfg_scale", "topk", "seed"];
 const FIT_AFTER = 500; // ms without a key stroke
-const DRAFT = "heartmula-draft"; // what was typed outlives a reload
+const DRAFT = "heartmula-draft"; // keeps what was typed over a reload
 const MARK = " ✕"; // behind a chosen tag
 let tags = [...chosen.children].map((item) => item.textContent.trim().replace(MARK, ""));
 let measuring = 0;
 let measured = 0; // the latest answer that was asked for
 
-/** Draw what lies behind the text: a mark under each section's name. */
+/** Draw the layer behind the text: a mark under the name of each section. */
 function paint() {
   behind.replaceChildren();
   for (const line of lyrics.value.split("\n")) {
@@ -79,7 +79,7 @@ function length(ms) {
   return whole < 120 ? `${whole} s` : `${Math.floor(whole / 60)} min ${whole % 60} s`;
 }
 
-/** Text or length changed: say, in a moment, what fits. */
+/** Show what fits, a moment after text or length have changed. */
 function changed() {
   paint();
   document.querySelector("#seconds-word").textContent = length(seconds.value * 1000);
@@ -105,7 +105,7 @@ function recall() {
     seconds.value = draft.seconds;
     tags = draft.tags;
   } catch {
-    // there is none
+    // there is no draft
   }
 }
 
@@ -121,13 +121,13 @@ async function measure() {
     fit.classList.toggle("bad", !fits);
     if (longest > 0 && longest < seconds.value * 1000) words = `Only ${length(longest)} fit beside these lyrics.`;
   } catch (error) {
-    // else the song itself will be refused in words
+    // otherwise the request for the song will be refused with a text
     if (error.status === 429 && turn === measured) measuring = setTimeout(measure, 2 * FIT_AFTER);
   }
   if (turn === measured) fit.textContent = words;
 }
 
-/** What the form says, as the API takes it; what is left empty is left out. */
+/** The content of the form as the API takes it, without the fields that are empty. */
 function request() {
   takeEntry();
   const values = Object.fromEntries(new FormData(form));
@@ -165,7 +165,7 @@ function showError(error) {
   }
 }
 
-/** Fill the form with what another song was asked for. */
+/** Fill the form with the settings of another song. */
 export function reuse(wanted) {
   lyrics.value = wanted.lyrics;
   seconds.max = LONGEST;
@@ -178,7 +178,7 @@ export function reuse(wanted) {
   form.scrollIntoView({ block: "start" });
 }
 
-/** Make the form work; `taken` is called when a song was taken. */
+/** Set up the form; `taken` is called once a song is in the queue. */
 export function compose(taken) {
   recall();
   suggest();

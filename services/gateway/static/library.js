@@ -1,4 +1,4 @@
-// The songs: a row each, kept up to date by their events, or by the list where there are too many to follow.
+// The list of songs: a row each, kept up to date by their events, or by the list where there are too many to follow.
 
 import { ask, follow, sentence } from "./api.js";
 import { drop, play } from "./player.js";
@@ -58,7 +58,7 @@ class Row {
     return ENDED.has(this.song.status);
   }
 
-  /** Take in a state or an event. */
+  /** Apply a state or an event. */
   update(state) {
     const known = { ...this.song };
     if (state.kind === "queued" || state.queue_position !== undefined) known.queue_position = state.queue_position;
@@ -76,7 +76,7 @@ class Row {
   show() {
     const { status, progress, request } = this.song;
     const word = doing(status, this.stage);
-    if (this.part(".state").textContent !== word) this.part(".state").textContent = word; // heard when it changes
+    if (this.part(".state").textContent !== word) this.part(".state").textContent = word; // screen readers announce every change
     this.item.dataset.status = status;
     this.part("progress").hidden = this.ended;
     this.part("progress").value = progress;
@@ -111,7 +111,7 @@ class Row {
       (state) => this.update(state),
       () => {
         this.stop = null;
-        look(); // its length and so on; and a place to follow another one
+        look(); // for its length and so on; and another song can be followed now
       },
     );
   }
@@ -169,7 +169,7 @@ class Row {
   }
 }
 
-/** Newest first; what is not searched for is hidden. */
+/** Order the rows, newest first; hide those that the search does not match. */
 function arrange() {
   const sorted = [...rows.values()].sort((a, b) => (a.song.created_at < b.song.created_at ? 1 : -1));
   sorted.forEach((row, index) => {
@@ -193,7 +193,7 @@ function take(songs) {
   for (const row of rows.values()) row.watch();
 }
 
-/** Ask for the newest songs: those that others asked for, and those that are not followed. */
+/** Ask for the newest songs, which finds those made elsewhere and updates those that are not followed. */
 export async function look() {
   try {
     const page = await ask(`/generate?limit=${PAGE}`);
@@ -205,7 +205,7 @@ export async function look() {
       if (row.song.created_at >= oldest && !there.has(row.song.job_id)) row.leave();
     take(page.songs);
   } catch {
-    // the banner says so
+    // the banner says it
   }
 }
 
@@ -240,7 +240,7 @@ export function mark(id, playing) {
   }
 }
 
-/** Begin; `again` is called with a request that is to be used again. */
+/** Set up the list; `again` is called with a request that is to be used again. */
 export function library(again) {
   reuse = again;
   search.oninput = arrange;

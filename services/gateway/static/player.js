@@ -8,9 +8,9 @@ const wave = document.querySelector("#wave");
 const toggle = document.querySelector("#toggle");
 const STEP = 5; // seconds an arrow key moves
 let song = null; // {id, name}
-let peaks = null; // how far each stretch of the song swings, of 1; or null
+let peaks = null; // the amplitude of each stretch of the song, at most 1; or null
 let neighbour = () => null;
-let tell = () => {};
+let report = () => {};
 
 function length() {
   return Number.isFinite(audio.duration) ? audio.duration : 0;
@@ -56,21 +56,21 @@ function seek(seconds) {
   show();
 }
 
-/** Lowest and highest sample of each stretch as one swing, the widest of the song being 1: quiet songs show a shape too. */
-function swings(data) {
+/** One amplitude for the lowest and highest sample of each stretch. The largest is 1: quiet songs show a shape too. */
+function amplitudes(data) {
   const found = [];
   for (let n = 0; n < data.length; n += 2) found.push(Math.max(-data[n], data[n + 1]));
-  const widest = Math.max(1, ...found);
-  return found.map((swing) => swing / widest);
+  const largest = Math.max(1, ...found);
+  return found.map((size) => size / largest);
 }
 
 async function fetchPeaks(id) {
   peaks = null;
   try {
     const response = await fetch(`/generate/${id}/peaks`);
-    if (response.ok && song?.id === id) peaks = swings((await response.json()).data);
+    if (response.ok && song?.id === id) peaks = amplitudes((await response.json()).data);
   } catch {
-    // a plain bar does as well
+    // then a plain bar is drawn
   }
   draw();
 }
@@ -88,10 +88,10 @@ export function play(wanted) {
   audio.src = `/generate/${song.id}/result`;
   audio.play().catch(() => {}); // a browser may want a click first
   fetchPeaks(song.id);
-  tell(song.id, false);
+  report(song.id, false);
 }
 
-/** The song is gone: say nothing more of it. */
+/** Close the player if it has this song, which was deleted. */
 export function drop(id) {
   if (song?.id !== id) return;
   song = null;
@@ -101,15 +101,15 @@ export function drop(id) {
   document.body.classList.remove("with-player");
 }
 
-/** `next(id, step)` finds a song beside another; `onChange(id, playing)` is told what plays. */
+/** `next(id, step)` finds a song beside another; `onChange(id, playing)` is called when another song plays, or none. */
 export function player(next, onChange) {
   neighbour = next;
-  tell = onChange;
+  report = onChange;
   for (const name of ["timeupdate", "durationchange", "seeked", "emptied"]) audio.addEventListener(name, show);
   for (const name of ["play", "pause", "ended"])
     audio.addEventListener(name, () => {
       show();
-      if (song) tell(song.id, !audio.paused);
+      if (song) report(song.id, !audio.paused);
     });
   audio.addEventListener("error", () => {
     if (song) document.querySelector("#playing").textContent = `${song.name}: the audio cannot be played`;

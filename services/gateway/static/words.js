@@ -1,4 +1,4 @@
-// What things are called.
+// Words for the states of songs, for phases, places and times.
 
 export const ENDED = new Set(["completed", "failed", "cancelled"]);
 export const FORMATS = ["flac", "wav", "mp3", "ogg"];
@@ -19,12 +19,12 @@ export const PHASES = [
   "the codec moves out",
 ];
 
-/** What a song is doing. */
+/** The state of a song in words. */
 export function doing(status, stage) {
   return STATUS[status] ?? STAGES[stage] ?? (status === "decoding" ? STAGES.decoding : STAGES.generating);
 }
 
-/** What a song is called. */
+/** The name of a song: its title, else its first line or its tags. */
 export function nameOf(request) {
   const line = request.lyrics.split("\n").map((text) => text.trim()).find((text) => text && !text.startsWith("["));
   return request.title || line || request.tags || "A song";
@@ -41,7 +41,7 @@ export function clock(seconds) {
   return `${Math.floor(whole / 60)}:${String(whole % 60).padStart(2, "0")}`;
 }
 
-/** How long until a time, in words; "" when nothing can be said. */
+/** The time left until a moment, in words; "" when it has passed or is not known. */
 export function until(time) {
   const seconds = (new Date(time) - Date.now()) / 1000;
   if (!(seconds > 1)) return "";

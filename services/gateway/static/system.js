@@ -1,11 +1,11 @@
-// How the house is: servers, workers, devices and queues.
+// The state of the system: servers, workers, devices and queues.
 
 import { ask, sentence } from "./api.js";
 import { PHASES } from "./words.js";
 
-const house = document.querySelector("#house");
-const word = document.querySelector("#house-word");
-const panel = document.querySelector("#house-panel");
+const details = document.querySelector("#system");
+const word = document.querySelector("#system-word");
+const panel = document.querySelector("#system-panel");
 const gigabytes = (bytes) => `${(bytes / 2 ** 30).toFixed(1)} GB`;
 
 function element(name, text = "", className = "") {
@@ -15,8 +15,8 @@ function element(name, text = "", className = "") {
   return made;
 }
 
-/** What lies on a device: models by name, the songs' caches counted. */
-function lying(resident) {
+/** What is in the memory of a device: models by name, the caches of songs counted. */
+function contents(resident) {
   const models = resident.filter((label) => !label.startsWith("kv-cache "));
   const caches = resident.length - models.length;
   if (caches) models.push(caches === 1 ? "the cache of 1 song" : `the caches of ${caches} songs`);
@@ -34,12 +34,12 @@ function device(gpu) {
   if (gpu.utilization != null) facts.push(`${gpu.utilization} % busy`);
   if (gpu.temperature != null) facts.push(`${gpu.temperature} °C`);
   box.append(element("p", facts.join(" · "), "hint"));
-  box.append(element("p", `On it: ${lying(gpu.resident)}.`));
+  box.append(element("p", `On it: ${contents(gpu.resident)}.`));
   if (gpu.lease) {
     const phase = gpu.lease.phase;
     const what = phase == null ? "" : `, phase ${phase}: ${PHASES[phase]}`;
     box.append(element("p", `Whose turn: the ${gpu.lease.role}${what}.`));
-  } else box.append(element("p", "Nobody has its turn."));
+  } else box.append(element("p", "No worker has its turn."));
   for (const worker of gpu.workers) {
     const rate = worker.rate ? `, ${worker.rate.toFixed(1)} frames a second` : "";
     box.append(element("p", `${worker.role}: ${worker.model}, ${worker.state}${rate}`, "hint"));
@@ -52,8 +52,8 @@ function counted(count) {
   return count === 1 ? "1 song" : `${count} songs`;
 }
 
-/** Look once, and show it. */
-export async function lookAtHouse() {
+/** Ask for the state once, and show it. */
+export async function showSystem() {
   try {
     const health = await ask("/health");
     const parts = [];
@@ -70,11 +70,11 @@ export async function lookAtHouse() {
       const queue = `To be written: ${counted(found.queue.tokens)}. To become sound: ${counted(found.queue.decode)}.`;
       parts.push(element("p", queue));
     }
-    house.dataset.state = health.status;
+    details.dataset.state = health.status;
     if (word.textContent !== summary) word.textContent = summary;
     panel.replaceChildren(...parts);
   } catch (error) {
-    house.dataset.state = "unavailable";
+    details.dataset.state = "unavailable";
     if (error.status !== 401 && word.textContent !== error.message) word.textContent = error.message;
   }
 }
