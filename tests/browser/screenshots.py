@@ -47,7 +47,7 @@ async def keep(visitor: Visitor, name: str) -> None:
 async def scenes(browser: Browser, gateway: RunningGateway, flow: Flow) -> None:
     """From an empty system to a busy one, and its gateway gone."""
     visitor = await open_page(browser, gateway.base, **DESKTOP)
-    await visitor.page.locator("#house[data-state=degraded]").wait_for()
+    await visitor.page.locator("#system[data-state=degraded]").wait_for()
     await keep(visitor, "no-worker")
 
     for role in ("tokenizer", "codec"):
@@ -70,7 +70,7 @@ async def scenes(browser: Browser, gateway: RunningGateway, flow: Flow) -> None:
     await keep(visitor, "desktop")
 
     await visitor.page.emulate_media(color_scheme="dark")
-    await visitor.page.locator("#house summary").click()
+    await visitor.page.locator("#system summary").click()
     await keep(visitor, "device")
 
     phone = await open_page(browser, gateway.base, **PHONE)
@@ -82,7 +82,7 @@ async def scenes(browser: Browser, gateway: RunningGateway, flow: Flow) -> None:
     await gateway.stop()
     await visitor.page.locator("#banner:not([hidden])").wait_for()
     await visitor.page.emulate_media(color_scheme="light")
-    await visitor.page.locator("#house summary").click()
+    await visitor.page.locator("#system summary").click()
     await keep(visitor, "offline")
 
 

@@ -75,7 +75,7 @@ async def test_the_page_does_not_move_while_it_loads(
     await visitor.page.add_init_script(WATCH)
     await visitor.page.route("**/*", answer_late)
     await visitor.open()
-    await visitor.page.locator("#house[data-state=degraded]").wait_for()
+    await visitor.page.locator("#system[data-state=degraded]").wait_for()
     await visitor.page.locator("#fit:not(:empty)").wait_for()
     await visitor.page.evaluate(A_FRAME)
     total, what = await shifts(visitor.page)

@@ -184,18 +184,18 @@ async def test_sections_and_tags_by_keyboard(system: RunningSystem) -> None:
 async def test_the_device_is_shown(system: RunningSystem) -> None:
     """Memory, models, turn, phase and queue while a song is written; and that a worker is missing."""
     visitor = await system.visit()
-    await expect(visitor.page.locator("#house-word")).to_have_text("Ready")
+    await expect(visitor.page.locator("#system-word")).to_have_text("Ready")
     await visitor.ask_for(LYRICS, 60, "Busy")
-    await visitor.page.locator("#house summary").click()
-    panel = visitor.page.locator("#house-panel")
+    await visitor.page.locator("#system summary").click()
+    panel = visitor.page.locator("#system-panel")
     await expect(panel).to_contain_text("Whose turn: the tokenizer, phase 1: songs are written.")
     await expect(panel).to_contain_text("heartmula and the cache of 1 song")
     await expect(panel).to_contain_text("To be written: 1 song.")
     await expect(panel.get_by_role("meter")).to_be_visible()
     for process in system.flow.processes:
         process.kill()
-    await expect(visitor.page.locator("#house")).to_have_attribute("data-state", "degraded")
-    await expect(visitor.page.locator("#house-word")).to_contain_text("worker is running")
+    await expect(visitor.page.locator("#system")).to_have_attribute("data-state", "degraded")
+    await expect(visitor.page.locator("#system-word")).to_contain_text("worker is running")
 
 
 async def test_no_fault_that_an_accessibility_checker_finds(system: RunningSystem) -> None:
@@ -207,7 +207,7 @@ async def test_no_fault_that_an_accessibility_checker_finds(system: RunningSyste
     await visitor.song("Done").get_by_role("button", name="Play").click()
     await visitor.ask_for(LYRICS, 70, "Going")
     await expect(visitor.song("Going").get_by_role("progressbar")).to_be_visible()
-    await page.locator("#house summary").click()
+    await page.locator("#system summary").click()
     await page.get_by_text("More settings").click()
     assert await visitor.nameless() == []
     for scheme in ("light", "dark"):
