@@ -1,4 +1,4 @@
-"""What several routes need for their responses."""
+"""Methods and headers that several routes have in common."""
 
 from litestar.enums import HttpMethod
 

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from typing import Any
+from typing import Any, NamedTuple
 
 from litestar import WebSocket, websocket
 from litestar.di import NamedDependency
@@ -11,10 +11,11 @@ from litestar.exceptions import WebSocketDisconnect
 from litestar.params import FromPath
 
 from services.gateway.api.guards import CHECKS_ITSELF, PageRules, refuse_handshake
+from services.gateway.api.parameters import After, known_event
 from services.gateway.auth.authenticate import Authenticator
 from services.gateway.errors import ApiError
 from services.gateway.events.store import Frame
-from services.gateway.songs.event_feed import EventFeeds, EventsLost, event_id
+from services.gateway.songs.event_feed import EventFeeds, EventsLost
 from shared.errors import HeartMulaError
 
 log = logging.getLogger(__name__)
@@ -25,12 +26,11 @@ DONE, REFUSED, FAULT, RECONNECT, UNAUTHORIZED, UNKNOWN = 1000, 1008, 1011, 1012,
 _SEND_ERRORS = (WebSocketDisconnect, OSError)
 
 
-class _Close(Exception):
-    """Ends a socket with a code that tells the client what to do."""
+class _Close(NamedTuple):
+    """The code with which a socket is closed, which says what the client has to do, and the reason."""
 
-    def __init__(self, code: int, reason: str) -> None:
-        super().__init__(reason)
-        self.code, self.reason = code, reason
+    code: int
+    reason: str
 
 
 class _Gone(Exception):
@@ -44,6 +44,7 @@ async def events(
     event_feeds: NamedDependency[EventFeeds],
     rules: NamedDependency[PageRules],
     job_id: FromPath[str],
+    after: After = None,
 ) -> None:
     """Follow a song until it has ended."""
     try:
@@ -56,7 +57,7 @@ async def events(
     try:
         async with asyncio.TaskGroup() as group:
             watcher = group.create_task(_until_gone(socket))
-            close = await _follow(socket, authenticator, event_feeds, job_id)
+            close = await _follow(socket, authenticator, event_feeds, job_id, after)
             watcher.cancel()
     except* _Gone:
         pass
@@ -73,17 +74,20 @@ async def _until_gone(socket: Socket) -> None:
     raise _Gone
 
 
-async def _follow(socket: Socket, authenticator: Authenticator, feeds: EventFeeds, job_id: str) -> _Close:
+async def _follow(
+    socket: Socket, authenticator: Authenticator, feeds: EventFeeds, job_id: str, after: str | None
+) -> _Close:
     async def send(frame: Frame) -> None:
         await socket.send({"type": "websocket.send", "text": frame.data, "bytes": None})
 
     try:
-        await feeds.follow(authenticator.caller(socket).tenant, job_id, _after(socket), send)
-    except _Close as close:
-        return close
+        tenant = authenticator.caller(socket).tenant
+        await feeds.follow(tenant, job_id, known_event("after", after), send)
     except EventsLost:
         return _Close(RECONNECT, "events were lost; connect again")
     except ApiError as error:
+        if error.status == 422:
+            return _Close(REFUSED, error.detail)
         if error.status == 401:  # a browser cannot tell a refused handshake from a server that is down
             return _Close(UNAUTHORIZED, "an API key is needed")
         return _Close(UNKNOWN, "no song has this id")
@@ -96,14 +100,3 @@ async def _follow(socket: Socket, authenticator: Authenticator, feeds: EventFeed
         log.exception("%s: unexpected", job_id[:64])
         return _Close(FAULT, "a fault of the gateway; its log says more")
     return _Close(DONE, "the song has ended")
-
-
-def _after(socket: Socket) -> int | None:
-    text = socket.scope["query_string"].decode("latin-1")
-    values = [value for name, _, value in (part.partition("=") for part in text.split("&")) if name == "after"]
-    if not values or not values[-1]:
-        return None
-    try:
-        return event_id(values[-1])
-    except ValueError:
-        raise _Close(REFUSED, "after must be the id of an event") from None
