@@ -9,8 +9,11 @@ from services.gateway.errors import PROBLEMS
 _DOCUMENT = Path(__file__).parents[2] / "docs" / "api.md"
 
 
-def test_every_problem_is_documented_and_nothing_else() -> None:
-    assert re.findall(r"^### `([a-z-]+)`$", _DOCUMENT.read_text(), re.MULTILINE) == list(PROBLEMS)
+def test_every_problem_is_documented_with_its_status_and_nothing_else() -> None:
+    _, table = _DOCUMENT.read_text().split("| `/problems/…` |")
+    rows = re.findall(r"^\| `([a-z-]+)` \| ([^|]+) \|", table.partition("\n\n")[0], re.MULTILINE)
+    statuses = {kind: str(found.status) for kind, found in PROBLEMS.items()} | {"refused": "other 4xx"}
+    assert dict(rows) == statuses
 
 
 def test_every_problem_that_is_sent_has_a_title() -> None:
