@@ -53,13 +53,15 @@ class LeaseCandidate:
         self._phase: int | None = None
         self._since = 0.0
         self._queue = LeaseQueue(self._subject, self._ttl)
-        self._follower = LeaseFollower(self._queue, scope, self._observe)
+        self._follower = LeaseFollower(self._queue, scope, self._observe, self._on_snapshot)
         self._changed = asyncio.Event()
+        self._snapshot = asyncio.Event()  # set once the others have been seen for the first time
         self._writing = asyncio.Lock()
         self._renewing: asyncio.Task[None] | None = None
         self._telling: asyncio.Task[None] | None = None  # writes the phase down
         self._acquiring: asyncio.Task[object] | None = None
-        self._watching: asyncio.Task[None] | None = None  # the others' keys, for as long as we live
+        self._watching: asyncio.Task[None] | None = None  # times the others' keys, for as long as we live
+        self._following: asyncio.Task[None] | None = None  # the others' keys, for as long as we live
         self._nc: Client | None = None
         self._js: JetStreamContext
 
@@ -70,15 +72,19 @@ class LeaseCandidate:
         name = f"lease-{self._role}-{self._instance}"
         self._nc = await until_there(
             broker(self._settings),
-            lambda: connect(self._settings, name, on_reconnect=self._follow, pending_size=0),
+            lambda: connect(self._settings, name, on_reconnect=self._on_reconnect, pending_size=0),
             _START_PATIENCE,
         )
         self._js = self._nc.jetstream(timeout=max(1.0, self._ttl / 4))
         self._watching = asyncio.create_task(self._watch())
-        await self._follow()
+        self._following = asyncio.create_task(self._follower.run(self._nc, self._js))
+        await self._snapshot.wait()
 
-    async def _follow(self) -> None:
-        await self._follower.follow(self._js)
+    async def _on_reconnect(self) -> None:
+        self._follower.restart()
+
+    def _on_snapshot(self) -> None:
+        self._snapshot.set()
         self._changed.set()
 
     def _observe(self, message: Msg) -> None:
@@ -267,7 +273,7 @@ class LeaseCandidate:
         while self._ticket:
             self._changed.clear()
             pause = self._ttl / 4
-            if self._queue.is_first(self._ticket):
+            if self._follower.caught_up and self._queue.is_first(self._ticket):
                 occupied = self._queue.occupied(elapsed())
                 if not occupied:
                     return await self._confirm()
@@ -349,7 +355,6 @@ class LeaseCandidate:
     async def close(self, release: bool) -> None:
         if release:
             await self.release()
-        self._follower.stop()
         if self._nc is not None:
             with contextlib.suppress(nats.errors.Error, TimeoutError, OSError):
                 await self._nc.close()

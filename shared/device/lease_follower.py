@@ -1,86 +1,99 @@
-"""Following the contenders for a device: who is there, and then every change."""
+"""Keeps a `LeaseQueue` up to date: a snapshot of the contenders' keys, then every change."""
 
 import asyncio
-import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 
-import nats
+from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext
-from nats.js.api import DeliverPolicy
-from nats.js.errors import APIError
 
-from shared.causes import why
+from shared.aio import end
 from shared.clock import elapsed
 from shared.device.lease_queue import PREFIX, STREAM, LeaseQueue
+from shared.errors import Unavailable
+from shared.nats.ordered_consumer import OrderedMessages, ordered
 
 log = logging.getLogger(__name__)
 
+_SNAPSHOT_SECONDS = 2.0  # after which a snapshot that is not complete is begun again
+_PAUSE_SECONDS = 0.25  # after an attempt that failed
+
 
 class LeaseFollower:
-    """Feeds a queue. After a reconnect `follow` is called again and begins with a fresh snapshot."""
+    """Feeds a queue. Whatever may have been missed, by a gap or while disconnected, is read in a fresh snapshot."""
 
-    def __init__(self, queue: LeaseQueue, scope: str, observe: Callable[[Msg], None]) -> None:
-        """`scope` says which keys, as a subject within the bucket; `observe` gets each message."""
-        self._queue, self._scope, self._observe = queue, PREFIX + scope, observe
-        self._generation = 0  # what still comes from an earlier attempt does not count
-        self._following: JetStreamContext.PushSubscription | None = None
+    def __init__(
+        self, queue: LeaseQueue, scope: str, observe: Callable[[Msg], None], on_snapshot: Callable[[], None]
+    ) -> None:
+        """`scope` says which keys, as a subject within the bucket.
 
-    def stop(self) -> None:
-        """Take in nothing any more."""
-        self._generation += 1
+        `observe` gets each message; `on_snapshot` is called when a snapshot has been read.
+        """
+        self._queue, self._scope = queue, PREFIX + scope
+        self._observe, self._on_snapshot = observe, on_snapshot
+        self._restart = asyncio.Event()
+        self._messages: OrderedMessages | None = None
 
-    async def follow(self, js: JetStreamContext) -> None:
-        """Returns when who is there has been read, or when a later call or `stop` makes this one needless."""
-        self._generation += 1
-        latest = self._generation
-        while latest == self._generation:
-            if await self._follow_once(js):
-                return
-            await asyncio.sleep(0.25)
-            if latest == self._generation:  # a new attempt: what still comes from the old one does not count
-                self._generation = latest = latest + 1
+    @property
+    def caught_up(self) -> bool:
+        """Whether the queue shows every write up to the latest one that it shows.
 
-    async def _follow_once(self, js: JetStreamContext) -> bool:
-        """One attempt. Returns whether nothing is left to do: it succeeded, or a later one is under way."""
-        generation, received, highest, snapshot = self._generation, 0, 0, asyncio.Event()
-        expected: int | None = None
+        A key that is written again before its earlier write was delivered is only seen with the later one.
+        """
+        return self._queue.complete and self._messages is not None and self._messages.caught_up
 
-        async def on_message(message: Msg) -> None:
-            nonlocal received, highest
-            if generation == self._generation:
-                self._observe(message)
-                if message.metadata.sequence.stream > highest:  # else it comes twice
-                    received, highest = received + 1, message.metadata.sequence.stream
-                if expected is not None and received >= expected:
-                    snapshot.set()
+    def restart(self) -> None:
+        """Begin again with a fresh snapshot, at once: the connection was lost and is back."""
+        self._restart.set()
 
-        self._queue.begin()
-        old: JetStreamContext.PushSubscription | None = None
-        try:
-            old = await js.subscribe(
-                self._scope,
-                stream=STREAM,
-                ordered_consumer=True,
-                deliver_policy=DeliverPolicy.LAST_PER_SUBJECT,
-                idle_heartbeat=1,
-                cb=on_message,
-            )
-            info = await old.consumer_info()
-            delivered = info.delivered.consumer_seq if info.delivered else 0
-            expected = (info.num_pending or 0) + delivered
-            if received < expected:
-                async with asyncio.timeout(2):
-                    await snapshot.wait()
-            if generation == self._generation:
-                old, self._following = self._following, old
+    async def run(self, nc: Client, js: JetStreamContext) -> None:
+        """Follow for ever."""
+        while True:
+            self._restart.clear()
+            attempt = asyncio.create_task(self._follow(nc, js))
+            restart = asyncio.create_task(self._restart.wait())
+            try:
+                await asyncio.wait({attempt, restart}, return_when=asyncio.FIRST_COMPLETED)
+                self._queue.begin()  # before anything is awaited: no key is timed while it is not followed
+            finally:
+                await end(attempt, restart)
+            if not attempt.cancelled() and (error := attempt.exception()):
+                await self._recover(nc, error)
+
+    async def _recover(self, nc: Client, error: BaseException) -> None:
+        if not isinstance(error, Unavailable):
+            log.error("lease: unexpected while following the others", exc_info=error)
+        elif nc.is_connected:
+            log.warning("lease: cannot follow the others yet: %s", error)
+        else:
+            await self._restart.wait()  # set as soon as the connection is back
+            return
+        await asyncio.sleep(_PAUSE_SECONDS)
+
+    async def _follow(self, nc: Client, js: JetStreamContext) -> None:
+        """Read a snapshot and then every change. Returns after a gap; raises `Unavailable`."""
+        async with ordered(nc, js, STREAM, 1, self._scope) as messages:
+            self._messages, changes = messages, aiter(messages)
+            try:
+                async with asyncio.timeout(_SNAPSHOT_SECONDS):
+                    complete = await self._read_snapshot(messages, changes)
+            except TimeoutError:
+                raise Unavailable("nats", "not all contenders could be read") from None
+            if complete:
                 self._queue.finish(elapsed())
+                self._on_snapshot()
+                async for message in changes:
+                    self._observe(message)
+
+    async def _read_snapshot(self, messages: OrderedMessages, changes: AsyncIterator[Msg]) -> bool:
+        """Returns whether all that there was at the beginning has been read; False after a gap."""
+        if not messages.pending:
             return True
-        except (nats.errors.Error, APIError, TimeoutError) as error:
-            log.warning("lease: cannot follow the others yet: %s", why(error))
-            return False
-        finally:
-            if old is not None:  # of the connection that was lost, or of an attempt that failed
-                with contextlib.suppress(nats.errors.Error, TimeoutError, OSError):
-                    await old.unsubscribe()
+        received = 0
+        async for message in changes:
+            self._observe(message)
+            received += 1
+            if received >= messages.pending and messages.caught_up:
+                return True
+        return False

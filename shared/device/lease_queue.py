@@ -158,7 +158,8 @@ class LeaseQueue:
     def is_first(self, ticket: int) -> bool:
         """Whether our own key, with this ticket, is the first in the queue."""
         first = min(self._keys.items(), key=lambda item: item[1].view.ticket, default=None)
-        # Having seen our own first write, we have seen every lower ticket: they are older in the same stream.
+        # Having seen our own first write and caught up, we have seen every lower ticket: they are older in the same
+        # stream, unless they were written again since.
         return self.complete and first is not None and first[0] == self._mine and first[1].view.ticket == ticket
 
     def occupied(self, now: float) -> float:

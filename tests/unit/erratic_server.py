@@ -16,6 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import nats
+from nats.js.api import ConsumerConfig
 from nats.js.errors import BadRequestError, NotFoundError
 
 from shared.device.lease_candidate import LeaseCandidate
@@ -80,7 +81,7 @@ class Process:
         self.connected = True
         self.taken = 0
         self.keeps: float | None = None  # seconds for which it keeps the device
-        self.followers: list[_Follower] = []
+        self.subscriptions: dict[str, _Subscription] = {}  # by inbox; those of a lost connection are gone
         self.on_reconnect: Callable[[], Awaitable[None]]
         self.work = self.loop.create_task(self._work())
 
@@ -109,7 +110,7 @@ class Process:
             return
         connected = self.world.up and self.cut_off_until <= now
         if self.connected and not connected:
-            self.connected, self.followers = False, []
+            self.disconnect()
         elif connected and not self.connected and self.world.random.random() < 0.1:
             self.connected = True
             self.loop.create_task(self.on_reconnect())  # type: ignore[arg-type]  # a coroutine
@@ -118,10 +119,14 @@ class Process:
         if self.work.done():
             self.work.result()
 
+    def disconnect(self) -> None:
+        """Its connection breaks, and with it the consumers that it has on the server."""
+        self.connected, self.subscriptions = False, {}
+
     def end(self) -> None:
         """As kill -9: nothing is released but the file lock."""
         self.contender._ticket = self.contender.token = 0  # what cancelling releases must not reach the server
-        self.connected = False
+        self.disconnect()
         while tasks := asyncio.all_tasks(self.loop):  # again: `wait_for` may swallow a cancellation
             for task in tasks:
                 task.cancel()
@@ -129,41 +134,83 @@ class Process:
         self.loop.close()
 
 
-class _Follower:
-    """An ordered consumer: in order, but late, and sometimes twice."""
+class _Subscription:
+    """What a process receives on an inbox."""
 
-    def __init__(self, process: Process, take: Callable[[Any], Awaitable[None]], snapshot: list[Stored]) -> None:
-        self._process, self._take, self._size = process, take, len(snapshot)
-        self._arrives = 0.0
-        for stored in snapshot:
-            self.send(stored)
+    def __init__(self, process: Process, inbox: str) -> None:
+        self._process, self._inbox = process, inbox
+        self._received: asyncio.Queue[Any] = asyncio.Queue()
 
-    def send(self, stored: Stored) -> None:
-        world = self._process.world
-        self._arrives = max(self._arrives, world.now + world.latency())
-        world.at(self._arrives, lambda: self._deliver(stored))
-        if world.errs(0.1):
-            world.at(self._arrives + 5 * world.latency(), lambda: self._deliver(stored))
+    def put(self, message: Any) -> None:
+        """Take in what the server sent."""
+        self._received.put_nowait(message)
 
-    def _deliver(self, stored: Stored) -> None:
-        if self in self._process.followers and not self._process.loop.is_closed():
-            sequence = SimpleNamespace(stream=stored.sequence)
-            message = SimpleNamespace(
-                subject=stored.subject,
-                data=stored.data,
-                headers=dict(stored.headers) or None,
-                metadata=SimpleNamespace(sequence=sequence),
-            )
-            self._process.loop.create_task(self._take(message))  # type: ignore[arg-type]  # a coroutine
-
-    async def consumer_info(self) -> Any:
-        await asyncio.sleep(STEP)
-        return SimpleNamespace(num_pending=self._size, delivered=None)
+    async def next_msg(self, timeout: float) -> Any:
+        return await asyncio.wait_for(self._received.get(), timeout)
 
     async def unsubscribe(self) -> None:
-        await asyncio.sleep(0)
-        if self in self._process.followers:
-            self._process.followers.remove(self)
+        self._process.subscriptions.pop(self._inbox, None)
+
+
+class Consumer:
+    """A push consumer of the server: in order, but late, and sometimes a message is lost or comes twice."""
+
+    def __init__(self, process: Process, name: str, inbox: str) -> None:
+        self.process, self._world, self._inbox = process, process.world, inbox
+        self.name = name
+        self._backlog = sorted(self._world.stored.values(), key=lambda stored: stored.sequence)
+        self.pending = len(self._backlog)
+        self.paused = False
+        self.loses = 0  # so many of the next messages do not arrive
+        self._sent = 0
+        self._arrives = 0.0
+        self._idle_since = self._world.now
+
+    def add(self, stored: Stored) -> None:
+        """Send a message after those that are still to be sent."""
+        self._backlog.append(stored)
+
+    def send(self) -> None:
+        """Send the next message that was not replaced meanwhile; when there is none for a second, a heartbeat."""
+        world = self._world
+        if world.errs(0.5):  # it is busy with something else
+            return
+        latest = {stored.sequence for stored in world.stored.values()}
+        self._backlog = [stored for stored in self._backlog if stored.sequence in latest]
+        if self._backlog:
+            self._sent += 1
+            stored = self._backlog.pop(0)
+            lost, self.loses = self.loses, max(0, self.loses - 1)
+            if not lost:
+                self._transmit(_message(stored, self._sent, len(self._backlog)))
+        elif world.now >= self._idle_since + 1:
+            headers = {"Status": "100", "Nats-Last-Consumer": str(self._sent)}
+            self._transmit(SimpleNamespace(headers=headers))
+
+    def _transmit(self, message: Any) -> None:
+        world = self._world
+        self._idle_since = world.now
+        self._arrives = max(self._arrives, world.now + world.latency())
+        if not world.errs(0.02):
+            world.at(self._arrives, lambda: self._deliver(message))
+        if world.errs(0.05):
+            world.at(self._arrives + 5 * world.latency(), lambda: self._deliver(message))
+
+    def _deliver(self, message: Any) -> None:
+        if subscription := self.process.subscriptions.get(self._inbox):
+            subscription.put(message)
+
+
+def _message(stored: Stored, number: int, pending: int) -> Any:
+    """The `number`th message of a consumer that has so many more to send."""
+    return SimpleNamespace(
+        subject=stored.subject,
+        data=stored.data,
+        headers=dict(stored.headers) or None,
+        metadata=SimpleNamespace(
+            sequence=SimpleNamespace(stream=stored.sequence, consumer=number), num_pending=pending
+        ),
+    )
 
 
 class _Client:
@@ -198,15 +245,25 @@ class _Client:
 
         return await self._ask(read, self._timeout)
 
-    async def subscribe(self, subject: str, cb: Callable[[Any], Awaitable[None]], **options: Any) -> _Follower:
-        def follow() -> _Follower:
-            snapshot = sorted(self._world.stored.values(), key=lambda stored: stored.sequence)
-            follower = _Follower(self._process, cb, snapshot)
-            self._process.followers.append(follower)
-            return follower
+    def new_inbox(self) -> str:
+        return self._world.name()
 
-        found: _Follower = await self._ask(follow, self._timeout)
-        return found
+    async def subscribe(self, inbox: str) -> _Subscription:
+        subscription = _Subscription(self._process, inbox)
+        if self._process.connected:
+            self._process.subscriptions[inbox] = subscription
+        return subscription
+
+    async def add_consumer(self, stream: str, config: ConsumerConfig) -> Any:
+        def follow() -> Any:
+            consumer = Consumer(self._process, self._world.name(), str(config.deliver_subject))
+            self._world.consumers[consumer.name] = consumer
+            return SimpleNamespace(name=consumer.name, num_pending=consumer.pending)
+
+        return await self._ask(follow, self._timeout)
+
+    async def delete_consumer(self, stream: str, consumer: str) -> Any:
+        return await self._ask(lambda: self._world.consumers.pop(consumer, None), self._timeout)
 
     async def _ask(self, answer: Callable[[], Any], timeout: float) -> Any:
         """A question and its answer, each of which may be late or lost. A question may arrive after its time."""
@@ -245,6 +302,7 @@ class World:
     troubled: bool = True
     stored: dict[str, Stored] = field(default_factory=dict)
     processes: list[Process] = field(default_factory=list)
+    consumers: dict[str, Consumer] = field(default_factory=dict)
     returned: int = 0  # keys that came back
     _sequence: int = 0
     _ended: dict[str, Stored] = field(default_factory=dict)  # last of its subject, and expired
@@ -255,6 +313,11 @@ class World:
         """Let something happen at a moment."""
         self._count += 1
         heapq.heappush(self._events, (moment, self._count, do))
+
+    def name(self) -> str:
+        """A name that nothing else has."""
+        self._count += 1
+        return f"n{self._count}"
 
     def latency(self) -> float:
         """How long a message takes, in seconds."""
@@ -285,9 +348,8 @@ class World:
         stored = Stored(subject, self._sequence, data, headers, self.now + int(ttl[:-1]) if ttl else float("inf"))
         self.stored[subject] = stored
         self._ended.pop(subject, None)
-        for process in self.processes:
-            for follower in process.followers:
-                follower.send(stored)
+        for consumer in self.consumers.values():
+            consumer.add(stored)
         return stored.sequence
 
     def step(self) -> None:
@@ -298,6 +360,9 @@ class World:
         for subject, stored in list(self.stored.items()):
             if self.up and stored.ends <= self.now:
                 self.expire(subject)
+        for consumer in list(self.consumers.values()):
+            if not consumer.paused:
+                consumer.send()
         for process in self.random.sample(self.processes, len(self.processes)):
             process.step()
 
@@ -308,6 +373,11 @@ class World:
             if not self.errs(0.3):
                 self.write(subject, b"", {"Nats-Marker-Reason": "MaxAge", "Nats-TTL": "60s"})
             self._ended[subject] = stored
+
+    def crash(self) -> None:
+        """The server is gone, and every consumer with it: they are kept in memory."""
+        self.up = False
+        self.consumers.clear()
 
     def bring_back(self) -> None:
         """After a crash: keys whose TTL had run out, and now without one."""

@@ -11,7 +11,7 @@ import pytest
 from shared import clock
 from shared.clock import elapsed
 from shared.device.lease_queue import LeaseQueue
-from tests.unit.erratic_server import STEP, TTL, Process, World
+from tests.unit.erratic_server import STEP, TTL, Consumer, Process, World
 
 TROUBLE, PEACE = 120.0, 8.0 * TTL  # seconds, of the world
 
@@ -60,7 +60,7 @@ def make_trouble(world: World, number: int) -> None:
         case "cut off":
             process.cut_off_until = world.now + random.choice((1, TTL, 3 * TTL))
         case "crash":
-            world.up = False
+            world.crash()
             pass_time(world, random.choice((0.5, 2, TTL)))
             world.bring_back()
             world.up = True
@@ -153,7 +153,7 @@ def test_a_waiter_that_slept_past_its_deadline_takes_nothing_with_a_key_that_cam
     first.keeps = 0.0
     key = world.stored[second.contender._subject]
     second.stopped_until = world.now + 3 * TTL
-    second.connected, second.followers = False, []  # no marker reaches it
+    second.disconnect()  # no marker reaches it
     pass_time(world, TTL)
     world.start("c")
     world.processes[-1].keeps = 1000.0
@@ -221,6 +221,50 @@ def test_a_holder_whose_key_the_server_lost_is_given_until_its_deadline(world: W
     second.cut_off_until = world.now + 0.1  # sees from a fresh snapshot that the key is gone
     until(world, lambda: second.alive, 2 * TTL)
     assert not first.alive
+
+
+def consumer_of(world: World, process: Process) -> Consumer:
+    """The consumer by which a process follows the others."""
+    (consumer,) = [consumer for consumer in world.consumers.values() if consumer.process is process]
+    return consumer
+
+
+def test_a_change_that_was_lost_on_the_way_is_read_in_a_fresh_snapshot_within_two_heartbeats(world: World) -> None:
+    first, second = started(world, "a", "b")
+    subject, queue = first.contender._subject, second.contender._queue
+    consumer = consumer_of(world, second)
+    consumer.loses = 1
+    until(world, lambda: not consumer.loses, TTL)
+    lost = world.stored[subject].sequence
+    assert queue.views[subject].fence < lost
+    until(world, lambda: queue.views[subject].fence == lost and queue.complete, 2.5)
+    assert consumer_of(world, second) is not consumer
+
+
+def test_a_key_that_was_written_again_before_it_was_delivered_is_not_overlooked(world: World) -> None:
+    world.troubled = False
+    for name in "ba":
+        world.start(name)
+        world.processes[-1].keeps = 1000.0
+        world.processes[-1].contender.slow = True  # about to enter the queue
+    second, first = world.processes
+    until(world, lambda: first.contender.about_to_write and second.contender.about_to_write, 1)
+    consumer = consumer_of(world, second)
+    consumer.paused = True
+    first.contender.slow = False
+    until(world, lambda: bool(first.contender._ticket), 1)
+    first.contender.slow = True
+    second.contender.slow = False
+    until(world, lambda: bool(second.contender._ticket), 1)
+    first.contender.slow = False
+    until(world, lambda: first.alive, 1)
+    consumer.send()  # the write of the second: that of the first before it was replaced by one after it
+    until(world, lambda: bool(second.contender._queue.views), 1)
+    assert not second.contender.others()
+    pass_time(world, 1)
+    consumer.paused = False
+    until(world, lambda: len(second.contender.others()) == 1, 2.5)
+    assert first.alive
 
 
 def test_time_in_which_nothing_could_be_seen_counts_against_nobody() -> None:
