@@ -65,7 +65,11 @@ class NoRoom(Unavailable):
 
 
 class StreamFull(Unavailable):
-    """A stream of JetStream holds as many messages as it may."""
+    """A stream of JetStream takes no further message. `subject_only`: on this subject; others still have room."""
+
+    def __init__(self, service: str, message: str, *, subject_only: bool = False) -> None:
+        super().__init__(service, message)
+        self.subject_only = subject_only
 
 
 class NotFound(HeartMulaError):

@@ -57,7 +57,7 @@ def waited(name: str, headers: Mapping[str, str] | None, since: datetime) -> Non
         began.end(time.time_ns())
 
 
-def conv_cache() -> dict[str, str]:
+def trace_headers() -> dict[str, str]:
     """The headers that carry the span that is under way; none when tracing is off."""
     headers: dict[str, str] = {}
     if _tracer is not None:

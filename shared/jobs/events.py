@@ -1,4 +1,4 @@
-"""Publishing what happens to a song."""
+"""Publishing the events of songs, and what each event says."""
 
 import itertools
 import logging
@@ -6,11 +6,10 @@ import os
 import time
 
 import msgspec
-import nats
 from nats.js import JetStreamContext
-from nats.js.errors import APIError
 
-from shared.causes import why
+from shared.errors import Unavailable
+from shared.nats.errors import nats_errors
 from shared.nats.subjects import event_subject
 from shared.schema.event import AnyEvent, Cancelled, Completed, Failed, Progress, cloud_event
 from shared.schema.job import ENDED, Job, Status
@@ -18,15 +17,17 @@ from shared.write_failures import write_failed
 
 log = logging.getLogger(__name__)
 
-# How the two stages share the way from 0 to 100, by what they take on a typical machine.
+# The two stages' shares of the progress from 0 to 100, by the time that they take on a typical machine.
 GENERATING_SHARE = 80.0
 DECODING_END = 99.0
-_UNTOLD = "the log of the worker says why"
+_NO_REASON = "the log of the worker says why"
 
 
 class EventPublisher:
-    """Publishes events to the EVENTS stream. An event that cannot be published is logged, never raised:
-    the record is the truth, and a song does not fail because nobody could be told of it."""
+    """Publishes events to the EVENTS stream.
+
+    An event that cannot be published is logged, never raised: the record is the truth, and no song fails for an event.
+    """
 
     def __init__(self, js: JetStreamContext) -> None:
         self._js = js
@@ -36,18 +37,18 @@ class EventPublisher:
         """Publish one event and wait until the stream has it."""
         kind = str(type(event).__struct_config__.tag)
         payload = msgspec.json.encode(cloud_event(event, next(self._ids)))
-        # A song's end may be told again by whoever finds its message after a crash; within two minutes the stream
-        # keeps one of them.
+        # After a crash the end of a song may be published again; within two minutes the stream keeps one of them.
         headers = {"Nats-Msg-Id": f"{event.job_id}:{kind}"} if event.status in ENDED else None
         try:
-            await self._js.publish(event_subject(tenant, event.job_id, kind), payload, timeout=2, headers=headers)
-        except (nats.errors.Error, APIError, TimeoutError) as error:
+            with nats_errors(f"event {kind} of {event.job_id} not published"):
+                await self._js.publish(event_subject(tenant, event.job_id, kind), payload, timeout=2, headers=headers)
+        except Unavailable as error:
             write_failed("nats")
-            log.warning("event %s of %s not published: %s", kind, event.job_id, why(error))
+            log.warning("%s", error)
 
 
 def end_event(job: Job, progress: float = 0.0) -> Completed | Failed | Cancelled:
-    """The event of a song's end, from its record. A song that was not finished keeps its progress."""
+    """The event that a song has ended, from its record. A song that was not finished keeps its progress."""
     match job.status:
         case "completed":
             return Completed(
@@ -60,21 +61,20 @@ def end_event(job: Job, progress: float = 0.0) -> Completed | Failed | Cancelled
                 seed=job.request.seed or 0,
             )
         case "failed":
-            return Failed(job_id=job.job_id, status="failed", progress=progress, error=job.error or _UNTOLD)
+            return Failed(job_id=job.job_id, status="failed", progress=progress, error=job.error or _NO_REASON)
         case "cancelled":
             return Cancelled(job_id=job.job_id, status="cancelled", progress=progress)
     raise ValueError(f"the song has not ended, it is {job.status}")
 
 
 def progress_at_start(status: Status) -> float:
-    """Where progress stands when a song enters a state."""
+    """Progress, in per cent, when a song enters a state."""
     return {"decoding": GENERATING_SHARE, "completed": 100.0}.get(status, 0.0)
 
 
 def generating(job_id: str, done: int, total: int, rate: float | None) -> Progress:
     """Progress of a song whose tokens are being made; `rate` in frames a second."""
-    share = round(GENERATING_SHARE * done / max(total, 1), 1)
-    rate = rate and round(rate, 2)
+    share = GENERATING_SHARE * done / max(total, 1)
     return Progress(
         job_id=job_id,
         status="generating",

@@ -1,17 +1,20 @@
-"""All job records, read once from beginning to end."""
+"""Reads all job records once, from beginning to end.
+
+By a pull consumer, in batches: the reader takes its time over each record, and the ordered consumer, which is pushed
+to, would bring the whole bucket into memory meanwhile.
+"""
 
 import contextlib
 import logging
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
-import nats
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
-from nats.js.errors import APIError
 
-from shared.errors import Unreadable
+from shared.errors import NotFound, Unavailable, Unreadable
+from shared.nats.errors import nats_errors
 from shared.nats.subjects import JOBS
 from shared.schema.decoding import read_record
 from shared.schema.job import Job
@@ -21,6 +24,7 @@ log = logging.getLogger(__name__)
 _STREAM = f"KV_{JOBS}"
 _BATCH = 50  # a record holds up to 64 KiB of lyrics and tags
 _FETCH_SECONDS = 5.0
+_FAILURE = "job records cannot be read"
 
 
 @dataclass(frozen=True)
@@ -35,31 +39,33 @@ class Record:
 async def scan(js: JetStreamContext) -> AsyncGenerator[Record, None]:
     """Every record that there is now; one that changes meanwhile may come twice, or in its new form only.
 
-    Raises what nats-py raises when the server does not answer. Close the iterator when leaving early.
+    Raises `Unavailable`, or `NotFound` where there is no bucket. Close the iterator when leaving early.
     """
-    info = await js.add_consumer(
-        _STREAM,
-        ConsumerConfig(
-            filter_subject=f"$KV.{JOBS}.>",
-            deliver_policy=DeliverPolicy.LAST_PER_SUBJECT,
-            ack_policy=AckPolicy.NONE,
-            inactive_threshold=300.0,
-            mem_storage=True,
-            num_replicas=1,
-        ),
-    )
-    subscription = await js.pull_subscribe_bind(info.name, _STREAM)
+    with nats_errors(_FAILURE):
+        info = await js.add_consumer(
+            _STREAM,
+            ConsumerConfig(
+                filter_subject=f"$KV.{JOBS}.>",
+                deliver_policy=DeliverPolicy.LAST_PER_SUBJECT,
+                ack_policy=AckPolicy.NONE,
+                inactive_threshold=300.0,
+                mem_storage=True,
+                num_replicas=1,
+            ),
+        )
+        subscription = await js.pull_subscribe_bind(info.name, _STREAM)
     try:
         left = info.num_pending or 0
         while left > 0:
-            messages = await subscription.fetch(min(_BATCH, left), timeout=_FETCH_SECONDS)
+            with nats_errors(_FAILURE):
+                messages = await subscription.fetch(min(_BATCH, left), timeout=_FETCH_SECONDS)
             # What is written meanwhile is not waited for, or a busy bucket would have no end.
             left = min(left - len(messages), messages[-1].metadata.num_pending or 0)
             for message in messages:
                 if message.data:  # else a delete marker
                     yield _read(message)
     finally:
-        with contextlib.suppress(nats.errors.Error, APIError, TimeoutError, OSError):
+        with contextlib.suppress(Unavailable, NotFound), nats_errors("the consumer cannot be deleted"):
             await subscription.unsubscribe()
             await js.delete_consumer(_STREAM, info.name)
 

@@ -15,13 +15,11 @@ from collections.abc import Callable
 from typing import Any
 
 import msgspec
-import nats
 from nats.js import JetStreamContext
 from nats.js.api import RawStreamMsg
-from nats.js.errors import APIError, NotFoundError
 
-from shared.causes import why
-from shared.errors import JobConflict, NewerRecord, Unavailable, Unreadable
+from shared.errors import JobConflict, NewerRecord, NotFound, Unavailable, Unreadable, WrongSequence
+from shared.nats.errors import nats_errors
 from shared.nats.subjects import JOBS, TENANT, job_subject
 from shared.schema.decoding import read_record
 from shared.schema.job import ENDED, Job, Status
@@ -35,8 +33,6 @@ ALLOWED: dict[Status, frozenset[Status]] = {
     "failed": frozenset(),
     "cancelled": frozenset(),
 }
-
-_WRONG_LAST_SEQUENCE = 10071
 
 
 def change(job: Job, **changes: Any) -> Job:
@@ -65,7 +61,7 @@ class JobStore:
         return entry[0] if entry else None
 
     async def update(self, job_id: str, tenant: str, decide: Callable[[Job], Job]) -> Job:
-        """Read, decide, write, again while somebody else writes in between.
+        """Change a record by compare-and-set: read, decide, write, and again when another write came in between.
 
         `decide` returns the new record (`change` helps) or raises; it may be called several times. Returning its
         argument writes nothing. Raises `JobConflict` when there is no record, and whatever `decide` raises.
@@ -87,25 +83,20 @@ class JobStore:
     async def delete(self, job: Job) -> None:
         """Remove a record. A delete marker stays for as long as a record would, so that the id is not used again."""
         headers = {"KV-Operation": "PURGE", "Nats-Rollup": "sub"}
-        try:
-            await self._js.publish(job_subject(job.tenant, job.job_id), b"", headers=headers)
-        except (nats.errors.Error, APIError, TimeoutError) as error:
-            write_failed("nats")
-            raise Unavailable("nats", f"the record of a song could not be removed: {why(error)}") from error
+        await self._publish(job, b"", headers, "the record of a song could not be removed")
 
     async def was_deleted(self, job_id: str, tenant: str = TENANT) -> bool:
-        """Whether there was a record that somebody deleted; one that expired was not."""
+        """Whether there was a record that was deleted; one that expired was not."""
         message = await self._message(job_id, tenant)
         return message is not None and not message.data
 
     async def _message(self, job_id: str, tenant: str) -> RawStreamMsg | None:
         try:
-            # From the leader: a stale read is caught by compare-and-set, but costs a round.
-            return await self._js.get_msg(f"KV_{JOBS}", subject=job_subject(tenant, job_id))
-        except NotFoundError:
+            with nats_errors("job records cannot be read"):
+                # From the leader: a stale read is caught by compare-and-set, but costs a round.
+                return await self._js.get_msg(f"KV_{JOBS}", subject=job_subject(tenant, job_id))
+        except NotFound:
             return None
-        except (nats.errors.Error, APIError, TimeoutError) as error:
-            raise Unavailable("nats", f"job records cannot be read: {why(error)}") from error
 
     async def _get(self, job_id: str, tenant: str) -> tuple[Job, int] | None:
         message = await self._message(job_id, tenant)
@@ -121,12 +112,14 @@ class JobStore:
     async def _put(self, job: Job, revision: int) -> None:
         headers = {"Nats-Expected-Last-Subject-Sequence": str(revision)}
         try:
-            await self._js.publish(job_subject(job.tenant, job.job_id), msgspec.json.encode(job), headers=headers)
-        except APIError as error:
-            if error.err_code == _WRONG_LAST_SEQUENCE:
-                raise JobConflict("the record changed meanwhile") from None
+            await self._publish(job, msgspec.json.encode(job), headers, "job records cannot be written")
+        except WrongSequence:
+            raise JobConflict("the record changed meanwhile") from None
+
+    async def _publish(self, job: Job, data: bytes, headers: dict[str, str], failure: str) -> None:
+        try:
+            with nats_errors(failure):
+                await self._js.publish(job_subject(job.tenant, job.job_id), data, headers=headers)
+        except Unavailable:
             write_failed("nats")
-            raise Unavailable("nats", f"job records cannot be written: {why(error)}") from error
-        except (nats.errors.Error, TimeoutError) as error:
-            write_failed("nats")
-            raise Unavailable("nats", f"job records cannot be written: {why(error)}") from error
+            raise

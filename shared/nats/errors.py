@@ -1,4 +1,4 @@
-"""nats-py's errors, mapped to this project's at one place.
+"""Maps the errors of nats-py to this project's, at one place.
 
 ::
 
@@ -9,10 +9,10 @@ raises, instead of whatever nats-py and the operating system raise,
 
 - `NotFound` where a message, stream or consumer is not there,
 - `WrongSequence` where a compare-and-set met another write,
-- `StreamFull` where a stream holds as many messages as it may,
+- `StreamFull` where a stream, or a subject in it, holds as many messages as it may,
 - `Unavailable` for everything else: no answer, no connection, a refusal.
 
-The first two are decisions for the caller; `StreamFull` is a kind of `Unavailable`.
+Callers decide what the first two mean; `StreamFull` is a kind of `Unavailable`. Other exceptions pass unchanged.
 """
 
 from collections.abc import Iterator
@@ -30,16 +30,22 @@ _STREAM_FULL = 10077
 
 
 @contextmanager
-def nats_errors(failure: str) -> Iterator[None]:
-    """Map what the body raises. `failure` begins the message: "events cannot be read: no answer yet"."""
+def nats_errors(failure: str, refusal: str | None = None) -> Iterator[None]:
+    """Map what the body raises. `failure` begins the message: "events cannot be read: no answer yet".
+
+    `refusal`, where it is given, begins it instead where JetStream answered and refused.
+    """
+    refusal = refusal or failure
     try:
         yield
     except NotFoundError as error:
-        raise NotFound(f"{failure}: {why(error)}") from error
+        raise NotFound(f"{refusal}: {why(error)}") from error
     except APIError as error:
         if error.err_code == _WRONG_LAST_SEQUENCE:
-            raise WrongSequence(f"{failure}: {why(error)}") from error
-        kind = StreamFull if error.err_code == _STREAM_FULL else Unavailable
-        raise kind("nats", f"{failure}: {why(error)}") from error
+            raise WrongSequence(f"{refusal}: {why(error)}") from error
+        if error.err_code == _STREAM_FULL:
+            subject_only = "per subject" in (error.description or "")
+            raise StreamFull("nats", f"{refusal}: {why(error)}", subject_only=subject_only) from error
+        raise Unavailable("nats", f"{refusal}: {why(error)}") from error
     except (nats.errors.Error, TimeoutError, OSError) as error:
         raise Unavailable("nats", f"{failure}: {why(error)}") from error

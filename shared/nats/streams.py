@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 from typing import Any
 
-import nats
 from nats.js import JetStreamContext
 from nats.js.api import (
     AckPolicy,
@@ -19,10 +18,11 @@ from nats.js.api import (
     StorageType,
     StreamConfig,
 )
-from nats.js.errors import APIError, BadRequestError, NotFoundError
+from nats.js.errors import APIError, BadRequestError
 
 from shared.causes import why
-from shared.errors import Unavailable
+from shared.errors import NotFound, Unavailable
+from shared.nats.errors import nats_errors
 from shared.nats.subjects import (
     DEC,
     DEC_CONSUMER,
@@ -163,7 +163,7 @@ def consumers(ack_wait: float) -> list[tuple[str, ConsumerConfig]]:
 
 async def bootstrap(js: JetStreamContext, settings: Settings) -> None:
     """Create or update every stream, bucket and consumer. Raises `Unavailable` when JetStream does not answer."""
-    try:
+    with nats_errors("JetStream could not be set up"):
         limit = (await js.account_info()).limits.max_storage
         storage = limit if limit and limit > 0 else _STORAGE
         while True:
@@ -182,8 +182,6 @@ async def bootstrap(js: JetStreamContext, settings: Settings) -> None:
                     ) from error
         for name, consumer in consumers(ack_wait(settings)):
             await js.add_consumer(name, consumer)
-    except (nats.errors.Error, OSError, TimeoutError) as error:
-        raise Unavailable("nats", f"JetStream could not be set up: {why(error)}") from error
 
 
 async def _put_streams(js: JetStreamContext, wanted: list[StreamConfig]) -> None:
@@ -205,13 +203,13 @@ async def require(js: JetStreamContext) -> None:
     known = [stream.name or "" for stream in streams(1)]
     durable = [(stream, consumer.durable_name or "") for stream, consumer in consumers(1)]
     try:
-        await asyncio.gather(
-            *(js.stream_info(name) for name in known), *(js.consumer_info(stream, name) for stream, name in durable)
-        )
-    except NotFoundError as error:
-        raise Unavailable("nats", f"NATS is not set up ({error.description}): run `python -m deploy.setup`") from error
-    except (nats.errors.Error, OSError, TimeoutError) as error:
-        raise Unavailable("nats", f"JetStream does not answer: {why(error)}") from error
+        with nats_errors("JetStream does not answer"):
+            await asyncio.gather(
+                *(js.stream_info(name) for name in known), *(js.consumer_info(stream, name) for stream, name in durable)
+            )
+    except NotFound as error:
+        missing = why(error.__cause__ or error)
+        raise Unavailable("nats", f"NATS is not set up ({missing}): run `python -m deploy.setup`") from error
 
 
 def ack_wait(settings: Settings) -> float:
@@ -226,6 +224,7 @@ async def purge_job(js: JetStreamContext, job_id: str) -> None:
     """
     lanes = [(TOK, token_subject(lane, job_id)) for lane in TOK_CONSUMERS]
     for stream, subject in [*lanes, (DEC, decode_subject(job_id))]:
-        with contextlib.suppress(NotFoundError, BadRequestError):  # never there, or gone meanwhile
+        with contextlib.suppress(NotFound), nats_errors("the queues cannot be purged"):  # never there
             message = await js.get_msg(stream, subject=subject)
-            await js.delete_msg(stream, message.seq or 0)
+            with contextlib.suppress(BadRequestError):  # gone meanwhile
+                await js.delete_msg(stream, message.seq or 0)
