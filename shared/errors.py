@@ -9,7 +9,8 @@
     ├── Unavailable         NATS or the object store does not answer
     │   ├── Rejected        … with anything but a refusal, which waiting does not mend
     │   ├── NoRoom          … because it has no room for more
-    │   └── StreamFull      … because a stream holds as many messages as it may
+    │   └── Refused         … or JetStream answers with a refusal
+    │       └── StreamFull  … because a stream or a subject holds as many messages as it may
     ├── NotFound            a message, stream or consumer is not there
     ├── WrongSequence       a compare-and-set met another write
     ├── JobConflict         the job record is no longer in the state that an operation needs
@@ -64,7 +65,11 @@ class NoRoom(Unavailable):
     """A server has no room for more. Waiting for some seconds does not help."""
 
 
-class StreamFull(Unavailable):
+class Refused(Unavailable):
+    """JetStream answered and refused a request."""
+
+
+class StreamFull(Refused):
     """A stream of JetStream takes no further message. `subject_only`: on this subject; others still have room."""
 
     def __init__(self, service: str, message: str, *, subject_only: bool = False) -> None:

@@ -25,15 +25,13 @@ import threading
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-import nats
 from nats.js import JetStreamContext
-from nats.js.errors import APIError, NotFoundError
 
-from shared.causes import why
 from shared.clock import elapsed
 from shared.device.lease_candidate import LeaseCandidate
 from shared.device.lease_queue import PREFIX, STREAM, LeaseView, is_gone, read_view
-from shared.errors import LeaseLost, Unavailable
+from shared.errors import LeaseLost, NotFound, Unavailable
+from shared.nats.errors import nats_errors
 from shared.settings import Settings
 
 __all__ = ["Held", "Lease", "LeaseView", "read_leases"]
@@ -43,31 +41,33 @@ _T = TypeVar("_T")
 
 async def read_leases(js: JetStreamContext) -> list[LeaseView]:
     """Every live contender of every device, from the leader. Raises `Unavailable` when NATS does not answer."""
+    failure = "leases cannot be read"
     try:
-        info = await js.stream_info(STREAM, subjects_filter=f"{PREFIX}*.*.*")
-        views = []
-        for subject in info.state.subjects or {}:
-            with contextlib.suppress(NotFoundError):
-                message = await js.get_msg(STREAM, subject=subject)
-                if message.data and not is_gone(message.data, message.headers):
-                    views.append(read_view(subject, message.data, message.seq or 0, message.headers))
-        return sorted(views, key=lambda view: view.ticket)
-    except (nats.errors.Error, APIError, TimeoutError) as error:
-        raise Unavailable("nats", f"leases cannot be read: {why(error)}") from error
+        with nats_errors(failure):
+            info = await js.stream_info(STREAM, subjects_filter=f"{PREFIX}*.*.*")
+    except NotFound as error:
+        raise Unavailable("nats", str(error)) from error
+    views = []
+    for subject in info.state.subjects or {}:
+        with contextlib.suppress(NotFound), nats_errors(failure):
+            message = await js.get_msg(STREAM, subject=subject)
+            if message.data and not is_gone(message.data, message.headers):
+                views.append(read_view(subject, message.data, message.seq or 0, message.headers))
+    return sorted(views, key=lambda view: view.ticket)
 
 
 class Held:
     """A lease that was taken. `check` costs nothing and may be called from any thread, before every step."""
 
-    def __init__(self, contender: LeaseCandidate, lease: "Lease", token: int) -> None:
-        self.token = token  # the fencing token
+    def __init__(self, contender: LeaseCandidate, lease: "Lease", fencing_token: int) -> None:
+        self.fencing_token = fencing_token
         self._contender = contender
         self._lease = lease
 
     @property
     def alive(self) -> bool:
         """Whether the lease is still held."""
-        return self._contender.token == self.token and elapsed() < self._contender.deadline
+        return self._contender.fencing_token == self.fencing_token and elapsed() < self._contender.deadline
 
     def check(self) -> None:
         """Raise `LeaseLost` unless the lease is still held."""
@@ -75,15 +75,15 @@ class Held:
             raise LeaseLost("the lease on the device is gone")
 
     def waiting(self) -> list[LeaseView]:
-        """Who waits for the device, in the order in which they will get it."""
+        """The contenders that wait for the device, in the order in which they will get it."""
         return self._contender.others()
 
     async def enter(self, phase: int) -> None:
         """Have the lease record carry the phase; it is written in a moment. Raises `LeaseLost`."""
-        await self._lease._call(self._contender.enter(self.token, phase))
+        await self._lease._call(self._contender.enter(self.fencing_token, phase))
 
     async def release(self) -> None:
-        """Give the device to whoever is next. A lease that was lost is released quietly."""
+        """Give the device to the next contender. A lease that was lost is released quietly."""
         await self._lease._call(self._contender.release())
 
 
@@ -109,11 +109,11 @@ class Lease:
     async def acquire(self) -> Held:
         """Wait until the device is ours. Cancelling leaves the queue."""
         try:
-            token = await self._call(self._contender.acquire())
+            fencing_token = await self._call(self._contender.acquire())
         except asyncio.CancelledError:
             await self._call(self._contender.withdraw())
             raise
-        return Held(self._contender, self, token)
+        return Held(self._contender, self, fencing_token)
 
     async def close(self, *, release: bool = True) -> None:
         """Release what is held and end the thread.

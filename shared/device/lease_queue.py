@@ -29,7 +29,7 @@ class LeaseView:
     phase: int | None
     since: float  # seconds since the epoch; 0 if unreadable
     ticket: int
-    fence: int  # sequence of its latest write; the fencing token at the moment of taking
+    sequence: int  # of its latest write; that of the write by which it took the device is its fencing token
     ttl: int  # seconds; what the key was written with, 0 where that is unknown
 
 
@@ -89,7 +89,7 @@ class LeaseQueue:
     def finish(self, now: float) -> None:
         """The snapshot has been read: what was not in it is gone."""
         for subject in self._keys.keys() - self._latest.keys():
-            self.vanish(subject, self._keys[subject].view.fence, now)
+            self.vanish(subject, self._keys[subject].view.sequence, now)
         self.complete = True
 
     def observe(self, subject: str, sequence: int, data: bytes, headers: Mapping[str, str] | None, now: float) -> bool:
@@ -102,8 +102,8 @@ class LeaseQueue:
             if (headers or {}).get("KV-Operation") == "DEL":  # by its owner, or by somebody who saw it stand still
                 self._set(subject, None)
             elif known is not None:
-                self.vanish(subject, known.view.fence, now)
-        elif known is None or known.view.fence != sequence:
+                self.vanish(subject, known.view.sequence, now)
+        elif known is None or known.view.sequence != sequence:
             view = read_view(subject, data, sequence, headers)
             if view.state == "unreadable" and known is not None:  # each of its renewals would send it to the end
                 view = replace(view, ticket=min(known.view.ticket, sequence))
@@ -113,7 +113,7 @@ class LeaseQueue:
     def vanish(self, subject: str, sequence: int, now: float) -> None:
         """A key is gone, if this was its sequence, without a word of its owner, who may hold the device still."""
         known = self._keys.get(subject)
-        if known is None or known.view.fence != sequence:
+        if known is None or known.view.sequence != sequence:
             return
         if subject != self._mine and known.view.state != "waiting":
             self._free_from = max(self._free_from, known.moved + max(self._ttl, known.view.ttl))
@@ -122,13 +122,13 @@ class LeaseQueue:
     def clear(self, subject: str, sequence: int) -> None:
         """A key whose owner is certainly gone was deleted."""
         known = self._keys.get(subject)
-        if known is not None and known.view.fence == sequence:
+        if known is not None and known.view.sequence == sequence:
             self._set(subject, None)
 
     def restart(self, subject: str, sequence: int) -> None:
         """Time a key anew, if this is still its sequence: somebody has moved it meanwhile."""
         known = self._keys.get(subject)
-        if known is not None and known.view.fence == sequence:
+        if known is not None and known.view.sequence == sequence:
             self._keys[subject] = replace(known, watched=self._watched)
 
     def _set(self, subject: str, key: _Key | None) -> None:

@@ -38,7 +38,7 @@ class Turn:
     """One turn of one role on the device, from taking the lease to giving it back."""
 
     def __init__(self, held: Held, role: Role, ledger: DeviceLedger) -> None:
-        self.fencing_token = held.token
+        self.fencing_token = held.fencing_token
         self.phase: Phase | None = None
         self._held, self._ledger, self._plan = held, ledger, PLANS[role]
 

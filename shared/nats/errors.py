@@ -10,9 +10,10 @@ raises, instead of whatever nats-py and the operating system raise,
 - `NotFound` where a message, stream or consumer is not there,
 - `WrongSequence` where a compare-and-set met another write,
 - `StreamFull` where a stream, or a subject in it, holds as many messages as it may,
-- `Unavailable` for everything else: no answer, no connection, a refusal.
+- `Refused` where JetStream refuses for any other reason,
+- `Unavailable` where there is no answer or no connection.
 
-Callers decide what the first two mean; `StreamFull` is a kind of `Unavailable`. Other exceptions pass unchanged.
+Callers decide what the first two mean; the others are kinds of `Unavailable`. Other exceptions pass unchanged.
 """
 
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ import nats.errors
 from nats.js.errors import APIError, NotFoundError
 
 from shared.causes import why
-from shared.errors import NotFound, StreamFull, Unavailable, WrongSequence
+from shared.errors import NotFound, Refused, StreamFull, Unavailable, WrongSequence
 
 # Error codes of JetStream, from server/errors.json of nats-server.
 _WRONG_LAST_SEQUENCE = 10071
@@ -46,6 +47,6 @@ def nats_errors(failure: str, refusal: str | None = None) -> Iterator[None]:
         if error.err_code == _STREAM_FULL:
             subject_only = "per subject" in (error.description or "")
             raise StreamFull("nats", f"{refusal}: {why(error)}", subject_only=subject_only) from error
-        raise Unavailable("nats", f"{refusal}: {why(error)}") from error
+        raise Refused("nats", f"{refusal}: {why(error)}") from error
     except (nats.errors.Error, TimeoutError, OSError) as error:
         raise Unavailable("nats", f"{failure}: {why(error)}") from error

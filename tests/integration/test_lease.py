@@ -62,11 +62,11 @@ async def test_two_roles_take_turns_in_the_order_they_asked(make: Make) -> None:
     second.check()
     await second.release()
     third = await queue[1]
-    assert first.token < second.token < third.token
+    assert first.fencing_token < second.fencing_token < third.fencing_token
     await third.release()
     # Whoever comes back stands at the end, and gets a higher token.
     again = await leases[0].acquire()
-    assert again.token > third.token
+    assert again.fencing_token > third.fencing_token
     await again.release()
 
 
@@ -137,7 +137,7 @@ async def test_leases_that_the_server_does_not_let_expire_are_deleted_by_who_wai
 ) -> None:
     client = await nats.connect(nats_settings.nats_url)
     js = client.jetstream()
-    dead, unread, later = (f"$KV.GPU_LOCK.gpu0.tokenizer.{name}" for name in ("dead", "unread", "later"))
+    dead, unread, later = (f"$KV.GPU_LOCK.gpu0.fencing_tokenizer.{name}" for name in ("dead", "unread", "later"))
     record = LeaseRecord(ticket=0, state="held", role="tokenizer", owner="dead", since=1.0)
     sequence = (await js.publish(dead, msgspec.json.encode(record))).seq
     for subject in (unread, later):
@@ -168,7 +168,7 @@ async def main():
     lease = Lease(settings, gpu="gpu0", role="tokenizer", instance="child")
     await lease.start()
     held = await lease.acquire()
-    print("held", held.token, flush=True)
+    print("held", held.fencing_token, flush=True)
     while held.alive:
         time.sleep(0.02)  # on purpose not asyncio.sleep: a busy event loop must not cost the lease
     print("lost", flush=True)
@@ -263,5 +263,5 @@ async def test_a_holder_cut_off_from_nats_stops_before_anybody_else_may_begin(
         await held.enter(1)
     await held.release()
     again = await lease.acquire()
-    assert again.token > held.token
+    assert again.fencing_token > held.fencing_token
     await again.release()

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import nats
 from nats.js.api import ConsumerConfig
@@ -49,12 +49,12 @@ class _Contender(LeaseCandidate):
     slow = False  # until set back
     about_to_write = False
 
-    async def _write(self, state: str, ticket: int, timeout: float) -> int:
+    async def _write(self, state: Literal["waiting", "held"], ticket: int) -> int:
         await asyncio.sleep(0)
         while self.slow:
             self.about_to_write = True
             await asyncio.sleep(0)
-        return await super()._write(state, ticket, timeout)
+        return await super()._write(state, ticket)
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Process:
     @property
     def alive(self) -> bool:
         """Whether it takes the device for its own; as `Held.alive`."""
-        return bool(self.contender.token) and self.world.now < self.contender.deadline
+        return bool(self.contender.fencing_token) and self.world.now < self.contender.deadline
 
     async def _work(self) -> None:
         await self.contender.start()
@@ -96,7 +96,7 @@ class Process:
             token = await self.contender.acquire()
             self.taken += 1
             began, keeps = self.world.now, self.world.random.choice((0.2, 1, 2 * TTL))
-            while self.alive and self.contender.token == token:
+            while self.alive and self.contender.fencing_token == token:
                 if self.world.now >= began + (keeps if self.keeps is None else self.keeps):
                     break
                 await asyncio.sleep(STEP)
@@ -125,7 +125,7 @@ class Process:
 
     def end(self) -> None:
         """As kill -9: nothing is released but the file lock."""
-        self.contender._ticket = self.contender.token = 0  # what cancelling releases must not reach the server
+        self.contender._ticket = self.contender.fencing_token = 0  # what cancelling releases must not reach the server
         self.disconnect()
         while tasks := asyncio.all_tasks(self.loop):  # again: `wait_for` may swallow a cancellation
             for task in tasks:

@@ -21,7 +21,7 @@ def world(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     """A world of a seed."""
     world = World(Random(getattr(request, "param", 0)), tmp_path)
     monkeypatch.setattr("shared.device.lease_candidate.connect", world.connect)
-    for module in ("lease_candidate", "lease_follower"):
+    for module in ("lease_candidate", "lease_follower", "lease_key", "stale_keys"):
         monkeypatch.setattr(f"shared.device.{module}.elapsed", lambda: world.now)
     yield world
     for process in world.processes:
@@ -42,7 +42,7 @@ def lose_a_key(world: World) -> None:
     for subject, stored in world.stored.items():
         others = [process for process in world.processes if not subject.endswith(f".{process.name}")]
         views = [process.contender._queue.views.get(subject) for process in others]
-        if all(view is not None and view.fence == stored.sequence for view in views):
+        if all(view is not None and view.sequence == stored.sequence for view in views):
             world.lose(subject)
             return
 
@@ -236,8 +236,8 @@ def test_a_change_that_was_lost_on_the_way_is_read_in_a_fresh_snapshot_within_tw
     consumer.loses = 1
     until(world, lambda: not consumer.loses, TTL)
     lost = world.stored[subject].sequence
-    assert queue.views[subject].fence < lost
-    until(world, lambda: queue.views[subject].fence == lost and queue.complete, 2.5)
+    assert queue.views[subject].sequence < lost
+    until(world, lambda: queue.views[subject].sequence == lost and queue.complete, 2.5)
     assert consumer_of(world, second) is not consumer
 
 
@@ -279,7 +279,7 @@ def test_time_in_which_nothing_could_be_seen_counts_against_nobody() -> None:
     for second in range(201, 201 + 2 * TTL - TTL // 4):
         assert not any(stale for _, _, stale in queue.doubtful(9))
         queue.tick(second, True)
-    assert [(view.fence, stale) for _, view, stale in queue.doubtful(9)] == [(1, True)]
+    assert [(view.sequence, stale) for _, view, stale in queue.doubtful(9)] == [(1, True)]
     queue.begin()
     queue.observe(subject, 1, b"{}", None, 300)  # in a fresh snapshot, as it was
     queue.finish(300)

@@ -6,7 +6,7 @@ import nats.errors
 import pytest
 from nats.js.errors import APIError, BadRequestError, NoStreamResponseError, NotFoundError, ServiceUnavailableError
 
-from shared.errors import HeartMulaError, NotFound, StreamFull, Unavailable, WrongSequence
+from shared.errors import HeartMulaError, NotFound, Refused, StreamFull, Unavailable, WrongSequence
 from shared.nats.errors import nats_errors
 
 
@@ -20,8 +20,8 @@ from shared.nats.errors import nats_errors
             StreamFull,
             "it failed: maximum messages exceeded",
         ),
-        (ServiceUnavailableError(code=503, description="no quorum"), Unavailable, "it failed: no quorum"),
-        (BadRequestError(code=400, err_code=10003), Unavailable, "it failed: JetStream refused"),
+        (ServiceUnavailableError(code=503, description="no quorum"), Refused, "it failed: no quorum"),
+        (BadRequestError(code=400, err_code=10003), Refused, "it failed: JetStream refused"),
         (NoStreamResponseError(), Unavailable, "it failed: JetStream does not answer"),
         (nats.errors.TimeoutError(), Unavailable, "it failed: no answer yet"),
         (nats.errors.OutboundBufferLimitError(), Unavailable, "it failed: no connection"),

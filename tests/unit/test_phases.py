@@ -14,7 +14,7 @@ from shared.schema.worker import Role
 class FakeHeld:
     """Stands where a lease does; the real one has integration tests of its own."""
 
-    token = 7
+    fencing_token = 7
 
     def __init__(self) -> None:
         self.lost = False

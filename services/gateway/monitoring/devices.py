@@ -146,4 +146,6 @@ def _device(workers: list[WorkerStatus], leases: list[LeaseView]) -> GpuBody:
 
 
 def _lease(view: LeaseView) -> LeaseBody:
-    return LeaseBody(role=view.role, owner=view.owner, phase=view.phase, since=timestamp(view.since), fence=view.fence)
+    return LeaseBody(
+        role=view.role, owner=view.owner, phase=view.phase, since=timestamp(view.since), fence=view.sequence
+    )

@@ -27,7 +27,7 @@ class StaleLeases:
             self._first_seen = {}  # no worker could renew its lease either
             return []
         now = elapsed()
-        keys = {(view.gpu, view.role, view.owner, view.fence): view for view in leases}
+        keys = {(view.gpu, view.role, view.owner, view.sequence): view for view in leases}
         self._first_seen = {key: self._first_seen.get(key, now) for key in keys}
         return [
             f"the lease of the {view.role} worker {view.owner} on {view.gpu} is no longer renewed: "
