@@ -17,13 +17,13 @@ import urllib3
 from minio import Minio
 from minio.commonconfig import ENABLED, Filter
 from minio.credentials.providers import StaticProvider
-from minio.error import MinioAdminException, MinioException
+from minio.error import MinioAdminException
 from minio.lifecycleconfig import Expiration, LifecycleConfig, Rule
 from minio.minioadmin import MinioAdmin
 
 from shared.entrypoint import quiet_libraries
 from shared.errors import Unavailable
-from shared.storage.objects import explained
+from shared.storage.errors import storage_errors
 from shared.waiting import until_there
 
 _PATIENCE = 60.0  # seconds within which the server has to answer
@@ -110,11 +110,10 @@ def main(patience: float = _PATIENCE) -> int:
 
     async def attempt() -> None:
         try:
-            await asyncio.to_thread(set_up)
+            with storage_errors(where, _REFUSALS):
+                await asyncio.to_thread(set_up)
         except MinioAdminException as error:
             raise Unavailable("s3", f"{where} refuses the request: {error}") from error
-        except (MinioException, urllib3.exceptions.HTTPError) as error:
-            raise explained(error, where, _REFUSALS) from error
 
     try:
         asyncio.run(until_there(where, attempt, patience, lambda sentence: print(sentence, file=sys.stderr)))

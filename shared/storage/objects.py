@@ -1,18 +1,19 @@
-"""The object store: S3 through the `minio` SDK in its own threads, and where everything lies.
+"""The object store: S3 through the `minio` SDK in its own threads, and the keys of all objects.
 
 Keys carry the fencing token of the turn that wrote them, so that a worker which lost its lease writes elsewhere:
 
-- ``tokens/<job>/<fence>.safetensors``
-- ``audio/<job>/<fence>.<format>``; beside it, under the same fence, what was made of it: other formats and
-  ``audio/<job>/<fence>.peaks.json``
+- ``tokens/<job>/<fencing token>.safetensors``
+- ``audio/<job>/<fencing token>.<format>``; beside it, with the same fencing token, its renditions: other formats and
+  ``audio/<job>/<fencing token>.peaks.json``
 """
 
 import asyncio
 import io
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar, get_args
@@ -21,12 +22,13 @@ from urllib.parse import urlsplit
 import urllib3
 from minio import Minio
 from minio.deleteobjects import DeleteObject
-from minio.error import MinioException, S3Error
+from minio.error import S3Error
 
-from shared.causes import address, is_final, why
-from shared.errors import ConfigError, ObjectError, Rejected, Unavailable
+from shared.causes import address
+from shared.errors import ConfigError, ObjectError, Unavailable
 from shared.schema.request import AudioFormat
 from shared.settings import Settings
+from shared.storage.errors import storage_errors
 from shared.write_failures import write_failed
 
 THREADS = 8
@@ -36,38 +38,30 @@ _PROBE_BYTES = bytes(4096)  # less may fit into the last block of a file on a di
 _RECENT = 30.0  # seconds for which a failed write counts; a worker that insists on one tries it again before that
 _T = TypeVar("_T")
 _PROBE_SECONDS = 3.0
-_MISSING = {"NoSuchKey", "NoSuchObject", "ResourceNotFound"}
-_REFUSALS = {  # what waiting does not mend
-    "InvalidAccessKeyId": "the user: HEARTMULA_S3_ACCESS_KEY is not known to it",
-    "SignatureDoesNotMatch": "the password: HEARTMULA_S3_SECRET_KEY is wrong",
-    # All that is said of a request without a body, as the first one is.
-    "AccessDenied": "the user or password: look at HEARTMULA_S3_ACCESS_KEY and HEARTMULA_S3_SECRET_KEY, and whether "
-    "that user may use the bucket in HEARTMULA_S3_BUCKET",
-}
 
 
-def tokens_key(job_id: str, fence: int) -> str:
-    """Where the tokens of a song lie."""
-    return f"tokens/{job_id}/{fence}.safetensors"
+def tokens_key(job_id: str, fencing_token: int) -> str:
+    """The key of a song's tokens."""
+    return f"tokens/{job_id}/{fencing_token}.safetensors"
 
 
-def audio_key(job_id: str, fence: int, suffix: str) -> str:
-    """Where the audio of a song lies."""
-    return f"audio/{job_id}/{fence}.{suffix}"
+def audio_key(job_id: str, fencing_token: int, suffix: str) -> str:
+    """The key of a song's audio."""
+    return f"audio/{job_id}/{fencing_token}.{suffix}"
 
 
 def converted_key(audio: str, suffix: AudioFormat) -> str:
-    """Where the audio under a key lies in a format."""
+    """The key of the same audio in another format."""
     return f"{audio.rpartition('.')[0]}.{suffix}"
 
 
 def peaks_key(audio: str) -> str:
-    """Where the peaks of the audio under a key lie."""
+    """The key of the audio's peaks."""
     return f"{audio.rpartition('.')[0]}.peaks.json"
 
 
-def belonging(audio: str) -> set[str]:
-    """The key of a song's audio, and all under which something may lie that was made of it."""
+def keys_with_renditions(audio: str) -> set[str]:
+    """The key of a song's audio and those that its renditions may have."""
     return {audio, peaks_key(audio), *(converted_key(audio, suffix) for suffix in get_args(AudioFormat))}
 
 
@@ -98,14 +92,14 @@ class ObjectStore:
         self._region = settings.s3_region
         again = urllib3.Retry(total=2, backoff_factor=0.2, status_forcelist=[500, 502, 503, 504])
         self._client = _client(settings, urllib3.Timeout(connect=3, read=30), again)
-        # Whoever asks whether the store is there asks again: a question keeps no thread for long.
+        # Looks at whether the store is there are repeated: none keeps a thread for long.
         self._probe = _client(settings, urllib3.Timeout(total=_PROBE_SECONDS), False)
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="s3")
         self._failed: dict[str, tuple[float, str]] = {}  # writes that failed and did not succeed since: when, and why
         self.written_at: float | None = None  # when a write succeeded last (monotonic)
 
     def close(self) -> None:
-        """Let the threads go; what they still do is finished."""
+        """End the threads; requests that are under way are finished."""
         self._threads.shutdown(wait=False)
 
     async def ensure_bucket(self) -> None:
@@ -125,13 +119,13 @@ class ObjectStore:
             raise ConfigError(f"HEARTMULA_S3_BUCKET: {error}") from None
 
     async def ping(self) -> None:
-        """Return when the bucket can be reached."""
+        """Raise `Unavailable` unless the bucket can be reached."""
         if not await self._run(lambda: self._probe.bucket_exists(bucket_name=self.bucket)):
             raise Unavailable("s3", f"{self.where} has no bucket {self.bucket}")
 
     @property
     def trouble(self) -> str | None:
-        """Why a write failed a moment ago that has not succeeded since; None where all do."""
+        """Why a write failed that has not succeeded since, within the last half minute; None where all succeed."""
         now = time.monotonic()
         self._failed = {key: found for key, found in self._failed.items() if now - found[0] < _RECENT}
         return max(self._failed.values())[1] if self._failed else None
@@ -211,15 +205,18 @@ class ObjectStore:
             for error in self._client.remove_objects(bucket_name=self.bucket, delete_object_list=names):
                 raise ObjectError(f"{error.name} could not be deleted: {error.message}")
 
-        await _counted(self._run(delete))
+        with _count_failures():
+            await self._run(delete)
 
     async def delete_one(self, key: str) -> None:
         """Delete one object; one that is gone already is fine."""
-        await _counted(self._run(lambda: self._client.remove_object(bucket_name=self.bucket, object_name=key)))
+        with _count_failures():
+            await self._run(lambda: self._client.remove_object(bucket_name=self.bucket, object_name=key))
 
     async def _write(self, key: str, call: Callable[[], object]) -> None:
         try:
-            await _counted(self._run(call))
+            with _count_failures():
+                await self._run(call)
         except Unavailable as error:
             self._failed[key] = time.monotonic(), str(error)
             raise
@@ -227,29 +224,8 @@ class ObjectStore:
         self.written_at = time.monotonic()
 
     async def _run(self, call: Callable[[], _T]) -> _T:
-        try:
+        with storage_errors(self.where):
             return await asyncio.get_running_loop().run_in_executor(self._threads, call)
-        except S3Error as error:
-            if error.code in _MISSING:
-                raise ObjectError(f"the object is gone: {error.code}") from None
-            raise explained(error, self.where, _REFUSALS) from error
-        except (MinioException, urllib3.exceptions.HTTPError) as error:
-            raise explained(error, self.where, _REFUSALS) from error
-
-
-def explained(error: Exception, where: str, refusals: Mapping[str, str]) -> Unavailable:
-    """What an exception of the SDK means, of the store that `where` names for people.
-
-    `refusals` has S3's codes that waiting does not mend, and what the store does not accept then.
-    """
-    if isinstance(error, S3Error):
-        if refusal := refusals.get(error.code or ""):
-            return Rejected("s3", f"{where} does not accept {refusal}")
-        return Unavailable("s3", f"{where} refused: {error.code}, {error.message}")
-    if isinstance(error, urllib3.exceptions.HTTPError):
-        kind = Rejected if is_final(error) else Unavailable
-        return kind("s3", f"no connection to {where}: {why(error)}")
-    return Unavailable("s3", f"{where} answers strangely: {error}")  # as a proxy does
 
 
 def _client(settings: Settings, timeout: urllib3.Timeout, retries: urllib3.Retry | Literal[False]) -> Minio:
@@ -264,9 +240,10 @@ def _client(settings: Settings, timeout: urllib3.Timeout, retries: urllib3.Retry
     )
 
 
-async def _counted(writing: Awaitable[_T]) -> _T:
+@contextmanager
+def _count_failures() -> Iterator[None]:
     try:
-        return await writing
+        yield
     except Unavailable:
         write_failed("s3")
         raise

@@ -28,7 +28,7 @@ from shared.nats.subjects import (
     work_subject,
 )
 from shared.settings import Settings
-from shared.storage.objects import PROBES, audio_key, belonging, converted_key, peaks_key, tokens_key
+from shared.storage.objects import PROBES, audio_key, converted_key, keys_with_renditions, peaks_key, tokens_key
 from tests.compatibility.stored import JOB
 
 ROOT = Path(__file__).parents[2]
@@ -133,7 +133,7 @@ async def nats() -> Any:
             "audio": audio_key(JOB, 12, "flac"),
             "converted": converted_key(audio_key(JOB, 12, "flac"), "mp3"),
             "peaks": peaks_key(audio_key(JOB, 12, "flac")),
-            "all of a song": sorted(belonging(audio_key(JOB, 12, "wav"))),
+            "all of a song": sorted(keys_with_renditions(audio_key(JOB, 12, "wav"))),
             "probes": PROBES,
         },
     }

@@ -31,7 +31,7 @@ from shared.schema.base import JOB_ID
 from shared.schema.decoding import read_order
 from shared.schema.job import ENDED, DecodeJob, Job
 from shared.settings import Settings
-from shared.storage.objects import ObjectStore, StoredObject, belonging
+from shared.storage.objects import ObjectStore, StoredObject, keys_with_renditions
 
 log = logging.getLogger(__name__)
 
@@ -169,7 +169,7 @@ class Reconciler:
         if job.status in ("failed", "cancelled"):
             return False
         if job.status == "completed":
-            return job.audio_key is not None and item.key in belonging(job.audio_key)
+            return job.audio_key is not None and item.key in keys_with_renditions(job.audio_key)
         name = item.key.rpartition("/")[2].partition(".")[0]
         return item.key == job.tokens_key or name == str(job.fencing_token)
 
