@@ -18,7 +18,7 @@ from shared.causes import address, is_final, why
 from shared.errors import ConfigError, Rejected, Unavailable
 from shared.schema.decoding import UNREADABLE
 from shared.settings import Settings
-from shared.waiting import Teller
+from shared.waiting import ThrottledLog
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class Connection(Client):
         self._all_refused = asyncio.Event()
         self._was_up, self._ours = False, False
         self._cause = ""  # why there is no connection now
-        self._teller = Teller(log.warning)
+        self._outage_log = ThrottledLog(log.warning)
 
     @property
     def trouble(self) -> str | None:
@@ -143,7 +143,7 @@ class Connection(Client):
         self.options["reconnect_time_wait"] = min(_LONGEST_PAUSE, 2 * self.options["reconnect_time_wait"])
         self._cause = why(error)
         if self._was_up:
-            self._teller.tell(self._sentence(self._cause))
+            self._outage_log.log(self._sentence(self._cause))
         else:
             self._refused.append(error)
             if len(self._refused) >= len(self._urls):
@@ -166,7 +166,7 @@ class Connection(Client):
         log.info("nats: connected again")
         self.options["reconnect_time_wait"] = _SHORTEST_PAUSE
         self.lost_at = None
-        self._teller.forget()
+        self._outage_log.reset()
         self.up.set()
         if self._on_reconnect is not None:
             await self._on_reconnect()

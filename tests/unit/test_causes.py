@@ -12,7 +12,7 @@ import pytest
 import urllib3
 
 from shared.causes import address, is_final, why
-from shared.waiting import Teller
+from shared.waiting import ThrottledLog
 
 REFUSED = "connection refused, nothing listens there"
 
@@ -85,8 +85,8 @@ def test_addresses_are_shown_without_passwords(urls: str, shown: str) -> None:
 def test_a_sentence_is_said_at_once_when_it_changes_and_every_half_minute(monkeypatch: pytest.MonkeyPatch) -> None:
     now, said = 1000.0, list[tuple[float, str]]()
     monkeypatch.setattr("time.monotonic", lambda: now)
-    teller = Teller(lambda sentence: said.append((now, sentence)))
+    throttled = ThrottledLog(lambda sentence: said.append((now, sentence)))
     while now < 1070:
-        teller.tell("refused" if now < 1065 else "no answer yet")
+        throttled.log("refused" if now < 1065 else "no answer yet")
         now += 0.5
     assert said == [(1000.0, "refused"), (1030.0, "refused"), (1060.0, "refused"), (1065.0, "no answer yet")]
