@@ -15,7 +15,7 @@ from shared.nats.connection import broker, connect
 from shared.nats.streams import bootstrap
 from shared.settings import Settings
 from shared.storage.objects import ObjectStore
-from shared.waiting import until_there
+from shared.waiting import wait_until_available
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ async def set_up(settings: Settings, patience: float = _PATIENCE, say: Callable[
         finally:
             await nc.close()
 
-    await until_there(broker(settings), attempt, patience, say)
+    await wait_until_available(broker(settings), attempt, patience, say)
 
 
 async def reach_store(
@@ -44,7 +44,7 @@ async def reach_store(
     """Wait for the object store, and create the bucket unless it exists. Raises `Unavailable`."""
     store = ObjectStore(settings)
     try:
-        await until_there(store.where, store.ensure_bucket, patience, say)
+        await wait_until_available(store.where, store.ensure_bucket, patience, say)
     finally:
         store.close()
 

@@ -24,7 +24,7 @@ from minio.minioadmin import MinioAdmin
 from shared.entrypoint import quiet_libraries
 from shared.errors import Unavailable
 from shared.storage.errors import storage_errors
-from shared.waiting import until_there
+from shared.waiting import wait_until_available
 
 _PATIENCE = 60.0  # seconds within which the server has to answer
 _REFUSALS = dict.fromkeys(
@@ -116,7 +116,7 @@ def main(patience: float = _PATIENCE) -> int:
             raise Unavailable("s3", f"{where} refuses the request: {error}") from error
 
     try:
-        asyncio.run(until_there(where, attempt, patience, lambda sentence: print(sentence, file=sys.stderr)))
+        asyncio.run(wait_until_available(where, attempt, patience, lambda sentence: print(sentence, file=sys.stderr)))
     except Unavailable as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

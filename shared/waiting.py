@@ -37,7 +37,7 @@ class ThrottledLog:
         self._said = ""
 
 
-async def until_there(
+async def wait_until_available(
     what: str, attempt: Callable[[], Awaitable[_T]], patience: float, say: Callable[[str], object] = log.warning
 ) -> _T:
     """Try something that needs a server until it succeeds; `what` names the server while it does not answer.

@@ -38,7 +38,7 @@ from shared.nats.errors import nats_errors
 from shared.nats.streams import require
 from shared.settings import Settings, host_name
 from shared.storage.objects import ObjectStore
-from shared.waiting import until_there
+from shared.waiting import wait_until_available
 
 START_PATIENCE = 60.0  # seconds that the servers may take to come up
 _CLOSE_PATIENCE = 5.0
@@ -101,13 +101,13 @@ class Container:
                 call()
 
         # pending_size 0: what is published while the connection is lost fails at once, instead of arriving later.
-        nc = await until_there(server, lambda: connect(settings, name, reconnected, pending_size=0), patience)
+        nc = await wait_until_available(server, lambda: connect(settings, name, reconnected, pending_size=0), patience)
         store = ObjectStore(settings)
         try:
-            await until_there(server, lambda: require(nc.jetstream(timeout=5)), patience)
-            await until_there(store.where, store.ensure_bucket, patience)
+            await wait_until_available(server, lambda: require(nc.jetstream(timeout=5)), patience)
+            await wait_until_available(store.where, store.ensure_bucket, patience)
             container = cls(settings, nc, store, prompter)
-            await until_there(server, container.broadcaster.start, patience)
+            await wait_until_available(server, container.broadcaster.start, patience)
             await container.nats_requests.start()
             container.reconciler.start()
             container.health.start()

@@ -32,7 +32,7 @@ from shared.nats.errors import nats_errors
 from shared.nats.subjects import lock_key
 from shared.schema.worker import LeaseRecord
 from shared.settings import Settings
-from shared.waiting import until_there
+from shared.waiting import wait_until_available
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ class LeaseCandidate:
     async def start(self) -> None:
         # pending_size 0: a renewal must not be sent later than it was timed.
         name = f"lease-{self._role}-{self._instance}"
-        self._nc = await until_there(
+        self._nc = await wait_until_available(
             broker(self._settings),
             lambda: connect(self._settings, name, on_reconnect=self._on_reconnect, pending_size=0),
             _START_PATIENCE,

@@ -30,7 +30,7 @@ from shared.nats.streams import ack_wait, require
 from shared.settings import Settings, host_name
 from shared.storage.objects import ObjectStore
 from shared.storage.write_gate import WriteGate
-from shared.waiting import until_there
+from shared.waiting import wait_until_available
 from shared.worker.draining import Draining
 from shared.worker.heartbeat import Heartbeat
 from shared.worker.job_consumer import JobConsumer
@@ -103,10 +103,10 @@ class WorkerProcess:
         """Connect to NATS, and wait until both servers have what a worker needs."""
         settings, server = self._settings, broker(self._settings)
         name = f"{self._stage.spec.role}-{self._instance}"
-        nc = await until_there(server, lambda: connect(settings, name), _START_SECONDS)
+        nc = await wait_until_available(server, lambda: connect(settings, name), _START_SECONDS)
         try:
-            await until_there(server, lambda: require(nc.jetstream()), _START_SECONDS)
-            await until_there(self._store.where, self._store.ensure_bucket, _START_SECONDS)
+            await wait_until_available(server, lambda: require(nc.jetstream()), _START_SECONDS)
+            await wait_until_available(self._store.where, self._store.ensure_bucket, _START_SECONDS)
         except BaseException:
             await nc.close()
             raise
