@@ -36,7 +36,7 @@ class _JsonLines(logging.Formatter):
         return msgspec.json.encode(said).decode()
 
 
-def tell_in_logs(**facts: Callable[[], object]) -> None:
+def add_log_fields(**facts: Callable[[], object]) -> None:
     """Note what holds at the moment with every record of this process."""
     make = logging.getLogRecordFactory()
 

@@ -20,7 +20,7 @@ from shared.aio import end
 from shared.device.info import Device, figures
 from shared.device.lease import Lease
 from shared.device.ledger import DeviceLedger
-from shared.entrypoint import tell_in_logs
+from shared.entrypoint import add_log_fields
 from shared.errors import Unavailable
 from shared.jobs.events import EventPublisher
 from shared.jobs.store import JobStore
@@ -78,7 +78,7 @@ class WorkerProcess:
         Raises `ConfigError` or `Unavailable` when it cannot begin, `DeviceBroken` when it cannot go on.
         """
         settings, state = self._settings, self._state
-        tell_in_logs(role=lambda: self._stage.spec.role, phase=lambda: state.turn.phase if state.turn else None)
+        add_log_fields(role=lambda: self._stage.spec.role, phase=lambda: state.turn.phase if state.turn else None)
         tracing.start(f"heartmula-{self._stage.spec.role}")
         if settings.metrics_port:
             self._metrics.serve(settings.metrics_host, settings.metrics_port)
