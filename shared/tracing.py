@@ -48,7 +48,7 @@ def span(name: str, headers: Mapping[str, str] | None = None, **attributes: str)
         yield
 
 
-def waited(name: str, headers: Mapping[str, str] | None, since: datetime) -> None:
+def record_wait(name: str, headers: Mapping[str, str] | None, since: datetime) -> None:
     """A span from some moment until now."""
     if _tracer is not None:
         began = _tracer.start_span(

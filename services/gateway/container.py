@@ -35,7 +35,7 @@ from shared.model.checkpoint import open_checkpoint
 from shared.model.prompt import Prompter
 from shared.nats.connection import Connection, broker, connect
 from shared.nats.errors import nats_errors
-from shared.nats.streams import require
+from shared.nats.streams import require_streams
 from shared.settings import Settings, host_name
 from shared.storage.objects import ObjectStore
 from shared.waiting import wait_until_available
@@ -104,7 +104,7 @@ class Container:
         nc = await wait_until_available(server, lambda: connect(settings, name, reconnected, pending_size=0), patience)
         store = ObjectStore(settings)
         try:
-            await wait_until_available(server, lambda: require(nc.jetstream(timeout=5)), patience)
+            await wait_until_available(server, lambda: require_streams(nc.jetstream(timeout=5)), patience)
             await wait_until_available(store.where, store.ensure_bucket, patience)
             container = cls(settings, nc, store, prompter)
             await wait_until_available(server, container.broadcaster.start, patience)

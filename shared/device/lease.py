@@ -34,7 +34,7 @@ from shared.errors import LeaseLost, NotFound, Unavailable
 from shared.nats.errors import nats_errors
 from shared.settings import Settings
 
-__all__ = ["Held", "Lease", "LeaseView", "read_leases"]
+__all__ = ["HeldLease", "Lease", "LeaseView", "read_leases"]
 
 _T = TypeVar("_T")
 
@@ -56,7 +56,7 @@ async def read_leases(js: JetStreamContext) -> list[LeaseView]:
     return sorted(views, key=lambda view: view.ticket)
 
 
-class Held:
+class HeldLease:
     """A lease that was taken. `check` costs nothing and may be called from any thread, before every step."""
 
     def __init__(self, contender: LeaseCandidate, lease: "Lease", fencing_token: int) -> None:
@@ -106,14 +106,14 @@ class Lease:
         self._thread.start()
         await self._call(self._contender.start())
 
-    async def acquire(self) -> Held:
+    async def acquire(self) -> HeldLease:
         """Wait until the device is ours. Cancelling leaves the queue."""
         try:
             fencing_token = await self._call(self._contender.acquire())
         except asyncio.CancelledError:
             await self._call(self._contender.withdraw())
             raise
-        return Held(self._contender, self, fencing_token)
+        return HeldLease(self._contender, self, fencing_token)
 
     async def close(self, *, release: bool = True) -> None:
         """Release what is held and end the thread.

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from enum import IntEnum
 
-from shared.device.lease import Held
+from shared.device.lease import HeldLease
 from shared.device.ledger import DeviceLedger
 from shared.errors import PhaseError
 from shared.schema.worker import Role
@@ -37,7 +37,7 @@ PLANS: dict[Role, PhasePlan] = {
 class Turn:
     """One turn of one role on the device, from taking the lease to giving it back."""
 
-    def __init__(self, held: Held, role: Role, ledger: DeviceLedger) -> None:
+    def __init__(self, held: HeldLease, role: Role, ledger: DeviceLedger) -> None:
         self.fencing_token = held.fencing_token
         self.phase: Phase | None = None
         self._held, self._ledger, self._plan = held, ledger, PLANS[role]

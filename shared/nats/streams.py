@@ -195,7 +195,7 @@ async def _put_streams(js: JetStreamContext, wanted: list[StreamConfig]) -> None
             await js.update_stream(stream)
 
 
-async def require(js: JetStreamContext) -> None:
+async def require_streams(js: JetStreamContext) -> None:
     """See to it that everything is there. Raises `Unavailable`.
 
     Services may not create streams: who may do that may also delete them.

@@ -12,7 +12,7 @@ HOOKS_CONSUMER, HOOKS_DELIVERY, HOOKS_GROUP = "hooks", "ctl.hooks", "gateways"
 PROBE_SUBJECT = f"$KV.{JOBS}.probe"  # a key like no record's, which a gateway writes to see whether it can
 
 
-def plain(name: str) -> str:
+def subject_token(name: str) -> str:
     """A name on its way into a subject, where a wildcard would mean everybody's. Raises `ValueError`."""
     if not name or any(c in ".*>" or c.isspace() for c in name):
         raise ValueError(f"{name[:80]!r} cannot be a part of a NATS subject")
@@ -21,27 +21,27 @@ def plain(name: str) -> str:
 
 def token_subject(priority: Priority, job_id: str) -> str:
     """Where a `TokenJob` is published."""
-    return f"jobs.tok.{priority}.{plain(job_id)}"
+    return f"jobs.tok.{priority}.{subject_token(job_id)}"
 
 
 def decode_subject(job_id: str) -> str:
     """Where a `DecodeJob` is published."""
-    return f"jobs.dec.{plain(job_id)}"
+    return f"jobs.dec.{subject_token(job_id)}"
 
 
 def dead_subject(stage: str, job_id: str) -> str:
     """Where a message goes that failed for good."""
-    return f"dead.{stage}.{plain(job_id)}"
+    return f"dead.{stage}.{subject_token(job_id)}"
 
 
 def event_subject(tenant: str, job_id: str, kind: str) -> str:
     """Where an event is published; where all kinds are, with `*`."""
-    return f"events.{plain(tenant)}.{plain(job_id)}.{kind}"
+    return f"events.{subject_token(tenant)}.{subject_token(job_id)}.{kind}"
 
 
 def cancel_subject(job_id: str) -> str:
     """Tells the worker that runs a job to stop; not kept."""
-    return f"ctl.cancel.{plain(job_id)}"
+    return f"ctl.cancel.{subject_token(job_id)}"
 
 
 def work_subject(stage: str) -> str:
@@ -51,17 +51,17 @@ def work_subject(stage: str) -> str:
 
 def submit_subject(tenant: str) -> str:
     """Where NATS clients ask for a song."""
-    return f"submit.{plain(tenant)}"
+    return f"submit.{subject_token(tenant)}"
 
 
 def record_subject(tenant: str, job_id: str) -> str:
     """Where NATS clients ask for a song's record."""
-    return f"record.{plain(tenant)}.{plain(job_id)}"
+    return f"record.{subject_token(tenant)}.{subject_token(job_id)}"
 
 
 def job_subject(tenant: str, job_id: str) -> str:
     """A song's key in JOBS, as a subject; with the tenant `*` that of whichever has it."""
-    return f"$KV.{JOBS}.{tenant if tenant == '*' else plain(tenant)}.{plain(job_id)}"
+    return f"$KV.{JOBS}.{tenant if tenant == '*' else subject_token(tenant)}.{subject_token(job_id)}"
 
 
 def lock_key(gpu: str, role: str, instance: str) -> str:

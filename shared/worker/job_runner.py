@@ -6,7 +6,7 @@ import time
 
 from shared.errors import DeviceBroken, DeviceFull, SongError
 from shared.storage.write_gate import WriteGate
-from shared.tracing import span, waited
+from shared.tracing import record_wait, span
 from shared.worker.job_context import JobContext
 from shared.worker.job_settlement import JobSettlement
 from shared.worker.metrics import AttemptResult, WorkerMetrics
@@ -97,7 +97,7 @@ class JobRunner:
         if message.redelivered:
             self._metrics.redeliveries.inc()
         log.info("%s: %s begins", job_id, status)
-        waited("wait", message.headers, message.queued_at)
+        record_wait("wait", message.headers, message.queued_at)
         try:
             with span(status, message.headers, job_id=job_id):
                 await self._stage.run(context, self._worker)

@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable
 
 from shared.device.info import Device, figures
-from shared.device.lease import Held
+from shared.device.lease import HeldLease
 from shared.device.ledger import DeviceLedger
 from shared.device.turn import PLANS, Phase, Turn
 from shared.schema.job import Job
@@ -39,7 +39,7 @@ class ModelResidency:
         self._memory, self._state, self._metrics = memory, state, metrics
         self._resident = False
 
-    def turn(self, held: Held) -> Turn:
+    def turn(self, held: HeldLease) -> Turn:
         """A new turn of the stage's role, under a lease."""
         return Turn(held, self._stage.spec.role, self._ledger)
 

@@ -26,7 +26,7 @@ from shared.jobs.events import EventPublisher
 from shared.jobs.store import JobStore
 from shared.nats.connection import broker, connect
 from shared.nats.errors import nats_errors
-from shared.nats.streams import ack_wait, require
+from shared.nats.streams import ack_wait, require_streams
 from shared.settings import Settings, host_name
 from shared.storage.objects import ObjectStore
 from shared.storage.write_gate import WriteGate
@@ -105,7 +105,7 @@ class WorkerProcess:
         name = f"{self._stage.spec.role}-{self._instance}"
         nc = await wait_until_available(server, lambda: connect(settings, name), _START_SECONDS)
         try:
-            await wait_until_available(server, lambda: require(nc.jetstream()), _START_SECONDS)
+            await wait_until_available(server, lambda: require_streams(nc.jetstream()), _START_SECONDS)
             await wait_until_available(self._store.where, self._store.ensure_bucket, _START_SECONDS)
         except BaseException:
             await nc.close()

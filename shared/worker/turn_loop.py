@@ -12,7 +12,7 @@ from nats.js import JetStreamContext
 
 from shared.aio import end
 from shared.causes import why
-from shared.device.lease import Held, Lease
+from shared.device.lease import HeldLease, Lease
 from shared.device.turn import PLANS, Turn
 from shared.errors import DeviceBroken, DeviceFull, LeaseLost, NotFound, Unavailable
 from shared.jobs.events import progress_at_start
@@ -130,7 +130,7 @@ class TurnLoop:
             await self._leave(held)
             self._metrics.turn.observe(time.monotonic() - began)
 
-    async def _acquire(self) -> Held | None:
+    async def _acquire(self) -> HeldLease | None:
         """Wait for the device. None when draining."""
         self._state.begin_waiting()
         acquiring = asyncio.create_task(self._lease.acquire())
@@ -157,7 +157,7 @@ class TurnLoop:
             )
         )
 
-    async def _work(self, turn: Turn, held: Held, first: JobContext) -> None:
+    async def _work(self, turn: Turn, held: HeldLease, first: JobContext) -> None:
         """Work on songs until the policy says that the turn is over; then nothing of any song is on the device.
 
         Raises the error that ended the turn early.
@@ -189,7 +189,7 @@ class TurnLoop:
         if self._runner.turn_error is not None:
             raise self._runner.turn_error
 
-    def _decide(self, held: Held, began: float, more: bool) -> Decision:
+    def _decide(self, held: HeldLease, began: float, more: bool) -> Decision:
         """What to do next. `began` is when work began (monotonic); `more` says whether songs may be waiting."""
         if self._draining.active or self._runner.turn_error is not None or not held.alive:
             return Decision.YIELD
@@ -206,7 +206,7 @@ class TurnLoop:
             )
         )
 
-    async def _leave(self, held: Held) -> None:
+    async def _leave(self, held: HeldLease) -> None:
         """End a turn. Freeing is always allowed, with or without a lease; the lease goes last.
 
         While it cannot be known that the device is free, the lease stays: this process has to end for that.

@@ -18,7 +18,7 @@ from deploy.setup import main, set_up
 from shared.device.lease import Lease
 from shared.errors import Unavailable
 from shared.nats.connection import connect
-from shared.nats.streams import LOCK_MAX_AGE, require, streams
+from shared.nats.streams import LOCK_MAX_AGE, require_streams, streams
 from shared.nats.subjects import TENANT, record_subject
 from shared.schema.job import Job
 from shared.schema.worker import LeaseRecord
@@ -211,7 +211,7 @@ async def test_a_client_asks_for_a_song_reads_its_record_and_follows_it(settings
 async def test_services_wait_until_somebody_has_set_up_nats(settings: Settings) -> None:
     client = await connect(as_role(settings, "gateway"), "test")
     with pytest.raises(Unavailable, match=r"python -m deploy\.setup"):
-        await require(client.jetstream())
+        await require_streams(client.jetstream())
     await client.close()
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "services.gateway"),

@@ -87,7 +87,7 @@ class Process:
 
     @property
     def alive(self) -> bool:
-        """Whether it takes the device for its own; as `Held.alive`."""
+        """Whether it takes the device for its own; as `HeldLease.alive`."""
         return bool(self.contender.fencing_token) and self.world.now < self.contender.deadline
 
     async def _work(self) -> None:
