@@ -29,7 +29,7 @@ def address(urls: str) -> str:
     return ",".join(bare(url) for url in urls.split(","))
 
 
-def why(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """What an exception of nats-py, urllib3 or the operating system means."""
     for cause in _causes(error):
         if words := _words(cause):

@@ -14,7 +14,7 @@ import nats.errors
 from nats.aio.client import Client
 
 from shared.aio import end
-from shared.causes import address, is_final, why
+from shared.causes import address, describe_error, is_final
 from shared.errors import ConfigError, Rejected, Unavailable
 from shared.schema.decoding import UNREADABLE
 from shared.settings import Settings
@@ -92,7 +92,7 @@ class Connection(Client):
         # A refusal says more than the closed connections around it.
         reason = next((error for error in errors if is_final(error)), errors[-1] if errors else TimeoutError())
         kind = Rejected if is_final(reason) else Unavailable
-        raise kind("nats", self._sentence(why(reason))) from reason
+        raise kind("nats", self._sentence(describe_error(reason))) from reason
 
     async def _connect(self, options: dict[str, Any]) -> None:
         await self.connect(
@@ -138,10 +138,10 @@ class Connection(Client):
         """A failed attempt to connect, or what a server says on its own, as that something is not permitted."""
         if self._was_up and self.is_connected:
             if not isinstance(error, nats.errors.UnexpectedEOF | OSError):  # the connection's loss is told below
-                log.warning("nats: %s", why(error))
+                log.warning("nats: %s", describe_error(error))
             return
         self.options["reconnect_time_wait"] = min(_LONGEST_PAUSE, 2 * self.options["reconnect_time_wait"])
-        self._cause = why(error)
+        self._cause = describe_error(error)
         if self._was_up:
             self._outage_log.log(self._sentence(self._cause))
         else:

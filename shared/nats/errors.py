@@ -22,7 +22,7 @@ from contextlib import contextmanager
 import nats.errors
 from nats.js.errors import APIError, NotFoundError
 
-from shared.causes import why
+from shared.causes import describe_error
 from shared.errors import NotFound, Refused, StreamFull, Unavailable, WrongSequence
 
 # Error codes of JetStream, from server/errors.json of nats-server.
@@ -40,13 +40,13 @@ def nats_errors(failure: str, refusal: str | None = None) -> Iterator[None]:
     try:
         yield
     except NotFoundError as error:
-        raise NotFound(f"{refusal}: {why(error)}") from error
+        raise NotFound(f"{refusal}: {describe_error(error)}") from error
     except APIError as error:
         if error.err_code == _WRONG_LAST_SEQUENCE:
-            raise WrongSequence(f"{refusal}: {why(error)}") from error
+            raise WrongSequence(f"{refusal}: {describe_error(error)}") from error
         if error.err_code == _STREAM_FULL:
             subject_only = "per subject" in (error.description or "")
-            raise StreamFull("nats", f"{refusal}: {why(error)}", subject_only=subject_only) from error
-        raise Refused("nats", f"{refusal}: {why(error)}") from error
+            raise StreamFull("nats", f"{refusal}: {describe_error(error)}", subject_only=subject_only) from error
+        raise Refused("nats", f"{refusal}: {describe_error(error)}") from error
     except (nats.errors.Error, TimeoutError, OSError) as error:
-        raise Unavailable("nats", f"{failure}: {why(error)}") from error
+        raise Unavailable("nats", f"{failure}: {describe_error(error)}") from error

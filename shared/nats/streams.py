@@ -20,7 +20,7 @@ from nats.js.api import (
 )
 from nats.js.errors import APIError, BadRequestError
 
-from shared.causes import why
+from shared.causes import describe_error
 from shared.errors import NotFound, Unavailable
 from shared.nats.errors import nats_errors
 from shared.nats.subjects import (
@@ -208,7 +208,7 @@ async def require_streams(js: JetStreamContext) -> None:
                 *(js.stream_info(name) for name in known), *(js.consumer_info(stream, name) for stream, name in durable)
             )
     except NotFound as error:
-        missing = why(error.__cause__ or error)
+        missing = describe_error(error.__cause__ or error)
         raise Unavailable("nats", f"NATS is not set up ({missing}): run `python -m deploy.setup`") from error
 
 

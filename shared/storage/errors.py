@@ -18,7 +18,7 @@ from contextlib import contextmanager
 import urllib3
 from minio.error import MinioException, S3Error
 
-from shared.causes import is_final, why
+from shared.causes import describe_error, is_final
 from shared.errors import ObjectError, Rejected, Unavailable
 
 _MISSING = {"NoSuchKey", "NoSuchObject", "ResourceNotFound"}
@@ -47,6 +47,6 @@ def storage_errors(where: str, refusals: Mapping[str, str] = _REFUSALS) -> Itera
         raise Unavailable("s3", f"{where} refused: {error.code}, {error.message}") from error
     except urllib3.exceptions.HTTPError as error:
         kind = Rejected if is_final(error) else Unavailable
-        raise kind("s3", f"no connection to {where}: {why(error)}") from error
+        raise kind("s3", f"no connection to {where}: {describe_error(error)}") from error
     except MinioException as error:
         raise Unavailable("s3", f"{where} answers strangely: {error}") from error  # as a proxy does

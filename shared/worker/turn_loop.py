@@ -11,7 +11,7 @@ import time
 from nats.js import JetStreamContext
 
 from shared.aio import end
-from shared.causes import why
+from shared.causes import describe_error
 from shared.device.lease import HeldLease, Lease
 from shared.device.turn import PLANS, Turn
 from shared.errors import DeviceBroken, DeviceFull, LeaseLost, NotFound, Unavailable
@@ -81,7 +81,7 @@ class TurnLoop:
             except LeaseLost as error:
                 log.warning("turn ended early: %s", error)
             except (Unavailable, NotFound, TimeoutError) as error:
-                log.warning("NATS or the object store is away: %s", why(error))
+                log.warning("NATS or the object store is away: %s", describe_error(error))
                 await asyncio.sleep(1)
             except DeviceFull as error:
                 self._state.report(f"waiting for memory on the device: {error}")

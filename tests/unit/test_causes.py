@@ -11,7 +11,7 @@ import nats.js.errors
 import pytest
 import urllib3
 
-from shared.causes import address, is_final, why
+from shared.causes import address, describe_error, is_final
 from shared.waiting import ThrottledLog
 
 REFUSED = "connection refused, nothing listens there"
@@ -58,7 +58,7 @@ def caused(error: Exception, cause: Exception) -> Exception:
     ],
 )
 def test_a_cause_has_words_and_no_class_name(error: Exception, words: str) -> None:
-    said = why(error)
+    said = describe_error(error)
     assert said.startswith(words)
     assert not re.search(r"[a-z]Error|Exception|object at|secret", said)
 
