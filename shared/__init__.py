@@ -1,1 +1,1 @@
-"""What the services agree on: settings, messages, topology, job records, the GPU lease, object storage."""
+"""Code that all services share: settings, messages, NATS, job records, the device's lease, object storage."""

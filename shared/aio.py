@@ -1,11 +1,11 @@
-"""Ending tasks for certain."""
+"""Cancels asyncio tasks reliably."""
 
 import asyncio
 from typing import Any
 
 
 async def end(*tasks: asyncio.Task[Any]) -> None:
-    """Cancel tasks and wait until they have ended, whatever they raise.
+    """Cancel tasks and wait until they have ended; what they raise is dropped.
 
     One `cancel` is not enough: before Python 3.12 `asyncio.wait_for`, which nats-py has in every request, swallows a
     cancellation that comes together with the answer, and the task goes on.

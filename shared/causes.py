@@ -1,4 +1,4 @@
-"""Why a server cannot be used, in words that a user understands: no class names, no passwords."""
+"""Describes why a server cannot be used, in words that a user understands: no class names, no passwords."""
 
 import errno
 import os
@@ -20,7 +20,7 @@ _OTHER_NAME = (62, 64)  # what OpenSSL says of a certificate for another host na
 
 
 def address(urls: str) -> str:
-    """Addresses, divided by commas, as they may be shown: without users and passwords."""
+    """Remove users and passwords from addresses, which are divided by commas."""
 
     def bare(url: str) -> str:
         scheme, mark, rest = url.strip().partition("://")
@@ -30,7 +30,7 @@ def address(urls: str) -> str:
 
 
 def describe_error(error: BaseException) -> str:
-    """What an exception of nats-py, urllib3 or the operating system means."""
+    """Say in words what an exception of nats-py, urllib3 or the operating system means."""
     for cause in _causes(error):
         if words := _words(cause):
             return words
@@ -38,12 +38,12 @@ def describe_error(error: BaseException) -> str:
 
 
 def is_final(error: BaseException) -> bool:
-    """Whether waiting does not mend it: credentials that are wrong, a certificate that is not trusted."""
+    """Whether waiting does not help: credentials are wrong, or a certificate is not trusted."""
     return any(isinstance(cause, ssl.SSLCertVerificationError) or _is_refusal(cause) for cause in _causes(error))
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """An exception, then what it was made of."""
+    """An exception, then those that it wraps."""
     seen: list[BaseException] = []
     found = [error]
     while found:
@@ -64,7 +64,7 @@ def _is_refusal(cause: BaseException) -> bool:
 
 
 def _words(cause: BaseException) -> str | None:
-    """The meaning of one exception; None where one that lies behind it says more."""
+    """The meaning of one exception; None where one that it wraps says more."""
     match cause:
         case HeartMulaError():
             return str(cause)

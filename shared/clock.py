@@ -1,4 +1,4 @@
-"""The clock by which leases are judged: unlike `time.monotonic` it goes on while Linux sleeps."""
+"""The clock of the leases: unlike `time.monotonic` it goes on while the machine sleeps."""
 
 import time
 

@@ -1,4 +1,4 @@
-"""The frame of a service process: settings, logging, and errors as exit codes."""
+"""Runs a service process: settings, logging, and errors as exit codes."""
 
 import asyncio
 import logging
@@ -20,24 +20,24 @@ class _JsonLines(logging.Formatter):
     """A JSON object a line: `time` (RFC 3339), `level`, `logger`, `message`; `job_id`, `role`, `phase` where known."""
 
     def format(self, record: logging.LogRecord) -> str:
-        said: dict[str, Any] = {
+        fields: dict[str, Any] = {
             "time": timestamp(record.created),
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
         }
-        if found := _SONG.match(said["message"]):  # what is said of a song begins with its id
-            said["job_id"] = found[1]
+        if found := _SONG.match(fields["message"]):  # messages about a song begin with its id
+            fields["job_id"] = found[1]
         for name in ("role", "phase"):
             if (value := getattr(record, name, None)) is not None:
-                said[name] = value
+                fields[name] = value
         if record.exc_info:
-            said["error"] = self.formatException(record.exc_info)
-        return msgspec.json.encode(said).decode()
+            fields["error"] = self.formatException(record.exc_info)
+        return msgspec.json.encode(fields).decode()
 
 
 def add_log_fields(**facts: Callable[[], object]) -> None:
-    """Note what holds at the moment with every record of this process."""
+    """Add fields to every log record of this process; each is computed when the record is made."""
     make = logging.getLogRecordFactory()
 
     def noted(*args: Any, **kwargs: Any) -> logging.LogRecord:
@@ -50,7 +50,7 @@ def add_log_fields(**facts: Callable[[], object]) -> None:
 
 
 def quiet_libraries() -> None:
-    """Keep lines from the log that libraries write about what this project says in words of its own."""
+    """Silence log lines of libraries about events that this project logs itself."""
     logging.getLogger("urllib3").setLevel(logging.ERROR)  # each repetition of a request
     # nats-py's reader does not know that it reads over TLS; the loop warns of that whenever a server leaves.
     logging.getLogger("asyncio").addFilter(lambda record: "eof_received()" not in record.getMessage())

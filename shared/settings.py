@@ -1,7 +1,7 @@
 """Configuration from the environment, validated once at start.
 
 `Settings.load()` reads every ``HEARTMULA_*`` variable and raises `ConfigError` with the variable's name and what
-it may be. A misspelt ``HEARTMULA_*`` variable is an error too: a setting that is silently ignored costs an evening.
+it may be. An unknown ``HEARTMULA_*`` variable is an error too: a misspelt setting would be silently ignored.
 """
 
 import base64

@@ -1,4 +1,4 @@
-"""A song's trace from the request to its audio, with OpenTelemetry: off unless OTEL_EXPORTER_OTLP_ENDPOINT is set.
+"""Traces a song from the request to its audio, with OpenTelemetry: off unless OTEL_EXPORTER_OTLP_ENDPOINT is set.
 
 Every other OTEL_ variable means what the SDK says. Context travels as W3C `traceparent` in the headers of the jobs.
 https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/
@@ -18,7 +18,7 @@ _propagator: Any = None
 
 
 def start(service: str) -> None:
-    """Begin to trace under the name of a service. Raises `ConfigError` where it is wanted and not installed."""
+    """Begin to trace under the name of a service. Raises `ConfigError` when tracing is on and not installed."""
     global _tracer, _propagator
     if not os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"):
         return
@@ -39,7 +39,7 @@ def start(service: str) -> None:
 
 @contextmanager
 def span(name: str, headers: Mapping[str, str] | None = None, **attributes: str) -> Iterator[None]:
-    """What is done inside, below the span that is under way or the one that a message's headers carry."""
+    """Record the body as a span, below the span that is under way or the one that a message's headers carry."""
     if _tracer is None:
         yield
         return
@@ -49,7 +49,7 @@ def span(name: str, headers: Mapping[str, str] | None = None, **attributes: str)
 
 
 def record_wait(name: str, headers: Mapping[str, str] | None, since: datetime) -> None:
-    """A span from some moment until now."""
+    """Record a span from some moment until now."""
     if _tracer is not None:
         began = _tracer.start_span(
             name, context=_propagator.extract(headers or {}), start_time=int(since.timestamp() * 1e9)

@@ -1,4 +1,4 @@
-"""Writes that a server did not confirm: each is counted where it was tried."""
+"""Counts the writes of this process that a server refused or did not confirm."""
 
 from typing import Literal
 
@@ -16,11 +16,11 @@ for _server in _TALLY:
 
 
 def write_failed(server: Literal["nats", "s3"]) -> None:
-    """Count one."""
+    """Count a failed write."""
     FAILED_WRITES.labels(server).inc()
     _TALLY[server] += 1
 
 
 def writes_failed() -> int:
-    """How many there were since this process began."""
+    """How many writes failed since this process began."""
     return sum(_TALLY.values())

@@ -1,4 +1,4 @@
-"""Audio files: written block by block, checked before every encoder, tagged at the end; and turned into each other."""
+"""Audio files: written block by block, checked before every encoder, tagged at the end, and read back."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ _VORBIS_QUALITY = 0.6  # of 1; nominally 192 kbit/s
 
 @dataclass(frozen=True, kw_only=True)
 class SongTags:
-    """What is written into the file about the song."""
+    """The metadata that is written into an audio file."""
 
     title: str | None
     tags: str  # style, comma-separated
@@ -44,7 +44,7 @@ class SongTags:
 
     @classmethod
     def of(cls, request: GenerateRequest) -> "SongTags":
-        """What a request says of its song."""
+        """The metadata that a request contains."""
         return cls(title=request.title, tags=request.tags, lyrics=request.lyrics, seed=request.seed)
 
 
@@ -120,8 +120,8 @@ class AudioWriter:
         file.save()
 
 
-class _Straight(soundfile.SoundFile):  # type: ignore[misc]  # which has no types
-    """Read from its beginning to its end: `SoundFile` seeks after every block, which garbles MP3."""
+class _SequentialFile(soundfile.SoundFile):  # type: ignore[misc]  # which has no types
+    """A file that is read without seeking: `SoundFile` seeks after every block, which garbles MP3."""
 
     def seekable(self) -> bool:
         return False
@@ -133,7 +133,7 @@ def read_audio(path: Path) -> Iterator[np.ndarray]:
     Raises `ObjectError` for a file that is damaged.
     """
     try:
-        with _Straight(path) as file:
+        with _SequentialFile(path) as file:
             dtype = "int16" if file.subtype == "PCM_16" else "float32"
             while len(block := file.read(file.samplerate, dtype, always_2d=True)):
                 yield block
@@ -142,7 +142,7 @@ def read_audio(path: Path) -> Iterator[np.ndarray]:
 
 
 def sample_rate_of(path: Path) -> int:
-    """Samples a second of a file. Raises as `read_audio`."""
+    """A file's sample rate in Hz. Raises as `read_audio`."""
     try:
         return int(soundfile.info(path).samplerate)
     except soundfile.LibsndfileError as error:

@@ -1,4 +1,4 @@
-"""What a song looks like: the lowest and highest sample of every short stretch, made while its audio goes by.
+"""A song's waveform: the lowest and highest sample of every short stretch, computed while its audio is written.
 
 In the JSON form of BBC's audiowaveform, which players know.
 """
@@ -35,7 +35,7 @@ class Peaks:
         self._rest = np.empty(0, np.float32)  # samples of a point that is not full yet
 
     def add(self, audio: np.ndarray) -> None:
-        """The audio that follows, float32 (full scale is 1) or int16 ``[samples, channels]``."""
+        """Add the next block of audio, float32 (full scale is 1) or int16 ``[samples, channels]``."""
         scale = 1 / 32768 if audio.dtype == np.int16 else 1.0
         rest = np.concatenate([self._rest, audio.mean(axis=1, dtype=np.float32) * np.float32(scale)])
         while len(rest) >= self._per_point:
@@ -55,7 +55,7 @@ class Peaks:
         self._per_point *= 2
 
     def json(self) -> bytes:
-        """All that was added, as a `PeaksBody`."""
+        """The peaks of everything that was added, as a `PeaksBody`."""
         points = self._points[: self._count]
         if len(self._rest):
             points = np.concatenate([points, [[self._rest.min(), self._rest.max()]]])
@@ -67,7 +67,7 @@ class Peaks:
 
 
 def peaks_of(blocks: Iterable[np.ndarray], sample_rate: int) -> bytes:
-    """The peaks of audio that comes in blocks, as `Peaks.add` takes them."""
+    """The peaks of blocks of audio, in the form that `Peaks.add` takes."""
     peaks = Peaks(sample_rate)
     for block in blocks:
         peaks.add(block)

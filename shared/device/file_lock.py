@@ -1,4 +1,4 @@
-"""A file lock: what the kernel guarantees on one host, whatever the network says."""
+"""A lock file: mutual exclusion on one host by the kernel, independent of the network."""
 
 import fcntl
 import os
@@ -24,7 +24,7 @@ class FileLock:
         return True
 
     def release(self) -> None:
-        """Let go of it. Does nothing when it is not held."""
+        """Release the lock. Does nothing when it is not held."""
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None

@@ -1,4 +1,4 @@
-"""Which device a worker uses, what it is called in the lease, and its figures. No torch: NVML is enough."""
+"""A worker's device: which one it is, its name in the lease, and its figures. No torch: NVML is enough."""
 
 import os
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ def choose_device(settings: Settings, *, cuda_available: bool, force_cpu: bool =
         gpu_id = settings.gpu_id or f"cpu-{host_name()}"
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         capacity = settings.cpu_device_mb * 2**20 or total
-        # In hybrid mode the codec's GPU must not be taken for this.
+        # In hybrid mode this device must have another name than the codec's GPU.
         return Device("cpu", "cpu", f"{gpu_id}-host" if force_cpu else gpu_id, "CPU", capacity)
     if not cuda_available:
         raise ConfigError(f"HEARTMULA_DEVICE={settings.device}, but PyTorch finds no CUDA device; try auto or cpu")
@@ -68,7 +68,7 @@ def _nvml_handle(index: int) -> object:
 
 
 def figures(device: Device, ledger: DeviceLedger) -> GpuFigures:
-    """Memory, load and temperature now. On the CPU the memory is the accounting device's."""
+    """Current memory, load and temperature. On the CPU the memory is that of the accounting device."""
     if device.kind == "cpu":
         used = sum(resident.nbytes for resident in ledger.residents())
         return GpuFigures(

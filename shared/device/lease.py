@@ -1,4 +1,4 @@
-"""The lease on a device: whoever holds it, and nobody else, may use the device.
+"""The lease on a device: only its holder may use the device.
 
 Each contender owns one key ``<gpu>.<role>.<instance>`` in GPU_LOCK and keeps it alive with a per-message TTL. The
 sequence of its first write is its ticket; the lowest live ticket is the head of the queue, confirms with one
@@ -6,15 +6,16 @@ compare-and-set write, and that write's sequence is the fencing token. Hand-over
 holder is gone when its key expires.
 
 The holder's deadline is counted from *before* each acknowledged renewal, less a second, on a clock that goes on while
-the machine sleeps: it knows of its loss before anybody else can take over. A renewal without an answer proves nothing
-either way. A contender that saw a holder's key vanish without a delete marker waits until that deadline is over.
+the machine sleeps: it knows of its loss before another contender can take over. A renewal without an answer proves
+nothing either way. A contender that saw a holder's key vanish without a delete marker waits until that deadline is
+over.
 
-Nobody writes for anybody else, but for one case. The server may fail to expire a key, or bring it back after a crash,
+No contender writes another's key, but in one case. The server may fail to expire a key, or bring it back after a crash,
 so each contender times every key ahead of it, from when it began to follow and through reconnects. One whose sequence
 has not moved for two TTLs (its own or the key's, whichever is longer) gets a delete marker, by compare-and-set on the
 sequence that was timed: its owner, should it wake, meets the marker and knows that it has lost. Time in which a
 contender could not have seen the key move, because it was stopped or cut off, does not count. A key that cannot be read
-is a contender like any other: a later version may hold the device.
+is a contender like any other: a newer version may hold the device.
 
 `Lease` runs all this in a thread of its own, so that neither a busy event loop nor a long step costs the lease.
 """
@@ -57,7 +58,7 @@ async def read_leases(js: JetStreamContext) -> list[LeaseView]:
 
 
 class HeldLease:
-    """A lease that was taken. `check` costs nothing and may be called from any thread, before every step."""
+    """A lease that was acquired. `check` costs nothing and may be called from any thread, before every step."""
 
     def __init__(self, contender: LeaseCandidate, lease: "Lease", fencing_token: int) -> None:
         self.fencing_token = fencing_token
@@ -79,7 +80,7 @@ class HeldLease:
         return self._contender.others()
 
     async def enter(self, phase: int) -> None:
-        """Have the lease record carry the phase; it is written in a moment. Raises `LeaseLost`."""
+        """Write the phase into the lease record, in a moment. Raises `LeaseLost`."""
         await self._lease._call(self._contender.enter(self.fencing_token, phase))
 
     async def release(self) -> None:
@@ -107,7 +108,7 @@ class Lease:
         await self._call(self._contender.start())
 
     async def acquire(self) -> HeldLease:
-        """Wait until the device is ours. Cancelling leaves the queue."""
+        """Wait for the lease. Cancelling leaves the queue."""
         try:
             fencing_token = await self._call(self._contender.acquire())
         except asyncio.CancelledError:

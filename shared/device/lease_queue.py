@@ -1,7 +1,8 @@
 """The queue for a device as one contender has seen it, and for how long each key in it has stood still.
 
-That a server lets a key expire is a hint, and never the only way out: after crashes nats-server 2.15 brings back keys
-whose TTL had run out, for good. So everybody judges by a clock of their own whether the sequence of a key still moves.
+That the server lets a key expire is not relied on: after crashes nats-server 2.15 brings back keys whose TTL had run
+out, and never lets them expire again. So each contender judges by its own clock whether the sequence of a key still
+moves.
 """
 
 import re
@@ -20,7 +21,7 @@ STALE_TTLS = 2  # a key that has not moved for so many TTLs has no owner any mor
 
 @dataclass(frozen=True)
 class LeaseView:
-    """A contender as others see it."""
+    """A contender, as its key shows it."""
 
     gpu: str
     role: str
@@ -42,12 +43,12 @@ def read_record(data: bytes) -> LeaseRecord | None:
 
 
 def is_gone(data: bytes | None, headers: Mapping[str, str] | None) -> bool:
-    """Whether a message says that its key is no more."""
+    """Whether a message is a marker: its key was deleted or has expired."""
     return not data or "KV-Operation" in (headers or {}) or "Nats-Marker-Reason" in (headers or {})
 
 
 def read_view(subject: str, data: bytes, sequence: int, headers: Mapping[str, str] | None) -> LeaseView:
-    """What a key says. One that cannot be read is a contender too, with its sequence as ticket."""
+    """Read a key. One that cannot be read is a contender too, with its sequence as ticket."""
     gpu, role, owner = subject.removeprefix(PREFIX).split(".")
     found = re.fullmatch(r"(\d{1,6})s", (headers or {}).get("Nats-TTL", ""))
     ttl = int(found[1]) if found else 0
@@ -66,7 +67,7 @@ class _Key:
 
 
 class LeaseQueue:
-    """Everybody who stands in the queue. Lives on the lease's loop; only `views` may be read from other threads."""
+    """All contenders in the queue. Lives on the lease's loop; only `views` may be read from other threads."""
 
     def __init__(self, mine: str, ttl: int) -> None:
         """`mine` is our own subject, `ttl` our own TTL in seconds."""
@@ -79,27 +80,27 @@ class LeaseQueue:
         self._looked = 0.0
         self._free_from = 0.0  # before, a holder whose key vanished may not have noticed
 
-    # --- what the server tells
+    # --- what the server sends
 
     def begin(self) -> None:
-        """A fresh snapshot will be read."""
+        """Prepare for a fresh snapshot."""
         self.complete = False
         self._latest = {}
 
     def finish(self, now: float) -> None:
-        """The snapshot has been read: what was not in it is gone."""
+        """Drop the keys that were not in the snapshot, which has been read."""
         for subject in self._keys.keys() - self._latest.keys():
             self.vanish(subject, self._keys[subject].view.sequence, now)
         self.complete = True
 
     def observe(self, subject: str, sequence: int, data: bytes, headers: Mapping[str, str] | None, now: float) -> bool:
-        """Take in a message. False for one that came twice or too late."""
+        """Process a message. False for one that came twice or too late."""
         if sequence <= self._latest.get(subject, 0):
             return False
         self._latest[subject] = sequence
         known = self._keys.get(subject)
         if is_gone(data, headers):
-            if (headers or {}).get("KV-Operation") == "DEL":  # by its owner, or by somebody who saw it stand still
+            if (headers or {}).get("KV-Operation") == "DEL":  # by its owner, or by a contender that saw it stand still
                 self._set(subject, None)
             elif known is not None:
                 self.vanish(subject, known.view.sequence, now)
@@ -111,7 +112,7 @@ class LeaseQueue:
         return True
 
     def vanish(self, subject: str, sequence: int, now: float) -> None:
-        """A key is gone, if this was its sequence, without a word of its owner, who may hold the device still."""
+        """Drop a key, if this is its sequence, that its owner has not deleted: it may still hold the device."""
         known = self._keys.get(subject)
         if known is None or known.view.sequence != sequence:
             return
@@ -120,13 +121,13 @@ class LeaseQueue:
         self._set(subject, None)
 
     def clear(self, subject: str, sequence: int) -> None:
-        """A key whose owner is certainly gone was deleted."""
+        """Drop a key that was deleted because its owner is certainly gone."""
         known = self._keys.get(subject)
         if known is not None and known.view.sequence == sequence:
             self._set(subject, None)
 
     def restart(self, subject: str, sequence: int) -> None:
-        """Time a key anew, if this is still its sequence: somebody has moved it meanwhile."""
+        """Time a key anew, if this is still its sequence: its owner has moved it meanwhile."""
         known = self._keys.get(subject)
         if known is not None and known.view.sequence == sequence:
             self._keys[subject] = replace(known, watched=self._watched)
@@ -138,10 +139,10 @@ class LeaseQueue:
             self._keys[subject] = key
         self.views = {subject: key.view for subject, key in self._keys.items()}
 
-    # --- what follows from it
+    # --- what a contender may do
 
     def tick(self, now: float, connected: bool) -> None:
-        """Time passes. What we slept through, were stopped or cut off in counts against no other contender."""
+        """Let time pass. Time in which we slept, were stopped or cut off counts against no other contender."""
         if connected and self.complete:
             self._watched += min(now - self._looked, self._ttl / 4)
         self._looked = now
@@ -163,5 +164,5 @@ class LeaseQueue:
         return self.complete and first is not None and first[0] == self._mine and first[1].view.ticket == ticket
 
     def occupied(self, now: float) -> float:
-        """Seconds that a holder whose key has vanished may still take the device for its own."""
+        """Seconds for which a holder whose key has vanished may still use the device."""
         return max(0.0, self._free_from - now)

@@ -1,9 +1,9 @@
-"""What lies on the device, process by process.
+"""Accounts for the memory of a device, process by process.
 
-On a CPU this is the device: an account with a capacity, in which nothing fits that would not fit a GPU of that size.
-On a GPU it runs beside the real memory. Every process keeps its own account in a file that it holds locked, so that
+On a CPU the accounts are the device: they have a capacity, and only what would fit a GPU of that size fits them. On a
+GPU they are kept beside the real memory. Every process keeps its own account in a file that it holds locked, so that
 the kernel closes the account of a process that dies, just as a driver frees its memory. `journal.jsonl` beside the
-accounts keeps every move, for whoever wants to prove that two models never met.
+accounts records every move, which proves that two models were never on the device together.
 """
 
 import fcntl
@@ -25,7 +25,7 @@ JOURNAL_BYTES = 4 * 2**20
 
 @dataclass(frozen=True)
 class Resident:
-    """Something that lies on the device."""
+    """Something that takes memory on the device."""
 
     owner: str  # <role>.<instance>
     label: str
@@ -41,7 +41,7 @@ class DeviceLedger:
         folder.mkdir(parents=True, exist_ok=True)
         self._mine: dict[str, int] = {}
         self._path = folder / f"{owner}.account"
-        with self._exclusive():  # a reader must not take it for a dead one's before it is locked
+        with self._exclusive():  # before it is locked, a reader would take it for that of a dead process
             self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             fcntl.flock(self._fd, fcntl.LOCK_EX)
             os.pwrite(self._fd, b"{}", 0)
@@ -70,7 +70,7 @@ class DeviceLedger:
             self.remove(label)
 
     def residents(self) -> list[Resident]:
-        """What lies on the device, of every process."""
+        """Everything on the device, of all processes."""
         with self._exclusive():
             return self._read()
 
@@ -116,7 +116,7 @@ class DeviceLedger:
         os.ftruncate(self._fd, len(account))
         try:
             self._note(move, label, nbytes)
-        except OSError as error:  # a full disk must not keep anything on the device, or off it
+        except OSError as error:  # a full disk must not prevent any move
             log.warning("the journal of the device was not written: %s", error)
 
     def _note(self, move: str, label: str, nbytes: int) -> None:

@@ -1,4 +1,4 @@
-"""The five offload phases, and the guard without which no weight moves to the device and no step runs."""
+"""The five offload phases, and the turn that guards them: weights move and steps run in their phase alone."""
 
 from dataclasses import dataclass
 from enum import IntEnum
@@ -10,7 +10,7 @@ from shared.schema.worker import Role
 
 
 class Phase(IntEnum):
-    """Phases of the system that this one replaces."""
+    """Offload phases, numbered as in the system that this one replaces."""
 
     LOAD_MODEL = 0  # language model to the device
     GENERATE = 1  # token generation
@@ -76,5 +76,5 @@ class Turn:
         self._ledger.place(label, nbytes)
 
     def remove(self, label: str) -> None:
-        """Book something out; always allowed."""
+        """Book weights or work space out; always allowed."""
         self._ledger.remove(label)

@@ -1,4 +1,4 @@
-"""The official checkpoint layout: where things lie, what their dimensions are, and their tensors one by one.
+"""The official checkpoint layout: its files, the dimensions of the models, and their tensors one by one.
 
 ::
 
@@ -196,8 +196,9 @@ class Part:
 
 
 def parts(folder: Path, nbytes: int = 64 * 2**20) -> Iterator[Part]:
-    """As `tensors`, but large ones some rows at a time, about `nbytes` of them: of a language model, a single
-    embedding is a tenth. Tensors without dimensions come as one row.
+    """Yield every tensor as `tensors` does, but large ones some rows at a time, about `nbytes` of them.
+
+    A single embedding is a tenth of a language model. Tensors without dimensions come as one row.
     """
     for shard, name in _stored(folder):
         start, length = 0, 1
@@ -237,7 +238,7 @@ def _stored(folder: Path) -> Iterator[tuple[Path, str]]:
 
 @contextmanager
 def _opened(shard: Path) -> Iterator[Any]:
-    """A safetensors file. Opened anew for every read: as long as one is open, pages that were read stay mapped."""
+    """Open a safetensors file. It is opened for each read: while it is open, pages that were read stay mapped."""
     from safetensors import SafetensorError, safe_open
 
     try:

@@ -1,4 +1,4 @@
-"""Lyrics and tags as prompt token ids, and the limits that follow from the model. No torch: the gateway counts too."""
+"""Lyrics and tags as prompt token ids, and the limits that follow from the model. Without torch, for the gateway."""
 
 from dataclasses import dataclass
 

@@ -1,6 +1,6 @@
-"""A model's weights as one block of memory: on the host for good, and on the device for as long as a turn lasts.
+"""A model's weights as one block of memory: always on the host, and on the device for as long as a turn lasts.
 
-So moving them is one allocation and one copy at the full speed of the bus, and not hundreds. Of all that is shared this
+Moving them is one allocation and one copy at the full speed of the bus, instead of hundreds. Of all that is shared this
 alone imports torch; only the workers may import it.
 """
 
@@ -23,7 +23,7 @@ ALIGNMENT = 256  # bytes, as CUDA aligns its allocations
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a parameter or buffer lies in a block."""
+    """The place of a parameter or buffer in a block."""
 
     owner: nn.Module
     name: str
@@ -34,15 +34,15 @@ class _Place:
 
     @property
     def end(self) -> int:
-        """Where the next one begins."""
+        """Offset in bytes at which the next one begins."""
         return -(-(self.offset + self.nbytes) // ALIGNMENT) * ALIGNMENT
 
     def view(self, block: Tensor) -> Tensor:
-        """Of a block, uint8 ``[bytes]``."""
+        """The tensor in a block, which is uint8 ``[bytes]``."""
         return block[self.offset : self.offset + self.nbytes].view(self.dtype).view(self.shape)
 
     def point_to(self, block: Tensor) -> None:
-        """Let the model find it there."""
+        """Make the model use the tensor in this block."""
         view, parameter = self.view(block), self.name in self.owner._parameters
         setattr(self.owner, self.name, nn.Parameter(view, requires_grad=False) if parameter else view)
 
@@ -51,7 +51,7 @@ class Weights:
     """All parameters and buffers of a model, as views of one block.
 
     `model` is on the meta device, but for buffers that it computes itself; those named in `host_only` never leave host
-    memory. Host memory keeps the block for good, since weights do not change: moving to CUDA copies it, moving back
+    memory. Host memory always keeps the block, since weights do not change: moving to CUDA copies it, moving back
     drops the copy. On the CPU neither copies anything.
     """
 
@@ -79,7 +79,7 @@ class Weights:
 
     @property
     def on_device(self) -> bool:
-        """Whether the model can compute."""
+        """Whether the weights are on the device, so that the model can compute."""
         return self._on_device is not None
 
     @torch.no_grad()
@@ -97,7 +97,7 @@ class Weights:
 
     @torch.no_grad()
     def to_device(self) -> None:
-        """Raises `PhaseError` before `load`, and `DeviceFull` with the weights still on the host."""
+        """Copy the weights to the device. Raises `PhaseError` before `load`, `DeviceFull` with nothing changed."""
         if self._host is None:
             raise PhaseError("the weights are not loaded")
         if self.on_device:
@@ -118,7 +118,7 @@ class Weights:
 
     @torch.no_grad()
     def to_host(self) -> None:
-        """Drop the device's block and give its memory back to the driver. Fine to call at any time."""
+        """Drop the device's block and give its memory back to the driver. May be called at any time."""
         if self._host is not None and self._copies:
             for place in self._moving:
                 place.point_to(self._host)
@@ -153,7 +153,7 @@ class Weights:
 
 @contextmanager
 def device_memory() -> Iterator[None]:
-    """Raises `DeviceFull` when what is done within does not fit the device, `DeviceBroken` when its driver gives up.
+    """Map torch's errors: `DeviceFull` when the body does not fit the device, `DeviceBroken` when its driver gives up.
 
     Whatever is raised, frames that were left on the way lose their variables: an error is kept until somebody has
     dealt with it, with it all frames of its traceback, and in those would be the tensors of a song that is gone.
@@ -170,7 +170,7 @@ def device_memory() -> Iterator[None]:
 
 
 def _clear_frames(error: BaseException | None) -> None:
-    """Its own and those of the errors that it came from."""
+    """Clear the frames of an error and of the errors that it came from."""
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         error = error.__cause__ or error.__context__

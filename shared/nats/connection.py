@@ -1,4 +1,4 @@
-"""The connection to NATS: a server that is not there is spoken of at once, one that goes away later is waited for."""
+"""The connection to NATS: a first failure is reported at once, a later outage is waited out."""
 
 import asyncio
 import logging
@@ -28,24 +28,24 @@ _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.1, 1.0
 
 
 def broker(settings: Settings) -> str:
-    """The NATS server that is meant, for people."""
+    """The NATS server's name in messages for people."""
     return f"NATS at {address(settings.nats_url)} (HEARTMULA_NATS_URL)"
 
 
 def _credentials(url: str) -> dict[str, Any]:
-    """For nodes of a cluster that the server tells of: they come without."""
+    """Credentials for the nodes of a cluster that the server announces without any."""
     first = urlsplit(url.partition(",")[0])
     return {"user": first.username, "password": first.password} if first.password else {}
 
 
 def inbox_prefix(url: str) -> bytes:
-    """Where a user's answers come: a role may not read another's."""
+    """Prefix of the subjects on which a user gets answers; a role may not read another's."""
     user = urlsplit(url.partition(",")[0]).username or ""
     return f"_INBOX_{user}".encode() if re.fullmatch(r"[A-Za-z0-9_-]+", user) else b"_INBOX"
 
 
 class Connection(Client):
-    """A client that comes back by itself, knows since when and why it is away, and survives what it cannot read.
+    """A client that reconnects by itself, knows since when and why it is disconnected, and skips unreadable messages.
 
     The server passes on any bytes as headers and names. nats-py stops reading then, and notices seconds later.
     """
@@ -72,7 +72,7 @@ class Connection(Client):
         connecting = asyncio.create_task(self._connect(options))
         refused = asyncio.create_task(self._all_refused.wait())
         try:
-            # nats-py itself would try for ever, without a word.
+            # nats-py itself would try for ever, and report nothing.
             await asyncio.wait({connecting, refused}, timeout=_ATTEMPT_SECONDS, return_when=asyncio.FIRST_COMPLETED)
             if connecting.done() and connecting.exception() is None:
                 self._was_up = True
@@ -135,9 +135,9 @@ class Connection(Client):
         return f"no connection to {self._where}: {cause}"
 
     async def _on_error(self, error: Exception) -> None:
-        """A failed attempt to connect, or what a server says on its own, as that something is not permitted."""
+        """Handle a failed attempt to connect, or an error that the server sends, such as a denied permission."""
         if self._was_up and self.is_connected:
-            if not isinstance(error, nats.errors.UnexpectedEOF | OSError):  # the connection's loss is told below
+            if not isinstance(error, nats.errors.UnexpectedEOF | OSError):  # the loss of the connection is logged below
                 log.warning("nats: %s", describe_error(error))
             return
         self.options["reconnect_time_wait"] = min(_LONGEST_PAUSE, 2 * self.options["reconnect_time_wait"])
@@ -156,7 +156,7 @@ class Connection(Client):
         self.lost_at = time.monotonic()
         self._cause = ""
         log.warning("nats: connection lost")
-        # Answers to what was asked before do not come over the next connection; there is no use in waiting for them.
+        # Answers to earlier requests do not come over the next connection; waiting for them is of no use.
         for answer in list(self._resp_map.values()):
             if not answer.done():
                 answer.set_exception(nats.errors.UnexpectedEOF())
@@ -172,16 +172,16 @@ class Connection(Client):
             await self._on_reconnect()
 
     async def _on_closed(self) -> None:
-        # By the server's will, as when credentials are revoked: nats-py does not come back from that.
+        # The server closed it, as when credentials are revoked: nats-py does not reconnect then.
         if self._was_up and not self._ours:
-            log.error("nats: the server closed the connection for good, ending")
+            log.error("nats: the server closed the connection and takes no other, ending")
             os.kill(os.getpid(), signal.SIGTERM)
 
 
 async def connect(
     settings: Settings, name: str, on_reconnect: Callable[[], Awaitable[None]] | None = None, **options: Any
 ) -> Connection:
-    """A connection that never gives up once it was up.
+    """Connect; a connection that was up once reconnects for as long as it takes.
 
     Raises `Unavailable` when the first attempt fails, `Rejected` when the next ones would fail too.
     The defaults of nats-py notice a hung server after more than twenty seconds and stop trying after sixty attempts.

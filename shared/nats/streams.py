@@ -1,6 +1,6 @@
-"""Every stream, consumer and bucket, and the one bootstrap that creates them.
+"""Every stream, consumer and bucket, and the bootstrap that creates them.
 
-`bootstrap` is idempotent and runs before the services (`python -m deploy.setup`), which only look.
+`bootstrap` is idempotent and runs before the services (`python -m deploy.setup`), which only check.
 Why each setting is what it is: docs/topology.md.
 """
 
@@ -47,8 +47,8 @@ JOB_TTL = 7 * DAY  # records
 WORKER_TTL = 15.0
 LOCK_MARKER_TTL = 60
 LOCK_MAX_AGE = 60.0  # cuts TTLs: no shorter than that of a marker, nor than the longest HEARTMULA_LEASE_TTL
-# What grows with the number of songs has a part of the account's storage, so that the rest, the lease above all, always
-# finds room. What is asked for is reserved: where there is less, less is asked for.
+# Streams that grow with the number of songs get a part of the account's storage, so that the rest, the lease above all,
+# always finds room. JetStream reserves what is asked for: where there is less, less is asked for.
 _SHARES = {f"KV_{JOBS}": 1 / 2, EVENTS: 1 / 4, FAULTS: 1 / 16}
 _STORAGE = 2 << 30  # bytes, where the account has no limit of its own
 _LEAST_STORAGE = 32 << 20  # bytes
@@ -73,7 +73,7 @@ def _queue(name: str, subject: str, limit: int) -> StreamConfig:
 
 
 def _bucket(name: str, **settings: Any) -> StreamConfig:
-    """A KV bucket is a stream by convention; made as one, because nats-py hides half of its settings."""
+    """A KV bucket. It is made as a stream, because nats-py hides half of the settings of buckets."""
     return StreamConfig(
         name=f"KV_{name}",
         subjects=[f"$KV.{name}.>"],
@@ -148,7 +148,7 @@ def consumers(ack_wait: float) -> list[tuple[str, ConsumerConfig]]:
         )
 
     lanes = [(TOK, pull(name, f"jobs.tok.{lane}.*")) for lane, name in TOK_CONSUMERS.items()]
-    # Pushed to one of the gateways: each record at once, and again after as long as a gateway asks for.
+    # Pushed to one of the gateways: each record at once, and again after the time that a gateway asks for.
     hooks = ConsumerConfig(
         durable_name=HOOKS_CONSUMER,
         deliver_subject=HOOKS_DELIVERY,
@@ -196,9 +196,9 @@ async def _put_streams(js: JetStreamContext, wanted: list[StreamConfig]) -> None
 
 
 async def require_streams(js: JetStreamContext) -> None:
-    """See to it that everything is there. Raises `Unavailable`.
+    """Check that every stream, bucket and consumer exists. Raises `Unavailable`.
 
-    Services may not create streams: who may do that may also delete them.
+    Services may not create streams: the right to create them includes the right to delete them.
     """
     known = [stream.name or "" for stream in streams(1)]
     durable = [(stream, consumer.durable_name or "") for stream, consumer in consumers(1)]
@@ -213,14 +213,15 @@ async def require_streams(js: JetStreamContext) -> None:
 
 
 def ack_wait(settings: Settings) -> float:
-    """Seconds without a sign of life after which a message goes to another worker; in step with the lease."""
+    """Seconds without a sign of life after which a message is redelivered to another worker; follows the lease."""
     return 2.0 * settings.lease_ttl
 
 
 async def purge_job(js: JetStreamContext, job_id: str) -> None:
-    """Take a job's messages out of both queues, whether waiting or being worked on.
+    """Delete a job's messages from both queues, whether waiting or being worked on. Raises `Unavailable`.
 
-    By sequence: after a purge by subject nats-server 2.15.1 may forget other messages that wait for an acknowledgement.
+    They are deleted by sequence: after a purge by subject nats-server 2.15.1 may forget other messages that wait for an
+    acknowledgement.
     """
     lanes = [(TOK, token_subject(lane, job_id)) for lane in TOK_CONSUMERS]
     for stream, subject in [*lanes, (DEC, decode_subject(job_id))]:

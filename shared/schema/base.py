@@ -1,4 +1,4 @@
-"""What all structures share: the version of the schema, names that become parts of subjects, points in time."""
+"""Parts that all structures share: the version of the schema, names that become parts of subjects, points in time."""
 
 import re
 from datetime import UTC, datetime

@@ -1,4 +1,4 @@
-"""Reading what comes from NATS. Nothing there is taken for what it should be: anybody with the right may write it.
+"""Reads and checks messages from NATS. None of them is trusted: any user with the right can write them.
 
 Every message, record, event, heartbeat and lease is read by `decode` or by a function here that also compares it with
 its subject. What cannot be read raises `Unreadable` and is counted; readers skip it and go on.
@@ -19,7 +19,7 @@ from shared.schema.worker import LeaseRecord, WorkerStatus
 _T = TypeVar("_T")
 _Order = TypeVar("_Order", bound=TokenJob | DecodeJob)
 
-# One for the whole process, registered by what serves figures.
+# One counter for the whole process, registered by the module that serves metrics.
 UNREADABLE = Counter(
     "heartmula_unreadable",
     "Times that something in NATS could not be read and was skipped: a record, message, event, heartbeat or lease",
@@ -50,7 +50,7 @@ _versioned = msgspec.json.Decoder(_Versioned)
 
 
 def decode(data: bytes | None, kind: type[_T]) -> _T:
-    """Read one structure. Raises `Unreadable`, whatever the bytes are."""
+    """Read one structure from any bytes. Raises `Unreadable` and nothing else."""
     what, decoder = _KNOWN[kind]
     try:
         found: _T = decoder.decode(data or b"")
@@ -128,7 +128,7 @@ def _schema_of(data: bytes) -> int:
         return 0
 
 
-def _unreadable(what: str, why: str, *, newer: bool = False) -> Unreadable:
+def _unreadable(what: str, reason: str, *, newer: bool = False) -> Unreadable:
     if not newer:
         UNREADABLE.labels(what).inc()
-    return Unreadable(why, newer=newer)
+    return Unreadable(reason, newer=newer)

@@ -1,4 +1,4 @@
-"""What happens to a song, as CloudEvents."""
+"""The events of a song, as CloudEvents."""
 
 import time
 from typing import Literal
@@ -11,11 +11,11 @@ from shared.schema.request import AudioFormat
 
 
 class SongEvent(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind"):
-    """What every event of a song carries."""
+    """Fields that every event of a song has."""
 
     job_id: str
     status: Status
-    progress: float  # 0–100; the gateway sees to it that it never goes back
+    progress: float  # 0–100; the gateway ensures that it never goes back
 
 
 class Queued(SongEvent, frozen=True, kw_only=True, tag="queued"):
@@ -28,7 +28,7 @@ class Queued(SongEvent, frozen=True, kw_only=True, tag="queued"):
 class Stage(SongEvent, frozen=True, kw_only=True, tag="stage"):
     """The song entered a stage; `phase` is the offload phase (0–4) that it runs in.
 
-    `paused` means that the device went to somebody else: the song goes on from `frames`.
+    `paused` means that the device went to another worker: the song goes on from `frames`.
     """
 
     stage: Literal["loading", "generating", "paused", "waiting", "decoding", "storing"]

@@ -1,4 +1,4 @@
-"""A request for a song, as users send it. Strict: an unknown field is an error."""
+"""A request for a song, as users send it. An unknown field is an error."""
 
 from typing import Annotated, Literal
 

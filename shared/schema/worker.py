@@ -1,4 +1,4 @@
-"""What workers publish of themselves: heartbeats, the device, and their place in the queue for it."""
+"""The structures that workers publish: heartbeats, the device's figures, and their place in the queue for it."""
 
 from typing import Literal
 
@@ -43,17 +43,17 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
     gpu: GpuFigures
     state: Literal["idle", "waiting", "working"]
     phase: int | None = None
-    resident: list[str] = []  # all that lies on the device, of every worker
+    resident: list[str] = []  # everything on the device, of all workers
     jobs: list[str] = []  # songs that it works on
     slots: int = 1  # songs that it can work on at once
-    rate: float | None = None  # frames a second of late, of all its songs together; for the codec frames decoded
+    rate: float | None = None  # frames a second recently, of all its songs together; for the codec frames decoded
     song_frames: float | None = None  # mean length of its latest songs
     memory: list[PhaseMemory] = []
     problem: str | None = None  # why it cannot work, for people
     movement: int = 0  # grows with every step, model that loads and song that is handed on
     failed_writes: int = 0  # writes that a server refused or did not confirm, since its start
     since: Seconds  # of the state
-    sent: Seconds  # of two workers on a device the later one knows better what lies there
+    sent: Seconds  # of two workers on a device, the later heartbeat shows what is on it
 
 
 class LeaseRecord(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,4 +1,4 @@
-"""Folders for audio that is being written. One that a killed worker left behind is found by its lock, which is free."""
+"""Temporary folders for audio that is being written. Those of killed workers are recognised by their free locks."""
 
 import fcntl
 import os
@@ -15,7 +15,7 @@ _YOUNG = 60.0  # seconds; a folder may be there a moment before it is locked
 
 @contextmanager
 def scratch_folder(parent: Path) -> Iterator[Path]:
-    """A folder of its own within `parent`, which is removed in the end."""
+    """A new folder within `parent`, removed at the end."""
     parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=parent, prefix=_PREFIX) as name:
         lock = os.open(name, os.O_RDONLY | os.O_CLOEXEC)

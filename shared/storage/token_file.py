@@ -1,4 +1,4 @@
-"""Token tensors as safetensors files: int16 ``[8, T]`` with what they belong to, and a checksum."""
+"""Token tensors as safetensors files: int16 ``[8, T]``, the song that they belong to, and a checksum."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ from shared.schema.base import SCHEMA
 
 @dataclass(frozen=True, kw_only=True)
 class TokenMeta:
-    """What a token tensor belongs to."""
+    """Metadata of a token tensor."""
 
     job_id: str
     model: str
@@ -63,6 +63,6 @@ def unpack(data: bytes, job_id: str) -> tuple[np.ndarray, TokenMeta]:
 
 
 def _digest(codes: np.ndarray, metadata: dict[str, str]) -> str:
-    """Of the codes and of everything that is said about them."""
-    said = json.dumps(metadata, sort_keys=True).encode()
-    return hashlib.sha256(codes.tobytes() + said).hexdigest()
+    """SHA-256 of the codes and their metadata."""
+    text = json.dumps(metadata, sort_keys=True).encode()
+    return hashlib.sha256(codes.tobytes() + text).hexdigest()

@@ -1,4 +1,4 @@
-"""Lets no song begin while the object store takes no results: its work could not be kept."""
+"""Checks that the object store takes results before a song begins: its work could not be stored otherwise."""
 
 import asyncio
 import time
@@ -12,7 +12,7 @@ _PAUSES = (0.5, 5.0)  # seconds between two looks: at first, and at most
 
 
 class WriteGate:
-    """Looks before the device is taken, and costs nothing while results are written anyway."""
+    """Checks before the device is taken; free of cost while results are written anyway."""
 
     def __init__(self, store: ObjectStore) -> None:
         self._store = store
@@ -20,11 +20,11 @@ class WriteGate:
         self.pause = _PAUSES[0]  # seconds to wait before the next look, after one that found an obstacle
 
     def doubt(self) -> None:
-        """Something else failed in the store: earlier writes prove nothing any more."""
+        """Let earlier writes prove nothing any more: another request to the store failed."""
         self._doubted = True
 
     async def obstacle(self) -> str | None:
-        """Why results cannot be kept; None when they can, as far as that can be known."""
+        """Why results cannot be stored; None when they can, as far as is known."""
         if reason := await self._look():
             self.pause = min(2 * self.pause, _PAUSES[1])
             return f"songs wait, because the object store takes no results: {reason}"
