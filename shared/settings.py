@@ -4,154 +4,20 @@
 it may be. An unknown ``HEARTMULA_*`` variable is an error too: a misspelt setting would be silently ignored.
 """
 
-import base64
-import math
 import os
-import re
 import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
+from shared import setting_parsers as parse
 from shared.errors import ConfigError
 
-_HOST = re.compile(r"[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*")
 
-
-def _text(value: str) -> str:
-    if not value:
-        raise ValueError("must not be empty")
-    return value
-
-
-def _flag(value: str) -> bool:
-    known = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
-    try:
-        return known[value.strip().lower()]
-    except KeyError:
-        raise ValueError("must be true or false") from None
-
-
-def _integer(low: int, high: int) -> Callable[[str], int]:
-    def parse(value: str) -> int:
-        try:
-            number = int(value)
-        except ValueError:
-            raise ValueError(f"must be a whole number from {low} to {high}") from None
-        if not low <= number <= high:
-            raise ValueError(f"must be from {low} to {high}")
-        return number
-
-    return parse
-
-
-def _number(low: float, high: float, kind: str = "a number") -> Callable[[str], float]:
-    def parse(value: str) -> float:
-        try:
-            number = float(value)
-        except ValueError:
-            number = math.nan
-        if not low <= number <= high:
-            raise ValueError(f"must be {kind} from {low:g} to {high:g}")
-        return number
-
-    return parse
-
-
-def _seconds(low: float, high: float) -> Callable[[str], float]:
-    return _number(low, high, "a number of seconds")
-
-
-def _choice(*allowed: str) -> Callable[[str], str]:
-    def parse(value: str) -> str:
-        if value not in allowed:
-            raise ValueError(f"must be one of {', '.join(allowed)}")
-        return value
-
-    return parse
-
-
-def _url(*schemes: str) -> Callable[[str], str]:
-    def parse(value: str) -> str:
-        wanted = " or ".join(f"{scheme}://" for scheme in schemes)
-        try:
-            parts = urlsplit(value)
-            known = value.startswith(tuple(f"{scheme}://" for scheme in schemes))
-            usable = known and parts.hostname is not None and parts.port != 0
-        except ValueError:  # its words may repeat a part of a password
-            usable = False
-        if not usable:
-            raise ValueError(
-                f"must be a URL starting with {wanted}, then a host, and a port if it is not the usual one"
-            )
-        return value.rstrip("/")
-
-    return parse
-
-
-def _nats_urls(value: str) -> str:
-    parse = _url("nats", "tls")
-    return ",".join(parse(part.strip()) for part in value.split(","))
-
-
-def _origins(value: str) -> str:
-    for origin in value.split(","):
-        scheme, _, host = origin.strip().partition("://")
-        if scheme not in ("http", "https") or not host or any(c in "/*?#@ " for c in host):
-            raise ValueError("must be origins such as https://songs.example, divided by commas")
-    return value
-
-
-def _hosts(value: str) -> str:
-    """Names of hosts, in lower case."""
-    names = [name.strip().lower().removesuffix(".") for name in value.split(",")]
-    if not all(_HOST.fullmatch(name) for name in names):
-        raise ValueError("must be names such as songs.example, without scheme or port, divided by commas")
-    return ",".join(names)
-
-
-def _prefixes(value: str) -> str:
-    if not all(re.fullmatch(r"_[A-Za-z0-9_-]+", part.strip()) for part in value.split(",")):
-        raise ValueError("must be first parts of subjects such as _INBOX_alice, divided by commas")
-    return value
-
-
-def _device(value: str) -> str:
-    kind, _, index = value.partition(":")
-    if value not in ("auto", "cpu", "cuda") and not (kind == "cuda" and index.isdigit()):
-        raise ValueError("must be auto, cpu, cuda or cuda:N")
-    return value
-
-
-def _webhook_secret(value: str) -> str:
-    """As Standard Webhooks writes a secret: whsec_ and 24 to 64 bytes in base64."""
-    try:
-        secret = base64.b64decode(value.removeprefix("whsec_"), validate=True)
-    except ValueError:
-        secret = b""
-    if not value.startswith("whsec_") or not 24 <= len(secret) <= 64:
-        raise ValueError("must be whsec_ and 24 to 64 bytes in base64")
-    return value
-
-
-def _token(value: str) -> str:
-    """One NATS subject token; it also becomes a file name."""
-    if not value or not all(c.isalnum() or c in "-_" for c in value):
-        raise ValueError("may hold letters, digits, - and _ only")
-    return value
-
-
-def _endpoint(value: str) -> str:
-    if "@" in value:
-        raise ValueError("must be a URL starting with http:// or https://, without a user and password")
-    return _url("http", "https")(value)
-
-
-def _setting(variable: str, parse: Callable[[str], Any], default: Any, doc: str, *, secret: bool = False) -> Any:
+def _setting(variable: str, parser: Callable[[str], Any], default: Any, doc: str, *, secret: bool = False) -> Any:
     """`secret`: neither errors nor the settings' repr show the value."""
-    metadata = {"variable": variable, "parse": parse, "doc": doc, "secret": secret}
+    metadata = {"variable": variable, "parse": parser, "doc": doc, "secret": secret}
     return field(default=default, repr=not secret, metadata=metadata)
 
 
@@ -160,173 +26,198 @@ class Settings:
     """All settings of all processes. A field left at its default was not set."""
 
     model_path: Path = _setting(
-        "HEARTMULA_MODEL_PATH", lambda v: Path(_text(v)), Path("ckpt/demo"), "checkpoint folder (see ckpt/README.md)"
+        "HEARTMULA_MODEL_PATH",
+        parse.path,
+        Path("ckpt/demo"),
+        "checkpoint folder (see ckpt/README.md)",
     )
     model_version: str = _setting(
-        "HEARTMULA_MODEL_VERSION", _text, "", "which HeartMuLa-oss-* folder, when the checkpoint folder holds several"
+        "HEARTMULA_MODEL_VERSION",
+        parse.text,
+        "",
+        "which HeartMuLa-oss-* folder, when the checkpoint folder holds several",
     )
     model_dtype: str = _setting(
         "HEARTMULA_MODEL_DTYPE",
-        _choice("float16", "bfloat16", "float32"),
+        parse.choice("float16", "bfloat16", "float32"),
         "",
         "float16, bfloat16 or float32; unset: bfloat16 on CUDA (float16 before Ampere), float32 on the CPU; the codec "
         "in bfloat16 on CUDA from Ampere on and on CPUs with AMX, else in float32",
     )
     int8: str = _setting(
         "HEARTMULA_INT8",
-        _choice("off", "decoder", "all"),
+        parse.choice("off", "decoder", "all"),
         "off",
         "weights of the language model kept as int8: those of the depth decoder, or of the backbone too",
     )
     compile: bool = _setting(
         "HEARTMULA_COMPILE",
-        _flag,
+        parse.flag,
         False,
         "true: torch.compile the language model; minutes at the start, needs a compiler",
     )
     engine: str = _setting(
         "HEARTMULA_ENGINE",
-        _choice("native", "heartlib", "trivial"),
+        parse.choice("native", "heartlib", "trivial"),
         "native",
         "native, heartlib (reference; must be installed) or trivial (makes beeps; tests the flow without a model)",
     )
     trivial_step_ms: int = _setting(
-        "HEARTMULA_TRIVIAL_STEP_MS", _integer(0, 10_000), 0, "how long a step of the trivial engine takes"
+        "HEARTMULA_TRIVIAL_STEP_MS", parse.integer(0, 10_000), 0, "how long a step of the trivial engine takes"
     )
     sequential_offload: bool = _setting(
-        "HEARTMULA_SEQUENTIAL_OFFLOAD", _flag, True, "false: the GPU is large enough for both models, both stay on it"
+        "HEARTMULA_SEQUENTIAL_OFFLOAD",
+        parse.flag,
+        True,
+        "false: the GPU is large enough for both models, both stay on it",
     )
     hybrid_mode: bool = _setting(
-        "HEARTMULA_HYBRID_MODE", _flag, False, "true: the language model stays on the CPU, only the codec uses the GPU"
+        "HEARTMULA_HYBRID_MODE",
+        parse.flag,
+        False,
+        "true: the language model stays on the CPU, only the codec uses the GPU",
     )
     output_path: Path | None = _setting(
-        "HEARTMULA_OUTPUT_PATH", lambda v: Path(_text(v)), None, "finished audio is also written to this folder"
+        "HEARTMULA_OUTPUT_PATH", parse.path, None, "finished audio is also written to this folder"
     )
-    device: str = _setting("HEARTMULA_DEVICE", _device, "auto", "auto, cpu, cuda or cuda:N")
+    device: str = _setting("HEARTMULA_DEVICE", parse.device, "auto", "auto, cpu, cuda or cuda:N")
     gpu_id: str = _setting(
-        "HEARTMULA_GPU_ID", _token, "", "name of the device in the lease; unset: the GPU's UUID, or cpu-<host name>"
+        "HEARTMULA_GPU_ID",
+        parse.token,
+        "",
+        "name of the device in the lease; unset: the GPU's UUID, or cpu-<host name>",
     )
     cpu_device_mb: int = _setting(
         "HEARTMULA_CPU_DEVICE_MB",
-        _integer(1, 10_000_000),
+        parse.integer(1, 10_000_000),
         0,
         "size of the accounting device that stands in for a GPU on the CPU; unset: the machine's memory",
     )
     turn_seconds: float = _setting(
         "HEARTMULA_TURN_SECONDS",
-        _seconds(1, 86400),
+        parse.seconds(1, 86400),
         60.0,
         "slice of a worker's turn: how long songs that wait for the other worker may have to wait for the device",
     )
     batch: int = _setting(
-        "HEARTMULA_BATCH", _integer(1, 256), 8, "songs that are made at once; fewer where memory does not suffice"
+        "HEARTMULA_BATCH", parse.integer(1, 256), 8, "songs that are made at once; fewer where memory does not suffice"
     )
     codec_steps: int = _setting(
         "HEARTMULA_CODEC_STEPS",
-        _integer(1, 100),
+        parse.integer(1, 100),
         10,
         "Euler steps of the codec for 29.76 s of audio; time follows them",
     )
     codec_guidance: float = _setting(
-        "HEARTMULA_CODEC_GUIDANCE", _number(1, 5), 1.25, "guidance of the codec; 1: none, which takes half the time"
+        "HEARTMULA_CODEC_GUIDANCE",
+        parse.number(1, 5),
+        1.25,
+        "guidance of the codec; 1: none, which takes half the time",
     )
     checkpoint_seconds: float = _setting(
         "HEARTMULA_CHECKPOINT_SECONDS",
-        _seconds(0.08, 3600),
+        parse.seconds(0.08, 3600),
         5.0,
         "seconds of music after which a song's tokens are saved again; what a crash can cost",
     )
     sweep_seconds: float = _setting(
         "HEARTMULA_SWEEP_SECONDS",
-        _seconds(1, 86400),
+        parse.seconds(1, 86400),
         300.0,
         "pause between two searches for what crashes left behind; only what is older than this is touched",
     )
     lease_ttl: int = _setting(
         "HEARTMULA_LEASE_TTL",
-        _integer(2, 60),
+        parse.integer(2, 60),
         10,
         "seconds after which a dead worker's lease expires; 15-20 on a cluster",
     )
     queue_limit: int = _setting(
         "HEARTMULA_QUEUE_LIMIT",
-        _integer(1, 100_000),
+        parse.integer(1, 100_000),
         500,
         "songs that may wait or run; more are refused with 429",
     )
     webhook_secret: str = _setting(
-        "HEARTMULA_WEBHOOK_SECRET", _webhook_secret, "", "whsec_…, signs webhooks; unset: no webhooks", secret=True
+        "HEARTMULA_WEBHOOK_SECRET", parse.webhook_secret, "", "whsec_…, signs webhooks; unset: no webhooks", secret=True
     )
     webhook_private: bool = _setting(
-        "HEARTMULA_WEBHOOK_PRIVATE", _flag, False, "whether webhooks may go to private addresses"
+        "HEARTMULA_WEBHOOK_PRIVATE", parse.flag, False, "whether webhooks may go to private addresses"
     )
-    host: str = _setting("HEARTMULA_HOST", _text, "127.0.0.1", "address the gateway listens on")
-    port: int = _setting("HEARTMULA_PORT", _integer(1, 65535), 8000, "port the gateway listens on")
+    host: str = _setting("HEARTMULA_HOST", parse.text, "127.0.0.1", "address the gateway listens on")
+    port: int = _setting("HEARTMULA_PORT", parse.integer(1, 65535), 8000, "port the gateway listens on")
     api_keys: Path | None = _setting(
         "HEARTMULA_API_KEYS",
-        lambda v: Path(_text(v)),
+        parse.path,
         None,
         "TOML file of tenants, their keys' SHA-256 and their limits; unset: no key is needed",
     )
     cors_origins: str = _setting(
         "HEARTMULA_CORS_ORIGINS",
-        _origins,
+        parse.origins,
         "",
         "origins, divided by commas, whose pages may use the API, with a key where keys are needed",
     )
     allowed_hosts: str = _setting(
         "HEARTMULA_ALLOWED_HOSTS",
-        _hosts,
+        parse.hosts,
         "",
         "names, divided by commas, under which a gateway without keys answers; localhost, IP addresses and "
         "HEARTMULA_HOST always are",
     )
     data_dir: Path = _setting(
         "HEARTMULA_DATA_DIR",
-        lambda v: Path(_text(v)),
+        parse.path,
         Path("data"),
         "state of the embedded servers, their credentials, the device locks; both workers of a GPU must share it",
     )
     nats_url: str = _setting(
         "HEARTMULA_NATS_URL",
-        _nats_urls,
+        parse.nats_urls,
         "",
         "your own NATS, credentials included; several nodes divided by commas; unset: the embedded server",
         secret=True,
     )
     reply_prefixes: str = _setting(
         "HEARTMULA_REPLY_PREFIXES",
-        _prefixes,
+        parse.prefixes,
         "",
         "first parts of further subjects, divided by commas, on which the gateway may answer NATS clients",
     )
     nats_replicas: int = _setting(
         "HEARTMULA_NATS_REPLICAS",
-        _integer(1, 5),
+        parse.integer(1, 5),
         1,
         "copies of every stream; more than one on a cluster",
     )
-    nats_port: int = _setting("HEARTMULA_NATS_PORT", _integer(1, 65535), 4222, "port of the embedded NATS server")
-    s3_endpoint: str = _setting("HEARTMULA_S3_ENDPOINT", _endpoint, "", "your own S3 store; unset: the embedded one")
+    nats_port: int = _setting("HEARTMULA_NATS_PORT", parse.integer(1, 65535), 4222, "port of the embedded NATS server")
+    s3_endpoint: str = _setting(
+        "HEARTMULA_S3_ENDPOINT", parse.endpoint, "", "your own S3 store; unset: the embedded one"
+    )
     s3_port: int = _setting(
         "HEARTMULA_S3_PORT",
-        _integer(1, 55527),
+        parse.integer(1, 55527),
         8333,
         "port of the embedded S3 server; it also takes the nine above it, and the one 10,008 above",
     )
-    s3_access_key: str = _setting("HEARTMULA_S3_ACCESS_KEY", _text, "", "credentials of your own S3 store")
-    s3_secret_key: str = _setting("HEARTMULA_S3_SECRET_KEY", _text, "", "credentials of your own S3 store", secret=True)
-    s3_bucket: str = _setting("HEARTMULA_S3_BUCKET", _text, "heartmula", "bucket for tokens and audio")
-    s3_region: str = _setting("HEARTMULA_S3_REGION", _text, "us-east-1", "region of the S3 store")
+    s3_access_key: str = _setting("HEARTMULA_S3_ACCESS_KEY", parse.text, "", "credentials of your own S3 store")
+    s3_secret_key: str = _setting(
+        "HEARTMULA_S3_SECRET_KEY", parse.text, "", "credentials of your own S3 store", secret=True
+    )
+    s3_bucket: str = _setting("HEARTMULA_S3_BUCKET", parse.text, "heartmula", "bucket for tokens and audio")
+    s3_region: str = _setting("HEARTMULA_S3_REGION", parse.text, "us-east-1", "region of the S3 store")
     log_format: str = _setting(
-        "HEARTMULA_LOG_FORMAT", _choice("text", "json"), "text", "lines for people, or a JSON object a line"
+        "HEARTMULA_LOG_FORMAT", parse.choice("text", "json"), "text", "lines for people, or a JSON object a line"
     )
     metrics_port: int = _setting(
-        "HEARTMULA_METRICS_PORT", _integer(0, 65535), 0, "where a worker serves its figures; 0: nowhere"
+        "HEARTMULA_METRICS_PORT", parse.integer(0, 65535), 0, "where a worker serves its figures; 0: nowhere"
     )
-    metrics_host: str = _setting("HEARTMULA_METRICS_HOST", _text, "127.0.0.1", "on which address")
+    metrics_host: str = _setting("HEARTMULA_METRICS_HOST", parse.text, "127.0.0.1", "on which address")
     log_level: str = _setting(
-        "HEARTMULA_LOG_LEVEL", _choice("debug", "info", "warning", "error"), "info", "debug, info, warning or error"
+        "HEARTMULA_LOG_LEVEL",
+        parse.choice("debug", "info", "warning", "error"),
+        "info",
+        "debug, info, warning or error",
     )
 
     @classmethod

@@ -155,8 +155,8 @@ class Weights:
 def device_memory() -> Iterator[None]:
     """Map torch's errors: `DeviceFull` when the body does not fit the device, `DeviceBroken` when its driver gives up.
 
-    Whatever is raised, frames that were left on the way lose their variables: an error is kept until somebody has
-    dealt with it, with it all frames of its traceback, and in those would be the tensors of a song that is gone.
+    Whatever is raised, frames that were left on the way lose their variables: an error is kept until it has been
+    handled, with it all frames of its traceback, and in those would be the tensors of a song that is gone.
     """
     try:
         yield

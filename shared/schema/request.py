@@ -26,5 +26,5 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     format: AudioFormat = "flac"
     title: Annotated[str, Meta(max_length=300)] | None = None
     priority: Priority = "normal"
-    webhook_url: Annotated[str, Meta(max_length=2_000, description="told when the song has ended")] | None = None
+    webhook_url: Annotated[str, Meta(max_length=2_000, description="called when the song has ended")] | None = None
     variants: Annotated[int, Meta(ge=1, le=4, description="songs to make of it, with seeds in a row")] = 1
