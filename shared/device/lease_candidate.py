@@ -55,10 +55,10 @@ class LeaseCandidate:
         self._since = 0.0
         self._queue = LeaseQueue(self._subject, self._ttl)
         self._follower = LeaseFollower(self._queue, scope, self._observe, self._on_snapshot)
-        self._remover = StaleKeyRemover(
-            self._queue, self._ttl, lambda: 0 if self.fencing_token else self._ticket, self._on_change
-        )
         self._changed = asyncio.Event()
+        self._remover = StaleKeyRemover(
+            self._queue, self._ttl, lambda: 0 if self.fencing_token else self._ticket, self._changed.set
+        )
         self._snapshot = asyncio.Event()  # set once the others have been seen for the first time
         self._writing = asyncio.Lock()
         self._renewing: asyncio.Task[None] | None = None
@@ -76,6 +76,7 @@ class LeaseCandidate:
     # --- following the others
 
     async def start(self) -> None:
+        """Connect, and wait until the other contenders have been seen. Raises `Unavailable` or `Rejected`."""
         # pending_size 0: a renewal must not be sent later than it was timed.
         name = f"lease-{self._role}-{self._instance}"
         self._nc = await wait_until_available(
@@ -93,9 +94,6 @@ class LeaseCandidate:
 
     async def _on_reconnect(self) -> None:
         self._follower.restart()
-
-    def _on_change(self) -> None:
-        self._changed.set()
 
     def _on_snapshot(self) -> None:
         self._snapshot.set()
@@ -178,9 +176,10 @@ class LeaseCandidate:
         self._ticket = 0
         self._changed.set()
 
-    # --- taking, changing, giving back
+    # --- acquiring, entering a phase, releasing
 
     async def acquire(self) -> int:
+        """Wait for the lease; returns the fencing token. Leaves the queue when it is cancelled."""
         if self.fencing_token:
             raise RuntimeError("the lease is held already")
         self._acquiring = asyncio.current_task()
@@ -289,6 +288,7 @@ class LeaseCandidate:
                         await self._key.delete()
 
     async def close(self, release: bool) -> None:
+        """Disconnect and end every task of the loop. Without `release` the key stays until it expires."""
         if release:
             await self.release()
         if self._nc is not None:
