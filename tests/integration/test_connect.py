@@ -53,7 +53,7 @@ async def test_pauses_between_attempts_grow_to_a_second_and_no_further(nats_serv
     await client.close()
 
 
-async def test_nobody_waits_for_an_answer_that_was_lost_with_the_connection(nats_server: NatsServer) -> None:
+async def test_an_answer_that_was_lost_with_the_connection_is_not_waited_for(nats_server: NatsServer) -> None:
     client = await connect(Settings(nats_url=nats_server.url), "test")
     await client.subscribe("mute")  # takes what is asked, and does not answer
     asking = asyncio.create_task(client.request("mute", timeout=1000))

@@ -1,4 +1,4 @@
-"""Job records on a real server: every change by compare-and-set, and an end that stays."""
+"""Job records and queues on a real server: compare-and-set, ends that stay, one message a song."""
 
 import asyncio
 import time
@@ -9,13 +9,15 @@ import nats
 import pytest
 from nats.js import JetStreamContext
 
-from shared.errors import JobConflict
+from shared.errors import JobConflict, QueueFull, Unavailable
+from shared.jobs.queues import queue_decode, queue_group, queue_tokens
 from shared.jobs.store import ALLOWED, JobStore, change
 from shared.nats.streams import bootstrap, streams
-from shared.nats.subjects import TOK
+from shared.nats.subjects import DEC, TOK
 from shared.schema.job import ENDED, Job, Status
 from shared.schema.request import GenerateRequest
 from shared.settings import Settings
+from shared.write_failures import writes_failed
 
 
 def new_job(job_id: str = "song") -> Job:
@@ -61,6 +63,31 @@ async def test_concurrent_changes_are_all_applied(js: JetStreamContext) -> None:
     job = await store.get("song")
     assert job is not None
     assert job.attempts == 20
+
+
+async def test_a_song_is_queued_once_and_a_full_queue_takes_no_other(
+    js: JetStreamContext, nats_settings: Settings
+) -> None:
+    nc = js._nc
+    await bootstrap(js, replace(nats_settings, queue_limit=3))
+    first, *others = (new_job(name) for name in ("first", "second", "third", "fourth"))
+    assert (await queue_tokens(nc, first)) is not None
+    assert (await queue_tokens(nc, first)) is None
+    assert (await queue_group(nc, [others[0], first])) is None
+    assert (await js.stream_info(TOK)).state.messages == 1
+    with pytest.raises(QueueFull):
+        await queue_group(nc, others)
+    assert (await queue_group(nc, others[:2])) == [2, 3]
+    with pytest.raises(QueueFull):
+        await queue_tokens(nc, others[2])
+
+
+async def test_a_queue_that_cannot_be_reached_is_an_error(js: JetStreamContext) -> None:
+    await js.delete_stream(DEC)
+    failed = writes_failed()
+    with pytest.raises(Unavailable, match=r"^NATS does not answer: JetStream does not answer$"):
+        await queue_decode(js._nc, new_job(), "tokens/song/1.safetensors", 5)
+    assert writes_failed() == failed + 1
 
 
 async def test_of_many_ends_exactly_one_wins(js: JetStreamContext) -> None:

@@ -64,7 +64,7 @@ async def test_two_roles_take_turns_in_the_order_they_asked(make: Make) -> None:
     third = await queue[1]
     assert first.fencing_token < second.fencing_token < third.fencing_token
     await third.release()
-    # Whoever comes back stands at the end, and gets a higher token.
+    # A contender that comes back stands at the end, and gets a higher token.
     again = await leases[0].acquire()
     assert again.fencing_token > third.fencing_token
     await again.release()
@@ -84,7 +84,7 @@ async def test_a_waiting_lease_outlives_many_times_its_ttl(make: Make) -> None:
     await (await waiting).release()
 
 
-async def test_phase_is_in_the_record_for_all_to_see(make: Make, nats_settings: Settings) -> None:
+async def test_the_phase_is_in_the_record(make: Make, nats_settings: Settings) -> None:
     lease = make("tokenizer", "a")
     await lease.start()
     held = await lease.acquire()
@@ -132,7 +132,7 @@ async def test_without_exclusion_roles_share_the_device_but_equals_do_not(make: 
     await one.release()
 
 
-async def test_leases_that_the_server_does_not_let_expire_are_deleted_by_who_waits(
+async def test_leases_that_the_server_does_not_let_expire_are_deleted_by_a_waiting_contender(
     make: Make, nats_settings: Settings
 ) -> None:
     client = await nats.connect(nats_settings.nats_url)
@@ -243,7 +243,7 @@ async def test_a_server_restart_does_not_cost_the_lease(
     await (await waiting).release()
 
 
-async def test_a_holder_cut_off_from_nats_stops_before_anybody_else_may_begin(
+async def test_a_holder_cut_off_from_nats_stops_before_another_may_begin(
     make: Make, nats_settings: Settings, nats_server: NatsServer
 ) -> None:
     lease = make("tokenizer", "a")

@@ -121,40 +121,40 @@ async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Nats
 @asynccontextmanager
 async def denials(server: NatsServer, role: Role) -> AsyncIterator[tuple[Client, list[str]]]:
     """A connection of a role, and what the server denied it."""
-    told: list[str] = []
+    denied: list[str] = []
 
     async def note(error: Exception) -> None:
-        told.append(str(error).lower())
+        denied.append(str(error).lower())
 
     client = await nats.connect(server.url_of(role), error_cb=note, inbox_prefix=f"_INBOX_{role}".encode())
-    yield client, told
+    yield client, denied
     await client.close()
 
 
-async def _told(told: list[str], count: int) -> None:
+async def _wait_for_denials(denied: list[str], count: int) -> None:
     async def enough() -> bool:
-        return len(told) >= count
+        return len(denied) >= count
 
-    await eventually(enough, f"only {told} were denied")
+    await eventually(enough, f"only {denied} were denied")
 
 
 @pytest.mark.parametrize("role", FORBIDDEN)
 async def test_what_a_role_may_not_send(server: NatsServer, role: Role) -> None:
-    async with denials(server, role) as (client, told):
+    async with denials(server, role) as (client, denied):
         for subject in FORBIDDEN[role]:
             await client.publish(subject, b"{}")
-        await _told(told, len(FORBIDDEN[role]))
-        for subject, line in zip(FORBIDDEN[role], told, strict=True):
+        await _wait_for_denials(denied, len(FORBIDDEN[role]))
+        for subject, line in zip(FORBIDDEN[role], denied, strict=True):
             assert f'publish to "{subject.lower()}"' in line
 
 
 @pytest.mark.parametrize("role", FORBIDDEN_TO_HEAR)
 async def test_what_a_role_may_not_hear(server: NatsServer, role: Role) -> None:
     for subject in FORBIDDEN_TO_HEAR[role]:
-        async with denials(server, role) as (client, told):
+        async with denials(server, role) as (client, denied):
             await client.subscribe(subject)
-            await _told(told, 1)
-            assert any(f'subscription to "{subject.lower()}' in line for line in told), subject
+            await _wait_for_denials(denied, 1)
+            assert any(f'subscription to "{subject.lower()}' in line for line in denied), subject
 
 
 async def test_a_worker_deletes_the_stale_lease_of_the_other_role(server: NatsServer, tmp_path: Path) -> None:
@@ -178,10 +178,10 @@ async def test_a_worker_deletes_the_stale_lease_of_the_other_role(server: NatsSe
 
 
 async def test_the_user_of_the_system_account_asks_for_the_health_of_the_server_alone(server: NatsServer) -> None:
-    told: list[str] = []
+    denied: list[str] = []
 
     async def note(error: Exception) -> None:
-        told.append(str(error).lower())
+        denied.append(str(error).lower())
 
     url = f"nats://system:secret-operator@127.0.0.1:{server.port}"
     client = await nats.connect(url, error_cb=note, inbox_prefix=b"_INBOX_system")
@@ -191,7 +191,7 @@ async def test_the_user_of_the_system_account_asks_for_the_health_of_the_server_
     for subject in forbidden:
         await client.publish(subject, b"{}")
     await client.subscribe("$SYS.>")
-    await _told(told, len(forbidden) + 1)
+    await _wait_for_denials(denied, len(forbidden) + 1)
     await client.close()
 
 
@@ -208,7 +208,7 @@ async def test_a_client_asks_for_a_song_reads_its_record_and_follows_it(settings
         assert isinstance(await gateway.job(answer["job_id"]), Job)
 
 
-async def test_services_wait_until_somebody_has_set_up_nats(settings: Settings) -> None:
+async def test_services_wait_until_nats_has_been_set_up(settings: Settings) -> None:
     client = await connect(as_role(settings, "gateway"), "test")
     with pytest.raises(Unavailable, match=r"python -m deploy\.setup"):
         await require_streams(client.jetstream())

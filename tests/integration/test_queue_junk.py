@@ -53,7 +53,7 @@ async def junk_for(flow: Flow, victim: str) -> int:
     for name in (victim, "*", ">"):
         await put(f"jobs.tok.normal.of-{name}", TokenJob(job_id=name, tenant=TENANT))
         await put(f"jobs.dec.of-{name}", decode_job(name, own))
-    # A literal `>` the server keeps from every consumer, for good.
+    # A literal `>` the server never delivers to any consumer.
     await put("jobs.tok.normal.*", TokenJob(job_id="*", tenant=TENANT))
     await put("jobs.dec.*", decode_job("*", own))
     await put("jobs.tok.normal.tenant", TokenJob(job_id="tenant", tenant="*"))

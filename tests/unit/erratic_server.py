@@ -1,4 +1,4 @@
-"""A world without real time: contenders as processes that are stopped and killed, and a server that errs.
+"""A simulation without real time: contenders as processes that are stopped and killed, and a server that errs.
 
 The server keeps the last message of each subject, as GPU_LOCK does, and compares sequences correctly: nothing could be
 promised otherwise. Everything else goes wrong: keys come back after their end or vanish, messages are delivered late or

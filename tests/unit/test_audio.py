@@ -101,7 +101,7 @@ def test_whole_numbers_are_written_as_they_are_or_as_fractions(tmp_path: Path, a
     assert difference < (1600 if audio_format in LOSSY else 1)
 
 
-def test_audio_that_is_damaged_is_told(tmp_path: Path) -> None:
+def test_damaged_audio_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "song.flac"
     path.write_bytes(b"no audio")
     with pytest.raises(ObjectError, match="cannot be read"):

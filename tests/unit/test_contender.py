@@ -1,4 +1,4 @@
-"""The lease's protocol against a server that errs: never two holders, and somebody gets the device in the end."""
+"""The lease's protocol against a server that errs: never two holders, and in the end each contender gets the device."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -38,7 +38,7 @@ def pass_time(world: World, seconds: float) -> None:
 
 
 def lose_a_key(world: World) -> None:
-    """One whose latest state everybody else has seen: who has not cannot know that the device is taken."""
+    """Lose a key whose latest state all others have seen: one that has not cannot know that the device is taken."""
     for subject, stored in world.stored.items():
         others = [process for process in world.processes if not subject.endswith(f".{process.name}")]
         views = [process.contender._queue.views.get(subject) for process in others]
@@ -77,7 +77,7 @@ def be_at_peace(world: World) -> None:
 
 
 @pytest.mark.parametrize("world", range(4), indirect=True)
-def test_never_two_hold_the_device_and_always_somebody_gets_it(world: World) -> None:
+def test_never_two_hold_the_device_and_each_gets_it_in_the_end(world: World) -> None:
     for name in "abcd":
         world.start(name)
     for number in range(2):
@@ -91,7 +91,7 @@ def test_never_two_hold_the_device_and_always_somebody_gets_it(world: World) -> 
         be_at_peace(world)
         taken = {process: process.taken for process in world.processes}
         pass_time(world, PEACE)
-        assert all(process.taken > taken[process] for process in world.processes), "somebody waits for ever"
+        assert all(process.taken > taken[process] for process in world.processes), "a contender waits for ever"
     assert world.returned
 
 
@@ -267,7 +267,7 @@ def test_a_key_that_was_written_again_before_it_was_delivered_is_not_overlooked(
     assert first.alive
 
 
-def test_time_in_which_nothing_could_be_seen_counts_against_nobody() -> None:
+def test_time_in_which_nothing_could_be_seen_counts_against_no_contender() -> None:
     queue, subject = LeaseQueue("$KV.GPU_LOCK.g.codec.me", TTL), "$KV.GPU_LOCK.g.codec.other"
     queue.begin()
     queue.tick(0, True)

@@ -32,7 +32,7 @@ def counted(what: str) -> float:
 @pytest.mark.parametrize(
     "data", [None, b"", b"{", b"{}", b"\xff", b'{"job_id":"\xff"}', b'{"role":"\\ud800"}', *NESTED]
 )
-def test_whatever_the_bytes_are_there_is_one_error_and_it_is_counted(kind: type, data: bytes | None) -> None:
+def test_any_bytes_raise_one_error_and_it_is_counted(kind: type, data: bytes | None) -> None:
     before = counted(KINDS[kind])
     with pytest.raises(Unreadable) as caught:
         decode(data, kind)

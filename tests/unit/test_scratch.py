@@ -1,4 +1,4 @@
-"""What a killed worker leaves on the disk goes; what a living one writes stays."""
+"""Temporary folders of killed workers are removed; those of living ones stay."""
 
 import os
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from shared.storage.tempdirs import clear_scratch, scratch_folder
 
 
-def test_only_folders_that_nobody_uses_are_removed(tmp_path: Path) -> None:
+def test_only_folders_that_no_process_uses_are_removed(tmp_path: Path) -> None:
     clear_scratch(tmp_path / "not there yet")
     left, young = tmp_path / "song-left", tmp_path / "song-young"
     for folder in (left, young):

@@ -1,4 +1,4 @@
-"""Ending tasks that do not want to end."""
+"""Tasks that swallow their cancellation are ended all the same."""
 
 import asyncio
 
@@ -24,7 +24,7 @@ async def test_a_task_that_swallows_its_cancellation_ends_all_the_same() -> None
     assert task.cancelled()
 
 
-async def test_what_ended_tasks_raise_is_nobodys_business_any_more() -> None:
+async def test_what_ended_tasks_raise_is_dropped() -> None:
     async def failing() -> None:
         raise ValueError
 

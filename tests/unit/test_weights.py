@@ -146,7 +146,7 @@ def test_leaving_the_device_keeps_nothing_there() -> None:
 
 
 def test_what_happens_on_the_device_stays_there(expected: dict[str, Tensor]) -> None:
-    """Moving back takes the host's weights, whatever has become of the device's."""
+    """Moving back takes the host's weights, also after those on the device were changed."""
     model, weights = loaded(separate=True)
     weights.to_device()
     for parameter in model.parameters():
