@@ -1,27 +1,27 @@
-"""Everything this project raises on purpose.
+"""All errors that this project raises on purpose, as a tree. Control-flow signals are no errors and stand elsewhere.
 
 ::
 
     HeartMulaError
     ├── ConfigError         an environment variable or checkpoint folder is wrong; the message names it
-    ├── InvalidRequest      a request the user has to change; carries the field
-    ├── QueueFull           the queue took its limit of songs; try again later
-    ├── Unavailable         NATS or the object store does not answer
-    │   ├── Rejected        … with anything but a refusal, which waiting does not mend
-    │   ├── NoRoom          … because it has no room for more
-    │   └── Refused         … or JetStream answers with a refusal
-    │       └── StreamFull  … because a stream or a subject holds as many messages as it may
+    ├── InvalidRequest      a request that the user has to change; carries the field
+    ├── QueueFull           the queue holds as many songs as it may; try again later
+    ├── Unavailable         NATS or the object store does not answer, or not as needed:
+    │   ├── Rejected        … it refuses this process; waiting does not help
+    │   ├── NoRoom          … it has no room for more
+    │   └── Refused         … JetStream answers with a refusal
+    │       └── StreamFull  … a stream or a subject holds as many messages as it may
     ├── NotFound            a message, stream or consumer is not there
     ├── WrongSequence       a compare-and-set met another write
     ├── JobConflict         the job record is no longer in the state that an operation needs
     │   └── NewerRecord     … or cannot be read, mostly because a newer version wrote it
-    ├── Unreadable          what lies in NATS is not what it should be, or a newer version wrote it
+    ├── Unreadable          data in NATS is not what it should be, or a newer version wrote it
     ├── ObjectError         an object is missing or its checksum does not match
     │   └── TokensLost      … and it holds the tokens of a song, which can be made again
     ├── DeviceFull          weights or a cache do not fit the device
     ├── DeviceBroken        the device's driver gave this process up; only a new process can use it
     ├── PhaseError          work was attempted outside its offload phase
-    │   └── LeaseLost       … because the lease on the device is gone
+    │   └── LeaseLost       … because the lease on the device is lost
     └── SongError           this song cannot be made; retrying does not help
 """
 
@@ -58,7 +58,7 @@ class Unavailable(HeartMulaError):
 
 
 class Rejected(Unavailable):
-    """A server is there and does not let this process in. Waiting does not help; a setting has to be changed."""
+    """A server refuses this process. Waiting does not help; a setting has to be changed."""
 
 
 class NoRoom(Unavailable):
