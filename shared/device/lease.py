@@ -3,7 +3,8 @@
 Each contender owns one key ``<gpu>.<role>.<instance>`` in GPU_LOCK and keeps it alive with a per-message TTL. The
 sequence of its first write is its ticket; the lowest live ticket is the head of the queue, confirms with one
 compare-and-set write, and that write's sequence is the fencing token. Hand-over is first come, first served, and a dead
-holder is gone when its key expires.
+holder is gone when its key expires. A key that is written again moves to the end of the stream, so a contender takes
+itself for the first only when the server has nothing more to send.
 
 The holder's deadline is counted from *before* each acknowledged renewal, less a second, on a clock that goes on while
 the machine sleeps: it knows of its loss before another contender can take over. A renewal without an answer proves

@@ -38,9 +38,8 @@ class OrderedMessages:
         while True:
             with nats_errors(self._failure):
                 message = await self._subscription.next_msg(timeout=_SILENCE)
-            headers = message.headers or {}
-            if headers.get("Status"):
-                if int(headers.get("Nats-Last-Consumer", received)) != received:
+            if not message.reply:  # a heartbeat: messages of the stream come with a subject for their acknowledgement
+                if int((message.headers or {}).get("Nats-Last-Consumer", received)) != received:
                     return
                 self.caught_up = True  # it sends heartbeats while it has nothing else to send
                 continue

@@ -52,6 +52,15 @@ async def test_messages_come_from_the_first_sequence_on_and_then_as_they_are_pub
     assert await consumers(js) == []
 
 
+async def test_a_message_with_the_header_of_a_heartbeat_is_a_message(nc: Client) -> None:
+    js = nc.jetstream()
+    async with ordered(nc, js, STREAM, 7) as messages:
+        found = aiter(messages)
+        await js.publish("test.a", b"a3", headers={"Status": "100", "Nats-Last-Consumer": "none"})
+        await js.publish("test.a", b"a4")
+        assert await take(found, 2) == ["a3", "a4"]
+
+
 async def test_a_subject_leaves_the_others_out(nc: Client) -> None:
     async with ordered(nc, nc.jetstream(), STREAM, 1, "test.b") as messages:
         assert messages.pending == 3

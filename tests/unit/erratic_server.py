@@ -185,7 +185,7 @@ class Consumer:
                 self._transmit(_message(stored, self._sent, len(self._backlog)))
         elif world.now >= self._idle_since + 1:
             headers = {"Status": "100", "Nats-Last-Consumer": str(self._sent)}
-            self._transmit(SimpleNamespace(headers=headers))
+            self._transmit(SimpleNamespace(reply="", headers=headers))
 
     def _transmit(self, message: Any) -> None:
         world = self._world
@@ -205,6 +205,7 @@ def _message(stored: Stored, number: int, pending: int) -> Any:
     """The `number`th message of a consumer that has so many more to send."""
     return SimpleNamespace(
         subject=stored.subject,
+        reply="$JS.ACK.KV_GPU_LOCK",
         data=stored.data,
         headers=dict(stored.headers) or None,
         metadata=SimpleNamespace(
