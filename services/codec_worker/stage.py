@@ -12,7 +12,7 @@ import numpy as np
 from nats.js import JetStreamContext
 
 from services.codec_worker.engines.base import CodecEngine
-from services.codec_worker.tokens import fetch_tokens, token_keys
+from services.codec_worker.token_fetch import fetch_tokens, token_keys
 from shared.audio.files import CONTENT_TYPES, AudioWriter, SongTags
 from shared.audio.peaks import CONTENT_TYPE as PEAKS_TYPE
 from shared.audio.peaks import Peaks

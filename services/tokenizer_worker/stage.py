@@ -10,7 +10,7 @@ from nats.js import JetStreamContext
 from services.tokenizer_worker.batch import Batch, BatchedSong
 from services.tokenizer_worker.engines.base import Song, TokenEngine
 from services.tokenizer_worker.saved_tokens import SavedTokens
-from shared.device.turn import Phase
+from shared.device.offload_phases import Phase
 from shared.errors import LeaseLost, QueueFull, SongError, Unavailable
 from shared.frames import frames_nearest, frames_within
 from shared.jobs.events import GENERATING_SHARE, generating

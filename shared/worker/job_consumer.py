@@ -13,7 +13,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 
-from shared.device.turn import Turn
+from shared.device.offload_phases import Turn
 from shared.errors import JobConflict, NewerRecord, SongError, Unavailable, Unreadable
 from shared.jobs.events import EventPublisher
 from shared.jobs.store import JobStore, change

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 from shared.aio import end
-from shared.device.turn import Turn
+from shared.device.offload_phases import Turn
 from shared.errors import NewerRecord, Unavailable
 from shared.jobs.events import EventPublisher
 from shared.jobs.store import JobStore

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 from shared.device.info import Device, figures
 from shared.device.lease import HeldLease
 from shared.device.ledger import DeviceLedger
-from shared.device.turn import PLANS, Phase, Turn
+from shared.device.offload_phases import PLANS, Phase, Turn
 from shared.schema.job import Job
 from shared.worker.metrics import WorkerMetrics, timed
 from shared.worker.outcome import DeviceMemory

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from shared.device.turn import Phase
+from shared.device.offload_phases import Phase
 from shared.schema.worker import PhaseMemory
 
 _PAGE = 4096

@@ -5,7 +5,7 @@ import logging
 import time
 from typing import Literal
 
-from shared.device.turn import Turn
+from shared.device.offload_phases import Turn
 
 log = logging.getLogger(__name__)
 

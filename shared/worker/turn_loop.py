@@ -13,7 +13,7 @@ from nats.js import JetStreamContext
 from shared.aio import end
 from shared.causes import describe_error
 from shared.device.lease import HeldLease, Lease
-from shared.device.turn import PLANS, Turn
+from shared.device.offload_phases import PLANS, Turn
 from shared.errors import DeviceBroken, DeviceFull, LeaseLost, NotFound, Unavailable
 from shared.jobs.events import progress_at_start
 from shared.schema.event import Stage

@@ -14,7 +14,7 @@ import soundfile
 from nats.js.api import DeliverPolicy
 
 from deploy.local.servers.embedded import NatsServer, S3Server
-from services.codec_worker.tokens import fetch_tokens
+from services.codec_worker.token_fetch import fetch_tokens
 from shared.audio.peaks import PeaksBody
 from shared.errors import TokensLost
 from shared.jobs.store import change

@@ -15,7 +15,7 @@ import websockets
 from services.gateway.api import websocket_protocol as connection
 from services.gateway.auth.api_keys import Caller
 from services.gateway.events.broadcaster import SUBSCRIPTION_EVENTS, Subscription
-from services.gateway.events.store import StoredEvent
+from services.gateway.events.stored_events import StoredEvent
 from shared.jobs.store import change
 from shared.nats.subjects import TENANT
 from shared.schema.event import Completed, Progress, Stage, cloud_event

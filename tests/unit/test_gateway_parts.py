@@ -11,7 +11,7 @@ from services.gateway.api.nats_requests import error_body
 from services.gateway.api.static_files import accepts_gzip
 from services.gateway.errors import to_api_error
 from services.gateway.events.broadcaster import SUBSCRIPTION_EVENTS, Subscription
-from services.gateway.events.store import StoredEvent
+from services.gateway.events.stored_events import StoredEvent
 from shared.errors import QueueFull
 from shared.schema.event import AnyEvent, Failed, Progress, Stage, cloud_event
 from shared.schema.job import Job

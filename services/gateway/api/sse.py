@@ -16,7 +16,7 @@ from services.gateway.api.docs.openapi import Answer, operation, problems
 from services.gateway.api.guards import OWN_PAGES
 from services.gateway.api.parameters import After, LastEventId, known_event
 from services.gateway.auth.api_keys import Caller
-from services.gateway.events.store import Frame
+from services.gateway.events.stored_events import Frame
 from services.gateway.songs.event_feed import EventFeeds, EventsLost
 from services.gateway.songs.status import Songs
 from shared.errors import HeartMulaError

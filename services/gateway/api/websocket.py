@@ -14,7 +14,7 @@ from services.gateway.api.guards import CHECKS_ITSELF, PageRules, refuse_handsha
 from services.gateway.api.parameters import After, known_event
 from services.gateway.auth.authenticate import Authenticator
 from services.gateway.errors import ApiError
-from services.gateway.events.store import Frame
+from services.gateway.events.stored_events import Frame
 from services.gateway.songs.event_feed import EventFeeds, EventsLost
 from shared.errors import HeartMulaError
 

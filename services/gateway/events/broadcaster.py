@@ -11,7 +11,7 @@ from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 from prometheus_client import Counter
 
-from services.gateway.events.store import StoredEvent, stored_event
+from services.gateway.events.stored_events import StoredEvent, stored_event
 from shared.aio import end
 from shared.errors import NotFound, Unavailable
 from shared.nats.errors import nats_errors

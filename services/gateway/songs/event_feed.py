@@ -10,7 +10,7 @@ import msgspec
 from nats.js import JetStreamContext
 
 from services.gateway.events.broadcaster import Broadcaster, Subscription
-from services.gateway.events.store import Frame, StoredEvent, following, last_sequence
+from services.gateway.events.stored_events import Frame, StoredEvent, following, last_sequence
 from services.gateway.songs.eta import EtaEstimator, Expectation, moved
 from services.gateway.songs.status import Songs, StatusBody
 from shared.jobs.events import end_event

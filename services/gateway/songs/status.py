@@ -9,7 +9,7 @@ from nats.js import JetStreamContext
 
 from services.gateway.errors import unknown_job
 from services.gateway.events.broadcaster import Broadcaster
-from services.gateway.events.store import newest
+from services.gateway.events.stored_events import newest
 from services.gateway.songs.eta import EtaEstimator
 from services.gateway.songs.index import Place, SongIndex, cursor_of
 from shared.errors import HeartMulaError, NewerRecord

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from shared.device.ledger import DeviceLedger
-from shared.device.turn import PLANS, Phase, Turn
+from shared.device.offload_phases import PLANS, Phase, Turn
 from shared.errors import LeaseLost, PhaseError
 from shared.schema.worker import Role
 
