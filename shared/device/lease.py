@@ -1,24 +1,25 @@
 """The lease on a device: only its holder may use the device.
 
-Each contender owns one key ``<gpu>.<role>.<instance>`` in GPU_LOCK and keeps it alive with a per-message TTL. The
+Each candidate owns one key ``<gpu>.<role>.<instance>`` in GPU_LOCK and keeps it alive with a per-message TTL. The
 sequence of its first write is its ticket; the lowest live ticket is the head of the queue, confirms with one
 compare-and-set write, and that write's sequence is the fencing token. Hand-over is first come, first served, and a dead
-holder is gone when its key expires. A key that is written again moves to the end of the stream, so a contender takes
+holder is gone when its key expires. A key that is written again moves to the end of the stream, so a candidate takes
 itself for the first only when the server has nothing more to send.
 
 The holder's deadline is counted from *before* each acknowledged renewal, less a second, on a clock that goes on while
-the machine sleeps: it knows of its loss before another contender can take over. A renewal without an answer proves
-nothing either way. A contender that saw a holder's key vanish without a delete marker waits until that deadline is
+the machine sleeps: it knows of its loss before another candidate can take over. A renewal without an answer proves
+nothing either way. A candidate that saw a holder's key vanish without a delete marker waits until that deadline is
 over.
 
-No contender writes another's key, but in one case. The server may fail to expire a key, or bring it back after a crash,
-so each contender times every key ahead of it, from when it began to follow and through reconnects. One whose sequence
+No candidate writes another's key, but in one case. The server may fail to expire a key, or bring it back after a crash,
+so each candidate times every key ahead of it, from when it began to follow and through reconnects. One whose sequence
 has not moved for two TTLs (its own or the key's, whichever is longer) gets a delete marker, by compare-and-set on the
 sequence that was timed: its owner, should it wake, meets the marker and knows that it has lost. Time in which a
-contender could not have seen the key move, because it was stopped or cut off, does not count. A key that cannot be read
-is a contender like any other: a newer version may hold the device.
+candidate could not have seen the key move, because it was stopped or cut off, does not count. A key that cannot be read
+is a candidate like any other: a newer version may hold the device.
 
-`Lease` runs all this in a thread of its own, so that neither a busy event loop nor a long step costs the lease.
+`Lease` runs all this in a thread of its own, so that neither a busy event loop nor a long step costs the lease. The
+protocol is in `lease_candidate`, the renewal of keys in `lease_renewal`, the file lock in `file_lock`.
 """
 
 import asyncio
@@ -42,7 +43,7 @@ _T = TypeVar("_T")
 
 
 async def read_leases(js: JetStreamContext) -> list[LeaseView]:
-    """Every live contender of every device, from the leader. Raises `Unavailable` when NATS does not answer."""
+    """Every live candidate of every device, from the leader. Raises `Unavailable` when NATS does not answer."""
     failure = "leases cannot be read"
     try:
         with nats_errors(failure):
@@ -61,9 +62,9 @@ async def read_leases(js: JetStreamContext) -> list[LeaseView]:
 class HeldLease:
     """A lease that was acquired. `check` costs nothing and may be called from any thread, before every step."""
 
-    def __init__(self, contender: LeaseCandidate, lease: "Lease", fencing_token: int) -> None:
+    def __init__(self, candidate: LeaseCandidate, lease: "Lease", fencing_token: int) -> None:
         self.fencing_token = fencing_token
-        self._contender = contender
+        self._contender = candidate
         self._lease = lease
 
     @property
@@ -77,7 +78,7 @@ class HeldLease:
             raise LeaseLost("the lease on the device is gone")
 
     def waiting(self) -> list[LeaseView]:
-        """The contenders that wait for the device, in the order in which they will get it."""
+        """The candidates that wait for the device, in the order in which they will get it."""
         return self._contender.others()
 
     async def enter(self, phase: int) -> None:
@@ -85,12 +86,12 @@ class HeldLease:
         await self._lease._call(self._contender.enter(self.fencing_token, phase))
 
     async def release(self) -> None:
-        """Give the device to the next contender. A lease that was lost is released quietly."""
+        """Give the device to the next candidate. A lease that was lost is released quietly."""
         await self._lease._call(self._contender.release())
 
 
 class Lease:
-    """A contender for one device, with a thread, an event loop and a connection of its own."""
+    """A candidate for one device, with a thread, an event loop and a connection of its own."""
 
     def __init__(self, settings: Settings, *, gpu: str, role: str, instance: str, exclusive: bool = True) -> None:
         """With `exclusive` false only workers of the same role exclude each other on the device."""
@@ -104,7 +105,7 @@ class Lease:
         self._thread = threading.Thread(target=self._loop.run_forever, name="lease", daemon=True)
 
     async def start(self) -> None:
-        """Connect and begin to follow the other contenders. Raises `Unavailable`."""
+        """Connect and begin to follow the other candidates. Raises `Unavailable`."""
         self._thread.start()
         await self._call(self._contender.start())
 

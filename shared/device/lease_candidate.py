@@ -1,4 +1,4 @@
-"""A contender for a device: the state machine of the protocol that `shared.device.lease` describes.
+"""A candidate for a device: the state machine of the protocol that `shared.device.lease` describes.
 
 ::
 
@@ -25,6 +25,7 @@ from shared.device.file_lock import FileLock
 from shared.device.lease_follower import LeaseFollower
 from shared.device.lease_key import LeaseKey
 from shared.device.lease_queue import PREFIX, LeaseQueue, LeaseView, is_gone
+from shared.device.lease_renewal import keep_renewed
 from shared.device.stale_keys import StaleKeyRemover
 from shared.errors import LeaseLost, Refused, Unavailable, WrongSequence
 from shared.nats.connection import broker, connect
@@ -41,7 +42,7 @@ _PHASE_DELAY = 0.05  # seconds; phases that are over sooner are not written down
 
 
 class LeaseCandidate:
-    """One contender. Lives on the lease thread; `fencing_token`, `deadline` and `others` may be read from any."""
+    """One candidate. Lives on the lease thread; `fencing_token`, `deadline` and `others` may be read from any."""
 
     def __init__(self, settings: Settings, gpu: str, role: str, instance: str, scope: str, lock: Path) -> None:
         self._settings = settings
@@ -64,7 +65,7 @@ class LeaseCandidate:
         self._renewing: asyncio.Task[None] | None = None
         self._recording: asyncio.Task[None] | None = None  # writes the phase down
         self._acquiring: asyncio.Task[object] | None = None
-        self._tasks: list[asyncio.Task[None]] = []  # run until this contender is closed
+        self._tasks: list[asyncio.Task[None]] = []  # run until this candidate is closed
         self._nc: Client | None = None
         self._key: LeaseKey  # from `start` on
 
@@ -76,7 +77,7 @@ class LeaseCandidate:
     # --- following the others
 
     async def start(self) -> None:
-        """Connect, and wait until the other contenders have been seen. Raises `Unavailable` or `Rejected`."""
+        """Connect, and wait until the other candidates have been seen. Raises `Unavailable` or `Rejected`."""
         # pending_size 0: a renewal must not be sent later than it was timed.
         name = f"lease-{self._role}-{self._instance}"
         self._nc = await wait_until_available(
@@ -108,7 +109,7 @@ class LeaseCandidate:
             self._changed.set()
 
     def others(self) -> list[LeaseView]:
-        """All other contenders in the queue, the next one first."""
+        """All other candidates in the queue, the next one first."""
         mine = self._subject
         found = [view for subject, view in self._queue.views.items() if subject != mine]
         return sorted(found, key=lambda view: view.ticket)
@@ -155,20 +156,6 @@ class LeaseCandidate:
                 raise LeaseLost("the lease on the device is gone")
         return await self._update()
 
-    async def _renew(self) -> None:
-        pause = self._ttl / 4
-        while self._ticket:
-            await asyncio.sleep(pause)
-            if not self._ticket:
-                return
-            if elapsed() >= self.deadline:
-                self._lose("it could not be renewed in time")
-                return
-            try:
-                pause = self._ttl / 4 if await self._update() else 0.25
-            except LeaseLost:
-                return
-
     def _lose(self, reason: str) -> None:
         if self.fencing_token:
             log.error("lease lost: %s", reason)
@@ -211,7 +198,9 @@ class LeaseCandidate:
                 except (Unavailable, WrongSequence) as error:
                     log.debug("lease: cannot enter the queue yet: %s", error)
             await asyncio.sleep(0.25)
-        self._renewing = asyncio.create_task(self._renew())
+        self._renewing = asyncio.create_task(
+            keep_renewed(self._ttl, lambda: self._ticket, lambda: self.deadline, self._update, self._lose)
+        )
 
     async def _wait_for_turn(self) -> bool:
         """True when the lease is ours; False when our place in the queue is lost."""

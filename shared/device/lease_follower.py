@@ -1,4 +1,4 @@
-"""Keeps a `LeaseQueue` up to date: a snapshot of the contenders' keys, then every change."""
+"""Keeps a `LeaseQueue` up to date: a snapshot of the candidates' keys, then every change."""
 
 import asyncio
 import logging
@@ -79,7 +79,7 @@ class LeaseFollower:
                 async with asyncio.timeout(_SNAPSHOT_SECONDS):
                     complete = await self._read_snapshot(messages, changes)
             except TimeoutError:
-                raise Unavailable("nats", "not all contenders could be read") from None
+                raise Unavailable("nats", "not all candidates could be read") from None
             if complete:
                 self._queue.finish(elapsed())
                 self._on_snapshot()

@@ -1,4 +1,4 @@
-"""A contender's key in GPU_LOCK: each write and delete is a compare-and-set on the key's sequence."""
+"""A candidate's key in GPU_LOCK: each write and delete is a compare-and-set on the key's sequence."""
 
 import msgspec
 from nats.js import JetStreamContext
@@ -39,7 +39,7 @@ class LeaseKey:
     async def renew(self, record: LeaseRecord) -> int:
         """Write over our latest write. Returns the sequence; raises `WrongSequence`.
 
-        Raises `LeaseLost` once the deadline is past: another contender may have taken the device since, and a server
+        Raises `LeaseLost` once the deadline is past: another candidate may have taken the device since, and a server
         that brings keys back may have brought ours back too, with the sequence that we know.
         """
         now = elapsed()

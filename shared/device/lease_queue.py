@@ -1,7 +1,7 @@
-"""The queue for a device as one contender has seen it, and for how long each key in it has stood still.
+"""The queue for a device as one candidate has seen it, and for how long each key in it has stood still.
 
 That the server lets a key expire is not relied on: after crashes nats-server 2.15 brings back keys whose TTL had run
-out, and never lets them expire again. So each contender judges by its own clock whether the sequence of a key still
+out, and never lets them expire again. So each candidate judges by its own clock whether the sequence of a key still
 moves.
 """
 
@@ -21,7 +21,7 @@ STALE_TTLS = 2  # a key that has not moved for so many TTLs has no owner any mor
 
 @dataclass(frozen=True)
 class LeaseView:
-    """A contender, as its key shows it."""
+    """A candidate, as its key shows it."""
 
     gpu: str
     role: str
@@ -35,7 +35,7 @@ class LeaseView:
 
 
 def read_record(data: bytes) -> LeaseRecord | None:
-    """A contender's record, or None if it cannot be read."""
+    """A candidate's record, or None if it cannot be read."""
     try:
         return decode(data, LeaseRecord)
     except Unreadable:
@@ -48,7 +48,7 @@ def is_gone(data: bytes | None, headers: Mapping[str, str] | None) -> bool:
 
 
 def read_view(subject: str, data: bytes, sequence: int, headers: Mapping[str, str] | None) -> LeaseView:
-    """Read a key. One that cannot be read is a contender too, with its sequence as ticket."""
+    """Read a key. One that cannot be read is a candidate too, with its sequence as ticket."""
     gpu, role, owner = subject.removeprefix(PREFIX).split(".")
     found = re.fullmatch(r"(\d{1,6})s", (headers or {}).get("Nats-TTL", ""))
     ttl = int(found[1]) if found else 0
@@ -67,7 +67,7 @@ class _Key:
 
 
 class LeaseQueue:
-    """All contenders in the queue. Lives on the lease's loop; only `views` may be read from other threads."""
+    """All candidates in the queue. Lives on the lease's loop; only `views` may be read from other threads."""
 
     def __init__(self, mine: str, ttl: int) -> None:
         """`mine` is our own subject, `ttl` our own TTL in seconds."""
@@ -100,7 +100,7 @@ class LeaseQueue:
         self._latest[subject] = sequence
         known = self._keys.get(subject)
         if is_gone(data, headers):
-            if (headers or {}).get("KV-Operation") == "DEL":  # by its owner, or by a contender that saw it stand still
+            if (headers or {}).get("KV-Operation") == "DEL":  # by its owner, or by a candidate that saw it stand still
                 self._set(subject, None)
             elif known is not None:
                 self.vanish(subject, known.view.sequence, now)
@@ -139,10 +139,10 @@ class LeaseQueue:
             self._keys[subject] = key
         self.views = {subject: key.view for subject, key in self._keys.items()}
 
-    # --- what a contender may do
+    # --- what a candidate may do
 
     def tick(self, now: float, connected: bool) -> None:
-        """Let time pass. Time in which we slept, were stopped or cut off counts against no other contender."""
+        """Let time pass. Time in which we slept, were stopped or cut off counts against no other candidate."""
         if connected and self.complete:
             self._watched += min(now - self._looked, self._ttl / 4)
         self._looked = now

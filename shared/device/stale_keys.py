@@ -1,4 +1,4 @@
-"""Removes the keys of contenders that are gone, where the server does not let them expire."""
+"""Removes the keys of candidates that are gone, where the server does not let them expire."""
 
 import asyncio
 import logging
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 class StaleKeyRemover:
-    """Times every contender's key; while we wait, looks after those ahead of us that stand still."""
+    """Times every candidate's key; while we wait, looks after those ahead of us that stand still."""
 
     def __init__(
         self, queue: LeaseQueue, ttl: int, waiting_ticket: Callable[[], int], on_change: Callable[[], None]

@@ -65,5 +65,5 @@ def job_subject(tenant: str, job_id: str) -> str:
 
 
 def lock_key(gpu: str, role: str, instance: str) -> str:
-    """A contender's key in GPU_LOCK."""
+    """A candidate's key in GPU_LOCK."""
     return f"{gpu}.{role}.{instance}"

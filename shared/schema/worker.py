@@ -57,7 +57,7 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LeaseRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """A contender's key in GPU_LOCK. `ticket` 0 means: the sequence of this very message."""
+    """A candidate's key in GPU_LOCK. `ticket` 0 means: the sequence of this very message."""
 
     schema: int = SCHEMA
     ticket: int

@@ -207,7 +207,7 @@ def _lease(record: LeaseRecord) -> Stored:
 
 
 def lease_view(data: bytes) -> LeaseView:
-    """Read the held lease as another contender does."""
+    """Read the held lease as another candidate does."""
     return read_view(LEASE_SUBJECT, data, 41, {"Nats-TTL": "10s"})
 
 

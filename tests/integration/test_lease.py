@@ -64,7 +64,7 @@ async def test_two_roles_take_turns_in_the_order_they_asked(make: Make) -> None:
     third = await queue[1]
     assert first.fencing_token < second.fencing_token < third.fencing_token
     await third.release()
-    # A contender that comes back stands at the end, and gets a higher token.
+    # A candidate that comes back stands at the end, and gets a higher token.
     again = await leases[0].acquire()
     assert again.fencing_token > third.fencing_token
     await again.release()

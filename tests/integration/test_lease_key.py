@@ -1,4 +1,4 @@
-"""A contender's key on a real nats-server: every write and delete is a compare-and-set, and none comes too late."""
+"""A candidate's key on a real nats-server: every write and delete is a compare-and-set, and none comes too late."""
 
 from collections.abc import AsyncIterator
 

@@ -1,4 +1,4 @@
-"""A simulation without real time: contenders as processes that are stopped and killed, and a server that errs.
+"""A simulation without real time: candidates as processes that are stopped and killed, and a server that errs.
 
 The server keeps the last message of each subject, as GPU_LOCK does, and compares sequences correctly: nothing could be
 promised otherwise. Everything else goes wrong: keys come back after their end or vanish, messages are delivered late or
@@ -43,7 +43,7 @@ class _Loop(asyncio.SelectorEventLoop):
         self.run_forever()
 
 
-class _Contender(LeaseCandidate):
+class _Candidate(LeaseCandidate):
     """Its process may be stopped between looking at its deadline and writing."""
 
     slow = False  # until set back
@@ -75,7 +75,7 @@ class Process:
         self.world, self.name = world, name
         self.loop = _Loop(world)
         # A lock file of its own: on several machines the lease alone has to exclude.
-        self.contender = _Contender(Settings(lease_ttl=TTL), "gpu0", "codec", name, "gpu0.*.*", folder / f"{name}.lock")
+        self.candidate = _Candidate(Settings(lease_ttl=TTL), "gpu0", "codec", name, "gpu0.*.*", folder / f"{name}.lock")
         self.stopped_until = 0.0
         self.cut_off_until = 0.0
         self.connected = True
@@ -88,19 +88,19 @@ class Process:
     @property
     def alive(self) -> bool:
         """Whether it takes the device for its own; as `HeldLease.alive`."""
-        return bool(self.contender.fencing_token) and self.world.now < self.contender.deadline
+        return bool(self.candidate.fencing_token) and self.world.now < self.candidate.deadline
 
     async def _work(self) -> None:
-        await self.contender.start()
+        await self.candidate.start()
         while True:
-            token = await self.contender.acquire()
+            token = await self.candidate.acquire()
             self.taken += 1
             began, keeps = self.world.now, self.world.random.choice((0.2, 1, 2 * TTL))
-            while self.alive and self.contender.fencing_token == token:
+            while self.alive and self.candidate.fencing_token == token:
                 if self.world.now >= began + (keeps if self.keeps is None else self.keeps):
                     break
                 await asyncio.sleep(STEP)
-            await self.contender.release()
+            await self.candidate.release()
             await asyncio.sleep(self.world.random.uniform(0, 2))
 
     def step(self) -> None:
@@ -125,7 +125,7 @@ class Process:
 
     def end(self) -> None:
         """As kill -9: nothing is released but the file lock."""
-        self.contender._ticket = self.contender.fencing_token = 0  # what cancelling releases must not reach the server
+        self.candidate._ticket = self.candidate.fencing_token = 0  # what cancelling releases must not reach the server
         self.disconnect()
         while tasks := asyncio.all_tasks(self.loop):  # again: `wait_for` may swallow a cancellation
             for task in tasks:
@@ -215,7 +215,7 @@ def _message(stored: Stored, number: int, pending: int) -> Any:
 
 
 class _Client:
-    """What a contender uses of nats-py's client and of its JetStream."""
+    """What a candidate uses of nats-py's client and of its JetStream."""
 
     def __init__(self, process: Process) -> None:
         self._process, self._world = process, process.world

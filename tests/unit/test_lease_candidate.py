@@ -1,4 +1,4 @@
-"""The lease's protocol against a server that errs: never two holders, and in the end each contender gets the device."""
+"""The lease's protocol against a server that errs: never two holders, and in the end each candidate gets the device."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +21,7 @@ def world(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     """A world of a seed."""
     world = World(Random(getattr(request, "param", 0)), tmp_path)
     monkeypatch.setattr("shared.device.lease_candidate.connect", world.connect)
-    for module in ("lease_candidate", "lease_follower", "lease_key", "stale_keys"):
+    for module in ("lease_candidate", "lease_renewal", "lease_follower", "lease_key", "stale_keys"):
         monkeypatch.setattr(f"shared.device.{module}.elapsed", lambda: world.now)
     yield world
     for process in world.processes:
@@ -41,7 +41,7 @@ def lose_a_key(world: World) -> None:
     """Lose a key whose latest state all others have seen: one that has not cannot know that the device is taken."""
     for subject, stored in world.stored.items():
         others = [process for process in world.processes if not subject.endswith(f".{process.name}")]
-        views = [process.contender._queue.views.get(subject) for process in others]
+        views = [process.candidate._queue.views.get(subject) for process in others]
         if all(view is not None and view.sequence == stored.sequence for view in views):
             world.lose(subject)
             return
@@ -91,7 +91,7 @@ def test_never_two_hold_the_device_and_each_gets_it_in_the_end(world: World) -> 
         be_at_peace(world)
         taken = {process: process.taken for process in world.processes}
         pass_time(world, PEACE)
-        assert all(process.taken > taken[process] for process in world.processes), "a contender waits for ever"
+        assert all(process.taken > taken[process] for process in world.processes), "a candidate waits for ever"
     assert world.returned
 
 
@@ -104,7 +104,7 @@ def started(world: World, *names: str) -> list[Process]:
         process.keeps = 1000.0
         if process is world.processes[0]:
             until(world, lambda: world.processes[0].alive, 1)
-    until(world, lambda: all(process.contender._ticket for process in world.processes), 1)
+    until(world, lambda: all(process.candidate._ticket for process in world.processes), 1)
     return world.processes
 
 
@@ -119,7 +119,7 @@ def until(world: World, happened: Callable[[], bool], seconds: float) -> float:
 
 def come_back(world: World, process: Process) -> None:
     """Its key is one that no longer expires."""
-    subject = process.contender._subject
+    subject = process.candidate._subject
     world.stored[subject] = replace(world.stored[subject], ends=float("inf"))
 
 
@@ -135,23 +135,23 @@ def test_a_key_that_does_not_move_is_deleted_after_two_ttls_and_its_owner_meets_
 
 def test_an_owner_that_had_looked_at_its_deadline_before_it_was_stopped_does_not_renew(world: World) -> None:
     first, second = started(world, "a", "b")
-    first.contender.slow = True  # stays where it is about to write
-    until(world, lambda: first.contender.about_to_write, TTL)
+    first.candidate.slow = True  # stays where it is about to write
+    until(world, lambda: first.candidate.about_to_write, TTL)
     first.stopped_until = world.now + 4 * TTL
     come_back(world, first)
     until(world, lambda: second.alive, 3 * TTL)
     until(world, lambda: world.now > first.stopped_until, 5 * TTL)
-    first.contender.slow = False
+    first.candidate.slow = False
     pass_time(world, 2 * TTL)
     assert second.alive
 
 
 def test_a_waiter_that_slept_past_its_deadline_takes_nothing_with_a_key_that_came_back(world: World) -> None:
     first, second = started(world, "a", "b")
-    second.contender.slow = True
-    until(world, lambda: second.contender.about_to_write, TTL)
+    second.candidate.slow = True
+    until(world, lambda: second.candidate.about_to_write, TTL)
     first.keeps = 0.0
-    key = world.stored[second.contender._subject]
+    key = world.stored[second.candidate._subject]
     second.stopped_until = world.now + 3 * TTL
     second.disconnect()  # no marker reaches it
     pass_time(world, TTL)
@@ -161,7 +161,7 @@ def test_a_waiter_that_slept_past_its_deadline_takes_nothing_with_a_key_that_cam
     world.stored[key.subject] = replace(key, ends=float("inf"))
     until(world, lambda: second.connected, 3 * TTL)
     pass_time(world, 1)
-    second.contender.slow = False
+    second.candidate.slow = False
     pass_time(world, 3 * TTL)
 
 
@@ -198,7 +198,7 @@ def test_a_lease_of_a_later_version_is_waited_for_until_it_stands_still(world: W
         pass_time(world, TTL / 2)
         assert not process.alive
         world.write(subject, b"a record of another kind", written)
-    assert [view.state for view in process.contender.others()] == ["unreadable"]
+    assert [view.state for view in process.candidate.others()] == ["unreadable"]
     world.write(subject, b"a record of another kind", {"Nats-TTL": f"{TTL}s"})
     come_back_at = world.stored[subject]
     world.stored[subject] = replace(come_back_at, ends=float("inf"))
@@ -217,7 +217,7 @@ def test_a_key_with_a_longer_ttl_is_given_the_time_that_it_was_written_for(world
 def test_a_holder_whose_key_the_server_lost_is_given_until_its_deadline(world: World) -> None:
     first, second = started(world, "a", "b")
     first.cut_off_until = world.now + 1000
-    world.lose(first.contender._subject)
+    world.lose(first.candidate._subject)
     second.cut_off_until = world.now + 0.1  # sees from a fresh snapshot that the key is gone
     until(world, lambda: second.alive, 2 * TTL)
     assert not first.alive
@@ -231,7 +231,7 @@ def consumer_of(world: World, process: Process) -> Consumer:
 
 def test_a_change_that_was_lost_on_the_way_is_read_in_a_fresh_snapshot_within_two_heartbeats(world: World) -> None:
     first, second = started(world, "a", "b")
-    subject, queue = first.contender._subject, second.contender._queue
+    subject, queue = first.candidate._subject, second.candidate._queue
     consumer = consumer_of(world, second)
     consumer.loses = 1
     until(world, lambda: not consumer.loses, TTL)
@@ -246,24 +246,24 @@ def test_a_key_that_was_written_again_before_it_was_delivered_is_not_overlooked(
     for name in "ba":
         world.start(name)
         world.processes[-1].keeps = 1000.0
-        world.processes[-1].contender.slow = True  # about to enter the queue
+        world.processes[-1].candidate.slow = True  # about to enter the queue
     second, first = world.processes
-    until(world, lambda: first.contender.about_to_write and second.contender.about_to_write, 1)
+    until(world, lambda: first.candidate.about_to_write and second.candidate.about_to_write, 1)
     consumer = consumer_of(world, second)
     consumer.paused = True
-    first.contender.slow = False
-    until(world, lambda: bool(first.contender._ticket), 1)
-    first.contender.slow = True
-    second.contender.slow = False
-    until(world, lambda: bool(second.contender._ticket), 1)
-    first.contender.slow = False
+    first.candidate.slow = False
+    until(world, lambda: bool(first.candidate._ticket), 1)
+    first.candidate.slow = True
+    second.candidate.slow = False
+    until(world, lambda: bool(second.candidate._ticket), 1)
+    first.candidate.slow = False
     until(world, lambda: first.alive, 1)
     consumer.send()  # the write of the second: that of the first before it was replaced by one after it
-    until(world, lambda: bool(second.contender._queue.views), 1)
-    assert not second.contender.others()
+    until(world, lambda: bool(second.candidate._queue.views), 1)
+    assert not second.candidate.others()
     pass_time(world, 1)
     consumer.paused = False
-    until(world, lambda: len(second.contender.others()) == 1, 2.5)
+    until(world, lambda: len(second.candidate.others()) == 1, 2.5)
     assert first.alive
 
 
