@@ -17,7 +17,6 @@ EVERY_PAGE = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 # Local folders that exist only after `make run`, `make models` or a copy that a reader makes.
 MADE_LATER = ("data", "ckpt/official", "deploy/.env", "deploy/kubernetes/overlays/mine")
-ANNOUNCED = ("docs/architecture.md",)  # linked before it is written; remove it here once it is there
 TOP_FOLDERS = ("services", "shared", "deploy", "tests", "docs", "ckpt")
 FORBIDDEN = ("house", "obituary", "onlooker", "nobody", "whoever", "told", "of late")
 # Descriptions of the machine on which a page was written, instead of the hardware on which something was measured.
@@ -48,8 +47,6 @@ def test_every_relative_link_leads_to_a_file_and_a_heading(page: Path) -> None:
     broken = []
     for path, anchor in links(page):
         target = page.parent / path if path else page
-        if path in ANNOUNCED:
-            continue
         if not target.exists() or (anchor and anchor not in anchors(target)):
             broken.append(f"{path}#{anchor}")
     assert broken == []
@@ -61,7 +58,7 @@ def test_every_path_that_a_page_names_exists(page: Path) -> None:
     missing = []
     for name in named:
         path = name.rstrip(".")
-        if not path.startswith((*MADE_LATER, *ANNOUNCED)) and not list(ROOT.glob(path.rstrip("/"))):
+        if not path.startswith(MADE_LATER) and not list(ROOT.glob(path.rstrip("/"))):
             missing.append(name)
     assert missing == []
 
