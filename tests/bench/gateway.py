@@ -145,7 +145,7 @@ async def sockets(gateway: RunningGateway, size: Size) -> dict[str, float | str]
     """A thousand websockets."""
     job_ids = [await gateway.submit() for _ in range(SONGS)]
     for job_id in job_ids:
-        await gateway.become(job_id, "generating")
+        await gateway.move_to(job_id, "generating")
     pid = gateway.process.pid
     before = resident_kib(pid)
     numbers = (str(size.sockets), str(size.seconds))
@@ -159,7 +159,7 @@ async def sockets(gateway: RunningGateway, size: Size) -> dict[str, float | str]
         for n in range(size.seconds * EVENTS_PER_S * SONGS):
             await asyncio.sleep(max(0.0, began + n / (EVENTS_PER_S * SONGS) - time.perf_counter()))
             done = round(time.time() * 1e6)
-            await gateway.tell(
+            await gateway.publish(
                 Progress(job_id=job_ids[n % SONGS], status="generating", progress=1, done=done, total=2 * done)
             )
         took = time.perf_counter() - began

@@ -59,7 +59,7 @@ async def scenes(browser: Browser, gateway: RunningGateway, flow: Flow) -> None:
 
     failed = await gateway.submit(title="Thunder over Lisbon", tags="rock,drums", lyrics=RIVER)
     reason = "the device ran out of memory. A shorter song may fit."
-    await gateway.become(failed, "generating", "failed", error=reason)
+    await gateway.move_to(failed, "generating", "failed", error=reason)
 
     row = visitor.song("Night Train to Bergen")
     await row.get_by_role("button", name="Play").click()

@@ -1,4 +1,4 @@
-"""``make chaos``: songs on a real stack while its parts are killed, stopped, emptied and lied to.
+"""``make chaos``: songs on a real stack under faults: killed and stopped processes, lost data, junk.
 
 Nothing accepted may be lost, made twice or made by two models at once. First the trivial engine on two cards, then
 the demo checkpoint on one, then the whole stack killed seven times, with orderly restarts between, then servers whose
@@ -29,7 +29,7 @@ DISK = 400  # MB
 
 
 def plans(minutes: float) -> list[Plan]:
-    """All runs."""
+    """Plan all runs for `minutes` in total."""
     seconds = 60 * minutes
     trivial = Settings(
         engine="trivial",

@@ -1,4 +1,4 @@
-"""Faults of the system: processes killed or stopped, servers restarted, leases lost, rubbish in the queues."""
+"""Faults of the system: processes killed or stopped, servers restarted, leases lost, junk in the queues."""
 
 import asyncio
 import signal
@@ -15,11 +15,11 @@ from deploy.local.servers.watchdog import StoreProbe, nats_problem
 from shared.device.lease import read_leases
 from shared.errors import Unavailable
 from shared.nats.subjects import GPU_LOCK, decode_subject, lock_key, token_subject
-from tests.chaos.outside import Outside
+from tests.chaos.outside import Observer
 from tests.chaos.stack import Part, Stack
 
 ROLES = ("tokenizer", "codec", "gateway")
-HOUSE_FAULTS = (
+SYSTEM_FAULTS = (
     *((kind, role) for kind in ("kill9", "sigterm", "sigstop-short", "sigstop-long") for role in ROLES),
     ("nats-kill", ""),
     ("store-kill", ""),
@@ -28,12 +28,12 @@ HOUSE_FAULTS = (
     ("junk", ""),
 )
 DISK_FAULTS = (("full-disk", ""), *(("kill9", role) for role in ROLES))  # where the servers have a volume of their own
-_HOLDER_SECONDS = 5.0  # that a fault waits for somebody to hold the lease
+_HOLDER_SECONDS = 5.0  # how long a fault waits until a worker holds the lease
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """Something that will go wrong."""
+    """A fault: when it happens, what it is, which part it hits and how long it lasts."""
 
     at: float  # seconds after the begin
     kind: str
@@ -43,9 +43,9 @@ class Fault:
 
 
 def plan_faults(
-    random: Random, seconds: float, gap: float, ttl: int, kinds: Sequence[tuple[str, str]] = HOUSE_FAULTS
+    random: Random, seconds: float, gap: float, ttl: int, kinds: Sequence[tuple[str, str]] = SYSTEM_FAULTS
 ) -> list[Fault]:
-    """Faults for so many seconds, one every `gap` seconds on average; each kind once before any kind twice."""
+    """Plan faults for `seconds`, one every `gap` seconds on average; each kind once before any kind twice."""
     found: list[Fault] = []
     deck: list[tuple[str, str]] = []
     at = gap
@@ -66,16 +66,16 @@ def plan_faults(
 
 
 class Injector:
-    """Makes faults happen, each at its time, several at once where they last long enough."""
+    """Injects faults, each at its time; they overlap if they last long enough."""
 
-    def __init__(self, stack: Stack, outside: Outside) -> None:
+    def __init__(self, stack: Stack, observer: Observer) -> None:
         self.done: Counter[str] = Counter()
         self.junk: list[str] = []  # names of what was put into the queues
-        self._stack, self._outside = stack, outside
+        self._stack, self._observer = stack, observer
         self._busy = {"nats-kill": asyncio.Lock(), "store-kill": asyncio.Lock()}
 
     async def run(self, faults: Sequence[Fault]) -> None:
-        """Returns when all is over and everything runs again."""
+        """Inject the faults; returns when the last one is over and every part runs again."""
         loop = asyncio.get_running_loop()
         began = loop.time()
         async with asyncio.TaskGroup() as tasks:
@@ -86,89 +86,89 @@ class Injector:
     async def _inject(self, fault: Fault) -> None:
         match fault.kind:
             case "kill9" | "sigterm":
-                await self._end(fault, self._part(fault))
+                await self._terminate(fault, self._part(fault))
             case "sigstop-short" | "sigstop-long":
-                await self._halt(fault, self._part(fault))
+                await self._suspend(fault, self._part(fault))
             case "nats-kill":
-                await self._restart(fault, self._stack.nats)
+                await self._restart_server(fault, self._stack.nats)
             case "store-kill":
-                await self._restart(fault, self._stack.store)
+                await self._restart_server(fault, self._stack.store)
             case "full-disk":
-                await self._fill(fault)
+                await self._fill_disk(fault)
             case "lost-lease":
-                await self._take_lease(fault)
+                await self._purge_lease(fault)
             case "junk":
-                await self._litter(fault)
+                await self._publish_junk(fault)
 
     def _part(self, fault: Fault) -> Part:
         stack = self._stack
         parts = {"tokenizer": stack.tokenizers, "codec": stack.codecs, "gateway": stack.gateways}[fault.role]
         return parts[fault.which % len(parts)]
 
-    def _happens(self, fault: Fault, what: str) -> None:
+    def _record_fault(self, fault: Fault, what: str) -> None:
         self.done[fault.kind] += 1
-        self._stack.tell(f"{fault.kind}: {what}")
+        self._stack.log(f"{fault.kind}: {what}")
 
-    async def _end(self, fault: Fault, part: Part) -> None:
-        async with part.free:
+    async def _terminate(self, fault: Fault, part: Part) -> None:
+        async with part.busy:
             pid = part.pid
-            self._happens(fault, f"{part.name} ({pid})")
+            self._record_fault(fault, f"{part.name} ({pid})")
             part.send(signal.SIGKILL if fault.kind == "kill9" else signal.SIGTERM)
-            await part.back(pid)
+            await part.wait_for_restart(pid)
 
-    async def _halt(self, fault: Fault, part: Part) -> None:
-        async with part.free:
-            self._happens(fault, f"{part.name} ({part.pid}) for {fault.seconds:g} s")
+    async def _suspend(self, fault: Fault, part: Part) -> None:
+        async with part.busy:
+            self._record_fault(fault, f"{part.name} ({part.pid}) for {fault.seconds:g} s")
             part.send(signal.SIGSTOP)
             await asyncio.sleep(fault.seconds)
             part.send(signal.SIGCONT)
-            self._stack.tell(f"{part.name} ({part.pid}) goes on")
+            self._stack.log(f"{part.name} ({part.pid}) continues")
 
-    async def _restart(self, fault: Fault, server: Server) -> None:
+    async def _restart_server(self, fault: Fault, server: Server) -> None:
         async with self._busy[fault.kind]:
-            self._happens(fault, f"for {fault.seconds:g} s")
+            self._record_fault(fault, f"for {fault.seconds:g} s")
             server.kill()
             await asyncio.sleep(fault.seconds)
             await server.start()
-            self._stack.tell(f"{server.name} is back")
+            self._stack.log(f"{server.name} is back")
 
-    async def _fill(self, fault: Fault) -> None:
-        """Fill the disk of both servers, which are started again by themselves when it has room."""
+    async def _fill_disk(self, fault: Fault) -> None:
+        """Fill the disk of both servers; the watchdog restarts them when it has room again."""
         volume, probe = self._stack.volume, StoreProbe(self._stack.store, self._stack.settings.s3_bucket)
         assert volume is not None
         async with self._busy["nats-kill"], self._busy["store-kill"]:
-            self._happens(fault, f"for {fault.seconds:g} s")
+            self._record_fault(fault, f"for {fault.seconds:g} s")
             volume.fill()
             await asyncio.sleep(fault.seconds)
             volume.free()
-            self._stack.tell("the disk has room")
+            self._stack.log("the disk has room")
             while await nats_problem(self._stack.nats) or await probe.problem():
                 await asyncio.sleep(0.5)
-            self._stack.tell("both servers write")
+            self._stack.log("both servers accept writes")
 
-    async def _take_lease(self, fault: Fault) -> None:
-        """Purge the holder's key, as an operator's mistake would."""
-        js = self._outside.js
+    async def _purge_lease(self, fault: Fault) -> None:
+        """Purge the key of the device's holder, as an operator might by mistake."""
+        js = self._observer.js
         for _ in range(round(_HOLDER_SECONDS / 0.05)):
             try:
                 for view in await read_leases(js):
                     if (view.state, view.role) == ("held", fault.role):
                         subject = f"$KV.{GPU_LOCK}.{lock_key(view.gpu, view.role, view.owner)}"
                         await js.publish(subject, b"", headers={"KV-Operation": "PURGE", "Nats-Rollup": "sub"})
-                        self._happens(fault, f"of {view.role} {view.owner} on {view.gpu}")
+                        self._record_fault(fault, f"of {view.role} {view.owner} on {view.gpu}")
                         return
             except (Unavailable, nats.errors.Error, APIError, TimeoutError):
                 pass
             await asyncio.sleep(0.05)
-        self._stack.tell(f"lost-lease: no {fault.role} held one")
+        self._stack.log(f"lost-lease: no {fault.role} held one")
 
-    async def _litter(self, fault: Fault) -> None:
+    async def _publish_junk(self, fault: Fault) -> None:
         name = f"junk-{len(self.junk)}"
         self.junk.append(name)
         for subject, data in ((token_subject("normal", name), b"{not json"), (decode_subject(name), b'{"job_id": 3}')):
             while True:
                 try:
-                    await self._outside.js.publish(subject, data)
+                    await self._observer.js.publish(subject, data)
                     break
                 except APIError as error:  # queue full, or it is there already
                     if "per subject" in (error.description or ""):
@@ -176,4 +176,4 @@ class Injector:
                 except (nats.errors.Error, TimeoutError):
                     pass
                 await asyncio.sleep(0.2)
-        self._happens(fault, name)
+        self._record_fault(fault, name)

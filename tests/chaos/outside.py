@@ -1,4 +1,4 @@
-"""What can be seen from outside: records as they change, events, queues, objects, moves on the devices."""
+"""Observation of a running stack: records as they change, events, queues, objects, moves on the devices."""
 
 import asyncio
 import json
@@ -22,14 +22,14 @@ from shared.schema.job import ENDED, Job
 from shared.settings import Settings
 from shared.storage.objects import PROBES, ObjectStore
 
-_SILENCE = 2.5  # seconds without even a heartbeat after which the consumer is made anew
+_SILENCE = 2.5  # seconds without even a heartbeat after which the consumer is created again
 
 
 async def connect(settings: Settings) -> Client:
-    """A connection that lives through server restarts, without a word."""
+    """Open a connection to NATS that survives server restarts and logs nothing."""
 
     async def ignore(error: Exception) -> None:
-        """Servers are killed here."""
+        """Errors are expected, since servers are killed."""
 
     return await nats.connect(
         settings.nats_url.split(","),
@@ -40,8 +40,8 @@ async def connect(settings: Settings) -> Client:
     )
 
 
-class Outside:
-    """Watches a stack. Records are followed while it runs, since their bucket forgets; the rest is read afterwards."""
+class Observer:
+    """Observes a stack. Records are followed while it runs, as their bucket has no history; the rest is read later."""
 
     def __init__(self, settings: Settings, nc: Client) -> None:
         self.settings, self.nc = settings, nc
@@ -53,7 +53,7 @@ class Outside:
         self._following = asyncio.create_task(self._follow())
 
     async def close(self) -> None:
-        """Stop watching."""
+        """Stop observing."""
         self._following.cancel()
         await asyncio.gather(self._following, return_exceptions=True)
         self.store.close()
@@ -77,9 +77,9 @@ class Outside:
         return True
 
     async def until_ended(self, job_ids: Sequence[str], patience: float) -> bool:
-        """Wait until songs have ended, as long as one more does every so often; returns whether all have.
+        """Wait until songs have ended; returns whether all have. Gives up when none ends within `patience` seconds.
 
-        How many a busy machine makes in a given time is not in question here.
+        A busy machine may take as long as it needs for all of them.
         """
         while waiting := [job_id for job_id in job_ids if not self.ended(job_id)]:
             if not await self.until(lambda: any(map(self.ended, waiting)), patience):
@@ -99,7 +99,7 @@ class Outside:
                 await asyncio.sleep(0.1)
 
     async def _consume(self) -> None:
-        """An ordered consumer made by hand: nats-py's own is silent for seconds after a server restart."""
+        """Follow the records with a push consumer: nats-py's own is silent for seconds after a server restart."""
         inbox = self.nc.new_inbox()
         subscription = await self.nc.subscribe(inbox)
         try:
@@ -151,12 +151,12 @@ class Outside:
         info = await self.js.stream_info(stream, subjects_filter=subject)
         return Counter(info.state.subjects or {})
 
-    async def dead(self) -> Counter[str]:
-        """Messages that were put aside, by subject."""
+    async def dead_letters(self) -> Counter[str]:
+        """How many dead-lettered messages each subject has."""
         return await self.subjects(FAULTS, "dead.>")
 
     async def keys(self, prefix: str = "") -> list[str]:
-        """Keys of the stored objects, those apart that prove writing. Raises `Unavailable`."""
+        """Keys of the stored objects, without those of the write probe. Raises `Unavailable`."""
         client, bucket = self.store._client, self.store.bucket
         found = await self.store._run(
             lambda: [str(o.object_name) for o in client.list_objects(bucket_name=bucket, prefix=prefix, recursive=True)]

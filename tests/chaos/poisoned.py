@@ -18,10 +18,10 @@ POISON_SEED = 666
 
 
 class PoisonedEngine(TrivialEngine):
-    """Raises for songs whose seed is `POISON_SEED`, to show what becomes of a song that fails, and of the others."""
+    """Raises for songs whose seed is `POISON_SEED`, to show what happens to a song that fails, and to the others."""
 
     def admit(self, song_id: str, song: Song, frames: np.ndarray | None = None) -> None:
-        """Begin a song. Raises `RuntimeError` for poison."""
+        """Begin a song. Raises `RuntimeError` for a poisoned one."""
         if song.seed == POISON_SEED:
             raise RuntimeError("poison")
         super().admit(song_id, song, frames)

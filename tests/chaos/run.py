@@ -1,4 +1,4 @@
-"""One run: a stack, songs and faults for a while, then peace, and the verdict."""
+"""One run: a stack, songs and faults for a while, then no more faults until all songs have ended, and the verdict."""
 
 import asyncio
 import contextlib
@@ -17,12 +17,12 @@ from nats.js.errors import APIError
 from shared.device.lease import read_leases
 from shared.errors import Unavailable
 from shared.settings import Settings
-from tests.chaos.crashes import crash_again_and_again
-from tests.chaos.faults import DISK_FAULTS, HOUSE_FAULTS, Injector, plan_faults
-from tests.chaos.outside import Outside, connect
-from tests.chaos.songs import Client, Taken, Wish, plan_songs
+from tests.chaos.crashes import crash_repeatedly
+from tests.chaos.faults import DISK_FAULTS, SYSTEM_FAULTS, Injector, plan_faults
+from tests.chaos.outside import Observer, connect
+from tests.chaos.songs import AcceptedSong, Client, PlannedSong, plan_songs
 from tests.chaos.stack import Stack, open_stack
-from tests.chaos.trouble import Trouble
+from tests.chaos.trouble import SongFaultInjector
 from tests.chaos.verdict import (
     Verdict,
     judge_accounts,
@@ -32,13 +32,13 @@ from tests.chaos.verdict import (
     judge_objects,
     judge_queues,
     judge_records,
-    left_in_queues,
+    queued_messages,
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a run does; together with the seed, everything that will happen follows from it."""
+    """What a run does. A plan and a seed determine every song and every fault."""
 
     name: str
     seconds: float  # of faults
@@ -57,7 +57,7 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What a run came to."""
+    """The result of a run: its verdict, how often each fault happened, and which processes crashed."""
 
     songs: int
     verdict: Verdict
@@ -68,91 +68,96 @@ class Result:
 async def run(plan: Plan, seed: int, folder: Path) -> Result:
     """Run a plan below `folder`."""
     random = Random(f"{seed} {plan.name}")
-    wishes = plan_songs(random, plan.songs, plan.seconds, plan.length, plan.burst, plan.poison)
-    kinds = DISK_FAULTS if plan.disk_mb else HOUSE_FAULTS
+    planned_songs = plan_songs(random, plan.songs, plan.seconds, plan.length, plan.burst, plan.poison)
+    kinds = DISK_FAULTS if plan.disk_mb else SYSTEM_FAULTS
     faults = [] if plan.crashes else plan_faults(random, plan.seconds, plan.gap, plan.settings.lease_ttl, kinds)
-    stacked = open_stack(folder, plan.settings, gateways=plan.gateways, cards=plan.cards, disk_mb=plan.disk_mb)
-    async with stacked as stack, _watching(stack) as (outside, client):
-        injector, trouble = Injector(stack, outside), Trouble(client, outside, stack.tell)
-        stack.tell(f"{plan.name}: {len(wishes)} songs, {len(faults)} faults of the system in {plan.seconds:g} s")
+    opening = open_stack(folder, plan.settings, gateways=plan.gateways, cards=plan.cards, disk_mb=plan.disk_mb)
+    async with opening as stack, observing(stack) as (observer, client):
+        injector, song_faults = Injector(stack, observer), SongFaultInjector(client, observer, stack.log)
+        stack.log(f"{plan.name}: {len(planned_songs)} songs, {len(faults)} faults of the system in {plan.seconds:g} s")
         songs, _, crashed = await asyncio.gather(
-            _ask_for_all(wishes, client, trouble),
+            submit_all(planned_songs, client, song_faults),
             injector.run(faults),
-            crash_again_and_again(stack, random, plan.crashes),
+            crash_repeatedly(stack, random, plan.crashes),
         )
-        stack.tell("all songs are taken, all faults are over")
-        ended = await outside.until_ended([song.job_id for song in songs], plan.patience)
-        stack.tell("all songs have ended" if ended else "songs are left")
-        verdict = await _judge(stack, outside, client, songs, injector.junk)
-        verdict.others += trouble.broken
+        stack.log("all songs are accepted, all faults are over")
+        ended = await observer.until_ended([song.job_id for song in songs], plan.patience)
+        stack.log("all songs have ended" if ended else "songs are left")
+        verdict = await judge(stack, observer, client, songs, injector.junk)
+        verdict.others += song_faults.broken
         crashes = [line for part in stack.parts for line in part.crashes]
         for line in crashes:
-            stack.tell(line)
-        if verdict.untold:
-            stack.tell(f"{verdict.untold} songs ended without an event")
+            stack.log(line)
+        if verdict.without_event:
+            stack.log(f"{verdict.without_event} songs ended without an event")
         return Result(
             songs=len(songs),
             verdict=verdict,
-            faults=injector.done + crashed + trouble.done + client.faults,
+            faults=injector.done + crashed + song_faults.done + client.faults,
             crashes=crashes,
         )
 
 
 @asynccontextmanager
-async def _watching(stack: Stack) -> AsyncIterator[tuple[Outside, Client]]:
+async def observing(stack: Stack) -> AsyncIterator[tuple[Observer, Client]]:
     async with await connect(stack.settings) as nc:
-        outside, client = Outside(stack.settings, nc), Client(stack.urls, nc, stack.tell)
+        observer, client = Observer(stack.settings, nc), Client(stack.urls, nc, stack.log)
         try:
-            yield outside, client
+            yield observer, client
         finally:
-            await outside.close()
+            await observer.close()
             await client.close()
 
 
-async def _ask_for_all(wishes: list[Wish], client: Client, trouble: Trouble) -> list[Taken]:
-    """Ask for every song at its time; returns when all are taken and each has had its trouble."""
+async def submit_all(
+    planned_songs: list[PlannedSong], client: Client, song_faults: SongFaultInjector
+) -> list[AcceptedSong]:
+    """Submit every song at its time; returns when all are accepted and the faults of each are over."""
     began = time.monotonic()
 
-    async def ask(wish: Wish) -> Taken:
-        await asyncio.sleep(began + wish.at - time.monotonic())
-        song = Taken(wish=wish, job_id=await client.take(wish))
-        await trouble.make(song)
+    async def submit(planned: PlannedSong) -> AcceptedSong:
+        await asyncio.sleep(began + planned.at - time.monotonic())
+        song = AcceptedSong(planned=planned, job_id=await client.submit(planned))
+        await song_faults.inject(song)
         return song
 
     async with asyncio.TaskGroup() as tasks:
-        asked = [tasks.create_task(ask(wish)) for wish in wishes]
+        asked = [tasks.create_task(submit(planned)) for planned in planned_songs]
     return [task.result() for task in asked]
 
 
-async def _judge(stack: Stack, outside: Outside, client: Client, songs: list[Taken], junk: list[str]) -> Verdict:
-    verdict, states = Verdict(), outside.states
+async def judge(
+    stack: Stack, observer: Observer, client: Client, songs: list[AcceptedSong], junk: list[str]
+) -> Verdict:
+    """Check every invariant after a run; stops the workers on the way."""
+    verdict, states = Verdict(), observer.states
     judge_records(verdict, songs, states)
-    keys = await _until_clean(outside, songs)
+    keys = await _until_clean(observer, songs)
     judge_objects(verdict, songs, states, keys)
-    judge_queues(verdict, songs, await left_in_queues(outside), await outside.dead(), junk)
-    judge_events(verdict, songs, await outside.events())
-    await judge_audio(verdict, songs, outside, client)
+    judge_queues(verdict, songs, await queued_messages(observer), await observer.dead_letters(), junk)
+    judge_events(verdict, songs, await observer.events())
+    await judge_audio(verdict, songs, observer, client)
     for part, code in zip(stack.workers, await stack.stop_workers(), strict=True):
         if code not in (0, -signal.SIGTERM):  # the latter while it starts: then it has nothing to give back
             verdict.others.append(f"{part.name} ended with exit code {code}")
     await asyncio.sleep(1)
-    verdict.others += [f"still waits for a device: {view}" for view in await read_leases(outside.js)]
+    verdict.others += [f"still waits for a device: {view}" for view in await read_leases(observer.js)]
     judge_accounts(verdict, stack.settings.data_dir)
     deaths = {pid: moment for part in stack.workers for pid, moment in part.deaths.items()}
-    judge_devices(verdict, outside.journals(), deaths)
+    judge_devices(verdict, observer.journals(), deaths)
     return verdict
 
 
-async def _until_clean(outside: Outside, songs: list[Taken]) -> list[str]:
-    """Give the sweeper its time; returns the keys of what is in the store then."""
-    completed = {song.job_id for song in songs if (job := outside.job(song.job_id)) and job.status == "completed"}
-    deadline = time.monotonic() + 3 * outside.settings.sweep_seconds + 5
+async def _until_clean(observer: Observer, songs: list[AcceptedSong]) -> list[str]:
+    """Wait, for a few rounds of the reconciler at most, until nothing is left over; returns the keys in the store."""
+    completed = {song.job_id for song in songs if (job := observer.job(song.job_id)) and job.status == "completed"}
+    deadline = time.monotonic() + 3 * observer.settings.sweep_seconds + 5
     while True:
         keys: list[str] = []
         with contextlib.suppress(Unavailable, nats.errors.Error, APIError, TimeoutError):
-            keys = await outside.keys()
+            keys = await observer.keys()
             rest = [key for key in keys if not key.startswith("audio/") or key.split("/")[1] not in completed]
-            if not rest and not await left_in_queues(outside):
+            if not rest and not await queued_messages(observer):
                 return keys
         if time.monotonic() > deadline:
             return keys

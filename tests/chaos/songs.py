@@ -1,4 +1,4 @@
-"""The songs of a run, and the client that asks for them until they are taken."""
+"""The songs of a run, and the client that submits them until they are accepted."""
 
 import asyncio
 import json
@@ -26,8 +26,8 @@ _STAGES: tuple[Status, ...] = ("queued", "generating", "decoding")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wish:
-    """A song that will be asked for, and what will happen to it."""
+class PlannedSong:
+    """A song that will be submitted, and the fault that will happen to it."""
 
     number: int
     at: float  # seconds after the begin
@@ -36,26 +36,26 @@ class Wish:
     fault: str | None = None
     stage: Status = "queued"  # in which the fault hits it
     delay: float = 0  # seconds after it was seen in that stage
-    key: str = ""  # asking again with it is harmless
+    key: str = ""  # its idempotency key
 
     @property
     def name(self) -> str:
-        """For people."""
+        """The name of the song in messages."""
         return f"song {self.number}"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Taken:
-    """A song that was answered with 202."""
+class AcceptedSong:
+    """A song that the gateway has accepted."""
 
-    wish: Wish
+    planned: PlannedSong
     job_id: str
 
 
 def plan_songs(
     random: Random, count: int, seconds: float, length: tuple[float, float], burst: int, poison: int
-) -> list[Wish]:
-    """`count` songs in `seconds`, `burst` of them at once, `poison` of them impossible."""
+) -> list[PlannedSong]:
+    """Plan `count` songs in `seconds`, `burst` of them at once, `poison` of them impossible."""
     moments = sorted(random.uniform(0, seconds * 0.95) for _ in range(count))
     first = random.randrange(count // 4, max(count // 4 + 1, count // 2))
     moments[first : first + burst] = [moments[first]] * len(moments[first : first + burst])
@@ -63,7 +63,7 @@ def plan_songs(
     # Each kind once before any kind twice.
     faults = [*SONG_FAULTS, *random.choices(SONG_FAULTS, k=max(0, round(_TROUBLED * count) - len(SONG_FAULTS)))]
     troubled = dict(zip(random.sample(sorted(set(range(count)) - poisoned), len(faults)), faults, strict=True))
-    wishes = []
+    planned_songs = []
     for number, at in enumerate(sorted(moments)):
         request = GenerateRequest(
             lyrics=f"[Verse]\nla la la {number}",
@@ -74,8 +74,8 @@ def plan_songs(
             priority="high" if random.random() < 0.25 else "normal",
             title=f"song {number}",
         )
-        wishes.append(
-            Wish(
+        planned_songs.append(
+            PlannedSong(
                 number=number,
                 at=at,
                 request=request,
@@ -86,35 +86,37 @@ def plan_songs(
                 key=f"key-{number}-{random.getrandbits(64):x}",
             )
         )
-    return wishes
+    return planned_songs
 
 
 class Client:
-    """Asks gateways for songs. One that does not answer is asked again with the same key, or its neighbour is."""
+    """Submits songs to gateways. A request without an answer is repeated with its key, over HTTP at another gateway."""
 
-    def __init__(self, urls: Sequence[str], nc: NatsClient, tell: Callable[[str], None]) -> None:
+    def __init__(self, urls: Sequence[str], nc: NatsClient, log: Callable[[str], None]) -> None:
         self.faults: Counter[str] = Counter()
-        self._urls, self._nc, self._tell = list(urls), nc, tell
+        self._urls, self._nc, self._log = list(urls), nc, log
         self._refused: set[int] = set()  # songs that found the queue full
         # Connections are not kept: a gateway that is killed must not be remembered.
         self._http = httpx.AsyncClient(timeout=8, trust_env=False, limits=httpx.Limits(max_keepalive_connections=0))
 
     async def close(self) -> None:
-        """Let the connections go."""
+        """Close the connections."""
         await self._http.aclose()
 
-    async def take(self, wish: Wish) -> str:
-        """Ask until the song is taken; returns its id."""
-        attempt = wish.number
+    async def submit(self, planned: PlannedSong) -> str:
+        """Submit a song until it is accepted; returns its id."""
+        attempt = planned.number
         while True:
             attempt += 1
-            pause, job_id = await (self._over_nats(wish) if wish.via == "nats" else self._over_http(wish, attempt))
+            pause, job_id = await (
+                self._over_nats(planned) if planned.via == "nats" else self._over_http(planned, attempt)
+            )
             if job_id:
                 return job_id
             await asyncio.sleep(pause)
 
-    async def ask(self, method: str, path: str, attempt: int = 0) -> httpx.Response:
-        """A request that is repeated until some gateway answers it."""
+    async def request(self, method: str, path: str, attempt: int = 0) -> httpx.Response:
+        """Send a request to one gateway after the other until one answers."""
         while True:
             attempt += 1
             try:
@@ -128,40 +130,40 @@ class Client:
     def _url(self, attempt: int) -> str:
         return self._urls[attempt % len(self._urls)]
 
-    async def _over_http(self, wish: Wish, attempt: int) -> tuple[float, str]:
-        """How long to wait, or the id."""
-        headers = {"Content-Type": "application/json", "Idempotency-Key": wish.key}
+    async def _over_http(self, planned: PlannedSong, attempt: int) -> tuple[float, str]:
+        """Submit a song once; returns the seconds to wait before the next attempt, and the id, or "" without one."""
+        headers = {"Content-Type": "application/json", "Idempotency-Key": planned.key}
         try:
-            body = msgspec.json.encode(wish.request)
+            body = msgspec.json.encode(planned.request)
             answer = await self._http.post(f"{self._url(attempt)}/generate", content=body, headers=headers)
         except httpx.TransportError:
             return _AGAIN_SECONDS, ""
         if answer.status_code in (200, 202):
             return 0, str(answer.json()["job_id"])
         if answer.status_code == 429:
-            return self._full(wish, float(answer.headers["Retry-After"])), ""
+            return self._full(planned, float(answer.headers["Retry-After"])), ""
         if answer.status_code != 503:
-            raise RuntimeError(f"{wish.name} was refused: {answer.status_code} {answer.text}")
+            raise RuntimeError(f"{planned.name} was refused: {answer.status_code} {answer.text}")
         return _AGAIN_SECONDS, ""
 
-    async def _over_nats(self, wish: Wish) -> tuple[float, str]:
-        headers = {"Nats-Msg-Id": wish.key}
+    async def _over_nats(self, planned: PlannedSong) -> tuple[float, str]:
+        headers = {"Nats-Msg-Id": planned.key}
         try:
-            body = msgspec.json.encode(wish.request)
+            body = msgspec.json.encode(planned.request)
             message = await self._nc.request(submit_subject(TENANT), body, timeout=5, headers=headers)
         except (nats.errors.Error, TimeoutError, OSError):
             return _AGAIN_SECONDS, ""
         answer: dict[str, Any] = json.loads(message.data)
         code = answer["error"]["code"] if "error" in answer else 202
         if code == 429:
-            return self._full(wish, 5), ""
+            return self._full(planned, 5), ""
         if code not in (202, 503):
-            raise RuntimeError(f"{wish.name} was refused: {answer}")
+            raise RuntimeError(f"{planned.name} was refused: {answer}")
         return _AGAIN_SECONDS, str(answer.get("job_id", ""))
 
-    def _full(self, wish: Wish, pause: float) -> float:
+    def _full(self, planned: PlannedSong, pause: float) -> float:
         self.faults["queue-full"] += 1
-        if wish.number not in self._refused:
-            self._tell(f"queue-full: {wish.name} waits {pause:g} s")
-            self._refused.add(wish.number)
+        if planned.number not in self._refused:
+            self._log(f"queue-full: {planned.name} waits {pause:g} s")
+            self._refused.add(planned.number)
         return pause

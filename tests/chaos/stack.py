@@ -29,28 +29,28 @@ RESTART_SECONDS = 0.2  # before a part that ended is started again
 class Part:
     """A service process that is started again whenever it ends, as systemd would do."""
 
-    def __init__(self, name: str, role: Role, settings: Settings, logs: Path, tell: Callable[[str], None]) -> None:
+    def __init__(self, name: str, role: Role, settings: Settings, logs: Path, log: Callable[[str], None]) -> None:
         self.name, self.settings = name, settings
-        self.free = asyncio.Lock()  # one fault at a time
-        self.deaths: dict[int, float] = {}  # when a process of it was killed, or seen to have ended by itself
-        self.crashes: list[str] = []  # ends that were not asked for
+        self.busy = asyncio.Lock()  # one fault at a time
+        self.deaths: dict[int, float] = {}  # process id → when it was killed, or was seen to have ended by itself
+        self.crashes: list[str] = []  # ends that no fault caused
         module = "services.gateway" if role == "gateway" else f"services.{role}_worker"
         if role == "tokenizer" and settings.engine == "trivial":
             module = "tests.chaos.poisoned"  # the same engine, for which some songs are impossible
         self._process = Process(
             name, (sys.executable, "-m", module), env=environment(settings, role), log=logs / f"{name}.log", grace=20
         )
-        self._tell = tell
+        self._log = log
         self._asked: set[int] = set()
         self._keeper: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Start it, and again whenever it ends, until `stop`."""
+        """Start the process, and again whenever it ends, until `stop`."""
         await self._process.start()
-        self._keeper = asyncio.create_task(self._keep())
+        self._keeper = asyncio.create_task(self._keep_running())
 
     async def stop(self) -> int | None:
-        """SIGTERM, and no new start. Returns the exit code."""
+        """End the process by SIGTERM for good; returns its exit code."""
         if self._keeper is None:
             return None
         self._keeper.cancel()
@@ -63,14 +63,14 @@ class Part:
         return self._process.returncode
 
     async def crash(self) -> None:
-        """SIGKILL, and no new start. Returns when it has ended."""
+        """End the process by SIGKILL for good; returns when it has ended."""
         if self._keeper is not None:
             self._keeper.cancel()
         self.send(signal.SIGKILL)
         await self._process.wait()
 
     def send(self, number: signal.Signals) -> None:
-        """Send a signal to it, if it runs."""
+        """Send a signal to the process, if it runs."""
         if self._process.running:
             pid = self._process.pid
             if number in (signal.SIGKILL, signal.SIGTERM):
@@ -80,30 +80,30 @@ class Part:
             with suppress(ProcessLookupError):
                 os.killpg(pid, number)
 
-    async def back(self, pid: int) -> None:
-        """Wait until another process than `pid` runs."""
+    async def wait_for_restart(self, pid: int) -> None:
+        """Wait until the part runs again after its process `pid` has ended."""
         while not self._process.running or self._process.pid == pid:
             await asyncio.sleep(0.05)
 
     @property
     def pid(self) -> int:
-        """Process id of the part that runs, or ran last."""
+        """Id of the part's present process, or of its last one."""
         return self._process.pid
 
-    async def _keep(self) -> None:
+    async def _keep_running(self) -> None:
         while True:
             pid = self._process.pid
             code = await self._process.wait()
             self.deaths.setdefault(pid, time.time())
             if pid not in self._asked:
                 self.crashes.append(f"{self.name} ({pid}) ended by itself with exit code {code}")
-                self._tell(self.crashes[-1])
+                self._log(self.crashes[-1])
             await asyncio.sleep(RESTART_SECONDS)
             await self._process.start()
 
 
 class Stack:
-    """Both servers, gateways, and a pair of workers a card."""
+    """Both servers, gateways, and a pair of workers for each card."""
 
     nats: NatsServer  # unless it is a cluster
     volume: Volume | None = None  # on which the servers' data lie, if it is one of their own
@@ -143,8 +143,8 @@ class Stack:
         """URLs of the gateways."""
         return [f"http://127.0.0.1:{part.settings.port}" for part in self.gateways]
 
-    def tell(self, line: str) -> None:
-        """A line of the run's story."""
+    def log(self, line: str) -> None:
+        """Print a line about what happens in the run, with its time."""
         print(f"{time.monotonic() - self.began:7.2f}  {line}", file=sys.stderr, flush=True)
 
     async def start(self) -> None:
@@ -154,7 +154,7 @@ class Stack:
         await _until(self._healthy, START_SECONDS, f"the services are not up; logs in {self.logs}")
 
     async def crash(self, seconds: float) -> None:
-        """Kill servers and services at once, and start all of them after so many seconds; returns when they serve."""
+        """Kill servers and services at once and start them after `seconds`; returns when they serve."""
         for server in self.servers:
             server.kill()
         await asyncio.gather(*(part.crash() for part in self.parts))
@@ -162,7 +162,7 @@ class Stack:
         await self._start_all()
 
     async def restart(self) -> None:
-        """End services and servers in order and start them again; returns when they serve."""
+        """Stop services and servers in order and start them again; returns when they serve."""
         await self.stop()
         await asyncio.gather(*(server.stop() for server in self.servers))
         await self._start_all()
@@ -172,16 +172,16 @@ class Stack:
         await self.start()
 
     async def stop_workers(self) -> list[int | None]:
-        """End the workers as an operator would; returns their exit codes."""
+        """Stop the workers as an operator would; returns their exit codes."""
         return await asyncio.gather(*(part.stop() for part in self.workers))
 
     async def stop(self) -> None:
-        """End all services."""
+        """Stop all services."""
         await asyncio.gather(*(part.stop() for part in self.parts))
 
     def _part(self, name: str, role: Role, **changes: object) -> Part:
         settings = replace(self.settings, **changes)  # type: ignore[arg-type]
-        return Part(name, role, settings, self.logs, self.tell)
+        return Part(name, role, settings, self.logs, self.log)
 
     async def _healthy(self) -> bool:
         wanted = {"tokenizer": len(self.tokenizers), "codec": len(self.codecs)}
@@ -206,12 +206,11 @@ async def open_stack(
     figures: bool = False,
     disk_mb: int = 0,
 ) -> AsyncIterator[Stack]:
-    """A stack that serves, with its servers below `folder`; with `figures` the servers tell theirs.
+    """A stack that serves, with the data of its servers below `folder`.
 
-    With `disk_mb` the servers have a volume of that size, and are started again when they can no longer write. Raises
+    `settings` says everything but where the servers are. With `figures` the servers publish their metrics. With
+    `disk_mb` the servers have a volume of that size, and are restarted when they can no longer write. Raises
     `CannotMount`.
-
-    `settings` says everything but where the servers are.
     """
     ports = (free_port(), free_port()) if figures else (0, 0)
     with ExitStack() as volumes:
@@ -232,7 +231,7 @@ async def open_stack(
         async def restart(name: str) -> None:
             servers[name].kill()
             await servers[name].start()
-            stack.tell(f"{name} was started again")
+            stack.log(f"{name} was started again")
 
         stack = Stack(settings, store, folder / "logs", gateways, cards)
         stack.nats, stack.volume = nats, volume

@@ -1,4 +1,4 @@
-"""Taking one song out of the queues must not take others with it, whatever happens to them at that moment."""
+"""Removing one song from the queues removes no other, whatever happens to the others at that moment."""
 
 import asyncio
 import time

@@ -1,9 +1,9 @@
-"""A minute of chaos: every kind of fault once, on the trivial engine."""
+"""A short run of chaos: every kind of fault once, on the trivial engine."""
 
 from pathlib import Path
 
 from shared.settings import Settings
-from tests.chaos.faults import HOUSE_FAULTS
+from tests.chaos.faults import SYSTEM_FAULTS
 from tests.chaos.run import Plan, run
 from tests.chaos.songs import SONG_FAULTS
 
@@ -39,5 +39,5 @@ async def test_no_song_is_lost_made_twice_or_made_by_two_models_at_once(tmp_path
     assert broken == ""
     assert not result.crashes
     assert result.songs == PLAN.songs
-    kinds = {kind for kind, _ in HOUSE_FAULTS} | set(SONG_FAULTS) | {"poison", "queue-full"}
+    kinds = {kind for kind, _ in SYSTEM_FAULTS} | set(SONG_FAULTS) | {"poison", "queue-full"}
     assert set(result.faults) == kinds

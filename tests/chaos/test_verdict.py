@@ -1,25 +1,25 @@
-"""The judge itself: a run that broke an invariant must not pass."""
+"""The verdict on a run: a run that broke an invariant does not pass."""
 
 from typing import Any
 
 from shared.schema.event import Cancelled, Completed, Progress, SongEvent, Stage
 from shared.schema.job import Job, Status
 from shared.schema.request import GenerateRequest
-from tests.chaos.songs import Taken, Wish
+from tests.chaos.songs import AcceptedSong, PlannedSong
 from tests.chaos.verdict import Verdict, judge_devices, judge_events, judge_objects, judge_queues, judge_records
 
 REQUEST = GenerateRequest(lyrics="la", title="song 0", seed=1, max_duration_ms=1000)
 
 
-def song(fault: str | None = None) -> Taken:
-    return Taken(wish=Wish(number=0, at=0, request=REQUEST, via="http", fault=fault), job_id="a")
+def song(fault: str | None = None) -> AcceptedSong:
+    return AcceptedSong(planned=PlannedSong(number=0, at=0, request=REQUEST, via="http", fault=fault), job_id="a")
 
 
 def job(status: Status, job_id: str = "a", **more: Any) -> Job:
     return Job(job_id=job_id, tenant="local", request=REQUEST, status=status, created_at=0, **more)
 
 
-def test_only_songs_that_end_once_and_well_pass() -> None:
+def test_only_songs_that_end_once_and_without_an_error_pass() -> None:
     def judged(*states: Status, fault: str | None = None) -> Verdict:
         verdict = Verdict()
         history = [job(status, error="why") for status in states]
@@ -38,13 +38,13 @@ def test_only_songs_that_end_once_and_well_pass() -> None:
     assert judged("queued", "cancelled").others
 
 
-def test_a_song_that_was_made_beside_the_one_that_was_answered_is_seen() -> None:
+def test_a_second_song_made_for_one_request_is_found() -> None:
     verdict = Verdict()
     judge_records(verdict, [song()], {"a": [job("completed")], "b": [job("completed", "b")]})
     assert verdict.broken == ["song 0: b was never answered beside the one that was, it is completed"]
 
 
-def test_events_tell_what_was_resumed_and_what_was_made_again() -> None:
+def test_events_show_what_was_resumed_and_what_was_made_again() -> None:
     def stage(frames: int) -> SongEvent:
         return Stage(job_id="a", status="generating", progress=0, stage="generating", frames=frames)
 
@@ -60,9 +60,9 @@ def test_events_tell_what_was_resumed_and_what_was_made_again() -> None:
         job_id="a", status="completed", progress=100, result_url="", duration_s=4, format="wav", seed=1
     )
     verdict = judged(stage(0), progress(20), stage(15), progress(30), stage(0), progress(50), completed)
-    assert (verdict.resumed, verdict.wasted_frames, verdict.untold) == (1, 5 + 30, 0)
+    assert (verdict.resumed, verdict.wasted_frames, verdict.without_event) == (1, 5 + 30, 0)
     assert not verdict.broken
-    assert judged(stage(0)).untold == 1
+    assert judged(stage(0)).without_event == 1
     assert judged(completed, Cancelled(job_id="a", status="cancelled", progress=0)).duplicated
 
 
@@ -84,7 +84,7 @@ def test_the_store_holds_one_audio_object_a_song_and_nothing_else() -> None:
     assert judged("audio/a/7.wav", status="cancelled").others
 
 
-def test_the_queues_are_empty_and_only_what_nobody_could_use_was_put_aside() -> None:
+def test_the_queues_are_empty_and_only_what_no_worker_could_use_was_dead_lettered() -> None:
     verdict = Verdict()
     judge_queues(
         verdict, [song("poison")], {}, {f"dead.{name}": 1 for name in ("tokenizer.a", "tokenizer.j", "codec.j")}, ["j"]
@@ -94,7 +94,7 @@ def test_the_queues_are_empty_and_only_what_nobody_could_use_was_put_aside() -> 
     assert len(verdict.broken) == 4
 
 
-def test_models_that_meet_are_seen_and_the_dead_hold_nothing() -> None:
+def test_models_on_a_device_together_are_found_and_dead_processes_hold_nothing() -> None:
     def move(time: float, pid: int, label: str, move: str = "place") -> dict[str, Any]:
         return {"time": time, "pid": pid, "label": label, "move": move}
 

@@ -12,94 +12,94 @@ from shared.errors import ObjectError, Unavailable
 from shared.nats.subjects import TENANT, token_subject
 from shared.schema.job import TokenJob
 from shared.schema.request import Priority
-from tests.chaos.outside import Outside
-from tests.chaos.songs import Client, Taken
+from tests.chaos.outside import Observer
+from tests.chaos.songs import AcceptedSong, Client
 
 _PATIENCE = 300.0  # for a song to reach a stage
 _LOOK_SECONDS = 0.02
 
 
-class Trouble:
-    """Does to each song what its wish says."""
+class SongFaultInjector:
+    """Injects into each song the fault that its plan names."""
 
-    def __init__(self, client: Client, outside: Outside, tell: Callable[[str], None]) -> None:
+    def __init__(self, client: Client, observer: Observer, log: Callable[[str], None]) -> None:
         self.done: Counter[str] = Counter()
         self.broken: list[str] = []
-        self._client, self._outside, self._tell = client, outside, tell
+        self._client, self._observer, self._log = client, observer, log
 
-    async def make(self, song: Taken) -> None:
-        """Returns when it is done, or when the song has ended before."""
-        match song.wish.fault:
+    async def inject(self, song: AcceptedSong) -> None:
+        """Inject the song's fault; returns when that is done, or when the song has ended before."""
+        match song.planned.fault:
             case "cancel":
                 await self._cancel(song)
             case "tokens-deleted" | "tokens-corrupted":
-                await self._damage(song)
+                await self._damage_tokens(song)
             case "duplicate-submission":
-                await self._ask_again(song)
+                await self._submit_again(song)
             case "duplicate-job":
                 await self._queue_again(song)
             case "poison":
-                self._happens(song)
+                self._record_fault(song)
 
-    def _happens(self, song: Taken) -> None:
-        job = self._outside.job(song.job_id)
-        fault = str(song.wish.fault)
+    def _record_fault(self, song: AcceptedSong) -> None:
+        job = self._observer.job(song.job_id)
+        fault = str(song.planned.fault)
         self.done[fault] += 1
-        self._tell(f"{fault}: {song.wish.name} ({song.job_id}) while {job.status if job else 'unknown'}")
+        self._log(f"{fault}: {song.planned.name} ({song.job_id}) while {job.status if job else 'unknown'}")
 
-    async def _at_stage(self, song: Taken) -> bool:
-        """Wait for the moment that the wish names; whether the song still lives."""
-        outside, wish = self._outside, song.wish
+    async def _reaches_stage(self, song: AcceptedSong) -> bool:
+        """Wait for the moment that the plan names; returns whether the song has not ended."""
+        observer, planned = self._observer, song.planned
 
         def reached() -> bool:
-            job = outside.job(song.job_id)
-            return job is not None and wish.stage in ("queued", job.status)
+            job = observer.job(song.job_id)
+            return job is not None and planned.stage in ("queued", job.status)
 
-        await outside.until(lambda: reached() or outside.ended(song.job_id), _PATIENCE)
-        await asyncio.sleep(wish.delay)
-        return not outside.ended(song.job_id)
+        await observer.until(lambda: reached() or observer.ended(song.job_id), _PATIENCE)
+        await asyncio.sleep(planned.delay)
+        return not observer.ended(song.job_id)
 
-    async def _cancel(self, song: Taken) -> None:
-        if await self._at_stage(song):
-            self._happens(song)
-            answer = await self._client.ask("DELETE", f"/generate/{song.job_id}")
+    async def _cancel(self, song: AcceptedSong) -> None:
+        if await self._reaches_stage(song):
+            self._record_fault(song)
+            answer = await self._client.request("DELETE", f"/generate/{song.job_id}")
             if answer.status_code not in (200, 409):  # 409: it was completed meanwhile
-                self.broken.append(f"{song.wish.name}: DELETE answered {answer.status_code} {answer.text}")
+                self.broken.append(f"{song.planned.name}: DELETE answered {answer.status_code} {answer.text}")
 
-    async def _damage(self, song: Taken) -> None:
-        """As soon as there are tokens, in the stage that the wish names or later."""
-        outside, prefix = self._outside, f"tokens/{song.job_id}/"
-        await self._at_stage(song)
-        while not outside.ended(song.job_id):
+    async def _damage_tokens(self, song: AcceptedSong) -> None:
+        """Delete or damage the song's tokens as soon as there are some, in the stage that the plan names or later."""
+        observer, prefix = self._observer, f"tokens/{song.job_id}/"
+        await self._reaches_stage(song)
+        while not observer.ended(song.job_id):
             try:
-                for key in await outside.keys(prefix):
-                    if song.wish.fault == "tokens-corrupted":
-                        data = bytearray(await outside.store.get(key))
-                        data[-1 - song.wish.number % (len(data) // 2)] ^= 1 << song.wish.number % 8
-                        await outside.store.put(key, bytes(data))
+                for key in await observer.keys(prefix):
+                    if song.planned.fault == "tokens-corrupted":
+                        data = bytearray(await observer.store.get(key))
+                        data[-1 - song.planned.number % (len(data) // 2)] ^= 1 << song.planned.number % 8
+                        await observer.store.put(key, bytes(data))
                     else:
-                        await outside.store.delete(key)
-                    self._happens(song)
+                        await observer.store.delete(key)
+                    self._record_fault(song)
                     return
             except (Unavailable, ObjectError):
                 pass
             await asyncio.sleep(_LOOK_SECONDS)
 
-    async def _ask_again(self, song: Taken) -> None:
-        await asyncio.sleep(song.wish.delay)
-        again = await self._client.take(song.wish)
-        self._happens(song)
+    async def _submit_again(self, song: AcceptedSong) -> None:
+        await asyncio.sleep(song.planned.delay)
+        again = await self._client.submit(song.planned)
+        self._record_fault(song)
         if again != song.job_id:
-            self.broken.append(f"{song.wish.name} was asked for again and became {again} beside {song.job_id}")
+            self.broken.append(f"{song.planned.name} was submitted again and became {again} beside {song.job_id}")
 
-    async def _queue_again(self, song: Taken) -> None:
-        """In the other lane: in its own there is room for one message a song."""
-        if not await self._at_stage(song):
+    async def _queue_again(self, song: AcceptedSong) -> None:
+        """Queue the song a second time, in the other lane: in its own there is room for one message a song."""
+        if not await self._reaches_stage(song):
             return
-        lane: Priority = "normal" if song.wish.request.priority == "high" else "high"
+        lane: Priority = "normal" if song.planned.request.priority == "high" else "high"
         order = TokenJob(job_id=song.job_id, tenant=TENANT)
         try:
-            await self._outside.js.publish(token_subject(lane, song.job_id), msgspec.json.encode(order))
-            self._happens(song)
+            await self._observer.js.publish(token_subject(lane, song.job_id), msgspec.json.encode(order))
+            self._record_fault(song)
         except (nats.errors.Error, APIError, TimeoutError):
-            self._tell(f"duplicate-job: {song.wish.name} found no room")
+            self._log(f"duplicate-job: {song.planned.name} found no room")

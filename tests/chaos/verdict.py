@@ -1,4 +1,4 @@
-"""The invariants, checked from outside after a run."""
+"""The invariants, checked after a run without a look into the services."""
 
 import asyncio
 import fcntl
@@ -23,8 +23,8 @@ from shared.nats.subjects import DEC, TOK, dead_subject
 from shared.schema.event import AnyEvent, Progress, Stage
 from shared.schema.job import ENDED, Job, Status
 from shared.storage.objects import peaks_key
-from tests.chaos.outside import Outside
-from tests.chaos.songs import Client, Taken
+from tests.chaos.outside import Observer
+from tests.chaos.songs import AcceptedSong, Client
 
 _TOLERANCE = 1.5 / 2**15  # of 16 bits
 _END_KINDS = {"completed", "failed", "cancelled"}
@@ -32,7 +32,7 @@ _END_KINDS = {"completed", "failed", "cancelled"}
 
 @dataclass
 class Verdict:
-    """What a run came to. Every broken invariant is a line in `broken`."""
+    """The verdict on a run. Every broken invariant is a line in `broken`."""
 
     ends: Counter[Status] = field(default_factory=Counter)
     lost: list[str] = field(default_factory=list)
@@ -41,21 +41,21 @@ class Verdict:
     others: list[str] = field(default_factory=list)
     resumed: int = 0  # times that a song went on from frames made before
     wasted_frames: int = 0  # that were made again
-    untold: int = 0  # songs that ended without an event
+    without_event: int = 0  # songs that ended without an event
 
     @property
     def broken(self) -> list[str]:
-        """Everything that is wrong."""
+        """All lines, each of which names a broken invariant."""
         found = []
         for name in ("lost", "duplicated", "overlaps"):
             found += [f"{name}: {line}" for line in getattr(self, name)]
         return found + self.others
 
 
-def judge_records(verdict: Verdict, songs: Sequence[Taken], states: Mapping[str, Sequence[Job]]) -> None:
-    """Every song that was taken ended once, and only poisoned ones failed."""
+def judge_records(verdict: Verdict, songs: Sequence[AcceptedSong], states: Mapping[str, Sequence[Job]]) -> None:
+    """Every accepted song ended once, and only poisoned ones failed."""
     for song in songs:
-        history, name = states.get(song.job_id, []), f"{song.wish.name} ({song.job_id})"
+        history, name = states.get(song.job_id, []), f"{song.planned.name} ({song.job_id})"
         if not history:
             verdict.lost.append(f"{name} has no record")
             continue
@@ -67,12 +67,12 @@ def judge_records(verdict: Verdict, songs: Sequence[Taken], states: Mapping[str,
             )
             continue
         verdict.ends[job.status] += 1
-        poisoned = song.wish.fault == "poison"
+        poisoned = song.planned.fault == "poison"
         if job.status == "failed" and not poisoned:
             verdict.lost.append(f"{name} failed: {job.error}")
         if poisoned and (job.status != "failed" or not job.error):
             verdict.others.append(f"{name} is poison, but {job.status} with error {job.error}")
-        if job.status == "cancelled" and song.wish.fault != "cancel":
+        if job.status == "cancelled" and song.planned.fault != "cancel":
             verdict.others.append(f"{name} was cancelled without a request")
         ended = [index for index, state in enumerate(history) if state.status in ENDED]
         if ended[0] != len(history) - 1:
@@ -87,14 +87,16 @@ def judge_records(verdict: Verdict, songs: Sequence[Taken], states: Mapping[str,
             verdict.others.append(f"{job.request.title}: {job.job_id} was never answered{beside}, it is {job.status}")
 
 
-def judge_events(verdict: Verdict, songs: Sequence[Taken], events: Mapping[str, Sequence[AnyEvent]]) -> None:
-    """One end a song; and what resuming saved, what it did not."""
+def judge_events(verdict: Verdict, songs: Sequence[AcceptedSong], events: Mapping[str, Sequence[AnyEvent]]) -> None:
+    """Every song has one end at most. Also counts the songs that were resumed, and the frames that were made twice."""
     for song in songs:
         published = events.get(song.job_id, [])
         ends = {str(event.__struct_config__.tag) for event in published} & _END_KINDS
         if len(ends) > 1:
-            verdict.duplicated.append(f"{song.wish.name} ({song.job_id}) was reported as {' and '.join(sorted(ends))}")
-        verdict.untold += not ends
+            verdict.duplicated.append(
+                f"{song.planned.name} ({song.job_id}) was reported as {' and '.join(sorted(ends))}"
+            )
+        verdict.without_event += not ends
         frames = 0
         for event in published:
             now = frames
@@ -108,9 +110,9 @@ def judge_events(verdict: Verdict, songs: Sequence[Taken], events: Mapping[str, 
 
 
 def judge_objects(
-    verdict: Verdict, songs: Sequence[Taken], states: Mapping[str, Sequence[Job]], keys: Sequence[str]
+    verdict: Verdict, songs: Sequence[AcceptedSong], states: Mapping[str, Sequence[Job]], keys: Sequence[str]
 ) -> None:
-    """One audio object a completed song, its peaks, and nothing else."""
+    """The store holds one audio object for each completed song, its peaks, and nothing else."""
     audio: dict[str, list[str]] = {}
     for key in keys:
         folder, job_id, _ = key.split("/", 2)
@@ -126,31 +128,35 @@ def judge_objects(
         if job is None or job.status != "completed":
             verdict.others += [f"left in the store: {key} of a song that is not completed" for key in found]
         elif len(found) > 1:
-            verdict.duplicated.append(f"{song.wish.name} has {found}")
+            verdict.duplicated.append(f"{song.planned.name} has {found}")
         elif found != [job.audio_key]:
             verdict.lost.append(
-                f"{song.wish.name} ({job.job_id}) is {job.audio_key}, but there is {found or 'nothing'}"
+                f"{song.planned.name} ({job.job_id}) is {job.audio_key}, but there is {found or 'nothing'}"
             )
     for rest in audio.values():
         verdict.others += [f"left in the store: {key} of no song" for key in rest]
 
 
 def judge_queues(
-    verdict: Verdict, songs: Sequence[Taken], left: Mapping[str, int], dead: Mapping[str, int], junk: Sequence[str]
+    verdict: Verdict,
+    songs: Sequence[AcceptedSong],
+    left: Mapping[str, int],
+    dead_letters: Mapping[str, int],
+    junk: Sequence[str],
 ) -> None:
-    """Nothing waits, and what could not be used was dead-lettered."""
+    """The queues are empty, and every message that no worker could use was dead-lettered."""
     verdict.others += [f"left in a queue: {subject}" for subject in left]
-    poisoned = [song.job_id for song in songs if song.wish.fault == "poison"]
+    poisoned = [song.job_id for song in songs if song.planned.fault == "poison"]
     wanted = {dead_subject("tokenizer", name) for name in (*poisoned, *junk)}
     wanted |= {dead_subject("codec", name) for name in junk}
-    verdict.others += [f"there is no message {subject}" for subject in sorted(wanted - set(dead))]
-    verdict.others += [f"there is a message {subject}" for subject in sorted(set(dead) - wanted)]
+    verdict.others += [f"there is no message {subject}" for subject in sorted(wanted - set(dead_letters))]
+    verdict.others += [f"there is a message {subject}" for subject in sorted(set(dead_letters) - wanted)]
 
 
 def judge_devices(
     verdict: Verdict, journals: Mapping[str, Sequence[Mapping[str, Any]]], deaths: Mapping[int, float]
 ) -> None:
-    """The models never met. A killed process books nothing out: the kernel does it, when the process dies."""
+    """The two models were never on a device at the same time. What a killed process had placed ends with its death."""
     for card, journal in journals.items():
         resident: dict[int, set[str]] = {}
         for move in journal:
@@ -167,7 +173,7 @@ def judge_devices(
 
 
 def judge_accounts(verdict: Verdict, folder: Path) -> None:
-    """No process holds an account any more."""
+    """No process holds an account of the ledger any more."""
     for path in folder.glob("device/*/*.account"):
         fd = os.open(path, os.O_RDWR)
         try:
@@ -178,22 +184,22 @@ def judge_accounts(verdict: Verdict, folder: Path) -> None:
             os.close(fd)
 
 
-async def judge_audio(verdict: Verdict, songs: Sequence[Taken], outside: Outside, client: Client) -> None:
-    """Every completed song can be fetched and played; those of the trivial engine are what they should be."""
+async def judge_audio(verdict: Verdict, songs: Sequence[AcceptedSong], observer: Observer, client: Client) -> None:
+    """Every completed song can be fetched and played; songs of the trivial engine have the expected samples."""
     for song in songs:
-        job = outside.job(song.job_id)
+        job = observer.job(song.job_id)
         if job is not None and job.status == "completed":
-            answer = await client.ask("GET", f"/generate/{job.job_id}/result")
+            answer = await client.request("GET", f"/generate/{job.job_id}/result")
             fault = str(answer.status_code)
             if answer.status_code == 200:
-                trivial = outside.settings.engine == "trivial"
-                fault = await asyncio.to_thread(_listen, job, answer.content, trivial)
+                trivial = observer.settings.engine == "trivial"
+                fault = await asyncio.to_thread(_audio_fault, job, answer.content, trivial)
             if fault:
-                verdict.lost.append(f"{song.wish.name} ({job.job_id}): its audio is wrong, {fault}")
+                verdict.lost.append(f"{song.planned.name} ({job.job_id}): its audio is wrong, {fault}")
 
 
-def _listen(job: Job, data: bytes, trivial: bool) -> str:
-    """What is wrong with a song's audio, or nothing."""
+def _audio_fault(job: Job, data: bytes, trivial: bool) -> str:
+    """Describe what is wrong with a song's audio; returns "" if nothing is."""
     try:
         audio, rate = soundfile.read(io.BytesIO(data), dtype="float32")
     except soundfile.LibsndfileError as error:
@@ -214,7 +220,7 @@ def _listen(job: Job, data: bytes, trivial: bool) -> str:
 
 @functools.cache
 def expected(seed: int, frames: int) -> np.ndarray:
-    """What the trivial engine makes in one go: float32 ``[samples, 2]``."""
+    """Audio that the trivial engine makes without interruption: float32 ``[samples, 2]``."""
     engine, codec = TrivialEngine(0), TrivialCodec(0)
     engine.admit("song", Song(prompt=Prompt(tags=(), lyrics=()), max_frames=frames, seed=seed))
     made = [engine.step()["song"] for _ in range(frames)]
@@ -222,6 +228,6 @@ def expected(seed: int, frames: int) -> np.ndarray:
     return np.concatenate([step.audio for step in codec.decode(codes, seed=seed) if step.audio is not None])
 
 
-async def left_in_queues(outside: Outside) -> Counter[str]:
-    """Messages in both queues, by subject."""
-    return await outside.subjects(TOK) + await outside.subjects(DEC)
+async def queued_messages(observer: Observer) -> Counter[str]:
+    """How many messages each subject of both queues holds."""
+    return await observer.subjects(TOK) + await observer.subjects(DEC)

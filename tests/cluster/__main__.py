@@ -27,11 +27,11 @@ from deploy.local.servers.embedded import S3Server, free_port, s3_server
 from deploy.setup import set_up
 from shared.nats.subjects import GPU_LOCK, JOBS, TOK
 from shared.settings import Settings
-from tests.chaos.outside import Outside
-from tests.chaos.run import _ask_for_all, _judge, _watching
+from tests.chaos.outside import Observer
+from tests.chaos.run import judge, observing, submit_all
 from tests.chaos.songs import plan_songs
 from tests.chaos.stack import Stack
-from tests.chaos.trouble import Trouble
+from tests.chaos.trouble import SongFaultInjector
 from tests.cluster.nodes import Node, open_cluster
 from tests.integration.flow import as_role
 
@@ -47,13 +47,13 @@ SETTINGS = Settings(
     cpu_device_mb=60,
     nats_replicas=3,
 )
-GAP = 15.0  # seconds between faults: of which a node is away for
-AWAY = 8.0
+GAP = 15.0  # seconds from one fault to the next
+AWAY = 8.0  # seconds for which a fault lasts
 PATIENCE = 300.0
 
 
 @asynccontextmanager
-async def running_gateway(folder: Path, pairs: int, gateways: int) -> AsyncIterator[tuple[Stack, list[Node]]]:
+async def running_stack(folder: Path, pairs: int, gateways: int) -> AsyncIterator[tuple[Stack, list[Node]]]:
     """A cluster, a store, and services on them."""
     async with (
         open_cluster(folder / "nodes") as nodes,
@@ -78,7 +78,7 @@ async def running_gateway(folder: Path, pairs: int, gateways: int) -> AsyncItera
 
 
 async def leader(js: JetStreamContext, stream: str) -> str:
-    """The name of the node that leads a stream."""
+    """Name of the node that leads a stream."""
     while True:
         try:
             info = await js.stream_info(stream)
@@ -89,23 +89,23 @@ async def leader(js: JetStreamContext, stream: str) -> str:
         await asyncio.sleep(0.5)
 
 
-async def trouble_nodes(nodes: list[Node], outside: Outside, seconds: float, stack: Stack) -> Counter[str]:
-    """Kill or cut off the leader of one stream after the other."""
+async def disturb_leaders(nodes: list[Node], observer: Observer, seconds: float, stack: Stack) -> Counter[str]:
+    """Kill or cut off the leader of one stream after the other. Returns how often each was done."""
     done: Counter[str] = Counter()
     began, number = time.monotonic(), 0
     while time.monotonic() - began < seconds:
         await asyncio.sleep(GAP - AWAY)
         stream = (TOK, f"KV_{GPU_LOCK}", f"KV_{JOBS}")[number % 3]
-        name = await leader(outside.js, stream)
+        name = await leader(observer.js, stream)
         node = next(node for node in nodes if node.name == name)
         if number % 2:
-            stack.tell(f"{name}, which leads {stream}, is cut off for {AWAY:g} s")
+            stack.log(f"{name}, which leads {stream}, is cut off for {AWAY:g} s")
             await node.cut(off=True)
             await asyncio.sleep(AWAY)
             await node.cut(off=False)
             done["cut off"] += 1
         else:
-            stack.tell(f"{name}, which leads {stream}, is killed")
+            stack.log(f"{name}, which leads {stream}, is killed")
             node.process.kill()
             await node.process.wait()
             await asyncio.sleep(AWAY)
@@ -116,17 +116,17 @@ async def trouble_nodes(nodes: list[Node], outside: Outside, seconds: float, sta
 
 
 async def faults(folder: Path, seed: int, minutes: float) -> bool:
-    """Songs while nodes go and come. Returns whether all is well."""
+    """Make songs while nodes are killed and cut off. Returns whether every invariant held."""
     seconds = 60 * minutes
-    wishes = plan_songs(Random(seed), round(40 * minutes), seconds, (0.5, 8), 20, 2)
-    async with running_gateway(folder, pairs=2, gateways=2) as (stack, nodes), _watching(stack) as (outside, client):
-        quiet = Trouble(client, outside, stack.tell)
+    planned_songs = plan_songs(Random(seed), round(40 * minutes), seconds, (0.5, 8), 20, 2)
+    async with running_stack(folder, pairs=2, gateways=2) as (stack, nodes), observing(stack) as (observer, client):
+        song_faults = SongFaultInjector(client, observer, stack.log)
         songs, done = await asyncio.gather(
-            _ask_for_all(wishes, client, quiet), trouble_nodes(nodes, outside, seconds, stack)
+            submit_all(planned_songs, client, song_faults), disturb_leaders(nodes, observer, seconds, stack)
         )
-        ended = await outside.until(lambda: all(outside.ended(song.job_id) for song in songs), PATIENCE)
-        verdict = await _judge(stack, outside, client, songs, [])
-        verdict.others += quiet.broken
+        ended = await observer.until(lambda: all(observer.ended(song.job_id) for song in songs), PATIENCE)
+        verdict = await judge(stack, observer, client, songs, [])
+        verdict.others += song_faults.broken
         found = {"songs": len(songs), "ended": ended, "ends": verdict.ends, "faults": done, "resumed": verdict.resumed}
         crashes = [line for part in stack.parts for line in part.crashes]
         print(json.dumps({"cluster": "faults", "seed": seed} | found | {"crashes": crashes}), flush=True)
@@ -135,14 +135,14 @@ async def faults(folder: Path, seed: int, minutes: float) -> bool:
 
 
 async def throughput(folder: Path, pairs: int) -> None:
-    """Songs a second, all asked for at once."""
-    wishes = [replace(wish, at=0.0) for wish in plan_songs(Random(1), 40 * pairs, 1, (4, 4), 0, 0)]
-    async with running_gateway(folder, pairs=pairs, gateways=1) as (stack, _), _watching(stack) as (outside, client):
+    """Measure songs a second, all submitted at once."""
+    planned_songs = [replace(planned, at=0.0) for planned in plan_songs(Random(1), 40 * pairs, 1, (4, 4), 0, 0)]
+    async with running_stack(folder, pairs=pairs, gateways=1) as (stack, _), observing(stack) as (observer, client):
         began = time.monotonic()
         async with asyncio.TaskGroup() as tasks:
-            asked = [tasks.create_task(client.take(wish)) for wish in wishes]
+            asked = [tasks.create_task(client.submit(planned)) for planned in planned_songs]
         ids = [task.result() for task in asked]
-        if not await outside.until(lambda: all(outside.ended(job_id) for job_id in ids), PATIENCE):
+        if not await observer.until(lambda: all(observer.ended(job_id) for job_id in ids), PATIENCE):
             raise TimeoutError("songs are left")
         took = time.monotonic() - began
     print(json.dumps({"cluster": "throughput", "pairs": pairs, "songs_per_s": round(len(ids) / took, 2)}), flush=True)

@@ -25,7 +25,7 @@ _START_SECONDS = 60.0
 
 
 class Node:
-    """One server. Its link can be cut, its process killed and started again."""
+    """A nats-server of the cluster. Its link can be cut, its process killed and started again."""
 
     def __init__(self, folder: Path, tag: str, number: int) -> None:
         self.name = f"n{number}"
@@ -43,11 +43,11 @@ class Node:
 
     @property
     def url(self) -> str:
-        """As the role that may do everything."""
+        """URL for the role with all rights."""
         return f"nats://operator:{PASSWORD}@{self.address}:4222"
 
     async def prepare(self, bridge: str) -> None:
-        """Its namespace, its link and its configuration."""
+        """Create the node's namespace, its link and its configuration."""
         self.folder.mkdir(parents=True)
         for name in ("nats.conf", "roles.conf"):
             shutil.copy(CONFIG / name, self.folder)
@@ -64,7 +64,7 @@ class Node:
         await ip("-n", self.space, "link", "set", "lo", "up")
 
     async def cut(self, *, off: bool) -> None:
-        """Take its network away, or give it back. Both sides keep their connections, and hear nothing."""
+        """Cut the node's link, or restore it. Both sides keep their connections and receive nothing."""
         await ip("link", "set", self.link, "down" if off else "up")
 
 
@@ -78,7 +78,7 @@ async def ip(*words: str) -> None:
 
 @asynccontextmanager
 async def open_cluster(folder: Path) -> AsyncIterator[list[Node]]:
-    """Three nodes that have found each other; nothing of them is left at the end."""
+    """A cluster of three nodes; nothing of them is left at the end."""
     tag = f"{os.getpid() % 100_000}"
     bridge = f"hm{tag}b"
     nodes = [Node(folder, tag, number) for number in range(1, SIZE + 1)]
@@ -119,4 +119,4 @@ async def _ready(nodes: list[Node]) -> bool:
 
 
 async def _ignore(error: Exception) -> None:
-    """While servers start, refused connections are expected."""
+    """Refused connections are expected while servers start."""

@@ -99,7 +99,7 @@ class RunningGateway:
         assert answer.status_code == 202, answer.text
         return str(answer.json()["job_id"])
 
-    async def taken(self) -> str:
+    async def accepted(self) -> str:
         """Ask for a song until one is taken; returns its id."""
 
         async def ask() -> str | None:
@@ -126,23 +126,25 @@ class RunningGateway:
         message: RawStreamMsg = await eventually(found, f"no event {kind}")
         return message
 
-    async def become(self, job_id: str, *path: Status, **changes: Any) -> None:
+    async def move_to(self, job_id: str, *path: Status, **changes: Any) -> None:
         """Take a song's record through states, as workers do; the changes come with the last one."""
         for status in path:
             more = changes if status == path[-1] else {}
             await self.jobs.update(job_id, TENANT, functools.partial(change, status=status, **more))
 
-    async def tell(self, event: AnyEvent) -> None:
+    async def publish(self, event: AnyEvent) -> None:
         """Publish an event, as workers do."""
         await self.events.publish(TENANT, event)
 
     async def progress(self, job_id: str, percent: float) -> None:
         """Publish progress of a song that is being generated."""
-        await self.tell(Progress(job_id=job_id, status="generating", progress=percent, done=round(percent), total=100))
+        await self.publish(
+            Progress(job_id=job_id, status="generating", progress=percent, done=round(percent), total=100)
+        )
 
     async def stage(self, job_id: str) -> None:
         """Publish that generating began."""
-        await self.tell(Stage(job_id=job_id, status="generating", progress=0, stage="generating", phase=1))
+        await self.publish(Stage(job_id=job_id, status="generating", progress=0, stage="generating", phase=1))
 
     async def complete(self, job_id: str, audio: bytes = b"0123456789" * 100) -> None:
         """Finish a song: audio, record, event."""
@@ -151,10 +153,10 @@ class RunningGateway:
         await self.store.put(key, audio, "audio/flac")
         path: tuple[Status, ...] = ("generating", "decoding", "completed")
         known: tuple[Status, ...] = ("queued", *path)
-        await self.become(
+        await self.move_to(
             job_id, *path[known.index(job.status) :], audio_key=key, audio_bytes=len(audio), duration_s=4.0
         )
-        await self.tell(
+        await self.publish(
             Completed(
                 job_id=job_id,
                 status="completed",
@@ -166,7 +168,7 @@ class RunningGateway:
             )
         )
 
-    async def beat(self, role: Role, kind: str = "cpu", **changes: object) -> None:
+    async def heartbeat(self, role: Role, kind: str = "cpu", **changes: object) -> None:
         """A worker's heartbeat, on device gpu-1 unless the changes say otherwise."""
         figures = GpuFigures(id="gpu-1", name="A device", kind=kind, memory_total=1000, memory_used=300)  # type: ignore[arg-type]
         status = WorkerStatus(

@@ -175,7 +175,7 @@ async def test_watching_is_resumed_after_a_lost_connection(gateway: RunningGatew
     async with Relay(gateway.settings.port).serve() as relay, Client(relay.url) as client:
         events = client.watch(job_id)
         assert (await anext(events)).kind == "snapshot"
-        await gateway.become(job_id, "generating")
+        await gateway.move_to(job_id, "generating")
         await gateway.progress(job_id, 10)
         assert (await anext(events)).progress == 10
         relay.cut()
@@ -192,7 +192,7 @@ async def test_an_end_without_an_event_is_found_from_the_state(gateway: RunningG
         events = client.watch(job_id)
         await anext(events)
         relay.cut()
-        await gateway.become(job_id, "failed", error="no")
+        await gateway.move_to(job_id, "failed", error="no")
         rest = [event async for event in events]
     assert [(event.kind, event.status, event.error) for event in rest] == [("snapshot", "failed", "no")]
 

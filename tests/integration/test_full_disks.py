@@ -34,8 +34,8 @@ async def problems(gateway: RunningGateway, words: str) -> dict[str, Any]:
 
 async def test_a_full_disk_of_nats_is_named_and_ends_with_a_new_start(disk: Volume, settings: Settings) -> None:
     async with broker_on(disk, settings) as (server, changed), running_gateway(changed, settings.data_dir) as gateway:
-        await gateway.beat("tokenizer")
-        await gateway.beat("codec")
+        await gateway.heartbeat("tokenizer")
+        await gateway.heartbeat("codec")
         disk.fill()
         assert (await gateway.http.post("/generate", json=SONG)).status_code == 503
         body = await problems(gateway, "NATS answers but stores nothing: its disk is full, or was. Free some room")
@@ -51,7 +51,7 @@ async def test_a_full_disk_of_nats_is_named_and_ends_with_a_new_start(disk: Volu
         assert (await gateway.http.post("/generate", json=SONG)).status_code == 503
         await server.stop()
         await server.start()
-        await gateway.taken()
+        await gateway.accepted()
 
 
 async def test_a_full_disk_of_the_store_is_named_and_burns_no_song(disk: Volume, settings: Settings) -> None:
@@ -77,4 +77,4 @@ async def test_a_full_disk_of_the_store_is_named_and_burns_no_song(disk: Volume,
             events = [event.data for event in await flow.events(waiting)]
             begun = [event for event in events if getattr(event, "stage", "") == "generating"]
             assert len(begun) == 1, "its tokens were made more than once"
-            await gateway.taken()
+            await gateway.accepted()

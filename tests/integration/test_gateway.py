@@ -231,7 +231,7 @@ async def test_the_state_follows_the_song_and_progress_never_goes_back(gateway: 
         "title": "Song",
         "format": "flac",
     }
-    await gateway.become(job_id, "generating")
+    await gateway.move_to(job_id, "generating")
     assert (await state())["progress"] == 0
     await gateway.stage(job_id)
     await gateway.progress(job_id, 50)
@@ -242,7 +242,7 @@ async def test_the_state_follows_the_song_and_progress_never_goes_back(gateway: 
             pass
     await gateway.progress(job_id, 20)  # another worker began anew
     assert (await state())["progress"] == 50
-    await gateway.become(job_id, "decoding")
+    await gateway.move_to(job_id, "decoding")
     assert (await state())["progress"] == 80
     await gateway.complete(job_id)
     done = await state()
@@ -253,7 +253,7 @@ async def test_the_state_follows_the_song_and_progress_never_goes_back(gateway: 
 
 async def test_a_state_that_has_not_changed_is_not_sent_again(gateway: RunningGateway) -> None:
     job_id = await gateway.submit()
-    await gateway.become(job_id, "generating")
+    await gateway.move_to(job_id, "generating")
     address = f"/generate/{job_id}/status"
     first = await gateway.http.get(address)
     known = {"If-None-Match": first.headers["etag"]}
@@ -265,17 +265,17 @@ async def test_a_state_that_has_not_changed_is_not_sent_again(gateway: RunningGa
     changed = await gateway.http.get(address, headers=known)
     assert (changed.status_code, changed.json()["progress"]) == (200, 10)
     known = {"If-None-Match": changed.headers["etag"]}
-    await gateway.become(job_id, "decoding")
+    await gateway.move_to(job_id, "decoding")
     assert (await gateway.http.get(address, headers=known)).json()["status"] == "decoding"
     problem(await gateway.http.get(f"/generate/{UNKNOWN}/status", headers={"If-None-Match": "*"}), 404, "unknown-job")
 
 
 async def test_a_failed_song_says_why_and_how_far_it_came(gateway: RunningGateway) -> None:
     job_id = await gateway.submit()
-    await gateway.become(job_id, "generating")
+    await gateway.move_to(job_id, "generating")
     await gateway.progress(job_id, 30)
-    await gateway.become(job_id, "failed", error="the model said no")
-    await gateway.tell(Failed(job_id=job_id, status="failed", progress=0, error="the model said no"))
+    await gateway.move_to(job_id, "failed", error="the model said no")
+    await gateway.publish(Failed(job_id=job_id, status="failed", progress=0, error="the model said no"))
     body = (await gateway.http.get(f"/generate/{job_id}/status")).json()
     assert (body["status"], body["progress"], body["error"]) == ("failed", 30, "the model said no")
     assert body["completed_at"]
@@ -299,7 +299,7 @@ async def test_cancelling_a_waiting_song_takes_it_out_of_the_queue(gateway: Runn
 
 async def test_cancelling_a_running_song_tells_its_worker_and_removes_its_objects(gateway: RunningGateway) -> None:
     job_id = await gateway.submit()
-    await gateway.become(job_id, "generating", fencing_token=3)
+    await gateway.move_to(job_id, "generating", fencing_token=3)
     keys = [tokens_key(job_id, 3), audio_key(job_id, 3, "flac")]
     for key in keys:
         await gateway.store.put(key, b"x")
@@ -319,7 +319,7 @@ async def test_cancelling_a_running_song_tells_its_worker_and_removes_its_object
 async def test_a_song_that_has_ended_cannot_be_cancelled(gateway: RunningGateway) -> None:
     completed, failed = await gateway.submit(), await gateway.submit()
     await gateway.complete(completed)
-    await gateway.become(failed, "failed", error="x")
+    await gateway.move_to(failed, "failed", error="x")
     for job_id, status in ((completed, "completed"), (failed, "failed")):
         assert status in problem(await gateway.http.delete(f"/generate/{job_id}"), 409, "conflict")["detail"]
         assert (await gateway.job(job_id)).status == status
@@ -328,9 +328,9 @@ async def test_a_song_that_has_ended_cannot_be_cancelled(gateway: RunningGateway
 async def test_of_completion_and_cancellation_one_wins(gateway: RunningGateway) -> None:
     for _ in range(5):
         job_id = await gateway.submit()
-        await gateway.become(job_id, "generating", "decoding")
+        await gateway.move_to(job_id, "generating", "decoding")
         ended = asyncio.gather(
-            gateway.become(job_id, "completed"), gateway.http.delete(f"/generate/{job_id}"), return_exceptions=True
+            gateway.move_to(job_id, "completed"), gateway.http.delete(f"/generate/{job_id}"), return_exceptions=True
         )
         completed, answer = await ended
         assert isinstance(answer, httpx.Response)

@@ -46,8 +46,8 @@ async def test_health_counts_live_workers_and_waiting_songs(settings: Settings) 
             ],
         }
         await gateway.submit()
-        await gateway.beat("tokenizer")
-        await gateway.beat("codec")
+        await gateway.heartbeat("tokenizer")
+        await gateway.heartbeat("codec")
         body = await eventually_status(gateway, "ok")
         assert body["workers"] == {"tokenizer": 1, "codec": 1}
         assert body["queue"] == {"tokens": 1, "decode": 0}
@@ -56,7 +56,7 @@ async def test_health_counts_live_workers_and_waiting_songs(settings: Settings) 
         body = await eventually_status(gateway, "degraded")
         assert body["workers"] == {"tokenizer": 1, "codec": 0}
         assert body["problems"] == ["no codec worker on gpu-1: songs wait after their tokens"]
-        await gateway.beat("codec", problem="HeartCodec needs 6 GB and the device has 4")
+        await gateway.heartbeat("codec", problem="HeartCodec needs 6 GB and the device has 4")
 
         async def reported() -> bool:
             body = (await gateway.http.get("/health")).json()
@@ -69,8 +69,8 @@ async def test_health_counts_live_workers_and_waiting_songs(settings: Settings) 
 
 async def test_a_full_queue_for_audio_is_a_problem(settings: Settings) -> None:
     async with running_gateway(settings, settings.data_dir, queue_limit=1) as gateway:
-        await gateway.beat("tokenizer")
-        await gateway.beat("codec")
+        await gateway.heartbeat("tokenizer")
+        await gateway.heartbeat("codec")
         await eventually_status(gateway, "ok")
         for number in range(4):
             await gateway.js.publish(decode_subject(str(number)), b"{}")
@@ -83,16 +83,16 @@ async def test_what_dead_workers_leave_behind_is_named_or_dropped(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with running_gateway(settings, settings.data_dir) as gateway:
-        await gateway.beat("tokenizer")
-        await gateway.beat("codec")
+        await gateway.heartbeat("tokenizer")
+        await gateway.heartbeat("codec")
         await eventually_status(gateway, "ok")
         stale, fresh = (f"$KV.{GPU_LOCK}.{lock_key('gpu-1', 'codec', name)}" for name in ("dead", "alive"))
         await gateway.js.publish(stale, b"not a record")
 
         async def named() -> bool:
             await gateway.js.publish(fresh, b"not a record either")
-            await gateway.beat("tokenizer")
-            await gateway.beat("codec")
+            await gateway.heartbeat("tokenizer")
+            await gateway.heartbeat("codec")
             assert (await gateway.http.get("/api/gpu")).status_code == 200
             problems: list[str] = (await gateway.http.get("/health")).json()["problems"]
             return problems == [
@@ -129,12 +129,12 @@ async def test_devices_are_listed_with_the_worker_that_holds_them_and_those_that
         for role, state in (("tokenizer", "held"), ("codec", "waiting")):
             record = LeaseRecord(ticket=0, state=state, role=role, owner=f"{role}-1", phase=1, since=2.0)  # type: ignore[arg-type]
             await gateway.js.publish(f"$KV.{GPU_LOCK}.{lock_key('gpu-1', role, role)}", msgspec.json.encode(record))
-        await gateway.beat("codec", "cuda", resident=["what lay there before"])
+        await gateway.heartbeat("codec", "cuda", resident=["what lay there before"])
         memory = [
             PhaseMemory(phase=0, device_before=1, device_after=200, host=3),
             PhaseMemory(phase=1, device_before=200, host=4),
         ]
-        await gateway.beat(
+        await gateway.heartbeat(
             "tokenizer",
             "cuda",
             state="working",
@@ -172,8 +172,8 @@ async def test_devices_are_listed_with_the_worker_that_holds_them_and_those_that
             {"phase": 0, "device_before": 1, "device_after": 200, "host": 3},
             {"phase": 1, "device_before": 200, "device_after": None, "host": 4},
         ]
-        await gateway.beat("codec")
-        await gateway.beat("tokenizer")
+        await gateway.heartbeat("codec")
+        await gateway.heartbeat("tokenizer")
 
         async def cpu() -> bool:
             body = (await gateway.http.get("/api/gpu")).json()

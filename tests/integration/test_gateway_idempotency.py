@@ -53,7 +53,7 @@ async def test_the_same_request_gets_the_same_song_in_its_present_state(gateway:
     assert again.headers["location"] == first.headers["location"]
     job_id = first.json()["job_id"]
     seed = (await gateway.job(job_id)).request.seed
-    await gateway.become(job_id, "generating")
+    await gateway.move_to(job_id, "generating")
     assert (await post(gateway, key)).json()["status"] == "generating"
     await gateway.complete(job_id)
     answer = (await post(gateway, key)).json()

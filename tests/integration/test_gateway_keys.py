@@ -102,7 +102,7 @@ async def test_a_tenant_sees_its_own_songs_only(gateway: RunningGateway) -> None
     listed = (await gateway.http.get("/generate", headers=BOB)).json()["songs"]
     assert [song["job_id"] for song in listed] == [other]
 
-    await gateway.beat("tokenizer", jobs=[mine, other])
+    await gateway.heartbeat("tokenizer", jobs=[mine, other])
 
     async def shown(who: dict[str, str]) -> list[str]:
         found = (await gateway.http.get("/api/gpu", headers=who)).json()["gpus"]

@@ -34,7 +34,7 @@ async def test_pages_hold_every_song_once_while_songs_come_and_go(gateway: Runni
     assert (first, cursor is not None) == (ids[:2], True)
     newer = await gateway.submit()
     await gateway.jobs.delete(await gateway.job(ids[1]))  # where the cursor stands
-    await gateway.become(ids[3], "generating")  # written last, but no newer for it
+    await gateway.move_to(ids[3], "generating")  # written last, but no newer for it
     second, cursor = await page(gateway, limit=2, cursor=cursor)
     assert second == ids[2:4]
     assert await page(gateway, limit=2, cursor=cursor) == (ids[4:], None)

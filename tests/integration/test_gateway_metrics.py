@@ -43,8 +43,8 @@ async def test_songs_are_counted(settings: Settings) -> None:
         await gateway.http.post("/generate", content=b"{", headers={"Content-Type": "application/json"})
         await gateway.nc.request("submit.local", b"{", timeout=10)
         await gateway.complete(first)
-        await gateway.become(second, "failed", error="no")
-        await gateway.tell(Failed(job_id=second, status="failed", progress=0, error="no"))
+        await gateway.move_to(second, "failed", error="no")
+        await gateway.publish(Failed(job_id=second, status="failed", progress=0, error="no"))
         await gateway.http.delete(f"/generate/{third}")
         await eventually_figures(
             gateway,
@@ -75,9 +75,9 @@ async def test_workers_and_their_devices_are_counted_while_they_live(settings: S
             PhaseMemory(phase=0, device_before=1, device_after=200, host=3),
             PhaseMemory(phase=1, device_before=200, host=4),
         ]
-        await gateway.beat("codec", sent=1.0)
+        await gateway.heartbeat("codec", sent=1.0)
         gpu = GpuFigures(id="gpu-1", name="A device", kind="cuda", memory_total=1000, memory_used=400)
-        await gateway.beat("tokenizer", gpu=gpu, jobs=["a", "b"], slots=4, rate=50.5, memory=memory)
+        await gateway.heartbeat("tokenizer", gpu=gpu, jobs=["a", "b"], slots=4, rate=50.5, memory=memory)
         tokenizer = "device=gpu-1 instance=tokenizer-1 role=tokenizer"
         phase = "heartmula_phase_memory_bytes at={} device=gpu-1 instance=tokenizer-1 phase={} role=tokenizer".format
         wanted = {

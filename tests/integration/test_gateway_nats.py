@@ -70,10 +70,10 @@ async def test_nats_clients_ask_for_songs(settings: Settings) -> None:
         before = (await gateway.js.stream_info(TOK)).state.messages
         await gateway.nc.publish(SUBJECT, json.dumps(SONG).encode())  # with nobody to answer
 
-        async def taken() -> bool:
+        async def queued() -> bool:
             return (await gateway.js.stream_info(TOK)).state.messages == before + 1
 
-        await eventually(taken, "a plain publish was not taken")
+        await eventually(queued, "a plain publish was not taken")
         assert "Traceback" not in gateway.log.read_text()
 
 

@@ -35,12 +35,12 @@ def seconds_from_now(eta: str) -> float:
 
 
 async def begin(gateway: RunningGateway, job_id: str) -> None:
-    await gateway.become(job_id, "generating", started_at=time.time())
+    await gateway.move_to(job_id, "generating", started_at=time.time())
 
 
 async def finish_tokens(gateway: RunningGateway, job_id: str) -> None:
     """Take a song's message out of the queue, as its worker does."""
-    await gateway.become(job_id, "generating", "decoding")
+    await gateway.move_to(job_id, "generating", "decoding")
     await purge_job(gateway.js, job_id)
 
 
@@ -77,8 +77,8 @@ async def test_the_place_of_a_song_is_the_number_of_songs_before_it(settings: Se
 
 async def test_place_and_eta_of_a_song_when_it_is_accepted(settings: Settings) -> None:
     async with running_gateway(settings, settings.data_dir) as gateway:
-        await gateway.beat("tokenizer", rate=10.0, song_frames=20.0)
-        await gateway.beat("codec", rate=100.0)
+        await gateway.heartbeat("tokenizer", rate=10.0, song_frames=20.0)
+        await gateway.heartbeat("codec", rate=100.0)
 
         async def noticed() -> bool:  # the gateway may have read the heartbeats just before these came
             return bool((await gateway.http.get("/health")).json()["workers"] == {"tokenizer": 1, "codec": 1})
@@ -110,17 +110,17 @@ async def test_a_waiting_client_hears_when_its_song_moves_up(settings: Settings)
             assert (frame["id"], frame["data"]["queue_position"], frame["data"]["eta"]) == (snapshot["id"], 1, None)
             assert frame["data"]["status"] == "queued"
             # Now there are rates: a time of completion can be estimated.
-            await gateway.beat("tokenizer", rate=0.1, song_frames=50.0)
-            await gateway.beat("codec", rate=100.0)
+            await gateway.heartbeat("tokenizer", rate=0.1, song_frames=50.0)
+            await gateway.heartbeat("codec", rate=100.0)
             frame = await watcher.frame()
             assert frame["data"]["queue_position"] == 1
             before = frame["data"]["eta"]
             assert before is not None
-            await gateway.beat("tokenizer", rate=0.01, song_frames=50.0)
+            await gateway.heartbeat("tokenizer", rate=0.01, song_frames=50.0)
             assert (await watcher.frame())["data"]["eta"] > before
             await finish_tokens(gateway, second)
             assert (await watcher.frame())["data"]["queue_position"] == 0
-            await gateway.become(third, "generating")
+            await gateway.move_to(third, "generating")
             await gateway.stage(third)
             assert (await watcher.frame())["type"] == "heartmula.song.stage"
             await gateway.complete(third)
@@ -133,19 +133,19 @@ async def test_progress_tells_when_the_song_will_be_ready(settings: Settings) ->
         job_id = await gateway.submit()
         async with gateway.watch(job_id) as watcher:
             await watcher.frame()
-            await gateway.become(job_id, "generating")
+            await gateway.move_to(job_id, "generating")
             progress = Progress(job_id=job_id, status="generating", progress=40, done=20, total=50, rate=0.5)
-            await gateway.tell(progress)
+            await gateway.publish(progress)
             assert (await watcher.frame())["data"]["eta"] is None  # the rate of the codec is not known
-            await gateway.beat("codec", rate=1.0)
+            await gateway.heartbeat("codec", rate=1.0)
             assert "eta" in await eventually(lambda: with_eta(gateway, job_id), "no time of completion")
-            await gateway.tell(progress)
+            await gateway.publish(progress)
             # 30 frames at 0.5 a second, then 50 at 1 a second
             assert 60 < seconds_from_now((await watcher.frame())["data"]["eta"]) <= 110
             assert 60 < seconds_from_now((await state(gateway, job_id))["eta"]) <= 110
-            await gateway.become(job_id, "decoding", frames=20)  # it ended early
+            await gateway.move_to(job_id, "decoding", frames=20)  # it ended early
             assert seconds_from_now((await state(gateway, job_id))["eta"]) <= 20
-            await gateway.tell(Progress(job_id=job_id, status="decoding", progress=90, done=3, total=4))
+            await gateway.publish(Progress(job_id=job_id, status="decoding", progress=90, done=3, total=4))
             assert seconds_from_now((await watcher.frame())["data"]["eta"]) <= 5
             assert seconds_from_now((await state(gateway, job_id))["eta"]) <= 5
             await gateway.complete(job_id)
@@ -164,8 +164,8 @@ async def test_an_end_without_an_event_is_found_in_the_record(settings: Settings
         async with gateway.watch(done) as one, gateway.watch(failed) as two:
             await one.frame(), await two.frame()
             # Their workers die between the record and the event.
-            await gateway.become(done, "generating", "decoding", "completed", duration_s=4.0)
-            await gateway.become(failed, "failed", error="the model said no")
+            await gateway.move_to(done, "generating", "decoding", "completed", duration_s=4.0)
+            await gateway.move_to(failed, "failed", error="the model said no")
             frames, code = await one.rest()
             assert code == 1000
             assert frames[-1]["type"] == "heartmula.song.completed"

@@ -112,8 +112,8 @@ async def test_conditions(gateway: RunningGateway, url: str) -> None:
 
 async def test_a_song_without_audio_says_why(gateway: RunningGateway) -> None:
     waiting, running, failed, cancelled, expired = [await gateway.submit() for _ in range(5)]
-    await gateway.become(running, "generating")
-    await gateway.become(failed, "failed", error="the codec said no")
+    await gateway.move_to(running, "generating")
+    await gateway.move_to(failed, "failed", error="the codec said no")
     await gateway.http.delete(f"/generate/{cancelled}")
     await gateway.complete(expired)
     await gateway.store.delete(f"audio/{expired}/")

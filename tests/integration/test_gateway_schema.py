@@ -80,12 +80,12 @@ async def run(folder: Path, *command: str) -> str:
 
 async def test_random_requests_are_answered_as_documented(gateway: RunningGateway, tmp_path: Path) -> None:
     waiting, running, completed, failed, cancelled = [await gateway.submit(title=f"{n}") for n in range(5)]
-    await gateway.become(running, "generating")
+    await gateway.move_to(running, "generating")
     with AudioWriter(tmp_path / "song", "flac", 8000, SongTags.of((await gateway.job(completed)).request)) as writer:
         writer.write(np.zeros((8000, 2), np.float32))
     await gateway.complete(completed, (tmp_path / "song").read_bytes())
-    await gateway.become(failed, "generating", "failed", error="no")
-    await gateway.tell(Failed(job_id=failed, status="failed", progress=0, error="no"))
+    await gateway.move_to(failed, "generating", "failed", error="no")
+    await gateway.publish(Failed(job_id=failed, status="failed", progress=0, error="no"))
     await gateway.http.delete(f"/generate/{cancelled}")
     ended = ", ".join(f'"{job_id}"' for job_id in (completed, failed, cancelled))
     songs = f'{ended}, "{waiting}", "{running}"'
@@ -239,7 +239,7 @@ async def test_what_is_sent_is_what_the_asyncapi_document_says(gateway: RunningG
     whole = await document(gateway, "/asyncapi.json")
     job_id = await gateway.submit()
     async with gateway.watch(job_id, after=0) as watcher:
-        await gateway.become(job_id, "generating")
+        await gateway.move_to(job_id, "generating")
         await gateway.stage(job_id)
         await gateway.progress(job_id, 40)
         await gateway.complete(job_id)

@@ -87,10 +87,10 @@ async def test_slow_and_vanished_clients_cost_the_others_nothing(
 
         await eventually(lambda: listening(READING + STALLED + VANISHING), "not everybody is served")
 
-        async def become(status: Status) -> None:
+        async def move_to(status: Status) -> None:
             await gateway.jobs.update(job_id, TENANT, lambda job: change(job, status=status))
 
-        await become("generating")
+        await move_to("generating")
         await gateway.events.publish(
             TENANT, Stage(job_id=job_id, status="generating", progress=0, stage="generating", phase=1)
         )
@@ -117,8 +117,8 @@ async def test_slow_and_vanished_clients_cost_the_others_nothing(
         # Their connections too: they are still there, and never read again.
         await eventually(lambda: connected(READING), "connections are left of clients that do not read")
         await gateway.events.publish(TENANT, progress(done + 1, job_id))
-        await become("decoding")
-        await become("completed")
+        await move_to("decoding")
+        await move_to("completed")
         ended = Completed(
             job_id=job_id, status="completed", progress=100, result_url="/", duration_s=1, format="flac", seed=1
         )

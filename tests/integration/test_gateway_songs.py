@@ -90,7 +90,7 @@ async def test_an_ended_song_is_removed_with_all_that_belongs_to_it(gateway: Run
 
 async def test_failed_and_cancelled_songs_are_removed_too(gateway: RunningGateway) -> None:
     failed, cancelled = await gateway.submit(), await gateway.submit()
-    await gateway.become(failed, "failed", error="no")
+    await gateway.move_to(failed, "failed", error="no")
     await gateway.http.delete(f"/generate/{cancelled}")
     for job_id, status in ((failed, "failed"), (cancelled, "cancelled")):
         answer = await gateway.http.delete(f"/generate/{job_id}", params={"forget": "true"})

@@ -81,7 +81,7 @@ async def test_a_client_is_told_the_same_as_over_a_websocket(gateway: RunningGat
     job_id = await gateway.submit(title="Ü", seed=3)
     async with listen(gateway, job_id) as reader, gateway.watch(job_id) as watcher:
         assert await reader.frame() == await watcher.frame()
-        await gateway.become(job_id, "generating")
+        await gateway.move_to(job_id, "generating")
         await gateway.stage(job_id)
         await gateway.progress(job_id, 40)
         await gateway.progress(job_id, 10)
@@ -96,7 +96,7 @@ async def test_a_client_that_comes_back_gets_what_it_missed_once(gateway: Runnin
     job_id = await gateway.submit()
     async with listen(gateway, job_id) as reader:
         first = (await reader.frame())["id"]
-    await gateway.become(job_id, "generating")
+    await gateway.move_to(job_id, "generating")
     for percent in (10, 20):
         await gateway.progress(job_id, percent)
     headers = {} if how == "query" else {"Last-Event-ID": first}

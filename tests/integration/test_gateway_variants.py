@@ -103,7 +103,7 @@ async def test_the_same_request_gets_the_same_group(gateway: RunningGateway, key
     again = await post(gateway, key, variants=3)
     assert again.json() == first.json()
     found = ids(first)
-    await gateway.become(found[1], "generating")
+    await gateway.move_to(found[1], "generating")
     assert [each["status"] for each in (await post(gateway, key, variants=3)).json()["variants"]] == [
         "queued",
         "generating",

@@ -32,7 +32,7 @@ async def test_a_client_sees_a_snapshot_then_every_event_then_the_end(gateway: R
         snapshot = await watcher.frame()
         state = (await gateway.http.get(f"/generate/{job_id}/status")).json()
         assert snapshot == state | {"type": "snapshot", "id": snapshot["id"]}
-        await gateway.become(job_id, "generating")
+        await gateway.move_to(job_id, "generating")
         await gateway.stage(job_id)
         await gateway.progress(job_id, 40)
         await gateway.progress(job_id, 10)  # begun again elsewhere
@@ -53,7 +53,7 @@ async def test_a_client_that_comes_back_gets_what_it_missed_once(gateway: Runnin
     job_id = await gateway.submit()
     async with gateway.watch(job_id) as watcher:
         first = await watcher.frame()
-    await gateway.become(job_id, "generating")
+    await gateway.move_to(job_id, "generating")
     for percent in (10, 20, 30):
         await gateway.progress(job_id, percent)
     async with gateway.watch(job_id, after=first["id"]) as watcher:
@@ -88,11 +88,11 @@ async def test_a_song_that_fails_or_is_cancelled_keeps_its_progress(gateway: Run
     async with gateway.watch(failed) as first, gateway.watch(cancelled) as second:
         for job_id, watcher in ((failed, first), (cancelled, second)):
             await watcher.frame()
-            await gateway.become(job_id, "generating")
+            await gateway.move_to(job_id, "generating")
             await gateway.progress(job_id, 30)
             assert (await watcher.frame())["data"]["progress"] == 30
-        await gateway.become(failed, "failed", error="no")
-        await gateway.tell(Failed(job_id=failed, status="failed", progress=0, error="no"))
+        await gateway.move_to(failed, "failed", error="no")
+        await gateway.publish(Failed(job_id=failed, status="failed", progress=0, error="no"))
         assert (await gateway.http.delete(f"/generate/{cancelled}")).status_code == 200
         for watcher, kind in ((first, "failed"), (second, "cancelled")):
             frame = await watcher.frame()

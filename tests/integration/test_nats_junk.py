@@ -31,7 +31,7 @@ async def gateway(
     folder = tmp_path_factory.mktemp("nats-junk")
     settings = await fresh_settings(nats_server, s3_server, folder)
     async with running_gateway(settings, folder, sweep_seconds=1) as gateway:
-        await gateway.beat("tokenizer")
+        await gateway.heartbeat("tokenizer")
         yield gateway
 
 
@@ -65,7 +65,7 @@ async def goes_on(gateway: RunningGateway) -> None:
 
 @pytest.mark.parametrize("junk", JUNK)
 async def test_junk_in_a_bucket_or_the_events_stops_nothing(gateway: RunningGateway, junk: bytes) -> None:
-    await gateway.beat("tokenizer")
+    await gateway.heartbeat("tokenizer")
     before = await unreadable(gateway)
     job_id = await gateway.submit()
     async with gateway.watch(job_id, after=0) as watcher:
@@ -77,7 +77,7 @@ async def test_junk_in_a_bucket_or_the_events_stops_nothing(gateway: RunningGate
             *(event_subject(TENANT, job_id, kind) for kind in ("stage", "progress", "completed")),
         ):
             await gateway.js.publish(subject, junk)
-        await gateway.become(job_id, "generating")
+        await gateway.move_to(job_id, "generating")
         await gateway.progress(job_id, 30)
         kinds = []
         while "heartmula.song.progress" not in kinds:
@@ -104,7 +104,7 @@ async def test_an_event_after_one_that_cannot_be_read_is_not_missed_by_a_client_
     gateway: RunningGateway,
 ) -> None:
     job_id = await gateway.submit()
-    await gateway.become(job_id, "generating")
+    await gateway.move_to(job_id, "generating")
     await gateway.progress(job_id, 10)
     seen = (await gateway.event(job_id, "progress")).seq
     await gateway.progress(job_id, 20)

@@ -46,7 +46,7 @@ async def test_a_server_that_cannot_write_is_restarted_once_there_is_free_space(
                     return sorted(restarted) == ["nats", "s3"]
 
                 await eventually(both, "nothing was started again")
-                await gateway.taken()
+                await gateway.accepted()
                 assert sorted(restarted) == ["nats", "s3"]
             finally:
                 await end(healing)
