@@ -15,7 +15,7 @@ from deploy.local.servers.watchdog import StoreProbe, nats_problem
 from shared.device.lease import read_leases
 from shared.errors import Unavailable
 from shared.nats.subjects import GPU_LOCK, decode_subject, lock_key, token_subject
-from tests.chaos.outside import Observer
+from tests.chaos.observer import Observer
 from tests.chaos.stack import Part, Stack
 
 ROLES = ("tokenizer", "codec", "gateway")

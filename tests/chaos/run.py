@@ -19,10 +19,10 @@ from shared.errors import Unavailable
 from shared.settings import Settings
 from tests.chaos.crashes import crash_repeatedly
 from tests.chaos.faults import DISK_FAULTS, SYSTEM_FAULTS, Injector, plan_faults
-from tests.chaos.outside import Observer, connect
+from tests.chaos.observer import Observer, connect
+from tests.chaos.song_faults import SongFaultInjector
 from tests.chaos.songs import AcceptedSong, Client, PlannedSong, plan_songs
 from tests.chaos.stack import Stack, open_stack
-from tests.chaos.trouble import SongFaultInjector
 from tests.chaos.verdict import (
     Verdict,
     judge_accounts,

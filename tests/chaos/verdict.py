@@ -23,7 +23,7 @@ from shared.nats.subjects import DEC, TOK, dead_subject
 from shared.schema.event import AnyEvent, Progress, Stage
 from shared.schema.job import ENDED, Job, Status
 from shared.storage.objects import peaks_key
-from tests.chaos.outside import Observer
+from tests.chaos.observer import Observer
 from tests.chaos.songs import AcceptedSong, Client
 
 _TOLERANCE = 1.5 / 2**15  # of 16 bits

@@ -27,11 +27,11 @@ from deploy.local.servers.embedded import S3Server, free_port, s3_server
 from deploy.setup import set_up
 from shared.nats.subjects import GPU_LOCK, JOBS, TOK
 from shared.settings import Settings
-from tests.chaos.outside import Observer
+from tests.chaos.observer import Observer
 from tests.chaos.run import judge, observing, submit_all
+from tests.chaos.song_faults import SongFaultInjector
 from tests.chaos.songs import plan_songs
 from tests.chaos.stack import Stack
-from tests.chaos.trouble import SongFaultInjector
 from tests.cluster.nodes import Node, open_cluster
 from tests.integration.flow import as_role
 

@@ -12,7 +12,7 @@ from shared.errors import ObjectError, Unavailable
 from shared.nats.subjects import TENANT, token_subject
 from shared.schema.job import TokenJob
 from shared.schema.request import Priority
-from tests.chaos.outside import Observer
+from tests.chaos.observer import Observer
 from tests.chaos.songs import AcceptedSong, Client
 
 _PATIENCE = 300.0  # for a song to reach a stage
