@@ -104,7 +104,7 @@ async def watch(stack: RunningStack, events_url: str) -> list[dict[str, Any]]:
     return frames
 
 
-async def test_the_first_song(stack: RunningStack, client: httpx.AsyncClient) -> None:
+async def test_the_first_curl_makes_a_song(stack: RunningStack, client: httpx.AsyncClient) -> None:
     health = (await client.get("/health")).json()
     assert health["status"] == "ok"
     assert health["workers"] == {"tokenizer": 1, "codec": 1}

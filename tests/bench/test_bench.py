@@ -23,14 +23,14 @@ def smoke(module: str) -> tuple[str, list[dict[str, Any]]]:
     return run.stdout, [json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")]
 
 
-def test_the_gateway_s_bench() -> None:
+def test_the_bench_of_the_gateway_runs() -> None:
     _, (posts, sockets) = smoke("tests.bench.gateway")
     assert {"posts_per_s", "post_ms_p50", "post_ms_p99", "publish_ms_p50", "publish_ms_p99"} <= posts.keys()
     assert {"latency_ms_p50", "latency_ms_p99", "core_percent", "kib_per_socket"} <= sockets.keys()
     assert sockets["received"] == 20 * 10
 
 
-def test_smoke() -> None:
+def test_the_bench_of_the_engines_runs() -> None:
     text, rows = smoke("tests.bench")
     assert {row["bench"] for row in rows} == FIELDS.keys()
     for row in rows:

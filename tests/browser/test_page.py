@@ -30,7 +30,7 @@ async def until(question: Callable[[], Awaitable[bool]]) -> None:
             await asyncio.sleep(0.05)
 
 
-async def test_a_song_is_asked_for_watched_heard_and_taken_home(system: RunningSystem, tmp_path: Path) -> None:
+async def test_a_song_is_requested_followed_played_and_downloaded(system: RunningSystem, tmp_path: Path) -> None:
     """The way of a song in the browser; nothing is fetched from elsewhere, and the browser complains of nothing."""
     visitor = await system.visit()
     page = visitor.page
@@ -74,7 +74,7 @@ async def test_a_song_is_asked_for_watched_heard_and_taken_home(system: RunningS
     assert visitor.complaints == []
 
 
-async def test_a_song_is_cancelled_deleted_and_asked_for_again(system: RunningSystem) -> None:
+async def test_a_song_is_cancelled_deleted_and_requested_again(system: RunningSystem) -> None:
     """Cancel, Use again, Delete (pressed twice), and the search."""
     visitor = await system.visit()
     page = visitor.page
@@ -116,7 +116,7 @@ async def test_a_reload_and_a_second_tab_show_the_same_song(system: RunningSyste
     assert first.complaints == second.complaints == []
 
 
-async def test_what_was_typed_outlives_a_reload(system: RunningSystem) -> None:
+async def test_what_was_typed_survives_a_reload(system: RunningSystem) -> None:
     visitor = await system.visit(await system.browser.new_context())
     page = visitor.page
     await page.locator("#lyrics").fill("[Verse]\nnot yet done")
@@ -128,7 +128,7 @@ async def test_what_was_typed_outlives_a_reload(system: RunningSystem) -> None:
     assert visitor.complaints == []
 
 
-async def test_the_page_outlives_a_restart_of_the_server(system: RunningSystem) -> None:
+async def test_the_page_survives_a_restart_of_the_server(system: RunningSystem) -> None:
     """The gateway goes and comes back: the page says so, goes on, and shows the song's end."""
     visitor = await system.visit()
     await visitor.ask_for(LYRICS, 30, "Patient")
@@ -143,7 +143,7 @@ async def test_the_page_outlives_a_restart_of_the_server(system: RunningSystem) 
     await finished(visitor, "Patient")
 
 
-async def test_bad_input_is_told_beside_its_field(system: RunningSystem) -> None:
+async def test_bad_input_is_reported_beside_its_field(system: RunningSystem) -> None:
     """What the gateway refuses is shown where it can be mended, and the form keeps what was typed."""
     visitor = await system.visit()
     page = visitor.page
@@ -198,7 +198,7 @@ async def test_the_device_is_shown(system: RunningSystem) -> None:
     await expect(visitor.page.locator("#system-word")).to_contain_text("worker is running")
 
 
-async def test_no_fault_that_an_accessibility_checker_finds(system: RunningSystem) -> None:
+async def test_an_accessibility_checker_finds_no_fault(system: RunningSystem) -> None:
     """Every control has a name; axe finds nothing in light, dark and on a phone, with songs and the player shown."""
     visitor = await system.visit()
     page = visitor.page
@@ -220,7 +220,7 @@ async def test_no_fault_that_an_accessibility_checker_finds(system: RunningSyste
             assert wide <= width, f"the page is {wide} wide on a screen of {width}"
 
 
-async def test_a_key_is_asked_for_and_kept(browser: Browser, settings: Settings, tmp_path: Path) -> None:
+async def test_the_page_asks_for_a_key_and_keeps_it(browser: Browser, settings: Settings, tmp_path: Path) -> None:
     """With keys, the page asks for one, refuses a wrong one in words, and a right one lasts over a reload."""
     keys = tmp_path / "keys.toml"
     keys.write_text(f'[[tenant]]\nname = "alice"\nkeys = ["{digest_of_key("key-of-alice")}"]\n')

@@ -58,7 +58,7 @@ async def site() -> AsyncIterator[int]:
         yield port
 
 
-async def test_a_page_of_another_origin_makes_no_song_and_follows_none(
+async def test_a_page_of_another_origin_can_neither_make_nor_follow_a_song(
     browser: Browser, settings: Settings, tmp_path: Path
 ) -> None:
     async with site() as port, running_gateway(settings, tmp_path) as gateway, open_browser(REBOUND) as other:
@@ -79,7 +79,7 @@ async def test_a_page_of_another_origin_makes_no_song_and_follows_none(
             await page.close()
 
 
-async def test_a_name_that_leads_to_this_machine_shows_no_page(
+async def test_a_foreign_name_that_resolves_to_this_machine_shows_no_page(
     browser: Browser, settings: Settings, tmp_path: Path
 ) -> None:
     """The page of a rebound name is of the service's origin for the browser: nothing may answer it."""

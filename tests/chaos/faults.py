@@ -140,7 +140,7 @@ class Injector:
             self._record_fault(fault, f"for {fault.seconds:g} s")
             volume.fill()
             await asyncio.sleep(fault.seconds)
-            volume.free()
+            volume.make_room()
             self._stack.log("the disk has room")
             while await nats_problem(self._stack.nats) or await probe.problem():
                 await asyncio.sleep(0.5)

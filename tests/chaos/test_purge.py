@@ -23,7 +23,7 @@ async def take(nc: Client) -> Msg | None:
 
 # nats-server 2.15.1 forgets messages of a work queue that wait for an acknowledgement when others are purged by
 # subject. They stay in the stream, pending for no consumer. Deleting by sequence has no such effect.
-async def test_no_other_message_is_forgotten(nats_settings: Settings) -> None:
+async def test_removing_a_message_loses_no_other(nats_settings: Settings) -> None:
     random = Random(4)
     async with await nats.connect(nats_settings.nats_url) as nc, await nats.connect(nats_settings.nats_url) as other:
         js = nc.jetstream()

@@ -33,13 +33,13 @@ def _parameters(command: click.Command) -> Any:
     """Arguments and options by what is typed; of each its type and what is not ordinary."""
     found = {}
     for parameter in command.params:
-        told = parameter.to_info_dict()
-        special = {name: told[name] for name, usual in _ORDINARY.items() if told.get(name, usual) != usual}
+        described = parameter.to_info_dict()
+        special = {name: described[name] for name, usual in _ORDINARY.items() if described.get(name, usual) != usual}
         if isinstance(parameter.default, str | int | float):
             special["default"] = parameter.default
-        kind = {name: value for name, value in told["type"].items() if name != "name"}
+        kind = {name: value for name, value in described["type"].items() if name != "name"}
         typed = " ".join([*parameter.opts, *parameter.secondary_opts])
-        found[typed] = {"kind": told["param_type_name"], **kind, **special}
+        found[typed] = {"kind": described["param_type_name"], **kind, **special}
     return found
 
 

@@ -23,7 +23,7 @@ DATA = Path(__file__).parent / "data"
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
-async def test_the_document_is_what_it_was(name: str) -> None:
+async def test_the_document_has_not_changed(name: str) -> None:
     before = json.loads((DATA / f"{name}.json").read_bytes())
     require_same(before, await document(name), name)
 
@@ -52,7 +52,7 @@ def test_variables_of_other_programs_are_left_alone_and_unknown_ones_are_refused
         "services.tokenizer_worker.__main__",
     ],
 )
-def test_a_program_is_started_by_the_name_that_it_had(name: str) -> None:
+def test_programs_start_under_their_documented_names(name: str) -> None:
     assert find_spec(name) is not None
 
 
@@ -78,7 +78,7 @@ def test_wrong_arguments_for_a_new_key_end_with_2(arguments: list[str]) -> None:
     assert make_key(arguments) == 2
 
 
-def test_a_file_of_keys_means_what_it_meant(tmp_path: Path) -> None:
+def test_a_file_of_keys_keeps_its_meaning(tmp_path: Path) -> None:
     path = tmp_path / "keys.toml"
     path.write_text(
         f'[[tenant]]\nname = "alice"\nkeys = ["{"a" * 64}", "{"b" * 64}"]\nsongs_per_minute = 2.5\nburst = 4\n'

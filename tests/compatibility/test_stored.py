@@ -61,7 +61,7 @@ def test_a_lease_is_seen_by_others_as_before() -> None:
     assert lease_view(WRITTEN["lease: held"].encode()) == LEASE_VIEW
 
 
-def test_ids_digests_and_signatures_are_what_they_were() -> None:
+def test_ids_digests_and_signatures_have_not_changed() -> None:
     require_same(json.loads((DATA / "derived.json").read_bytes()), derived(), "what follows from a key or a request")
 
 

@@ -46,7 +46,7 @@ def test_the_context_holds_what_is_copied_and_no_secret() -> None:
     assert "**/.env" in rules
 
 
-def test_the_gateway_comes_without_torch() -> None:
+def test_the_gateways_image_has_no_torch() -> None:
     stages = re.split(r"^FROM ", DOCKERFILE.read_text(), flags=re.MULTILINE)
     (gateway,) = (stage for stage in stages if "AS build-gateway" in stage)
     assert "torch" not in gateway
@@ -147,7 +147,7 @@ def test_nats_reads_the_passwords_that_are_made(services: dict[str, Any], tmp_pa
     assert run.returncode == 0, run.stderr
 
 
-async def test_the_store_is_prepared_and_again(tmp_path: Path) -> None:
+async def test_the_store_may_be_prepared_again(tmp_path: Path) -> None:
     """On the server of the tests; users are a matter of MinIO's own and not tried here."""
     async with s3_server(tmp_path, free_port(S3Server.ports), "root", "secretsecret") as server:
         client = Minio(server.url.removeprefix("http://"), "root", "secretsecret", secure=False, region="us-east-1")

@@ -77,7 +77,7 @@ def variables(checkout: Path) -> dict[str, str]:
     return dict(line.split("=", 1) for line in (checkout / "variables").read_text().splitlines())
 
 
-def test_a_wheel_on_the_disk_is_taken_and_no_index_is_asked_for_torch(
+def test_a_wheel_on_the_disk_is_used_and_no_index_is_asked_for_torch(
     checkout: Path, calls: Callable[[], list[str]], capfd: pytest.CaptureFixture[str]
 ) -> None:
     folder = checkout / "wheels"
@@ -103,7 +103,7 @@ def test_without_find_links_torch_comes_for_the_device_at_hand(calls: Callable[[
     assert calls() == [FETCH_UV, READ_SETTINGS, PROBE, INSTALL_FOR_DEVICE]
 
 
-def test_where_pytorchs_index_is_away_the_package_index_is_taken_and_one_line_says_so(
+def test_without_pytorchs_index_the_package_index_is_used_and_one_line_says_so(
     calls: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("FAILING", "torch-backend")
@@ -112,7 +112,7 @@ def test_where_pytorchs_index_is_away_the_package_index_is_taken_and_one_line_sa
     assert "(cause: the index is away): taking the build that the package index has" in line
 
 
-def test_an_index_that_does_not_answer_holds_nothing_up(
+def test_an_index_that_does_not_answer_delays_nothing(
     script: ModuleType,
     calls: Callable[[], list[str]],
     monkeypatch: pytest.MonkeyPatch,
@@ -130,7 +130,7 @@ def test_torch_that_is_installed_stays(checkout: Path, calls: Callable[[], list[
     assert calls() == [FETCH_UV, READ_SETTINGS, INSTALL]
 
 
-def test_where_uv_cannot_be_had_pip_installs_torch_first(
+def test_without_uv_pip_installs_torch_first(
     calls: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("FAILING", "uv uv$")
@@ -192,7 +192,7 @@ def test_a_python_without_ensurepip_gets_pip_from_the_systems(
     assert "cannot install pip: give it pip or ensurepip" in capfd.readouterr().err
 
 
-def test_an_environment_is_kept_while_it_is_sound_and_made_anew_when_not(checkout: Path) -> None:
+def test_a_sound_environment_is_kept_and_a_broken_one_is_created_again(checkout: Path) -> None:
     def steps() -> str:
         return subprocess.run(
             ["make", "-n", "install"], cwd=checkout, capture_output=True, text=True, check=True

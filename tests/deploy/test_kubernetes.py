@@ -105,7 +105,7 @@ def environment(objects: list[Object], container: Object) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("built", ["objects", "with_components", "fill_ckpt"])
-def test_every_object_is_what_kubernetes_knows(built: str, request: pytest.FixtureRequest) -> None:
+def test_every_object_fits_the_schemas_of_kubernetes(built: str, request: pytest.FixtureRequest) -> None:
     found: list[Object] = request.getfixturevalue(built)
     assert found
     for item in found:
@@ -165,7 +165,7 @@ def test_volumes_of_every_pod_exist(objects: list[Object]) -> None:
                 assert volume["persistentVolumeClaim"]["readOnly"]
 
 
-def test_what_runs_for_long_is_asked_whether_it_is_alive(objects: list[Object]) -> None:
+def test_every_long_running_container_has_probes(objects: list[Object]) -> None:
     for name, container in containers(objects).items():
         if name == "setup":
             continue

@@ -98,7 +98,7 @@ def stored_noise(vectors: Vectors, case: dict[str, Any]) -> list[Tensor]:
     return [vectors["noise"][index].float() for index in case["noise_index"]]
 
 
-def test_conditioning(codec: HeartCodec, vectors: Vectors, cases: dict[str, Any]) -> None:
+def test_the_conditioning_is_the_references(codec: HeartCodec, vectors: Vectors, cases: dict[str, Any]) -> None:
     codes = vectors["codes"][:, : cases["one"]["L"]].long()
     rows = codec.quantizer.codebook_sum(codes)
     torch.testing.assert_close(rows, vectors["one.codebook_sum"], atol=1e-5, rtol=0)
@@ -119,7 +119,7 @@ def test_a_code_beyond_its_codebook_adds_nothing(codec: HeartCodec, vectors: Vec
         torch.testing.assert_close(codec.quantizer.codebook_sum(codes), without, atol=1e-6, rtol=0)
 
 
-def test_time(codec: HeartCodec, vectors: Vectors, cases: dict[str, Any]) -> None:
+def test_the_time_embedding_is_the_references(codec: HeartCodec, vectors: Vectors, cases: dict[str, Any]) -> None:
     schedule = Schedule(codec.estimator, cases["one"]["num_steps"])
     assert torch.equal(schedule.times, vectors["one.euler_t"])
     # Angles reach 1,000, where fp32 has steps of 6e-5.
@@ -129,7 +129,7 @@ def test_time(codec: HeartCodec, vectors: Vectors, cases: dict[str, Any]) -> Non
     torch.testing.assert_close(modulation.first_embedding[5, 0], vectors["one.adaln_emb.step5"], atol=1e-5, rtol=0)
 
 
-def test_one_window_step_by_step(codec: HeartCodec, vectors: Vectors, cases: dict[str, Any]) -> None:
+def test_one_window_is_the_references_step_by_step(codec: HeartCodec, vectors: Vectors, cases: dict[str, Any]) -> None:
     case, rows = cases["one"], cases["latent_frame_subset"]
     plan = plan_of(codec, case)
     mu = conditioning(codec, vectors, plan, 0)
@@ -156,12 +156,12 @@ def test_without_guidance_one_row_is_enough(codec: HeartCodec, vectors: Vectors,
     torch.testing.assert_close(latents[cases["latent_frame_subset"]], wanted, atol=1e-4, rtol=0)
 
 
-def test_scalar_decoder_on_stored_latents(codec: HeartCodec, vectors: Vectors) -> None:
+def test_the_scalar_decoder_makes_the_references_audio_of_its_latents(codec: HeartCodec, vectors: Vectors) -> None:
     got = codec.scalar(vectors["one.latents"])
     torch.testing.assert_close(got, vectors["one.wav"], atol=1e-5, rtol=0)
 
 
-def test_two_windows(codec: HeartCodec, vectors: Vectors, cases: dict[str, Any]) -> None:
+def test_songs_of_two_windows_are_the_references(codec: HeartCodec, vectors: Vectors, cases: dict[str, Any]) -> None:
     case, rows = cases["two"], cases["latent_frame_subset"]
     plan = plan_of(codec, case)
     assert plan.count == case["windows"]
@@ -174,7 +174,9 @@ def test_two_windows(codec: HeartCodec, vectors: Vectors, cases: dict[str, Any])
 @pytest.mark.parametrize(
     "name", ["short", "three", "buglen", "full_short", "full_one", "full_bug", "full_three", "full_four"]
 )
-def test_songs_of_every_length(codec: HeartCodec, vectors: Vectors, cases: dict[str, Any], name: str) -> None:
+def test_songs_of_every_length_have_their_samples(
+    codec: HeartCodec, vectors: Vectors, cases: dict[str, Any], name: str
+) -> None:
     case = cases[name]
     plan = plan_of(codec, case)
     noise = reference_noise(plan, case["seed"], codec.config.out_channels)

@@ -10,7 +10,7 @@ from shared.errors import ConfigError
 from shared.model.checkpoint import Checkpoint
 
 
-def test_heartlib_missing(golden_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_heartlib_is_reported(golden_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in sys.modules if name.startswith("heartlib.")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "heartlib", None)

@@ -64,7 +64,7 @@ def generate(engine: NativeEngine, song: Song) -> np.ndarray:
 # Prompts
 
 
-def test_prompt_layouts(facts: Any, golden_checkpoint: Checkpoint) -> None:
+def test_prompts_have_the_references_layouts(facts: Any, golden_checkpoint: Checkpoint) -> None:
     prompter = Prompter(golden_checkpoint)
     assert len(facts["preprocess"]) >= 6
     for case in facts["preprocess"]:
@@ -74,7 +74,7 @@ def test_prompt_layouts(facts: Any, golden_checkpoint: Checkpoint) -> None:
         assert prompt.length == case["shape"][1]
 
 
-def test_prompt_tensors(cfg: str, facts: Any, vectors: dict[str, Tensor], prompt: Prompt) -> None:
+def test_prompt_tensors_are_the_references(cfg: str, facts: Any, vectors: dict[str, Tensor], prompt: Prompt) -> None:
     """The reference's input tensors say nothing beyond what a `Prompt` and the number of rows say."""
     tokens = vectors[f"prompt.cfg{cfg}.tokens"]  # [rows, P, 9]
     rows = 1 if float(cfg) == 1 else 2
@@ -131,7 +131,9 @@ def close(ours: Tensor, theirs: Tensor) -> None:
     torch.testing.assert_close(ours, theirs, atol=FP32, rtol=0)
 
 
-def test_forced_fp32(cfg: str, vectors: dict[str, Tensor], prompt: Prompt, golden_checkpoint: Checkpoint) -> None:
+def test_logits_along_recorded_songs_are_the_references_in_fp32(
+    cfg: str, vectors: dict[str, Tensor], prompt: Prompt, golden_checkpoint: Checkpoint
+) -> None:
     case = f"forced.cfg{cfg}.fp32"
     theirs = vectors[f"{case}.raw_logits"]
     forced = force(golden_checkpoint, torch.float32, prompt, vectors["forced_frames"], theirs.shape[2])
@@ -141,7 +143,9 @@ def test_forced_fp32(cfg: str, vectors: dict[str, Tensor], prompt: Prompt, golde
     close(forced.logits, theirs)
 
 
-def test_forced_bf16(cfg: str, vectors: dict[str, Tensor], prompt: Prompt, golden_checkpoint: Checkpoint) -> None:
+def test_logits_along_recorded_songs_are_near_the_references_in_bf16(
+    cfg: str, vectors: dict[str, Tensor], prompt: Prompt, golden_checkpoint: Checkpoint
+) -> None:
     """Two bf16 runs that add in different orders cannot agree better than either agrees with the truth.
 
     The measure is the reference itself: how far its bf16 logits are from its fp32 logits. Observed on logits up to
@@ -162,13 +166,15 @@ def test_forced_bf16(cfg: str, vectors: dict[str, Tensor], prompt: Prompt, golde
 # Frames
 
 
-def test_greedy_frames(cfg: str, vectors: dict[str, Tensor], prompt: Prompt, engine: NativeEngine) -> None:
+def test_greedy_frames_are_the_references(
+    cfg: str, vectors: dict[str, Tensor], prompt: Prompt, engine: NativeEngine
+) -> None:
     theirs = vectors[f"greedy.cfg{cfg}.fp32.frames"]  # [8, T]
     song = Song(prompt=prompt, max_frames=theirs.shape[1], temperature=0, cfg_scale=float(cfg))
     assert np.array_equal(generate(engine, song), theirs.numpy())
 
 
-def test_sampled_frames(
+def test_sampled_frames_are_the_references(
     cfg: str,
     facts: Any,
     vectors: dict[str, Tensor],
@@ -205,7 +211,7 @@ def test_sampled_frames(
 # The end
 
 
-def test_end_of_song(
+def test_a_song_ends_where_the_references_does(
     facts: Any, vectors: dict[str, Tensor], prompt: Prompt, engine: NativeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A code at or above `audio_eos_id` ends the song and its frame is dropped; special codes below it pass."""

@@ -14,7 +14,7 @@ from cryptography.x509.oid import NameOID
 from deploy.local.process import Process
 from deploy.local.servers.embedded import NatsServer, S3Server
 
-_SIGNS = x509.KeyUsage(
+_SIGNING = x509.KeyUsage(
     digital_signature=False,
     content_commitment=False,
     key_encipherment=False,
@@ -34,11 +34,11 @@ class Authority:
     def __init__(self, folder: Path) -> None:
         self.file, self.cert, self.key = (folder / name for name in ("ca.pem", "cert.pem", "key.pem"))
         signer, name = ec.generate_private_key(ec.SECP256R1()), _name("an authority of a test's own")
-        authority = _begin(name, name, signer).add_extension(x509.BasicConstraints(True, None), True)
-        authority = authority.add_extension(_SIGNS, True)
+        authority = _certificate_builder(name, name, signer).add_extension(x509.BasicConstraints(True, None), True)
+        authority = authority.add_extension(_SIGNING, True)
         key = ec.generate_private_key(ec.SECP256R1())
         addresses = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
-        server = _begin(_name("a server"), name, key).add_extension(addresses, False)
+        server = _certificate_builder(_name("a server"), name, key).add_extension(addresses, False)
         # Python 3.13 trusts no certificate that does not say which key signed it.
         identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key())
         server = server.add_extension(identifier, False)
@@ -51,7 +51,9 @@ def _name(text: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
 
 
-def _begin(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
+def _certificate_builder(
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey
+) -> x509.CertificateBuilder:
     now = datetime.now(UTC)
     return (
         x509.CertificateBuilder()

@@ -31,7 +31,7 @@ from tests.integration.flow import PATIENCE, Flow, open_flow, overlaps
 SMALL = 60  # MB: room for either model of the trivial engine (40 and 30), not for both
 
 
-async def test_songs_end_as_audio_and_the_models_never_meet(settings: Settings) -> None:
+async def test_songs_become_audio_and_the_models_are_never_on_the_device_together(settings: Settings) -> None:
     settings = replace(settings, cpu_device_mb=SMALL, output_path=settings.data_dir / "out")
     async with open_flow(settings, "tokenizer", "codec") as flow:
         ids = [await flow.submit(seconds, seed=n) for n, seconds in enumerate((4, 1.04, 0.08))]
@@ -75,7 +75,7 @@ async def test_a_song_comes_with_its_peaks(settings: Settings, audio_format: str
         )
 
 
-async def test_every_step_is_told_and_progress_never_goes_back(settings: Settings) -> None:
+async def test_every_step_is_published_and_progress_never_goes_back(settings: Settings) -> None:
     async with open_flow(replace(settings, trivial_step_ms=20), "tokenizer", "codec") as flow:
         job_id = await flow.submit(4)
         await flow.ended(job_id)
@@ -182,7 +182,7 @@ async def test_a_killed_codec_costs_no_song(settings: Settings) -> None:
         assert len(await flow.keys("audio/")) == 2  # with its peaks
 
 
-async def test_a_song_that_kills_every_worker_is_given_up(settings: Settings) -> None:
+async def test_a_song_that_kills_every_worker_fails(settings: Settings) -> None:
     # Nothing is saved meanwhile: a song that gets further is not to blame.
     async with open_flow(replace(settings, trivial_step_ms=100, checkpoint_seconds=60)) as flow:
         poison = await flow.submit(80)
@@ -267,13 +267,13 @@ async def test_tokens_that_are_damaged_or_gone_are_made_again(settings: Settings
     async with open_flow(settings, "tokenizer") as flow:
         job_id = await flow.submit(1)
         await flow.until(job_id, lambda job: job.status == "decoding")
-        await spoil(flow, job_id, harm)
+        await damage_tokens(flow, job_id, harm)
         await flow.worker("codec")
         job = await flow.ended(job_id)
         assert (job.status, job.remade, job.duration_s) == ("completed", 1, 0.96)
 
 
-async def spoil(flow: Flow, job_id: str, harm: str) -> None:
+async def damage_tokens(flow: Flow, job_id: str, harm: str) -> None:
     """Harm the stored tokens of a song."""
     (key,) = await flow.keys(f"tokens/{job_id}/")
     if harm == "gone":
@@ -288,7 +288,7 @@ async def test_a_song_whose_tokens_never_last_fails_with_a_reason_and_the_queue_
     async with open_flow(settings, "tokenizer") as flow:
         bad = await flow.submit(1)
         await flow.until(bad, lambda job: job.status == "decoding")
-        await spoil(flow, bad, "damaged")
+        await damage_tokens(flow, bad, "damaged")
         await flow.jobs.update(bad, "local", lambda job: change(job, remade=2))  # as often as is tried
         await flow.worker("codec")
         assert (await flow.ended(await flow.submit(1))).status == "completed"
@@ -305,7 +305,9 @@ async def test_a_decode_job_that_names_deleted_tokens_costs_no_remake(settings: 
         job_id = await flow.submit(1)
         await flow.until(job_id, lambda job: job.status == "decoding")
         await purge_job(flow.js, job_id)
-        await order_decoding(flow, job_id, f"tokens/{job_id}/0.safetensors", 13)  # by a worker that had lost its lease
+        await publish_decode_job(
+            flow, job_id, f"tokens/{job_id}/0.safetensors", 13
+        )  # by a worker that had lost its lease
         await flow.worker("codec")
         job = await flow.ended(job_id)
         assert (job.status, job.remade, job.failures, job.duration_s) == ("completed", 0, 0, 0.96)
@@ -315,9 +317,9 @@ async def test_a_decode_job_that_names_deleted_tokens_costs_no_remake(settings: 
 
 async def test_a_song_whose_record_still_names_a_checkpoint_is_decoded_whole(settings: Settings) -> None:
     async with open_flow(settings) as flow:
-        _, whole, job = await half_made(flow)
-        await flow.store.put(whole, packed(job, 12, ended=True))
-        await order_decoding(flow, job.job_id, whole, 12)
+        _, whole, job = await half_made_song(flow)
+        await flow.store.put(whole, packed_tokens(job, 12, ended=True))
+        await publish_decode_job(flow, job.job_id, whole, 12)
         await flow.worker("codec")
         done = await flow.ended(job.job_id)
         assert (done.status, done.remade, done.frames) == ("completed", 0, 12)
@@ -327,17 +329,17 @@ async def test_a_song_whose_record_still_names_a_checkpoint_is_decoded_whole(set
 
 async def test_tokens_that_the_record_names_only_after_the_claim_are_found(settings: Settings) -> None:
     async with open_flow(settings) as flow:
-        part, whole, job = await half_made(flow)
+        part, whole, job = await half_made_song(flow)
         order = DecodeJob(job_id=job.job_id, tenant="local", tokens_key="gone", first_frame=0, frames=12, last=True)
         with pytest.raises(TokensLost, match="the first 5 frames only"):  # a checkpoint is never taken for the song
             await fetch_tokens(job, order, flow.store, flow.jobs)
-        await flow.store.put(whole, packed(job, 12, ended=True))
+        await flow.store.put(whole, packed_tokens(job, 12, ended=True))
         await flow.jobs.update(job.job_id, "local", lambda job: change(job, tokens_key=whole, frames=12))
         await flow.store.delete_one(part)
         assert (await fetch_tokens(job, order, flow.store, flow.jobs)).shape == (8, 12)
 
 
-async def half_made(flow: Flow) -> tuple[str, str, Job]:
+async def half_made_song(flow: Flow) -> tuple[str, str, Job]:
     """A song that is being made, with a checkpoint: its key, one for the whole song, and the record."""
     job_id = str(uuid.uuid4())
     part, whole = f"tokens/{job_id}/5.safetensors", f"tokens/{job_id}/9.safetensors"
@@ -352,22 +354,22 @@ async def half_made(flow: Flow) -> tuple[str, str, Job]:
         tokens_key=part,
     )
     await flow.jobs.create(job)
-    await flow.store.put(part, packed(job, 5, ended=False))
+    await flow.store.put(part, packed_tokens(job, 5, ended=False))
     return part, whole, job
 
 
-def packed(job: Job, frames: int, *, ended: bool) -> bytes:
+def packed_tokens(job: Job, frames: int, *, ended: bool) -> bytes:
     """Some tokens of a song."""
     return pack(np.zeros((8, frames), np.int16), TokenMeta(job_id=job.job_id, model="m", seed=1, ended=ended))
 
 
-async def order_decoding(flow: Flow, job_id: str, key: str, frames: int) -> None:
+async def publish_decode_job(flow: Flow, job_id: str, key: str, frames: int) -> None:
     """Publish a decode job."""
     order = DecodeJob(job_id=job_id, tenant="local", tokens_key=key, first_frame=0, frames=frames, last=True)
     await flow.js.publish(decode_subject(job_id), msgspec.json.encode(order))
 
 
-async def test_a_message_that_is_no_job_is_put_aside(settings: Settings) -> None:
+async def test_a_message_that_is_no_job_is_dead_lettered(settings: Settings) -> None:
     async with open_flow(settings) as flow:
         await flow.js.publish(token_subject("normal", "junk"), b"{not json")
         await flow.js.publish(decode_subject("junk"), b'{"job_id": 3}')

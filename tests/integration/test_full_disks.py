@@ -11,7 +11,7 @@ import pytest
 from shared.settings import Settings
 from tests.integration.flow import open_flow
 from tests.integration.gateway_fixtures import SONG, RunningGateway, eventually, running_gateway
-from tests.integration.volumes import Volume, break_store, broker_on, store_on, volume
+from tests.integration.volumes import Volume, break_store, nats_on, store_on, volume
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ async def problems(gateway: RunningGateway, words: str) -> dict[str, Any]:
 
 
 async def test_a_full_disk_of_nats_is_named_and_ends_with_a_new_start(disk: Volume, settings: Settings) -> None:
-    async with broker_on(disk, settings) as (server, changed), running_gateway(changed, settings.data_dir) as gateway:
+    async with nats_on(disk, settings) as (server, changed), running_gateway(changed, settings.data_dir) as gateway:
         await gateway.heartbeat("tokenizer")
         await gateway.heartbeat("codec")
         disk.fill()
@@ -47,7 +47,7 @@ async def test_a_full_disk_of_nats_is_named_and_ends_with_a_new_start(disk: Volu
         figures = (await gateway.http.get("/metrics")).text
         assert 'heartmula_server_up{server="nats"} 0.0' in figures
         assert not re.search(r'heartmula_failed_writes_total\{server="nats"\} 0\.0', figures)
-        disk.free()
+        disk.make_room()
         assert (await gateway.http.post("/generate", json=SONG)).status_code == 503
         await server.stop()
         await server.start()
@@ -70,7 +70,7 @@ async def test_a_full_disk_of_the_store_is_named_and_burns_no_song(disk: Volume,
             answer = await gateway.http.post("/generate", json=SONG)
             assert (answer.status_code, answer.json()["service"]) == (503, "s3")
             await problems(gateway, "worker .*because the object store takes no results")
-            disk.free()
+            disk.make_room()
             server.kill()
             await server.start()
             await flow.ended(waiting)

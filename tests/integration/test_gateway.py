@@ -164,7 +164,7 @@ async def test_unusual_but_right_requests_are_accepted(gateway: RunningGateway, 
     ],
     ids=lambda value: value[:48].decode("latin-1") if isinstance(value, bytes) else None,
 )
-async def test_bad_input_is_told_in_words_and_leaves_nothing_behind(
+async def test_bad_input_is_reported_in_words_and_leaves_nothing_behind(
     gateway: RunningGateway, body: bytes, status: int, kind: str, field: str | None
 ) -> None:
     before = await count(gateway, TOK), await count(gateway, f"KV_{JOBS}")
@@ -297,16 +297,16 @@ async def test_cancelling_a_waiting_song_takes_it_out_of_the_queue(gateway: Runn
     assert events.state.subjects == {f"events.{TENANT}.{job_id}.cancelled": 1}
 
 
-async def test_cancelling_a_running_song_tells_its_worker_and_removes_its_objects(gateway: RunningGateway) -> None:
+async def test_cancelling_a_running_song_stops_its_worker_and_removes_its_objects(gateway: RunningGateway) -> None:
     job_id = await gateway.submit()
     await gateway.move_to(job_id, "generating", fencing_token=3)
     keys = [tokens_key(job_id, 3), audio_key(job_id, 3, "flac")]
     for key in keys:
         await gateway.store.put(key, b"x")
-    told = await gateway.nc.subscribe(cancel_subject(job_id))
+    cancellations = await gateway.nc.subscribe(cancel_subject(job_id))
     await gateway.nc.flush()
     assert (await gateway.http.delete(f"/generate/{job_id}")).status_code == 200
-    await told.next_msg(timeout=10)
+    await cancellations.next_msg(timeout=10)
 
     async def gone() -> bool:
         listing = gateway.store._client.list_objects
@@ -338,7 +338,7 @@ async def test_of_completion_and_cancellation_one_wins(gateway: RunningGateway) 
         assert (await gateway.job(job_id)).status == ("completed" if completed is None else "cancelled")
 
 
-async def test_many_at_once(gateway: RunningGateway) -> None:
+async def test_many_songs_are_requested_at_once(gateway: RunningGateway) -> None:
     ids = await asyncio.gather(*(gateway.submit(seed=n) for n in range(50)))
     assert len(set(ids)) == 50
     for job_id in ids:

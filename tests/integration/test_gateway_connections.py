@@ -27,21 +27,21 @@ from tests.integration.gateway_fixtures import (
 
 FILES = (64, 328)  # of which 128 are not for connections
 ROOM = 200
-CROWD = 600
+CONNECTIONS = 600
 BODY = json.dumps(SONG).encode()
 POST = b"POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: "
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 @asynccontextmanager
-async def crowd(base: str, count: int, said: bytes) -> AsyncIterator[list[Streams]]:
+async def open_connections(base: str, count: int, sent: bytes) -> AsyncIterator[list[Streams]]:
     """So many connections, on each of which the same was said."""
     host, _, port = base.removeprefix("http://").partition(":")
     found: list[Streams] = []
     try:
         for _ in range(count):
             found.append(await asyncio.wait_for(asyncio.open_connection(host, int(port)), 10))
-            found[-1][1].write(said)
+            found[-1][1].write(sent)
         yield found
     finally:
         for _, writer in found:
@@ -63,18 +63,18 @@ async def gateway(
 
 
 @pytest.mark.parametrize(
-    "said",
+    "sent",
     [b"", b"GET / HTTP/1.1\r\nHost: loc", POST + b"1000\r\n\r\n{", b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"],
     ids=["nothing", "half a head", "half a body", "an answered request"],
 )
-async def test_more_idle_connections_than_may_be_open_keep_nobody_out(gateway: RunningGateway, said: bytes) -> None:
+async def test_more_idle_connections_than_may_be_open_keep_no_client_out(gateway: RunningGateway, sent: bytes) -> None:
     assert limits(gateway.process.pid) == [str(FILES[1])] * 2  # raised at the start
     job_id = await gateway.submit()
     async with gateway.watch(job_id) as watcher, gateway.http.stream("GET", f"/generate/{job_id}/events") as stream:
         assert (await watcher.frame())["type"] == "snapshot"
         lines = stream.aiter_lines()
         await anext(lines)
-        async with crowd(gateway.base, CROWD, said):
+        async with open_connections(gateway.base, CONNECTIONS, sent):
             for _ in range(3):
                 async with httpx.AsyncClient(base_url=gateway.base, trust_env=False, timeout=10) as newcomer:
                     assert (await newcomer.get("/livez")).status_code == 200
@@ -89,10 +89,10 @@ async def test_more_idle_connections_than_may_be_open_keep_nobody_out(gateway: R
     assert "Traceback" not in log
 
 
-async def test_where_every_connection_is_at_work_newcomers_are_told(gateway: RunningGateway) -> None:
+async def test_connections_beyond_the_limit_are_refused_while_all_others_are_busy(gateway: RunningGateway) -> None:
     job_id = await gateway.submit()
     ask = f"GET /generate/{job_id}/events HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
-    async with crowd(gateway.base, ROOM + 50, ask) as clients:
+    async with open_connections(gateway.base, ROOM + 50, ask) as clients:
         begun = await asyncio.gather(*(reader.readline() for reader, _ in clients), return_exceptions=True)
         served = [line for line in begun if isinstance(line, bytes) and b" 200 " in line]
         assert ROOM - 10 <= len(served) <= ROOM
@@ -109,7 +109,7 @@ async def test_where_every_connection_is_at_work_newcomers_are_told(gateway: Run
 
 
 @pytest.fixture
-def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Patience of a second where it is twenty."""
     for name in ("HEAD_SECONDS", "BODY_SECONDS", "STILL_SECONDS", "LINGER_SECONDS"):
         monkeypatch.setattr(http_protocol, name, getattr(http_protocol, name) / 20)
@@ -122,9 +122,11 @@ async def answer(streams: Streams) -> tuple[bytes, bytes]:
     return line, rest
 
 
-@pytest.mark.parametrize("said", [b"", b"GET / HTTP/1.1\r\nHost: loc", POST + b"1000\r\n\r\n", POST + b"1000\r\n\r\n{"])
-async def test_a_request_that_does_not_arrive_is_given_up(hasty: None, settings: Settings, said: bytes) -> None:
-    async with in_process(settings) as (_, server, base), crowd(base, 1, said) as clients:
+@pytest.mark.parametrize("sent", [b"", b"GET / HTTP/1.1\r\nHost: loc", POST + b"1000\r\n\r\n", POST + b"1000\r\n\r\n{"])
+async def test_a_request_that_does_not_arrive_is_answered_408(
+    short_timeouts: None, settings: Settings, sent: bytes
+) -> None:
+    async with in_process(settings) as (_, server, base), open_connections(base, 1, sent) as clients:
         line, rest = await answer(clients[0])
         assert line.split()[1] == b"408"
         assert json.loads(rest.partition(b"\r\n\r\n")[2])["status"] == 408
@@ -135,15 +137,17 @@ async def test_a_request_that_does_not_arrive_is_given_up(hasty: None, settings:
         await eventually(gone, "something is left of it")
 
 
-async def test_a_head_that_trickles_or_never_ends_is_given_up(hasty: None, settings: Settings) -> None:
+async def test_a_head_that_arrives_too_slowly_or_never_ends_is_refused(
+    short_timeouts: None, settings: Settings
+) -> None:
     async with in_process(settings) as (_, _, base):
-        async with crowd(base, 1, b"GET / HTTP/1.1\r\n") as clients:
+        async with open_connections(base, 1, b"GET / HTTP/1.1\r\n") as clients:
             reading = asyncio.create_task(answer(clients[0]))
             while not reading.done():
                 clients[0][1].write(b"x: y\r\n")
                 await asyncio.sleep(0.1)
             assert reading.result()[0].split()[1] == b"408"
-        async with crowd(base, 1, b"GET / HTTP/1.1\r\n") as clients:
+        async with open_connections(base, 1, b"GET / HTTP/1.1\r\n") as clients:
             with contextlib.suppress(ConnectionError):
                 for _ in range(100):
                     clients[0][1].write(b"x: " + b"y" * 1000 + b"\r\n")
@@ -152,10 +156,10 @@ async def test_a_head_that_trickles_or_never_ends_is_given_up(hasty: None, setti
                 assert (await answer(clients[0]))[0].split()[1] == b"431"
 
 
-async def test_a_slow_upload_that_moves_is_taken(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_slow_upload_that_progresses_is_accepted(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """It takes longer than a body may stand still."""
     monkeypatch.setattr(http_protocol, "STILL_SECONDS", 2.0)
-    async with in_process(settings) as (_, _, base), crowd(base, 1, b"") as clients:
+    async with in_process(settings) as (_, _, base), open_connections(base, 1, b"") as clients:
         reader, writer = clients[0]
         body = BODY + b" " * (40 - len(BODY) % 40)
         writer.write(POST + str(len(body)).encode() + b"\r\nConnection: close\r\n\r\n")
@@ -166,8 +170,8 @@ async def test_a_slow_upload_that_moves_is_taken(settings: Settings, monkeypatch
         assert (await answer((reader, writer)))[0].split()[1] == b"202"
 
 
-async def test_a_body_that_goes_on_after_its_refusal_is_given_up(hasty: None, settings: Settings) -> None:
-    async with in_process(settings) as (_, _, base), crowd(base, 1, POST + b"100000000\r\n\r\n") as clients:
+async def test_a_body_that_continues_after_its_refusal_is_cut_off(short_timeouts: None, settings: Settings) -> None:
+    async with in_process(settings) as (_, _, base), open_connections(base, 1, POST + b"100000000\r\n\r\n") as clients:
         reading = asyncio.create_task(answer(clients[0]))
         while not reading.done():
             clients[0][1].write(b"x" * 100)
@@ -176,8 +180,8 @@ async def test_a_body_that_goes_on_after_its_refusal_is_given_up(hasty: None, se
             assert reading.result()[0].split()[1] == b"413"
 
 
-async def test_streams_sockets_and_connections_that_are_kept_outlive_every_limit(
-    hasty: None, settings: Settings
+async def test_streams_websockets_and_kept_connections_outlive_every_time_limit(
+    short_timeouts: None, settings: Settings
 ) -> None:
     async with in_process(settings) as (_, _, base), httpx.AsyncClient(base_url=base, trust_env=False) as http:
         job_id = (await http.post("/generate", json=SONG)).json()["job_id"]
@@ -202,12 +206,12 @@ async def test_streams_sockets_and_connections_that_are_kept_outlive_every_limit
             assert "event: heartmula.song.cancelled" in [line async for line in lines]
 
 
-async def test_requests_that_are_sent_ahead_are_answered_in_turn(hasty: None, settings: Settings) -> None:
+async def test_requests_that_are_sent_ahead_are_answered_in_turn(short_timeouts: None, settings: Settings) -> None:
     """Half a request behind a stream takes nothing from the stream."""
     async with in_process(settings) as (_, _, base), httpx.AsyncClient(base_url=base, trust_env=False) as http:
         job_id = (await http.post("/generate", json=SONG)).json()["job_id"]
         ask = f"GET /generate/{job_id}/events HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
-        async with crowd(base, 1, ask + b"GET /li") as clients:
+        async with open_connections(base, 1, ask + b"GET /li") as clients:
             reader, writer = clients[0]
             await reader.readuntil(b"snapshot")
             await asyncio.sleep(1.5 * http_protocol.HEAD_SECONDS)

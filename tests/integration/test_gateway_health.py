@@ -182,9 +182,7 @@ async def test_devices_are_listed_with_the_worker_that_holds_them_and_those_that
         await eventually(cpu, "the CPU was taken for a GPU")
 
 
-async def test_without_the_broker_nothing_is_known_until_it_is_back(
-    settings: Settings, nats_server: NatsServer
-) -> None:
+async def test_without_nats_health_knows_nothing_until_it_is_back(settings: Settings, nats_server: NatsServer) -> None:
     async with running_gateway(settings, settings.data_dir) as gateway:
         job_id = await gateway.submit()
         nats_server.kill()
@@ -212,7 +210,9 @@ async def test_without_the_broker_nothing_is_known_until_it_is_back(
         await gateway.submit()
 
 
-async def test_without_the_store_no_song_is_fetched_until_it_is_back(settings: Settings, s3_server: S3Server) -> None:
+async def test_without_the_store_no_song_can_be_fetched_until_it_is_back(
+    settings: Settings, s3_server: S3Server
+) -> None:
     async with running_gateway(settings, settings.data_dir) as gateway:
         job_id = await gateway.submit()
         await gateway.complete(job_id)
@@ -333,7 +333,7 @@ async def test_a_port_that_is_in_use_is_named(settings: Settings) -> None:
         assert "HEARTMULA_PORT" in said.decode().splitlines()[-1]
 
 
-async def test_a_gateway_waits_for_a_broker_that_comes_late(
+async def test_a_gateway_waits_for_a_nats_server_that_starts_late(
     settings: Settings, nats_server: NatsServer, s3_server: S3Server
 ) -> None:
     await nats_server.stop()

@@ -35,7 +35,7 @@ from tests.integration.gateway_fixtures import SONG, eventually, fresh_settings,
 DOWN_SECONDS = 1.0  # how long a server is away, beside what it takes to stop and start
 
 
-class Crowd:
+class ConcurrentClients:
     """Asks for songs in every way at the same time, and notes what was answered."""
 
     def __init__(self, http: httpx.AsyncClient, nc: Client) -> None:
@@ -83,7 +83,7 @@ class Crowd:
         """Ask once."""
         return await self._http.post("/generate", json=SONG | values, headers=headers)
 
-    async def health_says(self, part: str, words: str) -> bool:
+    async def health_reports(self, part: str, words: str) -> bool:
         """Whether ``/health`` says this of a server."""
         return bool((await self._http.get("/health")).json()[part].get("error") == words)
 
@@ -117,69 +117,69 @@ class Crowd:
         self.accepted += found
 
 
-async def require_each_once(crowd: Crowd, gateway: Container) -> None:
+async def require_each_once(clients: ConcurrentClients, gateway: Container) -> None:
     """No request was refused, and every song has one record and one message: none was lost, none is there twice."""
-    assert crowd.others == []
+    assert clients.others == []
     for stream, wanted in ((f"KV_{JOBS}", f"$KV.{JOBS}.*.*"), (TOK, ">")):
         found = (await gateway.js.stream_info(stream, subjects_filter=wanted)).state.subjects or {}
         ids = [subject.rpartition(".")[2] for subject, count in found.items() for _ in range(count)]
-        assert sorted(ids) == sorted(crowd.accepted)
+        assert sorted(ids) == sorted(clients.accepted)
 
 
 @pytest.fixture
-def roomy(settings: Settings) -> Settings:
+def large_queue(settings: Settings) -> Settings:
     """Settings with room for every song of a crowd."""
     return replace(settings, queue_limit=50_000)
 
 
 @asynccontextmanager
-async def gateway_and_crowd(settings: Settings) -> AsyncIterator[tuple[Container, Crowd]]:
+async def gateway_and_clients(settings: Settings) -> AsyncIterator[tuple[Container, ConcurrentClients]]:
     """A gateway, and a crowd with an HTTP client and a NATS connection of its own."""
     async with (
         in_process(settings) as (gateway, _, base),
         httpx.AsyncClient(base_url=base, trust_env=False, timeout=PATIENCE) as http,
     ):
         nc = await connect(as_role(settings, "client"), "crowd", pending_size=0)
-        yield gateway, Crowd(http, nc)
+        yield gateway, ConcurrentClients(http, nc)
         await nc.close()
 
 
 async def test_no_song_is_refused_lost_or_doubled_while_the_broker_restarts(
-    roomy: Settings, nats_server: NatsServer
+    large_queue: Settings, nats_server: NatsServer
 ) -> None:
-    async with gateway_and_crowd(roomy) as (gateway, crowd):
+    async with gateway_and_clients(large_queue) as (gateway, clients):
 
         async def restart() -> None:
-            await crowd.until(20)
+            await clients.until(20)
             await nats_server.stop()
             await asyncio.sleep(DOWN_SECONDS)
             await nats_server.start()
 
-        await crowd.run(
-            *(crowd.plain, crowd.variants, crowd.keyed, crowd.keyed_variants, crowd.over_nats), event=restart
+        await clients.run(
+            *(clients.plain, clients.variants, clients.keyed, clients.keyed_variants, clients.over_nats), event=restart
         )
-        await require_each_once(crowd, gateway)
+        await require_each_once(clients, gateway)
 
 
 async def test_no_song_is_refused_while_the_store_restarts(
-    roomy: Settings, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
+    large_queue: Settings, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     where = f"the object store at {s3_server.url} (HEARTMULA_S3_ENDPOINT)"
     words = f"no connection to {where}: connection refused, nothing listens there"
-    async with gateway_and_crowd(roomy) as (gateway, crowd):
+    async with gateway_and_clients(large_queue) as (gateway, clients):
         await s3_server.stop()
         try:
-            await eventually(lambda: crowd.health_says("object_store", words), "health does not say why")
+            await eventually(lambda: clients.health_reports("object_store", words), "health does not say why")
             monkeypatch.setattr(outage, "PATIENCE", 0.0)
-            answer = await crowd.post()
+            answer = await clients.post()
             assert (answer.status_code, answer.json()["service"], answer.json()["detail"]) == (503, "s3", words)
             assert 1 <= int(answer.headers["retry-after"]) <= 60
         except BaseException:
             await s3_server.start()
             raise
         monkeypatch.setattr(outage, "PATIENCE", PATIENCE)  # this server takes its time, not always the same
-        await crowd.run(crowd.plain, crowd.keyed_variants, event=s3_server.start)
-        await require_each_once(crowd, gateway)
+        await clients.run(clients.plain, clients.keyed_variants, event=s3_server.start)
+        await require_each_once(clients, gateway)
 
 
 async def test_requests_that_wait_too_long_or_are_too_many_are_refused_with_retry_after(
@@ -188,14 +188,14 @@ async def test_requests_that_wait_too_long_or_are_too_many_are_refused_with_retr
     monkeypatch.setattr(outage, "MAX_WAITING", 2)
     at = f"NATS at nats://127.0.0.1:{nats_server.port} (HEARTMULA_NATS_URL)"
     words = f"no connection to {at}: connection refused, nothing listens there"
-    async with gateway_and_crowd(settings) as (_, crowd):
+    async with gateway_and_clients(settings) as (_, clients):
         await nats_server.stop()
         try:
-            await eventually(lambda: crowd.health_says("nats", words), "health does not say why")
+            await eventually(lambda: clients.health_reports("nats", words), "health does not say why")
             monkeypatch.setattr(outage, "PATIENCE", 0.5)
-            refused = [await crowd.post()]
+            refused = [await clients.post()]
             monkeypatch.setattr(outage, "PATIENCE", PATIENCE)
-            asked = [asyncio.create_task(crowd.post()) for _ in range(5)]
+            asked = [asyncio.create_task(clients.post()) for _ in range(5)]
 
             async def too_many() -> bool:
                 return sum(one.done() for one in asked) == 3
@@ -216,7 +216,7 @@ async def test_a_refused_song_is_rolled_back_when_nats_is_back(
     settings: Settings, nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     failed = asyncio.Event()
-    async with gateway_and_crowd(settings) as (gateway, _):
+    async with gateway_and_clients(settings) as (gateway, _):
         request = GenerateRequest(lyrics="la", seed=1, max_duration_ms=80)
         job = Job(job_id=str(uuid.uuid4()), tenant="local", request=request, created_at=time.time())
         await gateway.jobs.create(job)
@@ -246,10 +246,10 @@ async def test_a_song_without_room_in_the_queue_is_rolled_back_later_when_the_fi
     async def fail(*_: object) -> None:
         raise Unavailable("nats", "no answer yet")
 
-    async with gateway_and_crowd(replace(settings, queue_limit=1)) as (gateway, crowd):
-        assert (await crowd.post()).status_code == 202
+    async with gateway_and_clients(replace(settings, queue_limit=1)) as (gateway, clients):
+        assert (await clients.post()).status_code == 202
         monkeypatch.setattr(submission, "roll_back", fail)
-        assert (await crowd.post()).status_code == 429
+        assert (await clients.post()).status_code == 429
 
         async def one_record() -> bool:
             return len((await gateway.song_index.page("local", 10, None, None))[0]) == 1
@@ -257,7 +257,7 @@ async def test_a_song_without_room_in_the_queue_is_rolled_back_later_when_the_fi
         await eventually(one_record, "the record of the refused song is still there")
 
 
-class Unheard:
+class LostAnswers:
     """Does what it should, once without hearing of it."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,46 +273,46 @@ class Unheard:
         """The first record that is written."""
         put = JobStore._put
 
-        async def unheard(store: JobStore, job: Job, revision: int) -> None:
+        async def put_without_answer(store: JobStore, job: Job, revision: int) -> None:
             await put(store, job, revision)
             self._once()
 
-        self._patch.setattr(JobStore, "_put", unheard)
+        self._patch.setattr(JobStore, "_put", put_without_answer)
 
     def queue(self) -> None:
         """The first message, or batch of messages, that is queued."""
         for name in ("queue_tokens", "queue_group"):
-            self._patch.setattr(submission, name, self._unheard(getattr(submission, name)))
+            self._patch.setattr(submission, name, self._losing_answer(getattr(submission, name)))
 
-    def _unheard(self, put: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-        async def unheard(*args: Any) -> Any:
+    def _losing_answer(self, put: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+        async def call_without_answer(*args: Any) -> Any:
             found = await put(*args)
             self._once()
             return found
 
-        return unheard
+        return call_without_answer
 
 
 @pytest.fixture(scope="module")
-async def calm(
+async def undisturbed_gateway(
     nats_server: NatsServer, s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[tuple[Container, Crowd]]:
+) -> AsyncIterator[tuple[Container, ConcurrentClients]]:
     """A gateway whose servers stay where they are."""
     folder = tmp_path_factory.mktemp("gateway-outage")
-    async with gateway_and_crowd(await fresh_settings(nats_server, s3_server, folder)) as both:
+    async with gateway_and_clients(await fresh_settings(nats_server, s3_server, folder)) as both:
         yield both
 
 
 @pytest.mark.parametrize("what", ["record", "queue"])
 @pytest.mark.parametrize("way", ["plain", "keyed", "variants", "keyed_variants", "over_nats"])
-async def test_what_was_written_unheard_is_found_again(
-    calm: tuple[Container, Crowd], monkeypatch: pytest.MonkeyPatch, what: str, way: str
+async def test_what_was_written_losing_answer_is_found_again(
+    undisturbed_gateway: tuple[Container, ConcurrentClients], monkeypatch: pytest.MonkeyPatch, what: str, way: str
 ) -> None:
-    gateway, crowd = calm
-    before, accepted = len(crowd.accepted), gateway.metrics.accepted._value.get()
-    unheard = Unheard(monkeypatch)
-    getattr(unheard, what)()
-    await getattr(crowd, way)()
-    assert unheard.times
-    await require_each_once(crowd, gateway)
-    assert gateway.metrics.accepted._value.get() - accepted == len(crowd.accepted) - before > 0
+    gateway, clients = undisturbed_gateway
+    before, accepted = len(clients.accepted), gateway.metrics.accepted._value.get()
+    lost_answers = LostAnswers(monkeypatch)
+    getattr(lost_answers, what)()
+    await getattr(clients, way)()
+    assert lost_answers.times
+    await require_each_once(clients, gateway)
+    assert gateway.metrics.accepted._value.get() - accepted == len(clients.accepted) - before > 0

@@ -98,7 +98,7 @@ async def test_place_and_eta_of_a_song_when_it_is_accepted(settings: Settings) -
         assert (event.queue_position, event.eta) == (2, body["eta"])
 
 
-async def test_a_waiting_client_hears_when_its_song_moves_up(settings: Settings) -> None:
+async def test_a_waiting_client_receives_an_event_when_its_song_moves_up(settings: Settings) -> None:
     async with running_gateway(settings, settings.data_dir) as gateway:
         first, second, third = [await gateway.submit() for _ in range(3)]
         async with gateway.watch(third) as watcher:
@@ -128,7 +128,7 @@ async def test_a_waiting_client_hears_when_its_song_moves_up(settings: Settings)
             assert ([frame["type"] for frame in frames], code) == (["heartmula.song.completed"], 1000)
 
 
-async def test_progress_tells_when_the_song_will_be_ready(settings: Settings) -> None:
+async def test_progress_says_when_the_song_will_be_ready(settings: Settings) -> None:
     async with running_gateway(settings, settings.data_dir) as gateway:
         job_id = await gateway.submit()
         async with gateway.watch(job_id) as watcher:

@@ -59,7 +59,7 @@ async def test_the_type_is_the_format_that_was_asked_for(gateway: RunningGateway
     assert f'filename="{job_id}.{name}"' in answer.headers["content-disposition"]
 
 
-async def test_head_tells_the_same_without_the_audio(gateway: RunningGateway, url: str) -> None:
+async def test_head_answers_with_the_same_headers_without_the_audio(gateway: RunningGateway, url: str) -> None:
     whole, head = await gateway.http.get(url), await gateway.http.head(url, headers={"Range": "bytes=0-1"})
     assert (head.status_code, head.content) == (200, b"")
     for name in ("content-length", "content-type", "etag", "accept-ranges", "content-disposition"):
@@ -98,7 +98,7 @@ async def test_a_range_outside_is_416(gateway: RunningGateway, url: str, asked: 
     assert answer.headers["content-range"] == "bytes */1024"
 
 
-async def test_conditions(gateway: RunningGateway, url: str) -> None:
+async def test_conditional_requests_are_answered_as_http_says(gateway: RunningGateway, url: str) -> None:
     etag = (await gateway.http.head(url)).headers["etag"]
     for known in (etag, f"W/{etag}", f'"x", {etag}', "*"):
         answer = await gateway.http.get(url, headers={"If-None-Match": known})

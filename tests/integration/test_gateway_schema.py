@@ -135,8 +135,8 @@ async def test_a_generated_client_gets_a_song_made(
         assert (early.type_, early.status) == ("/problems/not-ready", 409)
         assert (await status.asyncio(job_id, client=client)).status == "queued"
         await gateway.complete(job_id, b"audio")
-        told = await status.asyncio(job_id, client=client)
-        assert (told.status, told.progress, told.seed) == ("completed", 100, 7)
+        found = await status.asyncio(job_id, client=client)
+        assert (found.status, found.progress, found.seed) == ("completed", 100, 7)
         audio = await result.asyncio(job_id, client=client)
         assert audio.payload.read() == b"audio"
         part = await result.asyncio_detailed(job_id, client=client, range_="bytes=1-2")

@@ -30,7 +30,7 @@ async def listed(gateway: RunningGateway) -> dict[str, dict[str, object]]:
     return {song["job_id"]: song for song in songs}
 
 
-async def test_a_song_tells_what_was_asked_for(gateway: RunningGateway) -> None:
+async def test_a_song_shows_its_request(gateway: RunningGateway) -> None:
     job_id = await gateway.submit(**ASKED, priority="high")
     song = (await gateway.http.get(f"/generate/{job_id}")).json()
     assert song["request"] == ASKED | {"priority": "high"}

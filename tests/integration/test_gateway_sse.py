@@ -77,7 +77,7 @@ async def listen(gateway: RunningGateway, job_id: str, query: str = "", **header
         yield Reader(answer)
 
 
-async def test_a_client_is_told_the_same_as_over_a_websocket(gateway: RunningGateway) -> None:
+async def test_a_client_gets_the_same_events_as_over_a_websocket(gateway: RunningGateway) -> None:
     job_id = await gateway.submit(title="Ü", seed=3)
     async with listen(gateway, job_id) as reader, gateway.watch(job_id) as watcher:
         assert await reader.frame() == await watcher.frame()
@@ -108,7 +108,7 @@ async def test_a_client_that_comes_back_gets_what_it_missed_once(gateway: Runnin
         assert [frame["type"] for frame in await reader.rest()] == ["heartmula.song.completed"]
 
 
-async def test_a_browser_that_knows_the_end_is_told_to_stay_away(gateway: RunningGateway) -> None:
+async def test_a_browser_that_knows_the_end_is_answered_not_to_reconnect(gateway: RunningGateway) -> None:
     job_id = await gateway.submit()
     await gateway.complete(job_id)
     async with listen(gateway, job_id, "?after=0") as reader:
@@ -159,7 +159,7 @@ async def test_pings_come_while_nothing_happens(settings: Settings, monkeypatch:
             assert [await reader.event() for _ in range(3)] == [{"": "ping"}] * 3
 
 
-async def test_a_client_that_does_not_read_is_let_go(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_client_that_does_not_read_is_disconnected(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(event_stream, "SEND_SECONDS", 0.2)
     async with in_process(settings) as (gateway, _, base):
         job_id = (await gateway.submission.submit(Caller("local"), b'{"lyrics": "la"}')).job.job_id

@@ -177,7 +177,7 @@ async def test_nats_clients_ask_for_variants_too(gateway: RunningGateway, key: s
 
 
 @pytest.mark.parametrize("with_key", [False, True])
-async def test_where_not_all_find_room_none_is_taken(
+async def test_a_group_is_refused_as_a_whole_when_the_queue_has_no_room_for_all(
     nats_server: NatsServer, s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory, key: str, with_key: bool
 ) -> None:
     folder = tmp_path_factory.mktemp("variants-room")
@@ -196,7 +196,7 @@ async def test_where_not_all_find_room_none_is_taken(
         assert (await kept(gateway))[0] == 3
 
 
-async def test_the_queue_of_an_older_version_learns_to_take_groups(
+async def test_the_queue_of_an_older_version_is_changed_to_accept_groups(
     nats_server: NatsServer, s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder = tmp_path_factory.mktemp("variants-older")

@@ -194,7 +194,7 @@ async def test_an_address_that_answers_410_is_not_called_again(
         assert (fault.headers or {})["Reason"] == "it answered 410"
 
 
-async def test_after_a_day_it_is_given_up(
+async def test_a_webhook_is_given_up_after_a_day(
     calling: Settings, receiver: Receiver, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(consumer, "GIVE_UP", 1.0)

@@ -70,7 +70,7 @@ async def test_a_client_that_comes_back_gets_what_it_missed_once(gateway: Runnin
         assert await watcher.closed() == 1000
 
 
-async def test_a_song_that_has_ended_is_told_at_once(gateway: RunningGateway) -> None:
+async def test_the_end_of_an_ended_song_is_sent_at_once(gateway: RunningGateway) -> None:
     job_id = await gateway.submit()
     await gateway.complete(job_id)
     async with gateway.watch(job_id) as watcher:
@@ -113,7 +113,7 @@ async def test_an_id_that_is_none_is_refused(gateway: RunningGateway, after: str
         assert await watcher.closed() == 1008
 
 
-async def test_events_of_other_songs_are_not_told(gateway: RunningGateway) -> None:
+async def test_events_of_other_songs_are_not_sent(gateway: RunningGateway) -> None:
     mine, other = await gateway.submit(), await gateway.submit()
     async with gateway.watch(mine) as watcher:
         await watcher.frame()
@@ -123,7 +123,7 @@ async def test_events_of_other_songs_are_not_told(gateway: RunningGateway) -> No
     assert {frame["subject"] for frame in frames} == {mine}
 
 
-async def test_two_gateways_tell_the_same(gateway: RunningGateway) -> None:
+async def test_two_gateways_send_the_same_events(gateway: RunningGateway) -> None:
     async with running_gateway(gateway.settings, gateway.log.parent) as second:
         job_id = await gateway.submit()
         async with gateway.watch(job_id) as one, second.watch(job_id) as two:

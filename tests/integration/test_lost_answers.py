@@ -12,7 +12,7 @@ from shared.schema.request import GenerateRequest
 from shared.settings import Settings
 
 
-class Forgetful(JobStore):
+class StoreWithoutAnswers(JobStore):
     """Writes, and does not get the answer."""
 
     async def _put(self, job: Job, revision: int) -> None:
@@ -29,7 +29,7 @@ async def test_a_song_that_was_completed_without_an_answer_keeps_its_audio(nats_
     await JobStore(js).create(job)
     audio = StoredAudio(key="audio/song/7.flac", size=100, samples=8000, sample_rate=8000, frames=12)
     with pytest.raises(Unavailable):
-        await complete(Forgetful(js), job, 7, audio)
+        await complete(StoreWithoutAnswers(js), job, 7, audio)
     done = await complete(JobStore(js), job, 7, audio)  # as `Retry` repeats it
     assert (done.status, done.audio_key) == ("completed", "audio/song/7.flac")
     await client.close()

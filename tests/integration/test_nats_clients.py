@@ -182,7 +182,7 @@ def configure(folder: Path, monkeypatch: pytest.MonkeyPatch, roles: str, account
 
 
 @asynccontextmanager
-async def open_house_on(
+async def running_gateway_on(
     server: NatsServer, s3_server: S3Server, folder: Path, **changes: Any
 ) -> AsyncIterator[RunningGateway]:
     await server.start()
@@ -207,7 +207,7 @@ async def test_a_tenants_own_user_asks_follows_and_reads(
     keys = tmp_path / "keys.toml"
     keys.write_text(f'[[tenant]]\nname = "alice"\nkeys = ["{digest_of_key("key")}"]\n')
     more = "_ANSWERS, _INBOX_codec"
-    async with open_house_on(server, s3_server, tmp_path, api_keys=keys, reply_prefixes=more) as gateway:
+    async with running_gateway_on(server, s3_server, tmp_path, api_keys=keys, reply_prefixes=more) as gateway:
         url = server.url.replace("//operator:", "//alice:")
         alice = await nats.connect(url, inbox_prefix=b"_INBOX_alice")
         events = await alice.subscribe("events.alice.>")
@@ -238,7 +238,7 @@ async def test_a_client_of_another_account_is_answered_through_the_import(
         f'imports: [{{ service: {{ account: OURS, subject: "submit.{TENANT}" }} }}] }}\n'
     )
     server = configure(tmp_path, monkeypatch, "", accounts)
-    async with open_house_on(server, s3_server, tmp_path) as gateway:
+    async with running_gateway_on(server, s3_server, tmp_path) as gateway:
         visitor = await nats.connect(server.url.replace("//operator:", "//visitor:"))
         job_id = (await ask(visitor, submit_subject(TENANT), SONG))["job_id"]
         assert (await gateway.job(job_id)).status == "queued"

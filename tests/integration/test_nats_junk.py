@@ -47,7 +47,7 @@ async def unreadable(gateway: RunningGateway) -> dict[str, float]:
     return {what: await figure(gateway, f'unreadable_total{{what="{what}"}}') for what in kinds}
 
 
-async def goes_on(gateway: RunningGateway) -> None:
+async def check_service_works(gateway: RunningGateway) -> None:
     """A song is made, listed and followed; devices and health are shown."""
     job_id = await gateway.submit()
     async with gateway.watch(job_id) as watcher:
@@ -82,7 +82,7 @@ async def test_junk_in_a_bucket_or_the_events_stops_nothing(gateway: RunningGate
         kinds = []
         while "heartmula.song.progress" not in kinds:
             kinds.append((await watcher.frame())["type"])
-    await goes_on(gateway)
+    await check_service_works(gateway)
     rounds = await figure(gateway, "sweeper_rounds_total")
 
     async def swept() -> bool:

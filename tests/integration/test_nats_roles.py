@@ -149,7 +149,7 @@ async def test_what_a_role_may_not_send(server: NatsServer, role: Role) -> None:
 
 
 @pytest.mark.parametrize("role", FORBIDDEN_TO_HEAR)
-async def test_what_a_role_may_not_hear(server: NatsServer, role: Role) -> None:
+async def test_a_role_cannot_subscribe_to_what_it_may_not_read(server: NatsServer, role: Role) -> None:
     for subject in FORBIDDEN_TO_HEAR[role]:
         async with denials(server, role) as (client, denied):
             await client.subscribe(subject)
@@ -160,7 +160,7 @@ async def test_what_a_role_may_not_hear(server: NatsServer, role: Role) -> None:
 async def test_a_worker_deletes_the_stale_lease_of_the_other_role(server: NatsServer, tmp_path: Path) -> None:
     client = await nats.connect(server.url)
 
-    async def outlive(role: Role, other: str) -> None:
+    async def acquire_after_death(role: Role, other: str) -> None:
         """Get the device although a dead worker of the other role holds it."""
         gpu = f"{role}-gpu"
         record = LeaseRecord(ticket=0, state="held", role=other, owner="dead", since=1.0)
@@ -173,7 +173,7 @@ async def test_a_worker_deletes_the_stale_lease_of_the_other_role(server: NatsSe
         await held.release()
         await lease.close()
 
-    await asyncio.gather(outlive("tokenizer", "codec"), outlive("codec", "tokenizer"))
+    await asyncio.gather(acquire_after_death("tokenizer", "codec"), acquire_after_death("codec", "tokenizer"))
     await client.close()
 
 

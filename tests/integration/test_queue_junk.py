@@ -10,7 +10,7 @@ from tests.integration.gateway_fixtures import eventually
 from tests.integration.test_nats_junk import DEEP, JUNK
 
 
-async def test_messages_that_are_none_stop_no_worker(settings: Settings) -> None:
+async def test_unreadable_messages_stop_no_worker(settings: Settings) -> None:
     async with open_flow(settings) as flow:
         # A song that is in no queue: no worker may touch it, whatever messages say.
         victim = await flow.submit(1)

@@ -91,20 +91,22 @@ async def test_a_finished_song_is_listed_and_fetched(reader: Any) -> None:
         ("put_bucket_policy", {"Policy": json.dumps({"Version": "2012-10-17", "Statement": []})}),
     ],
 )
-async def test_anything_else_is_refused(reader: Any, call: str, values: dict[str, Any]) -> None:
+async def test_a_reader_is_refused_everything_else(reader: Any, call: str, values: dict[str, Any]) -> None:
     with pytest.raises(ClientError) as refused:
         await asyncio.to_thread(getattr(reader, call), Bucket=BUCKET, **values)
     assert refused.value.response["ResponseMetadata"]["HTTPStatusCode"] in (400, 403)
 
 
-async def test_many_at_once_are_not_deleted_either(reader: Any, store: tuple[S3Server, ObjectStore]) -> None:
+async def test_a_reader_cannot_delete_many_objects_at_once_either(
+    reader: Any, store: tuple[S3Server, ObjectStore]
+) -> None:
     delete = {"Objects": [{"Key": SONG}, {"Key": TOKENS}]}
     answer = await asyncio.to_thread(reader.delete_objects, Bucket=BUCKET, Delete=delete)
     assert {error["Code"] for error in answer["Errors"]} == {"AccessDenied"}
     assert await store[1].get(SONG) == await store[1].get(TOKENS) == b"la la la"
 
 
-async def test_its_keys_are_readable_by_their_owner_only(store: tuple[S3Server, ObjectStore]) -> None:
+async def test_the_keys_of_the_reader_are_readable_by_their_owner_only(store: tuple[S3Server, ObjectStore]) -> None:
     for name in ("credentials.json", "s3.json"):
         assert stat.S_IMODE((store[0].data_dir / name).stat().st_mode) == 0o600
 

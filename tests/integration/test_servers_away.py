@@ -65,7 +65,7 @@ async def tls_servers(
     await broker.stop()
 
 
-class Said:
+class ReportedLines:
     """What is said while a server is waited for."""
 
     def __init__(self) -> None:
@@ -77,8 +77,8 @@ class Said:
         self.one.set()
 
 
-async def first_line(wait: Callable[[Said], Coroutine[Any, Any, None]]) -> str:
-    said = Said()
+async def first_line(wait: Callable[[ReportedLines], Coroutine[Any, Any, None]]) -> str:
+    said = ReportedLines()
     waiting = asyncio.create_task(wait(said))
     async with asyncio.timeout(PATIENCE):
         await said.one.wait()
@@ -93,7 +93,7 @@ async def first_line(wait: Callable[[Said], Coroutine[Any, Any, None]]) -> str:
     ("host", "cause"),
     [("127.0.0.1:{free}", REFUSED), ("nats.invalid:4222", UNRESOLVED), ("127.0.0.1:{silent}", ANSWER)],
 )
-async def test_a_broker_that_is_not_there_is_said_in_one_line(silent: int, host: str, cause: str) -> None:
+async def test_a_missing_nats_server_is_reported_in_one_line(silent: int, host: str, cause: str) -> None:
     at = host.format(free=free_port(), silent=silent)
     settings = Settings(nats_url=f"nats://me:swordfish@{at}")
     line = await first_line(lambda said: set_up(settings, say=said))
@@ -103,14 +103,14 @@ async def test_a_broker_that_is_not_there_is_said_in_one_line(silent: int, host:
 @pytest.mark.parametrize(
     ("host", "cause"), [("127.0.0.1:{free}", REFUSED), ("s3.invalid:9000", UNRESOLVED), ("127.0.0.1:{silent}", ANSWER)]
 )
-async def test_a_store_that_is_not_there_is_said_in_one_line(silent: int, host: str, cause: str) -> None:
+async def test_a_missing_store_is_reported_in_one_line(silent: int, host: str, cause: str) -> None:
     at = host.format(free=free_port(), silent=silent)
     settings = Settings(s3_endpoint=f"http://{at}", s3_access_key="me", s3_secret_key="swordfish")
     line = await first_line(lambda said: reach_store(settings, say=said))
     assert line == f"waiting: no connection to the object store at http://{at} (HEARTMULA_S3_ENDPOINT): {cause}"
 
 
-async def test_a_broker_that_does_not_let_us_in_ends_the_start(
+async def test_a_nats_server_that_refuses_our_password_ends_the_start(
     nats_server: NatsServer, tls_servers: tuple[TlsNatsServer, TlsS3Server]
 ) -> None:
     for url, cause in (
@@ -123,7 +123,7 @@ async def test_a_broker_that_does_not_let_us_in_ends_the_start(
         assert str(raised.value) == f"no connection to NATS at {shown} (HEARTMULA_NATS_URL): {cause}"
 
 
-async def test_a_store_that_does_not_let_us_in_ends_the_start(
+async def test_a_store_that_refuses_our_credentials_ends_the_start(
     settings: Settings, tls_servers: tuple[TlsNatsServer, TlsS3Server]
 ) -> None:
     for changed, words in (
@@ -232,7 +232,7 @@ async def test_a_service_started_by_hand_says_the_same(
     ]
 
 
-async def test_all_works_over_tls_and_no_library_has_a_word_of_its_own(
+async def test_everything_works_over_tls_and_no_library_logs_anything(
     settings: Settings,
     tls_servers: tuple[TlsNatsServer, TlsS3Server],
     authority: Authority,

@@ -11,7 +11,7 @@ from deploy.local.servers.watchdog import Watchdog
 from shared.aio import end
 from shared.settings import Settings
 from tests.integration.gateway_fixtures import SONG, eventually, running_gateway
-from tests.integration.volumes import Volume, break_store, broker_on, store_on, volume
+from tests.integration.volumes import Volume, break_store, nats_on, store_on, volume
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def disk(tmp_path: Path) -> Iterator[Volume]:
 async def test_a_server_that_cannot_write_is_restarted_once_there_is_free_space(
     disk: Volume, settings: Settings
 ) -> None:
-    async with broker_on(disk, settings) as (broker, changed), store_on(disk, changed) as (store, changed):
+    async with nats_on(disk, settings) as (broker, changed), store_on(disk, changed) as (store, changed):
         servers: list[Server] = [broker, store]
         restarted: list[str] = []
 
@@ -40,7 +40,7 @@ async def test_a_server_that_cannot_write_is_restarted_once_there_is_free_space(
                 await break_store(gateway.store, disk)
                 assert (await gateway.http.post("/generate", json=SONG)).status_code == 503
                 assert restarted == []
-                disk.free()
+                disk.make_room()
 
                 async def both() -> bool:
                     return sorted(restarted) == ["nats", "s3"]

@@ -65,10 +65,10 @@ async def test_a_song_is_one_trace_across_all_processes(settings: Settings, coll
             ("heartmula-codec", "store audio"),
         }
 
-        async def all_told() -> bool:
+        async def all_reported() -> bool:
             return wanted <= {(service, span.name) for service, span in collector.spans}
 
-        await eventually(all_told, "spans are missing")
+        await eventually(all_reported, "spans are missing")
     assert len({span.trace_id for _, span in collector.spans}) == 1
     parents = {span.name: span.parent_span_id for service, span in collector.spans if span.name != "wait"}
     ids = {span.name: span.span_id for _, span in collector.spans}
@@ -80,7 +80,7 @@ async def test_a_song_is_one_trace_across_all_processes(settings: Settings, coll
     assert [(item.key, item.value.string_value) for item in decoding.attributes] == [("job_id", job_id)]
 
 
-def test_what_is_not_installed_is_told() -> None:
+def test_missing_packages_are_reported() -> None:
     code = "import sys; sys.modules['opentelemetry'] = None; from shared import tracing; tracing.start('x')"
     env = os.environ | {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"}
     run = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)

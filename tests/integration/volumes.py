@@ -34,7 +34,7 @@ class Volume:
         finally:
             os.close(file)
 
-    def free(self) -> None:
+    def make_room(self) -> None:
         """Take away what `fill` wrote."""
         self._ballast.unlink()
 
@@ -68,7 +68,7 @@ def volume(folder: Path, megabytes: int) -> Iterator[Volume]:
 
 
 @asynccontextmanager
-async def broker_on(disk: Volume, settings: Settings) -> AsyncIterator[tuple[NatsServer, Settings]]:
+async def nats_on(disk: Volume, settings: Settings) -> AsyncIterator[tuple[NatsServer, Settings]]:
     """NATS on a volume, and settings that name it."""
     server = NatsServer(disk.folder, free_port(), dict.fromkeys(ROLES, "secret"))
     await server.start()

@@ -278,14 +278,14 @@ class _Client:
                 future.set_exception(error) if error else future.set_result(result)
 
         def arrive() -> None:
-            if not world.up or world.errs(0.05):
+            if not world.up or world.fails(0.05):
                 return
             result, error = None, None
             try:
                 result = answer()
             except Exception as raised:
                 error = raised
-            if not world.errs(0.05):
+            if not world.fails(0.05):
                 world.at(world.now + world.latency(), lambda: resolve(result, error))
 
         world.at(world.now + world.latency(), arrive)
@@ -300,7 +300,7 @@ class World:
     folder: Path
     now: float = 1000.0
     up: bool = True
-    troubled: bool = True
+    faulty: bool = True
     stored: dict[str, Stored] = field(default_factory=dict)
     processes: list[Process] = field(default_factory=list)
     consumers: dict[str, Consumer] = field(default_factory=dict)
@@ -322,11 +322,11 @@ class World:
 
     def latency(self) -> float:
         """How long a message takes, in seconds."""
-        return self.random.choice((0.0, 0.01, 0.1, 3.0)) if self.errs(0.2) else 0.01
+        return self.random.choice((0.0, 0.01, 0.1, 3.0)) if self.fails(0.2) else 0.01
 
-    def errs(self, chance: float) -> bool:
+    def fails(self, chance: float) -> bool:
         """Whether something goes wrong."""
-        return self.troubled and self.random.random() < chance
+        return self.faulty and self.random.random() < chance
 
     async def connect(self, settings: Settings, name: str, on_reconnect: Any, **options: Any) -> Any:
         """Stands for `shared.nats.connection.connect`."""
@@ -371,7 +371,7 @@ class World:
         """A TTL has run out; sometimes no marker tells of it."""
         stored = self.stored.pop(subject)
         if not is_gone(stored.data, stored.headers):
-            if not self.errs(0.3):
+            if not self.fails(0.3):
                 self.write(subject, b"", {"Nats-Marker-Reason": "MaxAge", "Nats-TTL": "60s"})
             self._ended[subject] = stored
 

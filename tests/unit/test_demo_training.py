@@ -77,7 +77,7 @@ def test_the_scalar_decoder_is_the_synthesiser() -> None:
     assert (sound - wanted).square().sum() < 1e-5 * wanted.square().sum()
 
 
-def test_the_listener_tells_tempi_apart() -> None:
+def test_the_listener_distinguishes_tempi() -> None:
     for number, tempo in enumerate(3 * tuple(TEMPI)):
         made = song(number, {"tempo": tempo, "genre": "pop"}, "verse", 8, 7, "chorus", 6, 6)
         sound = synthesizer.waveform(synthesizer.latents(made)).numpy()

@@ -36,7 +36,7 @@ def worker(place: str) -> WorkerStatus:
         ("tokenizer@A codec@A codec@B", ["no tokenizer worker on B: its songs need another device"]),
     ],
 )
-def test_missing_roles(places: str, sentences: list[str]) -> None:
+def test_missing_roles_are_reported(places: str, sentences: list[str]) -> None:
     assert diagnose([worker(place) for place in places.split()]) == sentences
 
 

@@ -71,17 +71,17 @@ async def test_a_listener_that_would_lose_a_state_has_to_begin_anew() -> None:
         ("bytes=" + "0" * 5000 + "-", None),
     ],
 )
-def test_ranges(header: str, found: ByteRange | None) -> None:
+def test_ranges_are_read_as_http_says(header: str, found: ByteRange | None) -> None:
     assert parse_range(header, 10) == found
 
 
 @pytest.mark.parametrize(("header", "size"), [("bytes=10-", 10), ("bytes=-0", 10), ("bytes=0-", 0), ("bytes=-1", 0)])
-def test_ranges_that_lie_outside(header: str, size: int) -> None:
+def test_ranges_outside_of_a_file_are_refused(header: str, size: int) -> None:
     with pytest.raises(NotSatisfiable):
         parse_range(header, size)
 
 
-def test_tags() -> None:
+def test_tags_are_split_and_tidied() -> None:
     assert tag_matches('W/"b", "a"', '"a"')
     assert tag_matches(" * ", '"a"')
     assert not tag_matches('"ab"', '"a"')
@@ -127,7 +127,7 @@ def test_what_an_accept_encoding_header_allows(header: str, accepted: bool) -> N
     assert accepts_gzip(header) == accepted
 
 
-def test_unforeseen_errors_tell_nothing() -> None:
+def test_unexpected_errors_reveal_nothing() -> None:
     assert "secret" not in str(to_api_error(RuntimeError("secret")).body())
 
 

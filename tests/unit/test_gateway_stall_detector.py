@@ -36,7 +36,7 @@ def test_songs_that_wait_while_no_worker_moves_are_a_problem_after_a_while() -> 
     assert (detector.seconds(111), detector.problem(111)) == (0, None)
 
 
-def test_an_empty_queue_stands_still_rightly() -> None:
+def test_an_empty_queue_is_not_stalled() -> None:
     detector = StallDetector(limit=10)
     detector.observe(workers(a=5), 0, 100)
     detector.observe(workers(a=5), 0, 200)
@@ -45,14 +45,14 @@ def test_an_empty_queue_stands_still_rightly() -> None:
     assert detector.seconds(202) == 1
 
 
-def test_without_workers_something_else_is_wrong() -> None:
+def test_a_queue_without_workers_is_not_reported_as_stalled() -> None:
     detector = StallDetector(limit=10)
     detector.observe([], 1, 100)
     detector.observe([], 1, 200)
     assert detector.problem(200) is None
 
 
-def test_workers_that_end_again_and_again_move_nothing() -> None:
+def test_workers_that_crash_repeatedly_count_as_no_movement() -> None:
     detector = StallDetector(limit=10)
     for second in range(12):
         detector.observe(workers(**{f"w{second}": 0}), 1, second)

@@ -47,7 +47,7 @@ def lose_a_key(world: World) -> None:
             return
 
 
-def make_trouble(world: World, number: int) -> None:
+def inject_fault(world: World, number: int) -> None:
     """One fault."""
     random, process = world.random, world.random.choice(world.processes)
     match random.choice(("kill", "stop", "stop", "cut off", "crash", "crash", "lose")):
@@ -68,9 +68,9 @@ def make_trouble(world: World, number: int) -> None:
             lose_a_key(world)
 
 
-def be_at_peace(world: World) -> None:
+def stop_faults(world: World) -> None:
     """All run and are connected, and none keeps the device for long."""
-    world.troubled = False
+    world.faulty = False
     for process in world.processes:
         process.stopped_until = process.cut_off_until = world.now
         process.keeps = 1.0
@@ -81,14 +81,14 @@ def test_never_two_hold_the_device_and_each_gets_it_in_the_end(world: World) -> 
     for name in "abcd":
         world.start(name)
     for number in range(2):
-        world.troubled = True
+        world.faulty = True
         for process in world.processes:
             process.keeps = None
         until = world.now + TROUBLE
         while world.now < until:
             pass_time(world, world.random.uniform(0.5, 6))
-            make_trouble(world, number * 1000 + int(world.now))
-        be_at_peace(world)
+            inject_fault(world, number * 1000 + int(world.now))
+        stop_faults(world)
         taken = {process: process.taken for process in world.processes}
         pass_time(world, PEACE)
         assert all(process.taken > taken[process] for process in world.processes), "a candidate waits for ever"
@@ -97,7 +97,7 @@ def test_never_two_hold_the_device_and_each_gets_it_in_the_end(world: World) -> 
 
 def started(world: World, *names: str) -> list[Process]:
     """Processes in a world without trouble; the first has the device and keeps it for long."""
-    world.troubled = False
+    world.faulty = False
     for name in names:
         world.start(name)
         process = world.processes[-1]
@@ -190,7 +190,7 @@ def test_a_live_key_outlives_a_waiter_that_is_stopped_or_cut_off_for_long(world:
 
 def test_a_lease_of_a_later_version_is_waited_for_until_it_stands_still(world: World) -> None:
     subject, written = "$KV.GPU_LOCK.gpu0.codec.later", {"Nats-TTL": "60s"}
-    world.troubled = False
+    world.faulty = False
     world.write(subject, b"a record of another kind", written)
     world.start("b")
     (process,) = world.processes
@@ -206,7 +206,7 @@ def test_a_lease_of_a_later_version_is_waited_for_until_it_stands_still(world: W
 
 
 def test_a_key_with_a_longer_ttl_is_given_the_time_that_it_was_written_for(world: World) -> None:
-    world.troubled = False
+    world.faulty = False
     subject = "$KV.GPU_LOCK.gpu0.codec.patient"
     world.write(subject, b"{}", {"Nats-TTL": f"{3 * TTL}s"})
     world.stored[subject] = replace(world.stored[subject], ends=float("inf"))

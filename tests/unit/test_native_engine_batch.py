@@ -89,7 +89,7 @@ def test_there_are_as_many_slots_as_asked_for() -> None:
 
 
 @pytest.mark.parametrize("name", ["native", "trivial"])
-def test_the_setting_says_how_many(name: str) -> None:
+def test_the_setting_chooses_the_number_of_slots(name: str) -> None:
     engine, _, _ = build_engine(Settings(engine=name, device="cpu", batch=5), DEMO)
     assert engine.slots == 5
 
@@ -155,7 +155,7 @@ def test_a_step_of_the_trivial_engine_pauses_once(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("seed", [0, 666, 2**53 - 1])
-def test_no_seed_is_special(seed: int) -> None:
+def test_the_trivial_engine_accepts_every_seed(seed: int) -> None:
     engine = TrivialEngine(0, 1)
     engine.admit("song", Song(prompt=prompt_of(DEMO), max_frames=5, seed=seed))
     assert list(engine.step()) == ["song"]

@@ -55,7 +55,7 @@ def test_int8_takes_a_quarter_of_float32_and_still_makes_songs() -> None:
     assert all((whole[:, 0] == wholes[0][:, 0]).sum() >= 6 for whole in wholes)
 
 
-def test_the_setting_says_which() -> None:
+def test_the_setting_chooses_int8_weights() -> None:
     sizes = []
     for setting, name in (("off", "HeartMuLa-oss-demo"), ("decoder", "-int8-decoder"), ("all", "-int8-all")):
         engine, _, model = build_engine(Settings(device="cpu", int8=setting), TINY)
@@ -67,6 +67,6 @@ def test_the_setting_says_which() -> None:
 @pytest.mark.parametrize(
     "settings", [Settings(engine="heartlib", int8="all"), Settings(engine="heartlib", compile=True)]
 )
-def test_the_reference_has_neither(settings: Settings) -> None:
+def test_the_reference_refuses_int8_and_compilation(settings: Settings) -> None:
     with pytest.raises(ConfigError, match="unset them"):
         build_engine(settings, TINY)

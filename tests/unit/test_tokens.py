@@ -17,7 +17,7 @@ def test_round_trip_of_a_transposed_array() -> None:
 
 
 @pytest.mark.parametrize("bit", [0x01, 0x10, 0x20])
-def test_a_flipped_bit_is_noticed_wherever_it_is(bit: int) -> None:
+def test_a_flipped_bit_is_noticed_anywhere(bit: int) -> None:
     good = pack(CODES, META)
     for position in range(len(good)):
         data = bytearray(good)

@@ -83,7 +83,7 @@ def test_two_workers_share_a_device_for_as_long_as_both_have_songs(data: st.Data
     assert all(length >= SLICE for length, paused in turns if paused), "songs were paused in a short turn"
 
 
-def test_an_idle_other_never_ends_a_turn() -> None:
+def test_an_idle_worker_never_ends_the_turn_of_another() -> None:
     forever = Situation(running=1, slots=4, waiting=False, held=1e6, wanted=None)
     assert POLICY.decide(forever) is Decision.GO_ON
 
