@@ -13,13 +13,13 @@ from shared.settings import Settings
 
 @pytest.fixture(scope="session")
 def servers() -> list[Server]:
-    """The session's servers, as far as a test needed them already."""
+    """Servers of the session that a test has needed so far."""
     return []
 
 
 @pytest.fixture(scope="session")
 async def nats_server(tmp_path_factory: pytest.TempPathFactory, servers: list[Server]) -> AsyncIterator[NatsServer]:
-    """A nats-server. One that is dead after a test is started again before the next."""
+    """The session's nats-server. If a test leaves it dead, it is started again before the next."""
     server = NatsServer(tmp_path_factory.mktemp("nats"), free_port(), dict.fromkeys(ROLES, "secret"))
     await server.start()
     servers.append(server)
@@ -34,7 +34,7 @@ async def nats_server(tmp_path_factory: pytest.TempPathFactory, servers: list[Se
 
 @pytest.fixture(scope="session")
 async def s3_server(tmp_path_factory: pytest.TempPathFactory, servers: list[Server]) -> AsyncIterator[S3Server]:
-    """An S3 server. One that is dead after a test is started again before the next."""
+    """The session's S3 server. If a test leaves it dead, it is started again before the next."""
     server = S3Server(tmp_path_factory.mktemp("s3"), free_port(S3Server.ports), "tester", "secretsecret")
     await server.start()
     servers.append(server)
@@ -44,7 +44,7 @@ async def s3_server(tmp_path_factory: pytest.TempPathFactory, servers: list[Serv
 
 @pytest.fixture
 async def revived(servers: list[Server]) -> AsyncIterator[None]:
-    """Starts the session's servers again that this test, or what happened before it, left dead."""
+    """Restart the session's servers that are dead after a test, or were before it."""
     for server in servers:
         await server.start_unless_running()
     yield
@@ -54,14 +54,14 @@ async def revived(servers: list[Server]) -> AsyncIterator[None]:
 
 @pytest.fixture(autouse=True)
 def revive(request: pytest.FixtureRequest) -> None:
-    """`revived` for every test that uses one of the servers."""
+    """Apply `revived` to every test that uses one of the servers."""
     if not {"nats_server", "s3_server"}.isdisjoint(request.fixturenames):
         request.getfixturevalue("revived")
 
 
 @pytest.fixture
 async def nats_settings(nats_server: NatsServer, tmp_path: Path) -> Settings:
-    """Settings for a test that needs NATS alone; all streams of the tests before are gone."""
+    """Settings for a test that needs NATS alone. All streams of earlier tests are removed."""
     client = await nats.connect(nats_server.url)
     js = client.jetstream()
     for stream in await js.streams_info():
@@ -72,7 +72,7 @@ async def nats_settings(nats_server: NatsServer, tmp_path: Path) -> Settings:
 
 @pytest.fixture
 async def settings(nats_settings: Settings, s3_server: S3Server, tmp_path: Path) -> Settings:
-    """Settings for a test that needs both servers; the bucket is the test's own."""
+    """Settings for a test that needs both servers. Each test has a bucket of its own."""
     return replace(
         nats_settings,
         s3_endpoint=s3_server.url,

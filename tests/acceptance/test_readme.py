@@ -1,4 +1,4 @@
-"""What the README promises, on the whole system: the stack, its first curl, a song, a cancel, a clean end."""
+"""The README's promises, checked on the whole system: the stack, its first curl, a song, a cancel, a clean end."""
 
 import asyncio
 import io
@@ -27,7 +27,7 @@ README = (ROOT / "README.md").read_text()
 
 
 class RunningStack:
-    """`make run`, as far as it is not `make`."""
+    """The local stack as `make run` starts it."""
 
     def __init__(self, data: Path, **settings: str) -> None:
         self.data = data
@@ -60,7 +60,7 @@ class RunningStack:
                 text += log.read()
 
     def processes(self) -> set[int]:
-        """This stack and its children, and theirs."""
+        """Process ids of the stack and of all its descendants."""
         table = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
         parents = {int(pid): int(parent) for pid, parent in (line.split() for line in table.splitlines())}
         found = {self.process.pid}
@@ -87,7 +87,7 @@ async def client(stack: RunningStack) -> AsyncIterator[httpx.AsyncClient]:
 
 
 def first_curl(stack: RunningStack) -> dict[str, Any]:
-    """Runs the README's first curl, to the letter but for the port."""
+    """Run the README's first curl, with another port."""
     found = re.search(r"^curl -X POST .*?(?=\n```)", README, re.MULTILINE | re.DOTALL)
     assert found
     command = found[0].replace("localhost:8000", f"127.0.0.1:{stack.port}").replace("\\\n", " ")
@@ -97,7 +97,7 @@ def first_curl(stack: RunningStack) -> dict[str, Any]:
 
 
 async def watch(stack: RunningStack, events_url: str) -> list[dict[str, Any]]:
-    """Everything that a websocket says until the server closes it."""
+    """All messages of a websocket until the server closes it."""
     async with websockets.connect(f"ws://127.0.0.1:{stack.port}{events_url}") as socket:
         frames = [json.loads(frame) async for frame in socket]
     assert socket.close_code == 1000

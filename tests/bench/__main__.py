@@ -1,4 +1,4 @@
-"""What the engines cost, beside heartlib where it can be had: JSON lines, then a table. See docs/performance.md.
+"""Benchmark of the engines, beside heartlib where it is installed: JSON lines, then a table. See docs/performance.md.
 
 Both sides take turns in processes of their own, so a ratio is always of one run; every time is a median.
 """
@@ -29,7 +29,7 @@ Row = dict[str, Any]
 
 
 class Worker:
-    """The calling side of `tests.bench.worker`."""
+    """A process of `tests.bench.worker`, as its caller uses it."""
 
     def __init__(self, process: "subprocess.Popen[str]") -> None:
         self._process = process
@@ -51,7 +51,7 @@ class Worker:
 
 @contextmanager
 def worker(side: str, kind: str, checkpoint: Checkpoint, dtype: str, slots: int) -> Iterator[Worker]:
-    """A process for one measurement, so that its peak of memory is that measurement's own."""
+    """Start a process for one measurement, so that the peak of memory belongs to that measurement alone."""
     python = os.environ.get("HEARTLIB_PYTHON") or sys.executable if side == "heartlib" else sys.executable
     command = [python, "-m", "tests.bench.worker", side, kind, str(checkpoint.path), dtype, str(slots)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
@@ -62,7 +62,7 @@ def worker(side: str, kind: str, checkpoint: Checkpoint, dtype: str, slots: int)
 
 
 def lm(config: str, checkpoint: Checkpoint, dtype: str, beside: set[int], counts: list[int], rounds: int) -> None:
-    """Prefills and frames of `counts` songs at once, `beside` the reference or alone; it makes one song at a time."""
+    """Measure prefills and frames of `counts` songs at once, `beside` the reference (one song at a time) or alone."""
     for songs in counts:
         with ExitStack() as stack:
             sides = [stack.enter_context(worker("native", "lm", checkpoint, dtype, songs))]
@@ -93,7 +93,7 @@ def lm(config: str, checkpoint: Checkpoint, dtype: str, beside: set[int], counts
 
 
 def codec(config: str, checkpoint: Checkpoint, reference: bool, rounds: int) -> None:
-    """One window of 29.76 s, ours in either precision; heartlib has its codec in float32."""
+    """Measure one window of 29.76 s: the native codec in either precision, heartlib's in float32."""
     for dtype in ("bfloat16", "float32"):
         with ExitStack() as stack:
             sides = [stack.enter_context(worker("native", "codec", checkpoint, dtype, 1))]
@@ -107,7 +107,7 @@ def codec(config: str, checkpoint: Checkpoint, reference: bool, rounds: int) -> 
 
 
 def int8(config: str, checkpoint: Checkpoint, songs: int, frames: int) -> None:
-    """What int8 weights change, beside what bfloat16 changes, on songs of random text."""
+    """Measure what int8 weights change, beside what bfloat16 changes, on songs of random text."""
     generator, words = random.Random(0), checkpoint.lm.text_vocab_size
     prompts = [
         Prompt(*(tuple(generator.randrange(words) for _ in range(length)) for length in (12, 52))) for _ in range(songs)
@@ -117,13 +117,13 @@ def int8(config: str, checkpoint: Checkpoint, songs: int, frames: int) -> None:
 
 
 def int8_both(folder: Path) -> None:
-    """On random text; the golden checkpoint is trained no more than the other one is."""
+    """Measure int8 on both small checkpoints. Their texts are random: neither is trained."""
     int8("golden", checkpoints.golden(folder / "golden"), 8, 24)
     int8("mid", checkpoints.lm(folder / "mid", checkpoints.MID, torch.float32), 4, 24)
 
 
 def compare(row: Row, turns: list[list[Row]], songs: int = 1) -> Row:
-    """The medians of both sides; a ratio above 1 says that ours makes that many times the songs' frames a second."""
+    """Medians of both sides, and how many times as many frames a second the native engine makes."""
     medians = [median(reply["ms"] for reply in side) for side in zip(*turns, strict=True)]
     for name, taken, last in zip(("native", "heartlib"), medians, turns[-1], strict=False):
         row[f"{name}_ms"] = round(taken, 2)
@@ -134,7 +134,7 @@ def compare(row: Row, turns: list[list[Row]], songs: int = 1) -> Row:
 
 
 def bandwidth(checkpoint: Checkpoint, dtype: str, ms: float, matvec: float) -> Row:
-    """The frame's weights ÷ its time, and that ÷ what matrix-vector products reach."""
+    """Bandwidth of a frame (its weights ÷ its time), and its part of what plain matrix-vector products reach."""
     itemsize: int = getattr(torch, dtype).itemsize
     reached = checkpoints.frame_weights(checkpoint.lm) * itemsize / ms / 1e6
     return {
@@ -148,13 +148,13 @@ ROWS: list[Row] = []
 
 
 def emit(row: Row) -> None:
-    """A JSON line at once; the table comes last."""
+    """Print a row as a JSON line, and keep it for the table at the end."""
     ROWS.append(row)
     print(json.dumps(row), flush=True)
 
 
 def table() -> None:
-    """Markdown, a column for each field that any row has."""
+    """Print all rows as a Markdown table, with a column for each field that any row has."""
     columns = list(dict.fromkeys(name for row in ROWS for name in row))
     print("\n| " + " | ".join(columns) + " |\n|" + "---|" * len(columns))
     for row in ROWS:
@@ -162,7 +162,7 @@ def table() -> None:
 
 
 def machine() -> Row:
-    """What the figures were measured on."""
+    """Description of the machine on which the figures are measured."""
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():
@@ -208,7 +208,7 @@ BENCHES: dict[str, Callable[[Path, bool], None]] = {
 
 
 def smoke(folder: Path, reference: bool) -> None:
-    """All of it on the golden checkpoint, in seconds."""
+    """Run every measurement once on the golden checkpoint, which takes seconds."""
     checkpoint = checkpoints.golden(folder)
     lm("golden", checkpoint, "float32", {1, 2} if reference else set(), [1, 2], 3)
     codec("golden", checkpoint, reference, 1)

@@ -1,4 +1,4 @@
-"""What smaller weights cost: logits and greedy choices beside those of another precision, along the same song."""
+"""Accuracy of smaller weights: logits and greedy choices beside those of another precision, along the same song."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ CFG = 1.5
 
 @dataclass(frozen=True, kw_only=True)
 class Precision:
-    """How a model keeps its weights."""
+    """The form in which a model keeps its weights."""
 
     dtype: torch.dtype
     int8: tuple[str, ...] = ()
@@ -30,7 +30,7 @@ PRECISIONS = {
 
 
 class Listener:
-    """A model that is fed a song frame by frame, and says what it would have chosen."""
+    """A model that is given a song frame by frame, and reports what it would have chosen."""
 
     def __init__(self, checkpoint: Checkpoint, precision: Precision) -> None:
         self.model = HeartMuLa(checkpoint.lm, precision.dtype, precision.int8)

@@ -52,7 +52,7 @@ CODEC = CodecConfig(
 
 
 def golden(folder: Path) -> Checkpoint:
-    """The golden checkpoint, its end token out of reach, so that songs last as long as the bench wants."""
+    """The golden checkpoint with its end token out of reach, so that songs last as long as the bench wants."""
     shutil.copytree(GOLDEN, folder, dirs_exist_ok=True)
     checkpoint = open_checkpoint(folder)
     _endless(checkpoint)
@@ -60,7 +60,7 @@ def golden(folder: Path) -> Checkpoint:
 
 
 def lm(folder: Path, flavors: tuple[Flavor, Flavor], dtype: torch.dtype) -> Checkpoint:
-    """A language model of these stacks and the real vocabularies, beside the golden codec."""
+    """Write a language model with these stacks and the real vocabularies, beside the golden codec."""
     checkpoint = golden(folder)
     config = json.loads((checkpoint.lm_path / "config.json").read_text())
     config |= {"text_vocab_size": TEXT_VOCAB, "audio_vocab_size": AUDIO_VOCAB}
@@ -76,7 +76,7 @@ def lm(folder: Path, flavors: tuple[Flavor, Flavor], dtype: torch.dtype) -> Chec
 
 
 def codec(folder: Path) -> Checkpoint:
-    """A codec of the default size in fp32, beside the golden language model."""
+    """Write a codec of the default size in fp32, beside the golden language model."""
     checkpoint = golden(folder)
     config = json.loads((checkpoint.codec_path / "config.json").read_text()) | msgspec.to_builtins(CODEC)
     (checkpoint.codec_path / "config.json").write_text(json.dumps(config))
@@ -96,7 +96,7 @@ def codec(folder: Path) -> Checkpoint:
 
 
 def frame_weights(config: LMConfig) -> int:
-    """Parameters that a frame reads: the backbone and all heads once, the depth decoder and its projection 7 times."""
+    """Number of parameters that a frame reads: backbone and heads once, depth decoder and its projection 7 times."""
     passes = config.num_codebooks - 1
     d, e = config.backbone.embed_dim, config.decoder.embed_dim
     heads = config.audio_vocab_size * (d + passes * e)
@@ -104,7 +104,7 @@ def frame_weights(config: LMConfig) -> int:
 
 
 def stack_weights(stack: Flavor) -> int:
-    """Weights in the matrices of all layers."""
+    """Number of weights in the matrices of all layers."""
     attention = 2 * stack.embed_dim * stack.head_dim * (stack.num_heads + stack.num_kv_heads)
     return stack.num_layers * (attention + 3 * stack.embed_dim * stack.intermediate_dim)
 
@@ -136,7 +136,7 @@ def _write(folder: Path, shapes: Iterable[tuple[str, torch.Size]], dtype: torch.
 
 
 def _random(pool: Tensor, name: str, shape: torch.Size) -> Tensor:
-    """Scale that keeps activations near 1: matrices and kernels by their inputs, norms and magnitudes 1."""
+    """Random weights that keep activations near 1: matrices and kernels scaled by their inputs, norms and magnitudes 1."""
     if len(shape) < 2 or name.endswith("original0"):
         return torch.full(shape, 0.25 if shape == (1,) else 0.0 if name.endswith("bias") else 1.0, dtype=pool.dtype)
     flat = torch.empty(shape.numel(), dtype=pool.dtype)

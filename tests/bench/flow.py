@@ -1,4 +1,4 @@
-"""``make bench-flow``: what the system itself costs a song, with an engine that costs nothing, on real servers.
+"""``make bench-flow``: the system's own cost of a song, on real servers, with an engine that takes no time.
 
 The last line is JSON. `own_ms`: from before the POST to the completed event, of songs made one by one; `songs_per_s`:
 many at once, from the first POST to the last completed event; `handover_ms`: from a release of the lease to the next
@@ -34,7 +34,7 @@ SETTINGS = Settings(engine="trivial", batch=8, gpu_id="card", queue_limit=2 * MA
 
 @dataclass
 class Bench:
-    """A stack, an HTTP client, and a subscription to all ends of songs."""
+    """A running stack, an HTTP client, and a subscription to the ends of all songs."""
 
     stack: Stack
     http: httpx.AsyncClient
@@ -43,7 +43,7 @@ class Bench:
     _ended: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def listen(self) -> None:
-        """Note every completed event from now on."""
+        """Record every completed event from now on."""
 
         async def on_completed(message: Msg) -> None:
             self.ends[message.subject.split(".")[2]] = time.monotonic()
@@ -53,7 +53,7 @@ class Bench:
         await self.nc.flush()
 
     async def song(self, seed: int) -> tuple[str, float]:
-        """Ask for a song; returns its id and the time before."""
+        """Submit a song; returns its id and the time at which it was submitted."""
         began = time.monotonic()
         answer = await self.http.post("/generate", json=SONG | {"seed": seed})
         if answer.status_code != 202:
@@ -61,14 +61,14 @@ class Bench:
         return str(answer.json()["job_id"]), began
 
     async def until_ended(self, job_ids: list[str]) -> None:
-        """Wait until all of them are completed."""
+        """Wait until all of the songs are completed."""
         async with asyncio.timeout(PATIENCE):
             while not all(job_id in self.ends for job_id in job_ids):
                 self._ended.clear()
                 await self._ended.wait()
 
     async def lone(self) -> list[float]:
-        """Seconds of each of `LONE` songs, one after the other."""
+        """Make `LONE` songs one after the other; returns the seconds that each took."""
         found = []
         for seed in range(LONE):
             job_id, began = await self.song(seed)
@@ -78,7 +78,7 @@ class Bench:
         return found
 
     async def many(self) -> float:
-        """Seconds that `MANY` songs take, submitted by `CLIENTS` clients."""
+        """Make `MANY` songs, submitted by `CLIENTS` clients; returns the seconds that all of them took."""
         seeds = iter(range(MANY))
         taken: list[tuple[str, float]] = []
 
@@ -94,7 +94,7 @@ class Bench:
         return max(self.ends[job_id] for job_id, _ in taken) - began
 
     async def operations(self) -> tuple[int, int]:
-        """Messages that NATS received so far, and requests for objects of our bucket."""
+        """Number of messages that NATS has received so far, and of requests for objects of our bucket."""
         nats_figures = await self.http.get(f"http://127.0.0.1:{self.stack.nats.monitor_port}/varz")
         s3_figures = await self.http.get(f"http://127.0.0.1:{self.stack.store.metrics_port}/metrics")
         bucket = re.escape(self.stack.settings.s3_bucket)
@@ -103,7 +103,7 @@ class Bench:
 
 
 async def handovers(settings: Settings) -> list[float]:
-    """Seconds from each release to the other one's `acquire`, of two leases on one device."""
+    """Let two leases take turns on one device; returns the seconds from each release to the other's `acquire`."""
     leases = [Lease(settings, gpu="bench", role=role, instance=role) for role in ("tokenizer", "codec")]
     for lease in leases:
         await lease.start()
@@ -128,7 +128,7 @@ async def handovers(settings: Settings) -> list[float]:
 
 
 def percentiles(seconds: list[float]) -> tuple[float, float]:
-    """p50 and p99 in milliseconds."""
+    """Median and 99th percentile in milliseconds."""
     cuts = statistics.quantiles(seconds, n=100, method="inclusive")
     return round(cuts[49] * 1000, 1), round(cuts[98] * 1000, 1)
 

@@ -1,4 +1,4 @@
-"""``make bench-gateway``: what the gateway costs, on real servers. Two JSON lines.
+"""``make bench-gateway``: the gateway's own cost, on real servers. Prints two JSON lines.
 
 `post`: one client's POSTs one after the other, alternating with POSTs to an empty handler that makes one durable
 JetStream publish, in a process of its own. `sockets`: 1,000 websockets on ten songs; every song has ten events a
@@ -34,7 +34,7 @@ SONGS, EVENTS_PER_S = 10, 10
 
 @dataclass(frozen=True)
 class Size:
-    """How much is measured."""
+    """Numbers of requests and websockets in a measurement."""
 
     posts: int = 400
     sockets: int = 1000
@@ -42,13 +42,13 @@ class Size:
 
 
 def percentiles(seconds: list[float]) -> tuple[float, float]:
-    """p50 and p99 in milliseconds."""
+    """Median and 99th percentile in milliseconds."""
     cuts = statistics.quantiles(seconds, n=100, method="inclusive")
     return round(cuts[49] * 1000, 2), round(cuts[98] * 1000, 2)
 
 
 async def serve_floor(url: str, port: int) -> None:
-    """The empty handler: one durable publish, then 202."""
+    """Serve the empty handler for comparison: one durable publish, then 202."""
     js = (await nats.connect(url)).jetstream()
     await js.add_stream(name="FLOOR", subjects=["floor"])
 
@@ -65,7 +65,7 @@ async def serve_floor(url: str, port: int) -> None:
 
 @asynccontextmanager
 async def child(*arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    """This module in another process."""
+    """Run this module in another process."""
     command = (sys.executable, "-m", "tests.bench.gateway", *arguments)
     process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE, limit=1 << 24)
     try:
@@ -77,7 +77,7 @@ async def child(*arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
 
 
 async def posts(gateway: RunningGateway, count: int) -> dict[str, float | str]:
-    """Take turns with the empty handler."""
+    """Measure requests for songs, in turns with requests for the empty handler."""
     port = free_port()
     body = json.dumps(SONG).encode()
     headers = {"Content-Type": "application/json"}
@@ -107,7 +107,7 @@ async def posts(gateway: RunningGateway, count: int) -> dict[str, float | str]:
 
 
 async def listen(base: str, size: Size, job_ids: list[str]) -> None:
-    """Open the sockets; say so; then note the latency of every progress event until all were sent."""
+    """Open the websockets, report that, and record the latency of every progress event until all were sent."""
     found: list[float] = []
 
     async def follow(client: websockets.ClientConnection) -> None:
@@ -131,18 +131,18 @@ async def listen(base: str, size: Size, job_ids: list[str]) -> None:
 
 
 def cpu_seconds(pid: int) -> float:
-    """User and system time of a process."""
+    """User and system time of a process, in seconds."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def resident_kib(pid: int) -> int:
-    """Resident memory of a process."""
+    """Resident memory of a process, in KiB."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") // 1024
 
 
 async def sockets(gateway: RunningGateway, size: Size) -> dict[str, float | str]:
-    """A thousand websockets."""
+    """Measure latency and memory with many websockets."""
     job_ids = [await gateway.submit() for _ in range(SONGS)]
     for job_id in job_ids:
         await gateway.move_to(job_id, "generating")
@@ -179,7 +179,7 @@ async def sockets(gateway: RunningGateway, size: Size) -> dict[str, float | str]
 
 
 async def main(size: Size) -> None:
-    """Run both on servers of their own."""
+    """Run both measurements on servers of their own."""
     with tempfile.TemporaryDirectory(prefix="bench-gateway-") as name:
         folder = Path(name)
         async with (

@@ -1,4 +1,4 @@
-"""The bench runs and says what it should; how fast is for `make bench` to find out."""
+"""The benchmarks run and print their fields. Speed is not tested: `make bench` measures it."""
 
 import json
 import subprocess
@@ -17,7 +17,7 @@ FIELDS = {
 
 
 def smoke(module: str) -> tuple[str, list[dict[str, Any]]]:
-    """What a bench prints, and its JSON lines."""
+    """Run a benchmark; returns all that it prints, and its JSON lines."""
     command = [sys.executable, "-m", module, "--smoke"]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     return run.stdout, [json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")]

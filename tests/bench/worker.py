@@ -1,4 +1,4 @@
-"""One side of a comparison in a process of its own: a JSON line in, what it took as a JSON line out.
+"""One side of a comparison in a process of its own: commands as JSON lines in, measurements as JSON lines out.
 
 Run as ``python -m tests.bench.worker {native,heartlib} {lm,codec} FOLDER DTYPE SLOTS``. Between commands it sleeps, so
 that both sides can take turns on the same cores.
@@ -46,7 +46,7 @@ class LM:
         self._songs: list[str] = []
 
     def prefill(self, songs: int) -> dict[str, Any]:
-        """Begin songs anew. A song's first frame is included: the reference prefills only as it makes it."""
+        """Begin new songs. A song's first frame is included: the reference prefills only as it makes it."""
         for song_id in self._songs:
             self.engine.drop(song_id)
         self._songs = [str(n) for n in range(songs)]
@@ -57,7 +57,7 @@ class LM:
         return {"ms": milliseconds(began), "song_bytes": self.engine.song_bytes(self._song)}
 
     def step(self) -> dict[str, Any]:
-        """A frame of every song."""
+        """Make the next frame of every song."""
         began = time.perf_counter()
         frames = self.engine.step()
         taken = milliseconds(began)
@@ -67,7 +67,7 @@ class LM:
 
     @torch.inference_mode()
     def matvec(self) -> dict[str, Any]:
-        """Gigabytes a second of a plain loop of matrix-vector products over the native engine's weights, in the order
+        """Measure gigabytes a second of a loop of matrix-vector products over the native engine's weights, in the order
         in which a frame reads them."""
         assert isinstance(self.engine, NativeEngine)
         model = self.engine._ready()
@@ -83,12 +83,12 @@ class LM:
 
 
 def matrices(module: torch.nn.Module) -> list[torch.Tensor]:
-    """The weights of a stack."""
+    """All matrices of a stack."""
     return [parameter for parameter in module.parameters() if parameter.ndim == 2]
 
 
 class Codec:
-    """A song of exactly one window."""
+    """A codec that decodes a song of exactly one window."""
 
     def __init__(self, side: str, checkpoint: Checkpoint, dtype: str) -> None:
         self.engine: CodecEngine = (
@@ -111,7 +111,7 @@ class Codec:
 
 
 def milliseconds(began: float) -> float:
-    """Since a moment of `time.perf_counter`."""
+    """Milliseconds since a moment of `time.perf_counter`."""
     return (time.perf_counter() - began) * 1000
 
 

@@ -1,4 +1,4 @@
-"""One chromium for the session, and the whole system: gateway, both workers with the trivial engine."""
+"""Fixtures: one Chromium for the session, and the whole system with the trivial engine in both workers."""
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
@@ -22,13 +22,13 @@ class RunningSystem:
     browser: Browser
 
     async def visit(self, browser: Browser | BrowserContext | None = None) -> Visitor:
-        """A browser with the page open."""
+        """Open a browser with the page."""
         return await open_page(browser or self.browser, self.gateway.base)
 
 
 @pytest.fixture(scope="session")
 async def browser() -> AsyncIterator[Browser]:
-    """A real browser, or a reason why not."""
+    """A real browser. Tests are skipped without Chromium."""
     if CHROMIUM is None:
         pytest.skip("no chromium here: apt-get install chromium")
     async with open_browser() as found:

@@ -37,7 +37,7 @@ WAITING: list[dict[str, Any]] = [
 
 
 async def keep(visitor: Visitor, name: str) -> None:
-    """Save what is seen."""
+    """Save a picture of the page."""
     await visitor.page.mouse.move(0, 0)
     await asyncio.sleep(0.6)  # let transitions come to rest
     await visitor.page.screenshot(path=IMAGES / f"{name}.png")
@@ -45,7 +45,7 @@ async def keep(visitor: Visitor, name: str) -> None:
 
 
 async def scenes(browser: Browser, gateway: RunningGateway, flow: Flow) -> None:
-    """From an empty system to a busy one, and its gateway gone."""
+    """Take pictures of an empty system, of a busy one, and of the page without its gateway."""
     visitor = await open_page(browser, gateway.base, **DESKTOP)
     await visitor.page.locator("#system[data-state=degraded]").wait_for()
     await keep(visitor, "no-worker")
@@ -87,7 +87,7 @@ async def scenes(browser: Browser, gateway: RunningGateway, flow: Flow) -> None:
 
 
 async def main() -> int:
-    """Open everything, and take the pictures."""
+    """Start the system and take the pictures."""
     IMAGES.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

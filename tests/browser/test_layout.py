@@ -1,4 +1,4 @@
-"""Nothing that was read or is about to be pressed moves while the page loads, on a slow line too."""
+"""Stability of the layout: nothing on the page moves while it loads, even over a slow connection."""
 
 import contextlib
 from collections.abc import AsyncIterator
@@ -44,7 +44,7 @@ async def gateway(
 
 
 async def answer_late(route: Route) -> None:
-    """Let the browser show what it has before more arrives: as on the slowest of lines, but no slower than need be."""
+    """Delay each answer until the browser has shown what it has, as over the slowest of connections."""
     page = route.request.frame.page
     if route.request.resource_type not in ("document", "stylesheet"):
         with contextlib.suppress(PlaywrightError):  # the page is closed
@@ -54,7 +54,7 @@ async def answer_late(route: Route) -> None:
 
 
 async def shifts(page: Page) -> tuple[float, str]:
-    """The sum of all layout shifts so far, and what they were."""
+    """The sum of all layout shifts so far, and the elements that moved."""
     found = await page.evaluate("window.shifts")
     lines = [f"{value:.4f}\n  " + "\n  ".join(sources) for value, sources in found]
     return sum(value for value, _ in found), "\n".join(lines)
@@ -66,7 +66,7 @@ async def shifts(page: Page) -> tuple[float, str]:
 async def test_the_page_does_not_move_while_it_loads(
     browser: Browser, gateway: RunningGateway, screen: dict[str, Any], songs: int
 ) -> None:
-    """With and without songs, and with a word that is said of the missing workers."""
+    """Checked with songs, without, and with a sentence about missing workers."""
     there = (await gateway.http.get("/generate")).json()["songs"]
     for number in range(len(there), songs):
         job_id = await gateway.submit(title=f"Song {number}", tags="pop,piano,female vocals")

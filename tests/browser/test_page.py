@@ -19,19 +19,19 @@ expect.set_options(timeout=20_000)  # a busy machine is not a fault
 
 
 async def finished(visitor: Visitor, name: str) -> None:
-    """Wait until a song is there to be heard."""
+    """Wait until a song can be played."""
     await expect(visitor.song(name).locator(".state")).to_have_text("Finished")
 
 
 async def until(question: Callable[[], Awaitable[bool]]) -> None:
-    """Wait until something holds that no locator can wait for."""
+    """Wait until a condition holds, where no locator can wait for it."""
     async with asyncio.timeout(60):
         while not await question():
             await asyncio.sleep(0.05)
 
 
 async def test_a_song_is_requested_followed_played_and_downloaded(system: RunningSystem, tmp_path: Path) -> None:
-    """The way of a song in the browser; nothing is fetched from elsewhere, and the browser complains of nothing."""
+    """From the form to the downloaded file. Nothing is fetched from other hosts, and the browser reports no error."""
     visitor = await system.visit()
     page = visitor.page
     await expect(page.locator("#empty")).to_contain_text("No songs yet")
@@ -104,7 +104,7 @@ async def test_a_song_is_cancelled_deleted_and_requested_again(system: RunningSy
 
 
 async def test_a_reload_and_a_second_tab_show_the_same_song(system: RunningSystem) -> None:
-    """A song goes on without its watcher, and another tab of the same browser sees it without being told."""
+    """A song continues while no page follows it, and another tab of the same browser shows it by itself."""
     context = await system.browser.new_context()
     first, second = await system.visit(context), await system.visit(context)
     await first.ask_for(LYRICS, 20, "Shared")
@@ -129,7 +129,7 @@ async def test_what_was_typed_survives_a_reload(system: RunningSystem) -> None:
 
 
 async def test_the_page_survives_a_restart_of_the_server(system: RunningSystem) -> None:
-    """The gateway goes and comes back: the page says so, goes on, and shows the song's end."""
+    """While the gateway is away the page says so; when it is back the page continues and shows the song's end."""
     visitor = await system.visit()
     await visitor.ask_for(LYRICS, 30, "Patient")
     await expect(visitor.song("Patient").locator(".state")).to_have_text("Writing")
@@ -144,7 +144,7 @@ async def test_the_page_survives_a_restart_of_the_server(system: RunningSystem) 
 
 
 async def test_bad_input_is_reported_beside_its_field(system: RunningSystem) -> None:
-    """What the gateway refuses is shown where it can be mended, and the form keeps what was typed."""
+    """A refusal is shown beside the field that caused it, and the form keeps its values."""
     visitor = await system.visit()
     page = visitor.page
     await visitor.ask_for("la " * 20_001)
@@ -161,7 +161,7 @@ async def test_bad_input_is_reported_beside_its_field(system: RunningSystem) -> 
 
 
 async def test_sections_and_tags_by_keyboard(system: RunningSystem) -> None:
-    """A section goes in at the cursor; tags come and go without a mouse."""
+    """Sections are inserted at the cursor; tags are added and removed without a mouse."""
     visitor = await system.visit()
     page = visitor.page
     lyrics = page.get_by_label("Lyrics", exact=True)
@@ -182,7 +182,7 @@ async def test_sections_and_tags_by_keyboard(system: RunningSystem) -> None:
 
 
 async def test_the_device_is_shown(system: RunningSystem) -> None:
-    """Memory, models, turn, phase and queue while a song is written; and that a worker is missing."""
+    """The page shows memory, models, turn, phase and queue while a song is made, and names a missing worker."""
     visitor = await system.visit()
     await expect(visitor.page.locator("#system-word")).to_have_text("Ready")
     await visitor.ask_for(LYRICS, 60, "Busy")
@@ -199,7 +199,7 @@ async def test_the_device_is_shown(system: RunningSystem) -> None:
 
 
 async def test_an_accessibility_checker_finds_no_fault(system: RunningSystem) -> None:
-    """Every control has a name; axe finds nothing in light, dark and on a phone, with songs and the player shown."""
+    """Every control has a name; axe finds no fault in light and dark mode and on a phone, with songs and the player."""
     visitor = await system.visit()
     page = visitor.page
     await visitor.ask_for(LYRICS, 5, "Done")
@@ -221,7 +221,7 @@ async def test_an_accessibility_checker_finds_no_fault(system: RunningSystem) ->
 
 
 async def test_the_page_asks_for_a_key_and_keeps_it(browser: Browser, settings: Settings, tmp_path: Path) -> None:
-    """With keys, the page asks for one, refuses a wrong one in words, and a right one lasts over a reload."""
+    """Where a key is needed the page asks for it, reports a wrong one, and keeps a right one over a reload."""
     keys = tmp_path / "keys.toml"
     keys.write_text(f'[[tenant]]\nname = "alice"\nkeys = ["{digest_of_key("key-of-alice")}"]\n')
     async with running_gateway(settings, tmp_path, api_keys=keys) as gateway:

@@ -1,4 +1,4 @@
-"""A page of another origin in a real browser: what it can do to a service that asks for no key."""
+"""Pages of other origins in a real browser: what they can do to a service that asks for no key."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -46,7 +46,7 @@ REBOUND = "--host-resolver-rules=MAP evil.example 127.0.0.1"
 
 @asynccontextmanager
 async def site() -> AsyncIterator[int]:
-    """A web server with an empty page; its port."""
+    """Port of a web server with an empty page."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
@@ -82,7 +82,7 @@ async def test_a_page_of_another_origin_can_neither_make_nor_follow_a_song(
 async def test_a_foreign_name_that_resolves_to_this_machine_shows_no_page(
     browser: Browser, settings: Settings, tmp_path: Path
 ) -> None:
-    """The page of a rebound name is of the service's origin for the browser: nothing may answer it."""
+    """For the browser the page of a rebound name has the service's origin, so no request of it may be answered."""
     async with running_gateway(settings, tmp_path) as gateway, open_browser(REBOUND) as other:
         page = await other.new_page()
         for path in ("/", "/generate"):

@@ -1,4 +1,4 @@
-"""A visitor of the web page: Chromium, and everything that it complained about."""
+"""A visitor of the web page: Chromium, and all errors that it reported."""
 
 import os
 import re
@@ -16,7 +16,7 @@ NAMELESS = re.compile(
 
 
 class Visitor:
-    """A browser with the page open."""
+    """A browser that has the page open."""
 
     def __init__(self, page: Page, base: str) -> None:
         self.page, self.base = page, base
@@ -35,14 +35,14 @@ class Visitor:
             self.foreign_requests.append(request.url)
 
     async def open(self) -> "Visitor":
-        """Open the page; return when the songs were looked for."""
+        """Open the page; returns when its list of songs is loaded."""
         await self.page.goto(self.base)
         looked = self.page.locator("#empty:not([hidden]):not(:text('Looking')), #songs > li")
         await looked.first.wait_for(state="attached")
         return self
 
     async def ask_for(self, lyrics: str, seconds: int = 5, title: str = "", tags: tuple[str, ...] = ()) -> None:
-        """Fill the form in and send it off."""
+        """Fill in the form and send it."""
         page = self.page
         await page.get_by_label("Lyrics", exact=True).fill(lyrics)
         await page.get_by_label("Longest length").fill(str(seconds))
@@ -53,18 +53,18 @@ class Visitor:
         await page.get_by_role("button", name="Make the song").click()
 
     def song(self, name: str) -> Locator:
-        """The row of a song."""
+        """Row of a song on the page."""
         return self.page.get_by_role("listitem").filter(has=self.page.get_by_role("heading", name=name, exact=True))
 
     async def nameless(self) -> list[str]:
-        """Controls that a screen reader has no name for."""
+        """Controls that have no name for a screen reader."""
         found = await self.page.locator("body").aria_snapshot()
         return [line.strip() for line in found.splitlines() if NAMELESS.match(line)]
 
 
 @asynccontextmanager
 async def open_browser(*options: str) -> AsyncIterator[Browser]:
-    """Chromium, without a window, with options of its command line."""
+    """Start Chromium without a window, with options of its command line."""
     async with async_playwright() as playwright:
         sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []  # chromium refuses its sandbox to root
         browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=[*sandbox, *options])

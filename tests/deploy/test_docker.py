@@ -148,7 +148,7 @@ def test_nats_reads_the_passwords_that_are_made(services: dict[str, Any], tmp_pa
 
 
 async def test_the_store_may_be_prepared_again(tmp_path: Path) -> None:
-    """On the server of the tests; users are a matter of MinIO's own and not tried here."""
+    """Checked on the test's own server. Users are left out, since only MinIO has them."""
     async with s3_server(tmp_path, free_port(S3Server.ports), "root", "secretsecret") as server:
         client = Minio(server.url.removeprefix("http://"), "root", "secretsecret", secure=False, region="us-east-1")
         for _ in range(2):
@@ -161,7 +161,7 @@ async def test_the_store_may_be_prepared_again(tmp_path: Path) -> None:
 async def test_a_store_that_makes_no_users_is_tried_again_and_then_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The server of the tests has no admin interface; MinIO's refuses for a moment after its start."""
+    """The test's own server has no admin interface; MinIO's refuses requests for a moment after its start."""
     async with s3_server(tmp_path, free_port(S3Server.ports), "root", "secretsecret") as server:
         given = {"ENDPOINT": server.url, "ROOT_USER": "root", "ROOT_PASSWORD": "secretsecret"}
         for name, value in (given | {"SERVICE_PASSWORD": "p" * 20, "READER_PASSWORD": "q" * 20}).items():

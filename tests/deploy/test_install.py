@@ -1,4 +1,4 @@
-"""Decisions of the installation, on stand-ins for pip and uv that note how they are called and install nothing."""
+"""Decisions of the installation, with stand-ins for pip and uv that record their calls and install nothing."""
 
 import importlib.util
 import os
@@ -64,7 +64,7 @@ def script(checkout: Path) -> ModuleType:
 
 @pytest.fixture
 def calls(checkout: Path, script: ModuleType) -> Callable[[], list[str]]:
-    """Install, and give how pip and uv were called."""
+    """Run the installation; returns the calls of pip and uv."""
 
     def run(status: int = 0) -> list[str]:
         assert script.main(TORCH, PROJECT) == status

@@ -91,7 +91,7 @@ def containers(objects: list[Object]) -> dict[str, Object]:
 
 
 def environment(objects: list[Object], container: Object) -> dict[str, str]:
-    """What the process will see. Fails where a Secret, a ConfigMap or a key of one is missing."""
+    """Environment of a container's process. Fails if a Secret, a ConfigMap or a key of one is missing."""
     found: dict[str, str] = {}
     for source in container.get("envFrom", []):
         found |= one(objects, "ConfigMap", source["configMapRef"]["name"])["data"]
@@ -244,7 +244,7 @@ def test_a_rollout_does_not_wait_for_pods_that_have_no_gpu(objects: list[Object]
 def test_the_weights_are_fetched_before_any_pod_mounts_their_volume(
     objects: list[Object], fill_ckpt: list[Object]
 ) -> None:
-    """Pods that mount it first, and read-only, keep the kubelet from giving the volume to the group that writes it."""
+    """If pods mount it first, and read-only, the kubelet does not give the volume to the group that writes it."""
     text = (ROOT / "docs" / "kubernetes.md").read_text()
     commands = re.findall(
         r"^kubectl .*(?:apply|wait).*", text[text.index("## Apply") : text.index("## What to set")], re.M

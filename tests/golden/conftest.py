@@ -12,12 +12,12 @@ from shared.model.checkpoint import Checkpoint, open_checkpoint
 
 
 def golden_folder() -> Path:
-    """`HEARTMULA_GOLDEN`, or the set beside this file. Its README.md says what is in it."""
+    """Folder named by `HEARTMULA_GOLDEN`, or the one beside this file. Its README.md describes the contents."""
     return Path(os.environ.get("HEARTMULA_GOLDEN") or Path(__file__).parent / "data")
 
 
 def guidance_scales(cases: Iterable[str]) -> list[str]:
-    """The scales that a set was recorded with, as they stand in the names of its cases: ``greedy.cfg1.5.fp32``."""
+    """Guidance scales of a recorded set, from the names of its cases: ``greedy.cfg1.5.fp32``."""
     named = [re.fullmatch(r"\w+\.cfg(.+)\.\w+", case) for case in cases]
     return sorted({found[1] for found in named if found}, key=float)
 

@@ -49,7 +49,7 @@ def conditioning(codec: HeartCodec, vectors: Vectors, plan: WindowPlan, window: 
 
 
 def reference_noise(plan: WindowPlan, seed: int, channels: int) -> list[Tensor]:
-    """The reference's draws: one unused at the start, and before every later window another."""
+    """Noise in the order of the reference's draws: one unused at the start, another before every later window."""
     torch.manual_seed(seed)
     latents = 2 * plan.window
     torch.randn(1, latents, channels)
@@ -226,7 +226,7 @@ def spectra(audio: Tensor, size: int) -> Tensor:
 def test_bfloat16_keeps_the_spectrum(
     codec: HeartCodec, golden_checkpoint: Checkpoint, vectors: Vectors, cases: dict[str, Any]
 ) -> None:
-    """As near as a change of the noise by a thousandth or two, and thirty times nearer than another seed."""
+    """The difference is that of a change of the noise by one or two thousandths, and a thirtieth of another seed's."""
     half = HeartCodec(golden_checkpoint.codec, torch.bfloat16).requires_grad_(False)
     load_weights(half, golden_checkpoint.codec_path)
     plan = plan_of(codec, cases["one"])

@@ -1,4 +1,4 @@
-"""The adapter to the reference. All but the first test need heartlib installed."""
+"""The adapter to the reference. Every test but the first needs heartlib."""
 
 import sys
 
@@ -32,7 +32,7 @@ def generate(engine: TokenEngine, song: Song, made: np.ndarray | None = None) ->
 
 
 def test_same_songs_as_the_native_engine(golden_checkpoint: Checkpoint) -> None:
-    """Greedy and sampled, with and without guidance; rows change from song to song, which the reference cannot do."""
+    """Greedy and sampled, with and without guidance; unlike heartlib, the adapter can change the rows between songs."""
     pytest.importorskip("heartlib")
     prompt = Prompter(golden_checkpoint).encode("Piano,Happy", "[Verse]\nHello World")
     heartlib = HeartlibEngine(golden_checkpoint, "cpu", "float32")

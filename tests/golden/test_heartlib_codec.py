@@ -1,4 +1,4 @@
-"""The adapter to the reference's codec. All but the first test need heartlib installed."""
+"""The adapter to the reference's codec. Every test but the first needs heartlib."""
 
 import sys
 

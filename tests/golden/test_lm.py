@@ -75,7 +75,7 @@ def test_prompts_have_the_references_layouts(facts: Any, golden_checkpoint: Chec
 
 
 def test_prompt_tensors_are_the_references(cfg: str, facts: Any, vectors: dict[str, Tensor], prompt: Prompt) -> None:
-    """The reference's input tensors say nothing beyond what a `Prompt` and the number of rows say."""
+    """The reference's input tensors follow from a `Prompt` and the number of rows alone."""
     tokens = vectors[f"prompt.cfg{cfg}.tokens"]  # [rows, P, 9]
     rows = 1 if float(cfg) == 1 else 2
     assert tokens.shape[:2] == (rows, prompt.length)
@@ -95,7 +95,7 @@ def test_prompt_tensors_are_the_references(cfg: str, facts: Any, vectors: dict[s
 
 @dataclass
 class Forced:
-    """What the model computed while the recorded codes were fed back to it."""
+    """All that the model computed while the recorded codes were fed back to it."""
 
     embedded: Tensor  # [rows, P, D]
     prefilled: Tensor  # [rows, P, D], after the final norm
@@ -182,7 +182,7 @@ def test_sampled_frames_are_the_references(
     engine: NativeEngine,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """With the recorded noise, every draw comes out as the reference's."""
+    """With the recorded noise, every draw equals the reference's."""
     case = f"sample.cfg{cfg}.fp32"
     theirs, q = vectors[f"{case}.frames"], vectors[f"{case}.q"]  # [8, T], [T, 8, 1, Va]
     noise = iter(q.flatten(0, 1))  # [1, Va] a draw

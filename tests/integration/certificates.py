@@ -1,4 +1,4 @@
-"""An authority of a test's own, and servers that speak TLS with its certificates."""
+"""A certificate authority for tests, and servers that speak TLS with its certificates."""
 
 import os
 from datetime import UTC, datetime, timedelta

@@ -1,4 +1,4 @@
-"""A flow under test: worker processes on real servers, and songs put into the queue as the gateway does it."""
+"""Fixtures: worker processes on real servers, and songs put into the queue as the gateway does it."""
 
 import asyncio
 import json
@@ -39,7 +39,7 @@ def as_role(settings: Settings, role: Role) -> Settings:
 
 
 def environment(settings: Settings, role: Role) -> dict[str, str]:
-    """The environment that gives a child these settings, and the rights of its role."""
+    """Environment that gives a child process these settings and the rights of its role."""
     settings = as_role(settings, role)
     env = {name: value for name, value in os.environ.items() if not name.startswith("HEARTMULA_")}
     for item in fields(Settings):
@@ -96,7 +96,7 @@ class Flow:
         return await self.until(job_id, lambda job: job.status in ENDED)
 
     async def until_empty(self, stream: str) -> None:
-        """Wait until a queue holds no message: a song's record says that it went on, and then its message goes."""
+        """Wait until a queue holds no message. A message is removed only after its song's record has changed."""
         deadline = time.monotonic() + PATIENCE
         while messages := (await self.js.stream_info(stream)).state.messages:
             assert time.monotonic() < deadline, f"{stream} holds {messages} messages still"
@@ -123,7 +123,7 @@ class Flow:
         return found
 
     async def keys(self, prefix: str = "") -> list[str]:
-        """Keys of the stored objects, those apart that prove writing."""
+        """Keys of the stored objects, without those of the write probe."""
         client, bucket = self.store._client, self.store.bucket
         found = await asyncio.to_thread(
             lambda: [str(o.object_name) for o in client.list_objects(bucket_name=bucket, prefix=prefix, recursive=True)]
@@ -131,12 +131,12 @@ class Flow:
         return sorted(key for key in found if not key.startswith(PROBES))
 
     def journal(self, gpu: str = "*") -> list[dict[str, object]]:
-        """Every move onto and off the device."""
+        """All moves onto and off the device, in order."""
         (path,) = Path(self.settings.data_dir).glob(f"device/{gpu}/journal.jsonl")
         return [json.loads(line) for line in path.read_text().splitlines()]
 
     async def stop(self, process: asyncio.subprocess.Process, number: int = signal.SIGTERM) -> int:
-        """End a worker; returns its exit code."""
+        """Stop a worker; returns its exit code."""
         if process.returncode is None:
             process.send_signal(number)
         async with asyncio.timeout(PATIENCE):
@@ -145,7 +145,7 @@ class Flow:
 
 @asynccontextmanager
 async def open_flow(settings: Settings, *roles: WorkerRole) -> AsyncIterator[Flow]:
-    """A flow with one worker process of each role; all are ended at the end."""
+    """A flow with one worker process of each role. All are killed at the end."""
     client = await nats.connect(settings.nats_url, max_reconnect_attempts=-1, reconnect_time_wait=0.1)
     js = client.jetstream()
     await set_up(as_role(settings, "bootstrap"))
@@ -165,7 +165,7 @@ async def open_flow(settings: Settings, *roles: WorkerRole) -> AsyncIterator[Flo
 
 
 def overlaps(journal: list[dict[str, object]], one: str = "heartmula", other: str = "heartcodec") -> int:
-    """How often both labels lay on the device at the same time."""
+    """How often both labels were on the device at the same time."""
     resident: set[object] = set()
     met = 0
     for move in journal:

@@ -1,4 +1,4 @@
-"""A gateway under test: its process, an HTTP client, and a hand that does what workers would do."""
+"""Fixtures: a gateway process, an HTTP client, and methods that do the work of workers."""
 
 import asyncio
 import contextlib
@@ -43,7 +43,7 @@ SONG = {"lyrics": "[Verse]\nla la la", "tags": "pop,piano", "max_duration_ms": 4
 
 
 class RunningGateway:
-    """A running gateway and everything that a test does to it."""
+    """A gateway process, with an HTTP client, connections to its servers, and the work of workers as methods."""
 
     def __init__(self, settings: Settings, log: Path) -> None:
         self.settings, self.log = settings, log
@@ -80,13 +80,13 @@ class RunningGateway:
             await asyncio.sleep(0.05)
 
     async def stop(self, number: int = signal.SIGTERM) -> int:
-        """End the gateway process; returns its exit code."""
+        """Stop the gateway process; returns its exit code."""
         if self.process.returncode is None:
             self.process.send_signal(number)
         return await self.process.wait()
 
     async def connect(self) -> None:
-        """A NATS connection of the test's own."""
+        """Open the test's own connection to NATS."""
         self.nc = await nats.connect(
             self.settings.nats_url, max_reconnect_attempts=-1, reconnect_time_wait=0.1, error_cb=_ignore
         )
@@ -94,13 +94,13 @@ class RunningGateway:
         self.jobs, self.events = JobStore(self.js), EventPublisher(self.js)
 
     async def submit(self, **values: Any) -> str:
-        """Ask for a song; returns its id."""
+        """Submit a song; returns its id."""
         answer = await self.http.post("/generate", json=SONG | values)
         assert answer.status_code == 202, answer.text
         return str(answer.json()["job_id"])
 
     async def accepted(self) -> str:
-        """Ask for a song until one is taken; returns its id."""
+        """Submit a song until it is accepted; returns its id."""
 
         async def ask() -> str | None:
             answer = await self.http.post("/generate", json=SONG)
@@ -116,7 +116,7 @@ class RunningGateway:
         return job
 
     async def event(self, job_id: str, kind: str) -> RawStreamMsg:
-        """The latest event of a kind, once there is one: some are published beside an answer."""
+        """Wait for an event of a kind and return the latest one: some are published after the answer."""
 
         async def found() -> RawStreamMsg | None:
             with contextlib.suppress(NotFoundError):
@@ -127,7 +127,7 @@ class RunningGateway:
         return message
 
     async def move_to(self, job_id: str, *path: Status, **changes: Any) -> None:
-        """Take a song's record through states, as workers do; the changes come with the last one."""
+        """Move a song's record through states, as workers do; the changes come with the last one."""
         for status in path:
             more = changes if status == path[-1] else {}
             await self.jobs.update(job_id, TENANT, functools.partial(change, status=status, **more))
@@ -169,7 +169,7 @@ class RunningGateway:
         )
 
     async def heartbeat(self, role: Role, kind: str = "cpu", **changes: object) -> None:
-        """A worker's heartbeat, on device gpu-1 unless the changes say otherwise."""
+        """Publish a worker's heartbeat, on device gpu-1 unless the changes say otherwise."""
         figures = GpuFigures(id="gpu-1", name="A device", kind=kind, memory_total=1000, memory_used=300)  # type: ignore[arg-type]
         status = WorkerStatus(
             role=role,
@@ -188,7 +188,7 @@ class RunningGateway:
 
     @asynccontextmanager
     async def watch(self, job_id: str, after: object = None) -> AsyncIterator["Watcher"]:
-        """A websocket on a song's events."""
+        """Open a websocket for a song's events."""
         url = f"{self.base.replace('http', 'ws', 1)}/generate/{job_id}/events"
         if after is not None:
             url += f"?after={after}"
@@ -203,18 +203,18 @@ class Watcher:
         self.connection = connection
 
     async def frame(self) -> dict[str, Any]:
-        """The next frame."""
+        """Wait for the next frame."""
         found: dict[str, Any] = json.loads(await asyncio.wait_for(self.connection.recv(), PATIENCE))
         return found
 
     async def closed(self) -> int:
-        """Wait for the close; returns its code. Nothing else may come."""
+        """Wait until the server closes the websocket; returns the code. Fails if a frame comes instead."""
         with pytest.raises(websockets.ConnectionClosed) as closed:
             await asyncio.wait_for(self.connection.recv(), PATIENCE)
         return _code(closed.value)
 
     async def rest(self) -> tuple[list[dict[str, Any]], int]:
-        """All frames up to the close, and its code."""
+        """Read all frames until the server closes the websocket; returns them and the code."""
         frames = []
         while True:
             try:
@@ -239,7 +239,7 @@ async def eventually(ask: Any, what: str) -> Any:
 
 
 async def fresh_settings(nats_server: NatsServer, s3_server: S3Server, folder: Path) -> Settings:
-    """Settings for a gateway that the tests of a module share; all streams of the tests before are gone."""
+    """Settings for a gateway that the tests of a module share. All streams of earlier tests are removed."""
     client = await nats.connect(nats_server.url)
     for stream in await client.jetstream().streams_info():
         await client.jetstream().delete_stream(str(stream.config.name))
@@ -259,7 +259,7 @@ async def fresh_settings(nats_server: NatsServer, s3_server: S3Server, folder: P
 async def running_gateway(
     settings: Settings, tmp_path: Path, *, files: tuple[int, int] | None = None, **changes: Any
 ) -> AsyncIterator[RunningGateway]:
-    """A gateway process on real servers, ended at the end. `files`: soft and hard limit of its open files."""
+    """A gateway process on real servers, stopped at the end. `files`: soft and hard limit of its open files."""
     gateway = RunningGateway(replace(settings, port=free_port(), **changes), tmp_path / "gateway.log")
     gateway.files = files
     await set_up(as_role(gateway.settings, "bootstrap"))
@@ -279,7 +279,7 @@ async def running_gateway(
 
 @asynccontextmanager
 async def in_process(settings: Settings) -> AsyncIterator[tuple[Container, GatewayServer, str]]:
-    """A gateway on this very loop, so that a test can look inside; its server and its address."""
+    """A gateway on the test's own event loop, so that the test can reach its parts; with its server and address."""
     await set_up(as_role(settings, "bootstrap"))
     gateway = await Container.open(as_role(settings, "gateway"))
     server = GatewayServer(gateway)
@@ -299,4 +299,4 @@ async def in_process(settings: Settings) -> AsyncIterator[tuple[Container, Gatew
 
 
 async def _ignore(error: Exception) -> None:
-    """Tests kill servers."""
+    """Errors are expected, since tests kill servers."""

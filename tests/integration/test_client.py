@@ -50,7 +50,7 @@ async def finish(process: asyncio.subprocess.Process, stdin: str = "") -> Output
 
 
 async def heartmula(url: str, *words: str, folder: Path | None = None, stdin: str = "") -> Output:
-    """Run the command line to its end."""
+    """Run the command line until it ends."""
     return await finish(await begin(url, *words, folder=folder), stdin)
 
 
@@ -103,7 +103,7 @@ class Relay:
 
     @asynccontextmanager
     async def serve(self) -> AsyncIterator["Relay"]:
-        """Listen."""
+        """Listen for connections."""
         server = await asyncio.start_server(self._serve, "127.0.0.1", self._listen)
         self.url = f"http://127.0.0.1:{self._listen}"
         try:

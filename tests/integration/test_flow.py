@@ -274,7 +274,7 @@ async def test_tokens_that_are_damaged_or_gone_are_made_again(settings: Settings
 
 
 async def damage_tokens(flow: Flow, job_id: str, harm: str) -> None:
-    """Harm the stored tokens of a song."""
+    """Delete or damage the stored tokens of a song."""
     (key,) = await flow.keys(f"tokens/{job_id}/")
     if harm == "gone":
         await flow.store.delete(key)
@@ -340,7 +340,7 @@ async def test_tokens_that_the_record_names_only_after_the_claim_are_found(setti
 
 
 async def half_made_song(flow: Flow) -> tuple[str, str, Job]:
-    """A song that is being made, with a checkpoint: its key, one for the whole song, and the record."""
+    """Store a song that is being made, with a checkpoint; returns its key, a key for the whole song, and the record."""
     job_id = str(uuid.uuid4())
     part, whole = f"tokens/{job_id}/5.safetensors", f"tokens/{job_id}/9.safetensors"
     request = GenerateRequest(lyrics="la", seed=1, max_duration_ms=960)
@@ -359,7 +359,7 @@ async def half_made_song(flow: Flow) -> tuple[str, str, Job]:
 
 
 def packed_tokens(job: Job, frames: int, *, ended: bool) -> bytes:
-    """Some tokens of a song."""
+    """Token file of a song, with zeros as codes."""
     return pack(np.zeros((8, frames), np.int16), TokenMeta(job_id=job.job_id, model="m", seed=1, ended=ended))
 
 
@@ -430,7 +430,7 @@ async def test_a_record_of_a_newer_version_is_left_to_a_newer_worker(settings: S
 
 
 async def test_an_older_versions_record_and_message_are_read(settings: Settings) -> None:
-    """Without anything that came later, as the first version wrote them."""
+    """Record and message have only the fields that the first version wrote."""
     async with open_flow(settings, "tokenizer", "codec") as flow:
         job_id = str(uuid.uuid4())
         request = {"lyrics": "la la", "tags": "pop", "max_duration_ms": 960, "seed": 3}

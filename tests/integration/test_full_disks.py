@@ -1,4 +1,4 @@
-"""Servers whose disk is full: what is said, what waits, and what heals when there is room again."""
+"""Servers whose disk is full: what is reported, what waits, and what recovers when there is room again."""
 
 import re
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ def disk(tmp_path: Path) -> Iterator[Volume]:
 
 
 async def problems(gateway: RunningGateway, words: str) -> dict[str, Any]:
-    """Health, once one of its problems has these words."""
+    """Wait until one of the problems of ``/health`` matches `words`; returns its answer."""
 
     async def ask() -> dict[str, Any] | None:
         body: dict[str, Any] = (await gateway.http.get("/health")).json()

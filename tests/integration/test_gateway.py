@@ -1,4 +1,4 @@
-"""Asking for songs, their state, and cancelling them, over HTTP against a gateway process on real servers."""
+"""Submitting songs, their state, and cancelling them, over HTTP against a gateway process on real servers."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -31,7 +31,7 @@ async def gateway(
 
 
 def problem(answer: httpx.Response, status: int, kind: str) -> dict[str, Any]:
-    """The problem detail that an answer is."""
+    """Decode an answer that is a problem detail."""
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == "application/problem+json"
     body: dict[str, Any] = answer.json()

@@ -1,4 +1,4 @@
-"""Clients that connect and say nothing, half of something, or too slowly: what they keep others from."""
+"""Clients that connect and send nothing, half of a request, or send too slowly: they do not block other clients."""
 
 import asyncio
 import contextlib
@@ -35,7 +35,7 @@ Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 @asynccontextmanager
 async def open_connections(base: str, count: int, sent: bytes) -> AsyncIterator[list[Streams]]:
-    """So many connections, on each of which the same was said."""
+    """Open `count` connections and send the same bytes on each."""
     host, _, port = base.removeprefix("http://").partition(":")
     found: list[Streams] = []
     try:
@@ -110,13 +110,13 @@ async def test_connections_beyond_the_limit_are_refused_while_all_others_are_bus
 
 @pytest.fixture
 def short_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Patience of a second where it is twenty."""
+    """Time limits of a second instead of twenty."""
     for name in ("HEAD_SECONDS", "BODY_SECONDS", "STILL_SECONDS", "LINGER_SECONDS"):
         monkeypatch.setattr(http_protocol, name, getattr(http_protocol, name) / 20)
 
 
 async def answer(streams: Streams) -> tuple[bytes, bytes]:
-    """Status line and all that follows, to the end of the connection."""
+    """Read to the end of the connection; returns the status line and all that follows."""
     text = await asyncio.wait_for(streams[0].read(), 30)
     line, _, rest = text.partition(b"\r\n")
     return line, rest
@@ -157,7 +157,7 @@ async def test_a_head_that_arrives_too_slowly_or_never_ends_is_refused(
 
 
 async def test_a_slow_upload_that_progresses_is_accepted(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It takes longer than a body may stand still."""
+    """The upload takes longer than a body may stand still."""
     monkeypatch.setattr(http_protocol, "STILL_SECONDS", 2.0)
     async with in_process(settings) as (_, _, base), open_connections(base, 1, b"") as clients:
         reader, writer = clients[0]
@@ -207,7 +207,7 @@ async def test_streams_websockets_and_kept_connections_outlive_every_time_limit(
 
 
 async def test_requests_that_are_sent_ahead_are_answered_in_turn(short_timeouts: None, settings: Settings) -> None:
-    """Half a request behind a stream takes nothing from the stream."""
+    """Half a request that follows a stream's request does not disturb the stream."""
     async with in_process(settings) as (_, _, base), httpx.AsyncClient(base_url=base, trust_env=False) as http:
         job_id = (await http.post("/generate", json=SONG)).json()["job_id"]
         ask = f"GET /generate/{job_id}/events HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()

@@ -1,4 +1,4 @@
-"""What is made of finished audio when it is asked for: other formats, and peaks."""
+"""Renditions of finished audio, made when they are requested: other formats, and peaks."""
 
 import asyncio
 import hashlib
@@ -40,7 +40,7 @@ def music(seconds: float = 5.3) -> np.ndarray:
 async def finished(
     gateway: RunningGateway, folder: Path, audio_format: AudioFormat = "flac", seconds: float = 5.3
 ) -> str:
-    """A song with real audio."""
+    """Submit a song and complete it with real audio."""
     job_id = await gateway.submit(format=audio_format, title="Lied", seed=7)
     path = folder / "song"
     tags = SongTags.of((await gateway.job(job_id)).request)
@@ -124,8 +124,8 @@ async def test_a_song_that_cannot_be_converted_says_why(gateway: RunningGateway,
         (expired, "peaks", 410, "expired"),
         (damaged, "result?format=aac", 422, "flac, wav, mp3, ogg"),
         (damaged, "result?format=", 422, "flac, wav, mp3, ogg"),
-        ("nobody", "result?format=wav", 404, "no song"),
-        ("nobody", "peaks", 404, "no song"),
+        ("missing", "result?format=wav", 404, "no song"),
+        ("missing", "peaks", 404, "no song"),
     ):
         answer = await gateway.http.get(f"/generate/{job_id}/{path}")
         assert (answer.status_code, words in answer.json()["detail"]) == (status, True), (path, answer.text)

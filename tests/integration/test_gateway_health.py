@@ -1,4 +1,4 @@
-"""Health with servers away, devices, the page, and a gateway that cannot begin."""
+"""Health while servers are away, devices, the page, and a gateway that cannot start."""
 
 import asyncio
 import sys
@@ -19,7 +19,7 @@ from tests.integration.gateway_fixtures import SONG, RunningGateway, eventually,
 
 
 async def eventually_status(gateway: RunningGateway, status: str) -> dict[str, object]:
-    """Health, once it says so: it may be a second old."""
+    """Wait until ``/health`` has this status; an answer may be a second old."""
 
     async def ask() -> dict[str, object] | None:
         answer = await gateway.http.get("/health")
@@ -259,7 +259,7 @@ async def test_the_page_and_its_files(settings: Settings) -> None:
 
 
 async def test_text_that_is_the_same_for_everybody_is_compressed(settings: Settings) -> None:
-    """Nothing else is: lengths of compressed answers tell what stands in them beside what an attacker put there."""
+    """No other text is: the length of a compressed answer reveals whether it contains what an attacker put there."""
     async with running_gateway(settings, settings.data_dir) as gateway:
         page = ("/", "/static/app.js", "/static/style.css", "/docs", "/docs/swagger-ui-bundle.js")
         for path in (*page, "/schema", "/schema/openapi.json", "/asyncapi.json"):

@@ -1,4 +1,4 @@
-"""Asking for the same song again under the same key: one song, whatever happened to the first request."""
+"""Idempotency: a request that is repeated with its key makes one song, whatever happened to the first request."""
 
 import asyncio
 import json
@@ -145,7 +145,7 @@ async def test_nats_clients_repeat_with_a_message_id(gateway: RunningGateway, ke
 
 
 async def created(gateway: RunningGateway, key: str) -> Job:
-    """The record of a song whose message was not published."""
+    """Create the record of a song whose message was not published."""
     request = GenerateRequest(lyrics="la", max_duration_ms=80, seed=1)
     job = Job(job_id=song_of(key), tenant=TENANT, request=request, created_at=time.time(), digest="d")
     await gateway.jobs.create(job)

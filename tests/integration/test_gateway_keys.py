@@ -1,4 +1,4 @@
-"""API keys: who gets in, what each tenant sees, and what its limits refuse."""
+"""API keys: which requests are let in, what each tenant sees, and what its limits refuse."""
 
 import asyncio
 import json
@@ -74,7 +74,7 @@ async def test_nothing_about_songs_is_answered_without_a_key(gateway: RunningGat
     routes += [("POST", "/generate"), ("POST", "/api/fit"), ("POST", "/api/session")]
     wrong: tuple[dict[str, str], ...] = (
         {},
-        {"Authorization": "Bearer nobody"},
+        {"Authorization": "Bearer unknown"},
         {"Authorization": "Basic key-of-alice"},
         {"Authorization": "Bearer"},
     )

@@ -1,4 +1,4 @@
-"""What Prometheus reads."""
+"""The gateway's metrics for Prometheus."""
 
 from collections.abc import Mapping
 
@@ -26,7 +26,7 @@ async def figures(gateway: RunningGateway) -> Mapping[str, float]:
 
 
 async def eventually_figures(gateway: RunningGateway, wanted: Mapping[str, float | None]) -> None:
-    """Wait until figures have these values; None for those that must not be there. What is shown may be seconds old."""
+    """Wait until metrics have these values; None for those that must not exist. Shown values may be seconds old."""
 
     async def ask() -> bool:
         found = await figures(gateway)

@@ -68,7 +68,7 @@ async def test_nats_clients_ask_for_songs(settings: Settings) -> None:
         assert len({answer["job_id"] for answer in many}) == 60
 
         before = (await gateway.js.stream_info(TOK)).state.messages
-        await gateway.nc.publish(SUBJECT, json.dumps(SONG).encode())  # with nobody to answer
+        await gateway.nc.publish(SUBJECT, json.dumps(SONG).encode())  # without a reply subject
 
         async def queued() -> bool:
             return (await gateway.js.stream_info(TOK)).state.messages == before + 1

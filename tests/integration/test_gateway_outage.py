@@ -1,4 +1,4 @@
-"""Short outages: a server that is restarted in order costs no song that is asked for meanwhile."""
+"""Short outages: a server that is restarted in order costs no song that is submitted meanwhile."""
 
 import asyncio
 import itertools
@@ -36,7 +36,7 @@ DOWN_SECONDS = 1.0  # how long a server is away, beside what it takes to stop an
 
 
 class ConcurrentClients:
-    """Asks for songs in every way at the same time, and notes what was answered."""
+    """Clients that submit songs in every way at the same time and record the answers."""
 
     def __init__(self, http: httpx.AsyncClient, nc: Client) -> None:
         self._http, self._nc = http, nc
@@ -47,7 +47,7 @@ class ConcurrentClients:
         self._over = asyncio.Event()
 
     async def run(self, *ways: Callable[[], Awaitable[None]], event: Callable[[], Awaitable[None]]) -> None:
-        """Ask in all these ways, each four times over, until an event is over and all have asked once more."""
+        """Submit in all these ways, by four clients each, until `event` is over and each has submitted once more."""
         loops = [asyncio.create_task(self._loop(way)) for way in ways for _ in range(4)]
         await event()
         await self.until(self.asked + len(loops))
@@ -55,7 +55,7 @@ class ConcurrentClients:
         await asyncio.gather(*loops)
 
     async def until(self, asked: int) -> None:
-        """Return when so many requests were answered."""
+        """Wait until `asked` requests have been answered."""
         while self.asked < asked:
             await asyncio.sleep(0.01)
 
@@ -80,11 +80,11 @@ class ConcurrentClients:
         await self._post({"Idempotency-Key": key}, ids=songs_of(key, 2), variants=2)
 
     async def post(self, headers: dict[str, str] | None = None, **values: Any) -> httpx.Response:
-        """Ask once."""
+        """Submit one song over HTTP."""
         return await self._http.post("/generate", json=SONG | values, headers=headers)
 
     async def health_reports(self, part: str, words: str) -> bool:
-        """Whether ``/health`` says this of a server."""
+        """Whether ``/health`` reports this error of a server."""
         return bool((await self._http.get("/health")).json()[part].get("error") == words)
 
     async def _post(self, headers: dict[str, str], ids: list[str] | None = None, **values: Any) -> None:
@@ -95,7 +95,7 @@ class ConcurrentClients:
             self.others.append(f"{answer.status_code} {answer.text} {answer.headers.get('retry-after')}")
 
     async def over_nats(self) -> None:
-        """As a NATS client does it, whose own connection is lost too: again under the same id until it is answered."""
+        """Submit over NATS, whose connection is lost too: repeat the request with its id until it is answered."""
         key = next(self._keys)
         while True:
             try:
@@ -118,7 +118,7 @@ class ConcurrentClients:
 
 
 async def require_each_once(clients: ConcurrentClients, gateway: Container) -> None:
-    """No request was refused, and every song has one record and one message: none was lost, none is there twice."""
+    """Require that no request was refused and every song has exactly one record and one message."""
     assert clients.others == []
     for stream, wanted in ((f"KV_{JOBS}", f"$KV.{JOBS}.*.*"), (TOK, ">")):
         found = (await gateway.js.stream_info(stream, subjects_filter=wanted)).state.subjects or {}
@@ -128,13 +128,13 @@ async def require_each_once(clients: ConcurrentClients, gateway: Container) -> N
 
 @pytest.fixture
 def large_queue(settings: Settings) -> Settings:
-    """Settings with room for every song of a crowd."""
+    """Settings whose queue has room for all songs of a test."""
     return replace(settings, queue_limit=50_000)
 
 
 @asynccontextmanager
 async def gateway_and_clients(settings: Settings) -> AsyncIterator[tuple[Container, ConcurrentClients]]:
-    """A gateway, and a crowd with an HTTP client and a NATS connection of its own."""
+    """A gateway, and clients with an HTTP client and a NATS connection of their own."""
     async with (
         in_process(settings) as (gateway, _, base),
         httpx.AsyncClient(base_url=base, trust_env=False, timeout=PATIENCE) as http,
@@ -258,7 +258,7 @@ async def test_a_song_without_room_in_the_queue_is_rolled_back_later_when_the_fi
 
 
 class LostAnswers:
-    """Does what it should, once without hearing of it."""
+    """Lets the first call of a function succeed and then fail as if its answer had been lost."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._patch = monkeypatch
@@ -270,7 +270,7 @@ class LostAnswers:
             raise Unavailable("nats", "the answer got lost")
 
     def record(self) -> None:
-        """The first record that is written."""
+        """Lose the answer of the first write of a record."""
         put = JobStore._put
 
         async def put_without_answer(store: JobStore, job: Job, revision: int) -> None:
@@ -280,7 +280,7 @@ class LostAnswers:
         self._patch.setattr(JobStore, "_put", put_without_answer)
 
     def queue(self) -> None:
-        """The first message, or batch of messages, that is queued."""
+        """Lose the answer of the first message, or batch of messages, that is queued."""
         for name in ("queue_tokens", "queue_group"):
             self._patch.setattr(submission, name, self._losing_answer(getattr(submission, name)))
 
@@ -297,7 +297,7 @@ class LostAnswers:
 async def undisturbed_gateway(
     nats_server: NatsServer, s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[tuple[Container, ConcurrentClients]]:
-    """A gateway whose servers stay where they are."""
+    """A gateway whose servers stay up."""
     folder = tmp_path_factory.mktemp("gateway-outage")
     async with gateway_and_clients(await fresh_settings(nats_server, s3_server, folder)) as both:
         yield both

@@ -1,4 +1,4 @@
-"""Web pages of other origins, and names that were bound to this machine: what they cannot do without a key."""
+"""Web pages of other origins, and names that were rebound to this machine: neither can use a service without keys."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -25,7 +25,7 @@ async def gateway(
 
 
 async def handshake(gateway: RunningGateway, job_id: str, **headers: str) -> int:
-    """The status that answers a websocket's handshake."""
+    """Open a websocket; returns the status that answers its handshake."""
     url = f"{gateway.base.replace('http', 'ws', 1)}/generate/{job_id}/events"
     try:
         async with websockets.connect(url, proxy=None, additional_headers=headers):

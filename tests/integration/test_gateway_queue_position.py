@@ -1,4 +1,4 @@
-"""Where a waiting song stands and when it will be ready: over HTTP, in events, and over a websocket."""
+"""Queue position and ETA of a waiting song: over HTTP, in events, and over a websocket."""
 
 import time
 from datetime import datetime
@@ -20,7 +20,7 @@ async def state(gateway: RunningGateway, job_id: str) -> dict[str, Any]:
 
 
 async def at(gateway: RunningGateway, job_id: str, position: int | None) -> dict[str, Any]:
-    """The state of a song, once it has this place: the answer may be a second old."""
+    """Wait until a song has this queue position, and return its state; an answer may be a second old."""
 
     async def ask() -> dict[str, Any] | None:
         body = await state(gateway, job_id)
@@ -39,7 +39,7 @@ async def begin(gateway: RunningGateway, job_id: str) -> None:
 
 
 async def finish_tokens(gateway: RunningGateway, job_id: str) -> None:
-    """Take a song's message out of the queue, as its worker does."""
+    """Remove a song's message from the queue, as its worker does."""
     await gateway.move_to(job_id, "generating", "decoding")
     await purge_job(gateway.js, job_id)
 

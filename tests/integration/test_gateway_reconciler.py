@@ -1,4 +1,4 @@
-"""The reconciler repairs what crashes leave behind, and leaves songs that are being made alone."""
+"""The reconciler repairs what crashes leave behind, and does not touch songs that are being made."""
 
 import asyncio
 import functools
@@ -30,7 +30,7 @@ NOTHING = Reconciled()
 
 
 class Leftovers:
-    """Servers without a gateway, and what lies in them. To the reconciler everything is old."""
+    """Servers without a gateway, and the data in them. For the reconciler all of it is old."""
 
     def __init__(self, settings: Settings, nc: Client) -> None:
         self.settings = settings
@@ -40,11 +40,11 @@ class Leftovers:
         self.reconciler = self.another()
 
     def another(self, pause: float = -60.0, keep: float = -60.0) -> Reconciler:
-        """The reconciler of another gateway."""
+        """Create the reconciler of another gateway."""
         return Reconciler(self.nc, self.store, replace(self.settings, sweep_seconds=pause), self.counts, keep)
 
     async def song(self, job_id: str, status: Status, *, ordered: bool = False, **fields: object) -> Job:
-        """A record, with its message where it is `ordered`."""
+        """Create a song's record, and its message if it is `ordered`."""
         request = GenerateRequest(lyrics="la", seed=1)
         job = Job(job_id=job_id, tenant=TENANT, request=request, created_at=time.time(), status=status)
         job = msgspec.structs.replace(job, **fields)
@@ -78,7 +78,7 @@ class Leftovers:
         return msgspec.json.decode(data, type=TokenJob) if data else None
 
     async def passing_consumers(self) -> list[str | None]:
-        """The consumers of the records that are not permanent."""
+        """Names of the consumers on the bucket of records that are not permanent."""
         return [info.name for info in await self.js.consumers_info(f"KV_{JOBS}") if info.name != HOOKS_CONSUMER]
 
 

@@ -1,4 +1,4 @@
-"""Fetching finished audio: ranges, conditions, and every reason why there is none."""
+"""Fetching finished audio: ranges, conditional requests, and every reason why there is no audio."""
 
 import asyncio
 import contextlib

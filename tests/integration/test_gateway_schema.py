@@ -1,4 +1,4 @@
-"""The documents of the API against the gateway itself: by random requests, by a generated client, by what is sent."""
+"""The documents of the API, checked against the gateway: by random requests, a generated client, and sent messages."""
 
 import asyncio
 import importlib
@@ -69,7 +69,7 @@ async def gateway(
 
 
 async def run(folder: Path, *command: str) -> str:
-    """Run a module of this environment; returns what it wrote."""
+    """Run a module of this environment; returns its output."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", *command, cwd=folder, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
     )
@@ -156,7 +156,7 @@ async def document(gateway: RunningGateway, path: str) -> dict[str, Any]:
 
 
 def resolve(whole: dict[str, Any], reference: str) -> Any:
-    """What a reference within a document stands for. Raises `KeyError`."""
+    """Resolve a reference within a document. Raises `KeyError`."""
     found: Any = whole
     for name in reference.removeprefix("#/").split("/"):
         found = found[name]
@@ -210,7 +210,7 @@ async def test_every_operation_is_documented_alike(gateway: RunningGateway) -> N
 
 
 async def test_the_asyncapi_document_is_whole(gateway: RunningGateway) -> None:
-    """What AsyncAPI 3.0.0 demands of the parts that are used here."""
+    """The document meets the rules of AsyncAPI 3.0.0 for the parts that are used here."""
     whole = await document(gateway, "/asyncapi.json")
     assert whole["asyncapi"] == "3.0.0"
     assert {"title", "version"} <= whole["info"].keys()
@@ -230,7 +230,7 @@ async def test_the_asyncapi_document_is_whole(gateway: RunningGateway) -> None:
 
 
 def check(whole: dict[str, Any], message: str, value: Any) -> None:
-    """Whether a value is what the AsyncAPI document calls by this name."""
+    """Check a value against the schema of this name in the AsyncAPI document."""
     payload = whole["components"]["messages"][message]["payload"]
     jsonschema_rs.validator_for({**payload, "components": whole["components"]}).validate(value)
 

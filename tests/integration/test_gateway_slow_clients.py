@@ -1,4 +1,4 @@
-"""Two hundred websockets on one song, most of them slow or gone: the others notice nothing, and nothing is left."""
+"""Two hundred websockets on one song, most of them slow or gone: the others are not disturbed, and nothing is left."""
 
 import asyncio
 import fcntl
@@ -32,7 +32,7 @@ def progress(done: int, job_id: str = "song") -> Progress:
 
 
 async def raw_client(base: str, job_id: str) -> socket.socket:
-    """A client that has asked for the events and reads nothing, not even the answer, with next to no room."""
+    """Open a client that requests the events and reads nothing, not even the answer, with a tiny receive buffer."""
     host, _, port = base.removeprefix("http://").partition("/")[0].partition(":")
     client = socket.socket()
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
@@ -46,13 +46,13 @@ async def raw_client(base: str, job_id: str) -> socket.socket:
 
 
 def held(served: Any) -> int:
-    """Bytes that the kernel and the event loop hold for a client."""
+    """Number of bytes that the kernel and the event loop hold for a client."""
     unread = fcntl.ioctl(served.transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, bytes(4))
     return int(struct.unpack("i", unread)[0]) + int(served.transport.get_write_buffer_size())
 
 
 async def read_all(url: str, ready: asyncio.Event) -> tuple[list[dict[str, object]], int]:
-    """What a client reads that does read, and the code of the close."""
+    """Read all frames of a client; returns them and the code with which the server closed."""
     frames = []
     async with websockets.connect(url, proxy=None) as client:
         while True:

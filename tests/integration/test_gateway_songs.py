@@ -1,4 +1,4 @@
-"""One song: what was asked for, and its removal; and how long one may be."""
+"""Single songs: the request that a song shows, its removal, and how long it may be."""
 
 import asyncio
 import json
@@ -184,7 +184,7 @@ async def test_objects_of_a_removed_song_that_come_late_are_swept(
 
 
 async def test_texts_are_measured_a_few_at_a_time_and_songs_are_taken_meanwhile(gateway: RunningGateway) -> None:
-    """A client that asks for too many has to wait, before the tokenizer has anything to do with them."""
+    """Texts beyond a client's rate are refused before the tokenizer sees them."""
     async with running_gateway(gateway.settings, gateway.log.parent) as second:
         text = {"lyrics": "la li lo lu " * 4_000}
         song = asyncio.create_task(second.submit())

@@ -52,7 +52,7 @@ class Reader:
         return None
 
     async def frame(self) -> dict[str, Any]:
-        """The data of the next event, after a look at what stands around it."""
+        """Data of the next event; checks its other fields."""
         event = await self.event()
         assert event is not None, "the stream has ended"
         data: dict[str, Any] = json.loads(event["data"])
@@ -60,7 +60,7 @@ class Reader:
         return data
 
     async def rest(self) -> list[dict[str, Any]]:
-        """The data of all events up to the end."""
+        """Data of all events up to the end of the stream."""
         return [json.loads(event["data"]) async for event in self._events()]
 
     async def _events(self) -> AsyncIterator[dict[str, str]]:

@@ -1,4 +1,4 @@
-"""Several songs from one request: all of them or none, and the same ones under the same key."""
+"""Variants: several songs from one request, all of them or none, and the same songs for the same key."""
 
 import asyncio
 import json
@@ -44,7 +44,7 @@ def ids(answer: httpx.Response) -> list[str]:
 
 
 async def kept(gateway: RunningGateway) -> tuple[int, int]:
-    """Songs in the queue, and records that are no delete markers."""
+    """Number of songs in the queue, and of records without delete markers."""
     records = 0
     info = await gateway.js.stream_info(f"KV_{JOBS}", subjects_filter=">")
     for subject in info.state.subjects or {}:

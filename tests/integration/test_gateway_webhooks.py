@@ -34,7 +34,7 @@ WORD = "whsec_" + base64.b64encode(b"0123456789abcdef0123456789abcdef").decode()
 
 @dataclass
 class Receiver:
-    """Takes webhooks; gives the answers that are listed, then 204."""
+    """An HTTP server that receives webhooks. It gives the answers that are listed, then 204."""
 
     answers: list[bytes] = field(default_factory=list)
     got: list[tuple[dict[str, str], bytes]] = field(default_factory=list)
@@ -87,7 +87,7 @@ def calling(settings: Settings) -> Settings:
 
 
 class Songs:
-    """Songs that end, and the part of a gateway that delivers their webhooks, in this process."""
+    """Ends songs, and runs the part of a gateway that delivers their webhooks in this process."""
 
     def __init__(self, nc: Client, settings: Settings) -> None:
         self.nc, self.js, self.settings = nc, nc.jetstream(), settings
@@ -247,7 +247,7 @@ async def test_a_gateway_that_is_killed_in_the_middle_leaves_it_to_the_next(
 
 
 async def shorter_wait(gateway: RunningGateway | Songs) -> None:
-    """An unsettled message comes again after two seconds instead of a minute."""
+    """Redelivery of an unsettled message after two seconds instead of a minute."""
     info = await gateway.js.consumer_info("KV_JOBS", "hooks")
     info.config.ack_wait = 2
     await gateway.js.add_consumer("KV_JOBS", info.config)
@@ -300,7 +300,7 @@ async def test_many_hosts_that_hang_do_not_hold_up_others(
 async def test_names_that_cannot_be_looked_up_hold_up_nothing_else(
     calling: Settings, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Name servers that hang keep threads busy, but none of those that the gateway does its other work in."""
+    """Name servers that hang keep threads busy, but none of the threads for the gateway's other work."""
     asked, go_on = threading.Semaphore(0), threading.Event()
     real = socket.getaddrinfo
 
@@ -327,7 +327,7 @@ async def test_names_that_cannot_be_looked_up_hold_up_nothing_else(
 async def test_every_error_is_counted_and_tried_again(
     calling: Settings, receiver: Receiver, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What no library's documentation names is an outcome too, with its pause."""
+    """Even an error that no library documents is counted and followed by a pause."""
     real, errors = payload.payload_of, [RuntimeError("strange"), KeyError("stranger")]
 
     def payload_of(job: Job) -> payload.Payload:
@@ -419,7 +419,7 @@ async def test_the_address_that_was_checked_is_the_one_that_is_called(
 
 
 def resolve_as(monkeypatch: pytest.MonkeyPatch, address: str) -> Callable[[], int]:
-    """Let names below .example mean an address; returns how often they were looked up."""
+    """Resolve names below .example to an address; returns a function that counts their look-ups."""
     real, asked = socket.getaddrinfo, []
 
     def resolve(host: Any, port: Any, *more: Any, **options: Any) -> Any:

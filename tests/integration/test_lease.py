@@ -1,4 +1,4 @@
-"""The lease on a real nats-server: one holder at a time, first come first served, whatever dies."""
+"""The lease on a real nats-server: one holder at a time, in the order of asking, whichever process dies."""
 
 import asyncio
 import os
@@ -25,7 +25,7 @@ Make = Callable[..., Lease]
 
 @pytest.fixture
 async def make(nats_settings: Settings) -> AsyncIterator[Make]:
-    """Leases that are closed at the end."""
+    """Factory of leases, which are closed after the test."""
     client = await nats.connect(nats_settings.nats_url)
     await bootstrap(client.jetstream(), nats_settings)
     await client.close()
@@ -179,7 +179,7 @@ asyncio.run(main())
 
 
 async def holder(settings: Settings) -> asyncio.subprocess.Process:
-    """A process that holds the lease."""
+    """Start a process that holds the lease."""
     child = await asyncio.create_subprocess_exec(
         sys.executable, "-c", HOLDER, settings.nats_url, str(settings.data_dir), stdout=asyncio.subprocess.PIPE
     )

@@ -1,4 +1,4 @@
-"""Crashes of nats-server, with orderly restarts between, bring dead leases back. The device is given all the same.
+"""Crashes and restarts of nats-server bring leases of dead workers back; the device is still given to a live one.
 
 `make chaos` kills a whole stack in this way, seven times.
 """
@@ -20,7 +20,7 @@ CRASHES = 7  # at most
 
 
 async def work(server: NatsServer, name: str, *, release: bool) -> None:
-    """Two workers renew their leases for a moment, one holds the device and one waits. With `release` they end well."""
+    """Let one worker hold the device and another wait for it for a moment. With `release` they release their leases."""
     client = await nats.connect(server.url)
     js, subjects = client.jetstream(), set()
     for _ in range(3):
@@ -36,7 +36,7 @@ async def work(server: NatsServer, name: str, *, release: bool) -> None:
 
 
 async def came_back(server: NatsServer) -> bool:
-    """Whether there are leases whose second is long over."""
+    """Whether leases that expired long ago exist again."""
     client = await nats.connect(server.url)
     await asyncio.sleep(1.0)  # in which the server could still let them expire
     found = await read_leases(client.jetstream())

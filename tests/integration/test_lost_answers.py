@@ -1,4 +1,4 @@
-"""Writes that NATS has on disk although its answer never arrived."""
+"""Writes that NATS has stored although its answer never arrived."""
 
 import nats
 import pytest
@@ -13,7 +13,7 @@ from shared.settings import Settings
 
 
 class StoreWithoutAnswers(JobStore):
-    """Writes, and does not get the answer."""
+    """A job store whose writes succeed and whose answers are lost."""
 
     async def _put(self, job: Job, revision: int) -> None:
         await super()._put(job, revision)

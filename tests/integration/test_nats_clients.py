@@ -1,4 +1,4 @@
-"""What NATS clients may make the gateway do: answer into their own inboxes, and nothing else."""
+"""NATS clients can make the gateway answer into their own inboxes, and publish nowhere else."""
 
 import json
 import re
@@ -57,20 +57,20 @@ async def gateway(
 
 @asynccontextmanager
 async def client_of(gateway: RunningGateway) -> AsyncIterator[Client]:
-    """A connection with the rights of the user `client`."""
+    """Connect with the rights of the user `client`."""
     client = await nats.connect(as_role(gateway.settings, "client").nats_url, inbox_prefix=b"_INBOX_client")
     yield client
     await client.close()
 
 
 async def refused(gateway: RunningGateway) -> float:
-    """How many requests the gateway did not answer because of where they wanted to be answered."""
+    """How many requests the gateway has left unanswered because of their reply subject."""
     figures = (await gateway.http.get("/metrics")).text
     return float(re.findall(r"^heartmula_nats_replies_refused_total (\S+)", figures, re.MULTILINE)[0])
 
 
 async def attack(gateway: RunningGateway, sender: Client, subject: str, data: bytes) -> list[str]:
-    """Ask to be answered everywhere but in an inbox; returns where something came."""
+    """Send requests with reply subjects that are no inbox; returns the subjects on which an answer came."""
     heard: list[str] = []
 
     async def hear(message: Msg) -> None:
@@ -130,7 +130,7 @@ async def test_a_client_reads_the_records_of_its_tenant(gateway: RunningGateway)
         record = await ask(client, record_subject(TENANT, job_id))
         assert (record["job_id"], record["status"], record["request"]["tags"]) == (job_id, "queued", SONG["tags"])
     for tenant, name, code, number in (
-        (TENANT, "nobody", 404, 20010),
+        (TENANT, "missing", 404, 20010),
         (TENANT, "a_b", 404, 20010),
         ("bob", job_id, 401, 20008),
     ):
@@ -172,7 +172,7 @@ async def ask(client: Client, subject: str, body: object = None) -> dict[str, An
 
 
 def configure(folder: Path, monkeypatch: pytest.MonkeyPatch, roles: str, accounts: str = "") -> NatsServer:
-    """A server with other roles, or with accounts."""
+    """Start a server with other roles, or with accounts."""
     config = (ROLES_CONF.parent / "nats.conf").read_text()
     assert config.count("\naccounts {\n") == 1
     (folder / "nats.conf").write_text(config.replace("\naccounts {\n", f"\naccounts {{\n{accounts}"))

@@ -1,4 +1,4 @@
-"""What cannot be read in NATS is skipped and counted, wherever it lies, and everything goes on."""
+"""Unreadable messages in NATS are skipped and counted, wherever they are, and the system continues to work."""
 
 import re
 from collections.abc import AsyncIterator
@@ -36,19 +36,19 @@ async def gateway(
 
 
 async def figure(gateway: RunningGateway, name: str) -> float:
-    """One of the gateway's figures."""
+    """Value of one of the gateway's metrics."""
     found = re.findall(rf"^heartmula_{re.escape(name)} (\S+)$", (await gateway.http.get("/metrics")).text, re.MULTILINE)
     return float(found[0])
 
 
 async def unreadable(gateway: RunningGateway) -> dict[str, float]:
-    """How often the gateway met what it could not read, by what it should have been."""
+    """How many unreadable messages the gateway has met, by what they should have been."""
     kinds = ("record", "event", "heartbeat", "lease")
     return {what: await figure(gateway, f'unreadable_total{{what="{what}"}}') for what in kinds}
 
 
 async def check_service_works(gateway: RunningGateway) -> None:
-    """A song is made, listed and followed; devices and health are shown."""
+    """Check that a song is made, listed and followed, and that devices and health are shown."""
     job_id = await gateway.submit()
     async with gateway.watch(job_id) as watcher:
         assert (await watcher.frame())["type"] == "snapshot"
@@ -115,7 +115,7 @@ async def test_an_event_after_one_that_cannot_be_read_is_not_missed_by_a_client_
 
 
 async def test_events_and_records_count_for_the_song_of_their_subject_alone(gateway: RunningGateway) -> None:
-    """Who may write under a name of its own makes nothing of another's song."""
+    """A client that may write under its own subject cannot change another client's song."""
     victim, own = await gateway.submit(), await gateway.submit()
     record = await gateway.job(victim)
     event = cloud_event(ProgressEvent(job_id=victim, status="generating", progress=99, done=99, total=100), "1")

@@ -1,4 +1,4 @@
-"""What each user of ``deploy/nats/roles.conf`` may not do. What they have to do, all other tests show."""
+"""Rights that the users of ``deploy/nats/roles.conf`` do not have. All other tests use the rights that they have."""
 
 import asyncio
 import json
@@ -110,7 +110,7 @@ FORBIDDEN_TO_HEAR = {
 
 @pytest.fixture(scope="module")
 async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[NatsServer]:
-    """A server of its own: the session's is asked afterwards whether it had to deny anything."""
+    """A server for this module alone: the session's server must have denied nothing at the end."""
     server = NatsServer(tmp_path_factory.mktemp("roles"), free_port(), {role: f"secret-{role}" for role in ROLES})
     await server.start()
     await set_up(Settings(nats_url=server.url_of("bootstrap")))
@@ -120,7 +120,7 @@ async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Nats
 
 @asynccontextmanager
 async def denials(server: NatsServer, role: Role) -> AsyncIterator[tuple[Client, list[str]]]:
-    """A connection of a role, and what the server denied it."""
+    """Connect as a role; yields the client and a list of what the server denied it."""
     denied: list[str] = []
 
     async def note(error: Exception) -> None:

@@ -59,7 +59,7 @@ async def test_workers_count_what_they_do(settings: Settings) -> None:
 
 
 async def test_a_song_that_is_only_given_back_is_not_counted_as_failed(settings: Settings) -> None:
-    """Another program holds the memory that its cache needs, for a while."""
+    """For a while another program holds the memory that the song's cache needs."""
     settings = replace(settings, cpu_device_mb=60, gpu_id="card", metrics_port=free_port())
     other = DeviceLedger(settings.data_dir / "device" / "card", "game.1", 60 * 2**20)
     other.place("textures", 15 * 2**20)

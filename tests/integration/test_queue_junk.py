@@ -1,4 +1,4 @@
-"""What cannot be read in the queues stops no worker, and touches no song but its own."""
+"""Unreadable messages in the queues stop no worker, and affect no song but their own."""
 
 import msgspec
 
@@ -35,7 +35,7 @@ async def test_unreadable_messages_stop_no_worker(settings: Settings) -> None:
 
 
 async def junk_for(flow: Flow, victim: str) -> int:
-    """Fill both queues with messages that are none, some of which name another song; returns how many there are."""
+    """Fill both queues with unreadable messages, some of which name another song; returns their number."""
     count = 0
 
     async def put(subject: str, data: bytes | TokenJob | DecodeJob) -> None:

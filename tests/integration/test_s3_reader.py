@@ -1,4 +1,4 @@
-"""The embedded store's second user, as an S3 client sees it: finished songs, and nothing else."""
+"""The embedded store's second user, who may read finished songs and nothing else, through an S3 client."""
 
 import asyncio
 import json
@@ -22,7 +22,7 @@ SONG, TOKENS = audio_key("a-song", 1, "flac"), tokens_key("a-song", 1)
 
 
 def client(server: S3Server, access_key: str, secret_key: str) -> Any:
-    """What ``boto3.client`` gives a user."""
+    """Create an S3 client of ``boto3`` for a user."""
     return boto3.client(
         "s3",
         endpoint_url=server.url,

@@ -1,4 +1,4 @@
-"""Embedded servers: where they keep their files, and that what they have acknowledged survives SIGKILL."""
+"""Embedded servers: where they keep their files, and how acknowledged writes survive SIGKILL."""
 
 import asyncio
 import io

@@ -1,4 +1,4 @@
-"""Servers of a user's own that are not there, or do not let us in: said at once, in words, and without the password."""
+"""External servers that are missing or refuse us are reported at once, in words, and without the password."""
 
 import asyncio
 import contextlib
@@ -31,13 +31,13 @@ UNTRUSTED = (
 
 @pytest.fixture(autouse=True)
 def no_authorities(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No file of authorities is set, whatever the machine's own environment says."""
+    """Unset the file of authorities that the machine's own environment may name."""
     monkeypatch.delenv("SSL_CERT_FILE", raising=False)
 
 
 @pytest.fixture
 def silent() -> Iterator[int]:
-    """The port of a server that takes connections and never says a word."""
+    """Port of a server that accepts connections and sends nothing."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         yield listening.getsockname()[1]
 
@@ -66,7 +66,7 @@ async def tls_servers(
 
 
 class ReportedLines:
-    """What is said while a server is waited for."""
+    """Lines that are reported while a program waits for a server."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -152,7 +152,7 @@ async def test_a_file_of_authorities_that_is_not_there_is_named(
 
 
 class Program:
-    """A program of this project, and what it writes."""
+    """A program of this project, and its output."""
 
     def __init__(self, module: str, env: dict[str, str]) -> None:
         self._module, self._env = module, env
@@ -174,7 +174,7 @@ class Program:
         await self.rest()
 
     async def until(self, text: str) -> str:
-        """The next line that holds the text."""
+        """Wait for the next line that contains the text."""
         assert self.process.stdout
         async with asyncio.timeout(PATIENCE):
             while line := (await self.process.stdout.readline()).decode():
@@ -184,7 +184,7 @@ class Program:
         raise AssertionError(f"no {text!r} in {self.lines}")
 
     async def rest(self) -> int:
-        """Everything up to the end; returns the exit code."""
+        """Read all output up to the end; returns the exit code."""
         assert self.process.stdout
         async with asyncio.timeout(PATIENCE):
             self.lines += (await self.process.stdout.read()).decode().splitlines()

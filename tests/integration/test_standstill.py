@@ -1,4 +1,4 @@
-"""Songs that wait while workers are there and nothing moves."""
+"""Songs that wait while workers live and make no progress."""
 
 from dataclasses import replace
 
@@ -15,7 +15,7 @@ from tests.integration.gateway_fixtures import eventually, in_process
 
 
 async def movement(flow: Flow, role: str) -> int:
-    """What the only worker of a role says that it has moved."""
+    """Amount of work that the only worker of a role reports."""
     message = await flow.js.get_msg(f"KV_{WORKERS}", subject=f"$KV.{WORKERS}.{role}.*")
     return msgspec.json.decode(message.data or b"", type=WorkerStatus).movement
 

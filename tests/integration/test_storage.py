@@ -1,4 +1,4 @@
-"""How much the streams may take, and what happens before it is used up."""
+"""Limits on the storage of streams, and what happens before it is used up."""
 
 from dataclasses import replace
 

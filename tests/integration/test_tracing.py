@@ -1,4 +1,4 @@
-"""One trace for one song, from the request to the audio, as a collector gets it."""
+"""The trace of a song, from the request to the audio, as a collector receives it."""
 
 import asyncio
 import os
@@ -16,7 +16,7 @@ from tests.integration.gateway_fixtures import eventually, running_gateway
 
 
 class Collector:
-    """Takes spans over OTLP."""
+    """A collector that receives spans over OTLP."""
 
     def __init__(self) -> None:
         self.spans: list[tuple[str, Any]] = []  # the service, and the span

@@ -1,4 +1,4 @@
-"""Songs that are paused, resumed and made side by side, and a device that is never shared by accident."""
+"""Turns on the device: songs are paused, resumed and made side by side, and no two workers use it at once."""
 
 import asyncio
 import io
@@ -27,7 +27,7 @@ SMALL = 60  # MB: room for either model of the trivial engine (40 and 30), not f
 
 
 def straight(job: Job) -> np.ndarray:
-    """The audio of a song that nothing ever interrupted, int16 ``[samples, 2]``."""
+    """Audio of a song that was made without interruption, int16 ``[samples, 2]``."""
     engine, codec = TrivialEngine(0, 1), TrivialCodec(0)
     frames = (job.request.max_duration_ms or 0) // 80
     engine.admit("song", Song(prompt=Prompt((1,), (1,)), max_frames=frames, seed=job.request.seed or 0))
@@ -39,7 +39,7 @@ def straight(job: Job) -> np.ndarray:
 
 
 async def assert_straight(flow: Flow, job: Job) -> None:
-    """The song has the audio of one that was made without interruption."""
+    """Check that a song has the audio of one that was made without interruption."""
     assert job.status == "completed", job
     audio, _ = soundfile.read(io.BytesIO(await flow.store.get(str(job.audio_key))), dtype="int16")
     assert np.array_equal(audio, straight(job))
@@ -201,7 +201,7 @@ async def test_a_missing_codec_fills_its_queue_and_no_song_is_lost(settings: Set
 
 
 async def test_a_stopped_holder_keeps_the_device_until_it_is_gone(settings: Settings) -> None:
-    """What it has queued on a GPU still runs: the next worker waits for the process, not for the lease alone."""
+    """Work that it queued on a GPU still runs: the next worker waits for the process, not for the lease alone."""
     settings = replace(settings, cpu_device_mb=SMALL, trivial_step_ms=50)
     async with open_flow(settings, "tokenizer", "codec") as flow:
         job_id = await flow.submit(8)

@@ -17,14 +17,14 @@ from shared.storage.objects import ObjectStore
 
 
 class Volume:
-    """A file system of its own."""
+    """A file system that a test can fill."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._ballast = folder / "ballast"
 
     def fill(self) -> None:
-        """Leave not a byte."""
+        """Write until no byte is free."""
         file = os.open(self._ballast, os.O_CREAT | os.O_WRONLY)
         try:
             while True:
@@ -35,7 +35,7 @@ class Volume:
             os.close(file)
 
     def make_room(self) -> None:
-        """Take away what `fill` wrote."""
+        """Delete what `fill` wrote."""
         self._ballast.unlink()
 
 
@@ -45,7 +45,7 @@ class CannotMount(Exception):
 
 @contextmanager
 def mounted(folder: Path, megabytes: int) -> Iterator[Volume]:
-    """A tmpfs at a folder. Raises `CannotMount`."""
+    """Mount a tmpfs at a folder. Raises `CannotMount`."""
     folder.mkdir(parents=True)
     mount = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}M", "tmpfs", str(folder)]
     if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode != 0:
@@ -58,7 +58,7 @@ def mounted(folder: Path, megabytes: int) -> Iterator[Volume]:
 
 @contextmanager
 def volume(folder: Path, megabytes: int) -> Iterator[Volume]:
-    """`mounted`, for a test, which is skipped where that cannot be."""
+    """Mount a volume for a test, which is skipped if this process may not mount one."""
     with ExitStack() as stack:
         try:
             found = stack.enter_context(mounted(folder, megabytes))
@@ -69,7 +69,7 @@ def volume(folder: Path, megabytes: int) -> Iterator[Volume]:
 
 @asynccontextmanager
 async def nats_on(disk: Volume, settings: Settings) -> AsyncIterator[tuple[NatsServer, Settings]]:
-    """NATS on a volume, and settings that name it."""
+    """Start NATS on a volume; yields the server and settings that name it."""
     server = NatsServer(disk.folder, free_port(), dict.fromkeys(ROLES, "secret"))
     await server.start()
     try:
@@ -80,7 +80,7 @@ async def nats_on(disk: Volume, settings: Settings) -> AsyncIterator[tuple[NatsS
 
 @asynccontextmanager
 async def store_on(disk: Volume, settings: Settings) -> AsyncIterator[tuple[S3Server, Settings]]:
-    """An object store on a volume, and settings that name it."""
+    """Start an object store on a volume; yields the server and settings that name it."""
     server = S3Server(disk.folder, free_port(S3Server.ports), "tester", "secretsecret")
     await server.start()
     try:
@@ -90,7 +90,7 @@ async def store_on(disk: Volume, settings: Settings) -> AsyncIterator[tuple[S3Se
 
 
 async def break_store(store: ObjectStore, disk: Volume) -> None:
-    """Fill the disk, and delete until a database of the store's has met that."""
+    """Fill the disk, and delete objects until one of the store's databases has failed to write."""
     for number in range(300):
         await store.put(f"audio/{number}/1.flac", b"x")
     disk.fill()

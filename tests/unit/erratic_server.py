@@ -28,7 +28,7 @@ TTL = 8
 
 
 class _Loop(asyncio.SelectorEventLoop):
-    """An event loop whose time is the world's, and which runs when the world lets it."""
+    """An event loop that takes its time from the world and runs only in the world's steps."""
 
     def __init__(self, world: "World") -> None:
         self._world = world
@@ -38,7 +38,7 @@ class _Loop(asyncio.SelectorEventLoop):
         return self._world.now
 
     def step(self) -> None:
-        """One iteration: what is due, and no waiting."""
+        """Run one iteration: everything that is due, without waiting."""
         self.stop()
         self.run_forever()
 
@@ -69,7 +69,7 @@ class Stored:
 
 
 class Process:
-    """A worker that takes the device, keeps it for a while and gives it back, for ever."""
+    """A worker that acquires the device, keeps it for a while and releases it, in an endless loop."""
 
     def __init__(self, world: "World", name: str, folder: Path) -> None:
         self.world, self.name = world, name
@@ -104,7 +104,7 @@ class Process:
             await asyncio.sleep(self.world.random.uniform(0, 2))
 
     def step(self) -> None:
-        """Let it run for a moment."""
+        """Let the process run for a moment."""
         now = self.world.now
         if self.stopped_until > now:
             return
@@ -267,7 +267,7 @@ class _Client:
         return await self._ask(lambda: self._world.consumers.pop(consumer, None), self._timeout)
 
     async def _ask(self, answer: Callable[[], Any], timeout: float) -> Any:
-        """A question and its answer, each of which may be late or lost. A question may arrive after its time."""
+        """Send a request and wait for its answer. Each may be late or lost; a request may arrive after its timeout."""
         world, loop, process = self._world, self._process.loop, self._process
         if not process.connected:
             raise nats.errors.OutboundBufferLimitError
@@ -294,7 +294,7 @@ class _Client:
 
 @dataclass
 class World:
-    """The time, the server and the processes. All follows from the seed."""
+    """The time, the server and the processes. The seed determines everything."""
 
     random: Random
     folder: Path
@@ -311,7 +311,7 @@ class World:
     _count: int = 0
 
     def at(self, moment: float, do: Callable[[], None]) -> None:
-        """Let something happen at a moment."""
+        """Schedule a call for a moment."""
         self._count += 1
         heapq.heappush(self._events, (moment, self._count, do))
 
@@ -321,15 +321,15 @@ class World:
         return f"n{self._count}"
 
     def latency(self) -> float:
-        """How long a message takes, in seconds."""
+        """Draw how long a message takes, in seconds."""
         return self.random.choice((0.0, 0.01, 0.1, 3.0)) if self.fails(0.2) else 0.01
 
     def fails(self, chance: float) -> bool:
-        """Whether something goes wrong."""
+        """Draw whether something fails."""
         return self.faulty and self.random.random() < chance
 
     async def connect(self, settings: Settings, name: str, on_reconnect: Any, **options: Any) -> Any:
-        """Stands for `shared.nats.connection.connect`."""
+        """Replacement of `shared.nats.connection.connect`."""
         process = next(process for process in self.processes if name.endswith(process.name))
         process.on_reconnect = on_reconnect
         return _Client(process)
@@ -339,7 +339,7 @@ class World:
         self.processes.append(Process(self, name, self.folder))
 
     def write(self, subject: str, data: bytes, headers: Mapping[str, str]) -> int:
-        """A message to the server, which compares sequences. Returns its own."""
+        """Store a message on the server, which compares sequences; returns the new sequence."""
         last = self.stored.get(subject)
         expected = headers.get("Nats-Expected-Last-Subject-Sequence")
         if expected is not None and int(expected) != (last.sequence if last else 0):
@@ -354,7 +354,7 @@ class World:
         return stored.sequence
 
     def step(self) -> None:
-        """A moment passes for everything."""
+        """Let one step of time pass for the server and all processes."""
         self.now += STEP
         while self._events and self._events[0][0] <= self.now:
             heapq.heappop(self._events)[2]()
@@ -368,7 +368,7 @@ class World:
             process.step()
 
     def expire(self, subject: str) -> None:
-        """A TTL has run out; sometimes no marker tells of it."""
+        """Remove a key whose TTL is over; sometimes no marker is written."""
         stored = self.stored.pop(subject)
         if not is_gone(stored.data, stored.headers):
             if not self.fails(0.3):
@@ -381,7 +381,7 @@ class World:
         self.consumers.clear()
 
     def bring_back(self) -> None:
-        """After a crash: keys whose TTL had run out, and now without one."""
+        """Bring expired keys back without a TTL, as after a crash."""
         for subject, stored in list(self._ended.items()):
             last = self.stored.get(subject)
             if self.random.random() < 0.5 and (last is None or "Nats-Marker-Reason" in last.headers):
@@ -390,5 +390,5 @@ class World:
                 del self._ended[subject]
 
     def lose(self, subject: str) -> None:
-        """A key vanishes without a trace."""
+        """Remove a key without a marker."""
         del self.stored[subject]

@@ -1,4 +1,4 @@
-"""What the tests of the native engines share: small checkpoints, engines that are ready, songs, counts of memory."""
+"""Helpers for tests of the native engines: small checkpoints, loaded engines, songs, counts of memory."""
 
 import gc
 import os
@@ -22,7 +22,7 @@ DEMO = open_checkpoint(ROOT / "ckpt/demo")
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
-    """For every module that imports it: the matrices are tiny."""
+    """Limit torch to one thread, in every module that imports this: the matrices are tiny."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -34,7 +34,7 @@ def prompt_of(checkpoint: Checkpoint) -> Prompt:
 
 
 def ready(checkpoint: Checkpoint, dtype: str = "float32", slots: int = 1) -> NativeEngine:
-    """An engine with its weights on the device and no songs, as in a process that has just begun its turn."""
+    """Create an engine with its weights on the device and no songs, as at the begin of a turn."""
     engine = NativeEngine(checkpoint, "cpu", dtype, slots)
     engine.load()
     engine.to_device()
@@ -52,7 +52,7 @@ def generate(engine: TokenEngine, song: Song, made: np.ndarray | None = None) ->
 
 
 def live_tensors() -> tuple[int, int]:
-    """How many tensors there are in this process, and the bytes of their storages."""
+    """Number of tensors in this process, and bytes of their storages."""
     gc.collect()
     # A compiler that another test has used keeps tensors of its own kind, without memory.
     tensors: list[Tensor] = [thing for thing in gc.get_objects() if type(thing) in (Tensor, nn.Parameter)]

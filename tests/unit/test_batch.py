@@ -1,4 +1,4 @@
-"""Songs in a batch: when each leaves it, and which song is blamed for an error."""
+"""Songs in a batch: when each leaves it, and which song an error is attributed to."""
 
 import asyncio
 import threading
@@ -20,7 +20,7 @@ NOTHING = np.zeros((8, 0), np.int16)
 
 
 class Engine(TrivialEngine):
-    """Has memory for `room` songs when it steps, and cannot step the song `poison`."""
+    """An engine with memory for `room` songs that fails at the song `poison`."""
 
     def __init__(self, slots: int, room: int = 99, poison: str = "") -> None:
         super().__init__(1, slots)
@@ -38,7 +38,7 @@ class Engine(TrivialEngine):
 
 
 class Ledger:
-    """Stands for a turn: the real one needs a lease."""
+    """Replacement of a turn: the real one needs a lease."""
 
     def __init__(self) -> None:
         self.booked: set[str] = set()
@@ -51,7 +51,7 @@ class Ledger:
 
 
 class JobContext:
-    """Stands for a context: `trouble` is what its next check raises."""
+    """Replacement of a job context: `trouble` is what its next check raises."""
 
     def __init__(self, job_id: str, turn: Ledger) -> None:
         self.job: Any = type("Job", (), {"job_id": job_id})
@@ -100,7 +100,7 @@ async def test_a_song_is_the_same_alone_in_company_and_in_pieces(executor: Execu
 
 
 class Ahead(Engine):
-    """Returns the frames of the step before, as on CUDA."""
+    """An engine that returns the frames of the previous step, as on CUDA."""
 
     def __init__(self) -> None:
         super().__init__(3)

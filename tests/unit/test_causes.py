@@ -1,4 +1,4 @@
-"""Words for what keeps a server from answering, and how often they are said."""
+"""Sentences about servers that do not answer, and how often they are reported."""
 
 import errno
 import os

@@ -30,7 +30,7 @@ def run(*words: str, **more: str) -> Result:
 
 
 def text(*what: RenderableType) -> str:
-    """Render the output as a person sees it."""
+    """Render the output as it appears on a terminal."""
     display = Display(json=False)
     with display.results.capture() as capture:
         display.show(*what)

@@ -1,4 +1,4 @@
-"""Which answers the client repeats a request after, how long it waits, and what it logs; against a scripted server."""
+"""Retries of the client: after which answers, how long it waits, and what it logs; against a scripted server."""
 
 import asyncio
 import logging
@@ -40,7 +40,7 @@ class Server:
 
     @asynccontextmanager
     async def client(self) -> AsyncIterator[Client]:
-        """A client of this server, while it listens."""
+        """Create a client of this server, which listens meanwhile."""
         async with await asyncio.start_server(self._serve, "127.0.0.1", 0) as server:
             host, port = server.sockets[0].getsockname()
             async with Client(f"http://{host}:{port}") as client:

@@ -1,4 +1,4 @@
-"""How many steps the codec takes, and how firmly it is guided, is for the configuration to say."""
+"""The configuration sets the codec's number of steps and its guidance."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ CODES = np.random.default_rng(0).integers(0, 64, (8, 20), dtype=np.int16)
 
 
 def decoded(**environment: str) -> tuple[int, np.ndarray]:
-    """Steps and audio of a short song."""
+    """Decode a short song; returns its steps and its audio."""
     settings = Settings.load({"HEARTMULA_DEVICE": "cpu", "HEARTMULA_MODEL_DTYPE": "float32", **environment})
     engine, _, _ = build_engine(settings, open_checkpoint(TINY))
     engine.load()

@@ -55,7 +55,7 @@ def test_what_is_carried_is_the_same_after_every_stretch_of_any_length(
 
 
 def test_a_short_song_sounds_as_the_window_that_it_fills_sounds(codec: HeartCodec, checkpoint: Checkpoint) -> None:
-    """Only what the song needs of its window becomes a waveform; and that is the same, to its last sample."""
+    """Only the part of the window that the song needs becomes a waveform, and its samples are the same."""
     frames, seed = 63, 5
     engine = NativeCodec(checkpoint, "cpu", "float32")
     engine.load()

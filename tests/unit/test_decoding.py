@@ -1,4 +1,4 @@
-"""What is read from NATS is what its subject says, or nothing."""
+"""Reading from NATS: a message is what its subject says, or is rejected."""
 
 import msgspec
 import pytest

@@ -1,4 +1,4 @@
-"""What `ckpt/demo` plays, through both engines, with four Euler steps: the short form of `make evaluate-demo`."""
+"""Songs of `ckpt/demo` through both engines, with four Euler steps: the short form of `make evaluate-demo`."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -20,7 +20,7 @@ LYRICS = "[Verse]\nla la la la la la\nla la la la\n[Chorus]\nla la la la\nla la"
 
 @dataclass(frozen=True)
 class Made:
-    """A song, as codes and as sound."""
+    """A song that was made: its codes and its audio."""
 
     codes: np.ndarray  # int16 [8, T]
     sound: np.ndarray  # float32 [2, samples]

@@ -1,4 +1,4 @@
-"""The workshop that made the demo: what it composes, and that its training goes on where it was interrupted."""
+"""Training of the demo: what is composed, and how training continues after an interruption."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -67,7 +67,7 @@ def test_tags_may_stand_on_lines(prompter: Prompter) -> None:
 
 @pytest.mark.parametrize("text", ["[", "[verse ", "[a ", "ab", "\n", "pop "])
 def test_long_and_strange_lyrics_are_read(prompter: Prompter, text: str) -> None:
-    """Expressions that look ahead without bound would take hours for these."""
+    """Regular expressions with unbounded look-ahead would take hours for these."""
     assert len(prompter.encode("", text * (60_000 // len(text))).lyrics) <= music.ENTRIES + 2
 
 

@@ -1,4 +1,4 @@
-"""README.md and docs/*.md: links, paths, settings, length and wording."""
+"""The pages README.md and docs/*.md: links, paths, settings, length and wording."""
 
 import re
 from collections.abc import Iterator

@@ -25,7 +25,7 @@ def test_samples_are_exact_for_every_length_and_rate(frames: int, rate: int) -> 
 
 @given(FRAMES, FRAMES, st.integers(1, 16_000).map(lambda n: 25 * n))
 def test_where_a_frame_has_whole_samples_parts_add_up(one: int, other: int, rate: int) -> None:
-    """Which it has at every rate that codecs use."""
+    """A frame has whole samples at every rate that codecs use."""
     assert samples_of(one, rate) + samples_of(other, rate) == samples_of(one + other, rate)
 
 

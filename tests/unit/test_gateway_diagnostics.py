@@ -8,7 +8,7 @@ from shared.schema.worker import GpuFigures, Role, WorkerStatus
 
 
 def worker(place: str) -> WorkerStatus:
-    """A worker from ``role@device``."""
+    """Create a worker from ``role@device``."""
     role, _, device = place.partition("@")
     return WorkerStatus(
         role=role,  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Marks of routes, and names that the gateway knows itself by."""
+"""Marks of routes, and names that the gateway accepts as its own."""
 
 from pathlib import Path
 from typing import cast
@@ -28,7 +28,7 @@ def authenticator(keys: Path | None = None) -> Authenticator:
 
 
 def test_a_route_without_a_mark_is_closed(tmp_path: Path) -> None:
-    """Whatever its address, and whatever it is."""
+    """This holds for every path and every kind of route."""
     (tmp_path / "keys.toml").write_text(KEYS)
     closed = authenticator(tmp_path / "keys.toml")
 

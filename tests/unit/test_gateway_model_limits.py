@@ -28,7 +28,7 @@ class Slow:
         return Prompt((1,), (1,))
 
     def longest_ms(self, prompt: Prompt) -> int:
-        """Whatever the text."""
+        """Return the same limit for every text."""
         return 80_000
 
 

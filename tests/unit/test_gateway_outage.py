@@ -1,4 +1,4 @@
-"""When a client is asked to try again."""
+"""The time after which a refused client is asked to try again."""
 
 import time
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""What the gateway does without servers."""
+"""Parts of the gateway that need no servers."""
 
 import subprocess
 import sys

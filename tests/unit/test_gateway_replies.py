@@ -1,4 +1,4 @@
-"""Where the gateway answers NATS clients: in their inboxes, and in no service's."""
+"""Reply subjects: the gateway answers NATS clients in their own inboxes, and in no service's."""
 
 import pytest
 from prometheus_client import Counter

@@ -1,4 +1,4 @@
-"""When the system is stalled, and when it only rests."""
+"""The stall detector: when the system counts as stalled, and when it is only idle."""
 
 from services.gateway.monitoring.stall_detector import StallDetector
 from shared.schema.worker import WorkerStatus
@@ -6,7 +6,7 @@ from tests.unit.test_gateway_diagnostics import worker as worker_on
 
 
 def workers(**movement: int) -> list[WorkerStatus]:
-    """Live workers by name, and what they have moved."""
+    """Create live workers by name, with the work that each reports."""
     found = worker_on("tokenizer@A")
     return [
         WorkerStatus(

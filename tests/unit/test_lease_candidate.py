@@ -18,7 +18,7 @@ TROUBLE, PEACE = 120.0, 8.0 * TTL  # seconds, of the world
 
 @pytest.fixture
 def world(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    """A world of a seed."""
+    """Create the world of a seed."""
     world = World(Random(getattr(request, "param", 0)), tmp_path)
     monkeypatch.setattr("shared.device.lease_candidate.connect", world.connect)
     for module in ("lease_candidate", "lease_renewal", "lease_follower", "lease_key", "stale_keys"):
@@ -29,7 +29,7 @@ def world(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def pass_time(world: World, seconds: float) -> None:
-    """Let time pass, and see to it that there is one holder at most."""
+    """Let time pass, and check that there is one holder at most."""
     until = world.now + seconds
     while world.now < until:
         world.step()
@@ -48,7 +48,7 @@ def lose_a_key(world: World) -> None:
 
 
 def inject_fault(world: World, number: int) -> None:
-    """One fault."""
+    """Inject one random fault."""
     random, process = world.random, world.random.choice(world.processes)
     match random.choice(("kill", "stop", "stop", "cut off", "crash", "crash", "lose")):
         case "kill":
@@ -69,7 +69,7 @@ def inject_fault(world: World, number: int) -> None:
 
 
 def stop_faults(world: World) -> None:
-    """All run and are connected, and none keeps the device for long."""
+    """Let all processes run connected, and none keep the device for long."""
     world.faulty = False
     for process in world.processes:
         process.stopped_until = process.cut_off_until = world.now
@@ -96,7 +96,7 @@ def test_never_two_hold_the_device_and_each_gets_it_in_the_end(world: World) -> 
 
 
 def started(world: World, *names: str) -> list[Process]:
-    """Processes in a world without trouble; the first has the device and keeps it for long."""
+    """Start processes in a world without faults; the first holds the device for long."""
     world.faulty = False
     for name in names:
         world.start(name)
@@ -109,7 +109,7 @@ def started(world: World, *names: str) -> list[Process]:
 
 
 def until(world: World, happened: Callable[[], bool], seconds: float) -> float:
-    """Let time pass until something has happened, which it must within so many seconds. Returns how many it took."""
+    """Let time pass until a condition holds, which it must within `seconds`. Returns how many it took."""
     began = world.now
     while not happened():
         pass_time(world, STEP)

@@ -1,4 +1,4 @@
-"""The device ledger: what does not fit is refused, across processes, and the dead leave nothing behind."""
+"""The device ledger: what does not fit is refused, across processes, and dead processes leave nothing behind."""
 
 import json
 import subprocess

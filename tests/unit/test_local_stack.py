@@ -117,7 +117,7 @@ class Run:
         self.lines: list[str] = []
 
     def until_line(self, start: str, seen: int = 0) -> str:
-        """Wait for a line with this beginning after the first `seen` lines; it may exist already."""
+        """Wait for a line that starts with this text, after the first `seen` lines; it may exist already."""
         for line in self.lines[seen:]:
             if line.startswith(start):
                 return line
@@ -139,7 +139,7 @@ class Run:
         return [int(match[2]) for match in found if match]
 
     def end(self) -> tuple[int, str]:
-        """Wait for the end; returns exit code and standard error."""
+        """Wait until the stack ends; returns exit code and standard error."""
         out, err = self.process.communicate(timeout=PATIENCE)
         self.lines += out.splitlines()
         return self.process.returncode, err

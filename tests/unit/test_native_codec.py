@@ -79,7 +79,7 @@ def test_what_is_not_a_song_is_refused(engine: NativeCodec) -> None:
 
 
 def test_twenty_songs_leave_nothing_behind(engine: NativeCodec, checkpoint: Checkpoint) -> None:
-    """Nor do those that are given up in the middle. Resident memory is printed (`pytest -s`), not asserted."""
+    """Songs that are abandoned leave nothing either. Resident memory is printed (`pytest -s`), not asserted."""
     first, resident = (0, 0), 0
     engine._weights._copies = True  # as to a GPU
     for song in range(20):

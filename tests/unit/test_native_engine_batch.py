@@ -21,7 +21,7 @@ from tests.unit.native_engines import DEMO, generate, one_thread, prompt_of, rea
 
 
 def songs() -> dict[str, Song]:
-    """Unlike each other in all that could rub off."""
+    """Create songs that differ in everything that could leak from one to another."""
     prompt = prompt_of(DEMO)
     short = replace(prompt, lyrics=prompt.lyrics[:2])
     return {
@@ -95,7 +95,7 @@ def test_the_setting_chooses_the_number_of_slots(name: str) -> None:
 
 
 def full_at(place: type, name: str, call: int) -> Callable[..., Tensor]:
-    """A method on a device that is full the `call`-th time."""
+    """Replace a method by one that finds the device full at the `call`-th call."""
     calls, method = itertools.count(), getattr(place, name)
 
     def full(*arguments: Any) -> Tensor:
@@ -114,7 +114,7 @@ def full_at(place: type, name: str, call: int) -> Callable[..., Tensor]:
 def test_a_device_that_is_full_costs_no_song_a_frame(
     place: type, name: str, call: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every song's next frame is the one it would have been, wherever in a step it was that something did not fit."""
+    """Every song's next frame is unchanged, wherever in the step memory ran out."""
     batch = {name: song for name, song in songs().items() if name != "d"}
     alone = {song_id: generate(ready(DEMO), song) for song_id, song in batch.items()}
     engine = ready(DEMO, slots=3)

@@ -1,4 +1,4 @@
-"""How the language model's checkpoints are read."""
+"""Reading checkpoints of the language model."""
 
 import json
 import shutil
@@ -41,7 +41,7 @@ def weights_of(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> di
 
 
 def test_every_weight_is_the_files() -> None:
-    """Parameters that were forgotten would hold whatever was in memory: they are all accounted for by their sum."""
+    """A forgotten parameter would hold arbitrary memory, so all values are compared, sorted."""
     stored = {k: v for k, v in tensors(TINY.lm_path) if k != "muq_linear.weight"}
     loaded = weights_of(TINY, torch.float64)
     assert sum(p.numel() for p in loaded.values()) == sum(t.numel() for t in stored.values())
@@ -109,7 +109,7 @@ def test_a_checkpoint_that_does_not_fit_names_the_tensor(
 
 
 def test_loading_keeps_no_tensor_of_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    """When a part is read, those before it are gone: beside the model, the host holds one at a time."""
+    """Tensors of the file are read one at a time, and each is gone when the next is read."""
     read: list[weakref.ref[Tensor]] = []
     expected = weights_of(TINY, torch.bfloat16)
 

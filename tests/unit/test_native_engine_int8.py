@@ -15,7 +15,7 @@ from tests.unit.native_engines import DEMO, TINY, generate, one_thread, prompt_o
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_values_are_off_by_no_more_than_half_a_step(dtype: torch.dtype) -> None:
-    """Beside the product with the weights as int8 has them, those of any number of rows are alike."""
+    """Products of any number of rows equal the product with the dequantised weights."""
     values = torch.randn(96, 64, generator=torch.Generator().manual_seed(1)) * torch.logspace(-3, 3, 96)[:, None]
     values[5] = 0
     matrix = Matrix(96, 64, dtype, int8=True)

@@ -1,4 +1,4 @@
-"""What songs take, and that they give it back. Resident memory is printed (`pytest -s`), not asserted."""
+"""Memory that songs take and return. Resident memory is printed (`pytest -s`), not asserted."""
 
 from collections.abc import Iterator
 
@@ -11,7 +11,7 @@ from tests.unit.native_engines import DEMO, live_tensors, one_thread, prompt_of,
 
 
 def songs() -> Iterator[Song]:
-    """Short ones, no two alike."""
+    """Create short songs, no two alike."""
     prompt, seed = prompt_of(DEMO), 0
     while True:
         seed += 1
@@ -22,7 +22,7 @@ def songs() -> Iterator[Song]:
 
 
 def turn(engine: NativeEngine, queue: Iterator[Song]) -> int:
-    """A turn on the device as a worker has it: songs end, are dropped, go on after an interruption, and the last two
+    """Run a turn as a worker does: songs end, are dropped, go on after an interruption, and the last two
     are still there when the weights leave. Returns how many songs it took."""
     engine.to_device()
     made: list[np.ndarray] = []
@@ -61,7 +61,7 @@ def test_fifty_songs_leave_nothing_behind() -> None:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("cfg_scale", [1.0, 1.5, 0.5])
 def test_a_song_takes_what_it_was_said_to_take(cfg_scale: float, dtype: str) -> None:
-    """From the beginning, and where it goes on near its end; not a byte more, and hardly less."""
+    """A song takes no byte more and hardly less, from its beginning or continued near its end."""
     engine = ready(DEMO, dtype)
     song = Song(prompt=prompt_of(DEMO), max_frames=300, cfg_scale=cfg_scale)
     for made in (np.zeros((8, 0), np.int16), np.zeros((8, 290), np.int16)):

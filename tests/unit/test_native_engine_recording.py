@@ -149,7 +149,7 @@ def test_the_first_frame_of_a_song_comes_with_the_second_step() -> None:
 
 
 def test_pending_frames_reach_only_the_song_they_were_made_for() -> None:
-    """A song is dropped and begun again under its name, or by another engine from the last frame on the host."""
+    """The song is dropped and begun again under its name, or continued by another engine from the last frame."""
     song = Song(prompt=prompt_of(DEMO), max_frames=12, topk=5, seed=3)
     alone = generate(ready(DEMO), song)
     engine = ahead(2)
@@ -195,7 +195,7 @@ def with_end(code: int) -> Checkpoint:
 
 
 def test_a_frame_compiles_as_one_function() -> None:
-    """`fullgraph`: nothing in it waits for the host. And it makes the same songs."""
+    """With `fullgraph` nothing in a frame waits for the host; the songs are the same."""
     engine, song = ready(TINY), Song(prompt=prompt_of(TINY), max_frames=10, topk=5, seed=3)
     alone = generate(ready(TINY), song)
     torch.compiler.reset()

@@ -64,7 +64,7 @@ def test_a_long_prompt_and_many_frames_are_prefilled_in_parts(monkeypatch: pytes
 
 @torch.inference_mode()
 def test_prefilling_equals_stepping() -> None:
-    """Also as far as codes would not tell: hidden states and caches, for any codes."""
+    """Hidden states and caches are equal too, for any codes, where equal frames would not show a difference."""
     model, prompt = HeartMuLa(TINY.lm, torch.float32), prompt_of(TINY)
     load_weights(model, TINY.lm_path)
     codes = torch.arange(6 * 8).view(6, 8)
@@ -89,7 +89,7 @@ def test_prefilling_equals_stepping() -> None:
 @torch.inference_mode()
 @CHECKPOINTS
 def test_positions_that_are_alike_are_computed_once(checkpoint: Checkpoint) -> None:
-    """And leave in the cache what all of them together leave there."""
+    """The cache then holds what computing all of them would leave there."""
     model, count = HeartMuLa(checkpoint.lm, torch.float32), 40
     load_weights(model, checkpoint.lm_path)
     whole, once = model.backbone_cache(1, count + 2), model.backbone_cache(1, count + 2)
@@ -103,7 +103,7 @@ def test_positions_that_are_alike_are_computed_once(checkpoint: Checkpoint) -> N
 
 @pytest.mark.parametrize("beyond", [0, 3])
 def test_a_song_that_was_all_but_ended_ends_at_the_next_step(beyond: int) -> None:
-    """Even where its frames would not fit the positions that the song may take."""
+    """This holds even if its frames would not fit into the song's positions."""
     prompt = prompt_of(TINY)
     backbone = msgspec.structs.replace(TINY.lm.backbone, max_seq_len=prompt.length + 5)
     engine = ready(msgspec.structs.replace(TINY, lm=msgspec.structs.replace(TINY.lm, backbone=backbone)))
@@ -157,7 +157,7 @@ def broken(*_: object) -> Tensor:
 
 
 def test_a_full_device_admits_nothing_and_keeps_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However long the error is kept: its traceback names the frames in which the song's tensors were."""
+    """This holds for as long as the error is kept, whose traceback refers to frames that held the song's tensors."""
     engine, song = ready(TINY), Song(prompt=prompt_of(TINY), max_frames=9, topk=5, seed=3)
     whole = generate(engine, song)
     caches = recorded_caches(monkeypatch)

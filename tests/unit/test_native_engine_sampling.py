@@ -1,4 +1,4 @@
-"""How the native token engine draws: seeds, guidance, top-k, and the songs that come of it."""
+"""Sampling in the native token engine: seeds, guidance, top-k, and the songs that result."""
 
 import dataclasses
 from typing import Any
@@ -51,7 +51,7 @@ def test_temperature_0_ignores_the_seed(engine: NativeEngine) -> None:
 
 
 def test_guidance_below_1_is_guidance(engine: NativeEngine) -> None:
-    """At 0 only the unconditional row counts, so the words do not; between 0 and 1 they do again."""
+    """At 0 only the unconditional row counts, so the prompt has no effect; between 0 and 1 it has."""
     other = Prompt(PROMPT.tags, PROMPT.lyrics[::-1])
 
     def songs(cfg_scale: float) -> list[list[list[int]]]:
@@ -111,7 +111,7 @@ def test_songs_of_a_batch_are_drawn_each_in_its_own_way() -> None:
 
 
 def test_counters_are_splitmix64() -> None:
-    """Values published with the algorithm, for seed 1234567."""
+    """The expected values are those published with the algorithm, for seed 1234567."""
     published = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431]
     outputs = mix(torch.tensor([counter(1234567, frame) for frame in range(4)]))
     assert [int(output) % 2**64 for output in outputs] == published

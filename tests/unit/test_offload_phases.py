@@ -1,4 +1,4 @@
-"""The guard: nothing moves and nothing runs without a live lease in the right phase."""
+"""The phase guard: nothing moves and nothing runs without a live lease in the right phase."""
 
 from itertools import product
 from pathlib import Path
@@ -12,7 +12,7 @@ from shared.schema.worker import Role
 
 
 class FakeHeld:
-    """Stands where a lease does; the real one has integration tests of its own."""
+    """Replacement of a held lease; the real one has integration tests of its own."""
 
     fencing_token = 7
 

@@ -1,4 +1,4 @@
-"""What each error means for a song, its turn and the worker: one case for each, and for those of other libraries."""
+"""Outcomes of errors for a song, its turn and the worker: one case for each error, those of libraries included."""
 
 import errno
 import inspect

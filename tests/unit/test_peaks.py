@@ -1,4 +1,4 @@
-"""Peaks are what audiowaveform says they are, however the audio comes, and few."""
+"""Peaks follow the format of audiowaveform, for audio in blocks of any size, and are few."""
 
 import json
 

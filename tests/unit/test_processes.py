@@ -1,4 +1,4 @@
-"""Child processes: how they end with their own children, and which output is kept."""
+"""Child processes: they end together with their own children, and part of their output is kept."""
 
 import asyncio
 import os

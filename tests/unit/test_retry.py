@@ -1,4 +1,4 @@
-"""Calls that are repeated while a server is away."""
+"""Retries: calls that are repeated while a server is away."""
 
 import asyncio
 import time

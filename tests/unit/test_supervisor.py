@@ -1,4 +1,4 @@
-"""Parts that end unexpectedly: how often, how soon and after which exit codes they are restarted."""
+"""Supervision of parts that end unexpectedly: how often, how soon and after which exit codes they are restarted."""
 
 import asyncio
 import os

@@ -1,4 +1,4 @@
-"""Token tensors survive the way through the store, and damage is noticed."""
+"""Token files: tensors survive a round trip through the store, and damage is detected."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The rule of turns: whatever comes and whenever, no song waits for ever and models are not swapped for nothing."""
+"""The turn policy: no song waits for ever, and models are not swapped without need, whenever songs arrive."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -36,7 +36,7 @@ def test_every_situation_has_a_decision_that_makes_sense(now: Situation) -> None
 
 @given(st.data())
 def test_two_workers_share_a_device_for_as_long_as_both_have_songs(data: st.DataObject) -> None:
-    """Both play their turns by the rule, second by second, with songs that come and last as they like."""
+    """Both follow the policy second by second, with songs of random arrival and length."""
     queues = {"tokenizer": data.draw(st.integers(0, 20)), "codec": data.draw(st.integers(0, 20))}
     arrivals = data.draw(st.lists(st.tuples(st.sampled_from(["tokenizer", "codec"]), st.integers(0, 900)), max_size=40))
     lengths = st.integers(1, 400)

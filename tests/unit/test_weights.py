@@ -1,4 +1,4 @@
-"""Weights in one block, moved to a device and back. A second block of host memory stands in for a GPU's."""
+"""Weights in one block, moved to a device and back. A second block of host memory replaces the memory of a GPU."""
 
 import contextlib
 import logging
@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 
 
 class Model(nn.Module):
-    """Tensors of all the kinds that there are, in sizes that fit no alignment."""
+    """A model with tensors of every kind, in sizes that fit no alignment."""
 
     table: Tensor
 
@@ -44,7 +44,7 @@ def tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def fill(model: nn.Module) -> Callable[[], None]:
-    """Every parameter in place, with values of its own."""
+    """Fill every parameter in place, each with other values."""
 
     def write() -> None:
         generator = torch.Generator().manual_seed(1)
@@ -64,7 +64,7 @@ def same(model: nn.Module, wanted: dict[str, Tensor]) -> bool:
 
 
 def blocks(model: nn.Module) -> dict[int, set[str]]:
-    """Address of every storage, and what lies in it."""
+    """Address of every storage, and its contents."""
     found: dict[int, set[str]] = {}
     for name, tensor in tensors(model).items():
         found.setdefault(tensor.untyped_storage().data_ptr(), set()).add(name)
@@ -73,7 +73,7 @@ def blocks(model: nn.Module) -> dict[int, set[str]]:
 
 @pytest.fixture
 def expected() -> dict[str, Tensor]:
-    """The values of a model that was made in the ordinary way."""
+    """Values of a model that was built in the ordinary way."""
     model = Model()
     with torch.no_grad():
         fill(model)()
@@ -81,7 +81,7 @@ def expected() -> dict[str, Tensor]:
 
 
 def loaded(*, separate: bool, host_only: tuple[str, ...] = ()) -> tuple[Model, Weights]:
-    """A model in host memory; with `separate` its device has memory of its own."""
+    """Load a model into host memory; with `separate` its device has memory of its own."""
     model = blank()
     weights = Weights(model, CPU, host_only=host_only)
     weights._copies = separate
@@ -191,7 +191,7 @@ def test_a_full_device_leaves_the_weights_on_the_host(
 
 @pytest.mark.parametrize("kind", [NativeEngine, NativeCodec])
 def test_the_engines_load_straight_into_their_block(kind: type[NativeEngine | NativeCodec]) -> None:
-    """Also on a device that has memory of its own nothing but what stays on the host is left there."""
+    """With a device that has memory of its own, the host keeps only what stays there."""
     engine = kind(TINY, "cpu", "bfloat16")
     engine._weights._copies = True
     engine.load()
@@ -237,7 +237,7 @@ def runtime(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def turns(weights: Weights) -> None:
-    """Two of them. Copies go to the CPU all the same."""
+    """Run two turns. Copies go to the CPU in any case."""
     weights._device = SimpleNamespace(type="cuda")  # type: ignore[assignment]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Tensor, "to", lambda tensor, *_, **__: tensor.clone())

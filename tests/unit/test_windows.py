@@ -1,4 +1,4 @@
-"""Windows: every sample once and in order, for songs of every length."""
+"""Codec windows: every sample once and in order, for songs of every length."""
 
 import numpy as np
 import pytest
@@ -38,7 +38,7 @@ def test_each_window_holds_the_codes_of_its_place(frames: int) -> None:
 
 @pytest.mark.parametrize("rate", RATES)
 def test_no_length_loses_a_sample(rate: int) -> None:
-    """All songs of up to an hour, the longest that may be asked for: a frame is 2 / 25 of a second, exactly."""
+    """Checked for all songs of up to an hour, the longest that is allowed; a frame is exactly 2 / 25 of a second."""
     a_frame, rest = divmod(2 * rate, 25)
     assert rest == 0
     wrong = [frames for frames in range(1, 45_001) if WindowPlan(frames, rate).samples != frames * a_frame]
