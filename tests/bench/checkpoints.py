@@ -136,7 +136,7 @@ def _write(folder: Path, shapes: Iterable[tuple[str, torch.Size]], dtype: torch.
 
 
 def _random(pool: Tensor, name: str, shape: torch.Size) -> Tensor:
-    """Random weights that keep activations near 1: matrices and kernels scaled by their inputs, norms and magnitudes 1."""
+    """Random weights that keep activations near 1: matrices and kernels scaled by inputs, norms and magnitudes 1."""
     if len(shape) < 2 or name.endswith("original0"):
         return torch.full(shape, 0.25 if shape == (1,) else 0.0 if name.endswith("bias") else 1.0, dtype=pool.dtype)
     flat = torch.empty(shape.numel(), dtype=pool.dtype)
