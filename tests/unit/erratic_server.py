@@ -173,7 +173,7 @@ class Consumer:
     def send(self) -> None:
         """Send the next message that was not replaced meanwhile; when there is none for a second, a heartbeat."""
         world = self._world
-        if world.errs(0.5):  # it is busy with something else
+        if world.fails(0.5):  # it is busy with something else
             return
         latest = {stored.sequence for stored in world.stored.values()}
         self._backlog = [stored for stored in self._backlog if stored.sequence in latest]
@@ -191,9 +191,9 @@ class Consumer:
         world = self._world
         self._idle_since = world.now
         self._arrives = max(self._arrives, world.now + world.latency())
-        if not world.errs(0.02):
+        if not world.fails(0.02):
             world.at(self._arrives, lambda: self._deliver(message))
-        if world.errs(0.05):
+        if world.fails(0.05):
             world.at(self._arrives + 5 * world.latency(), lambda: self._deliver(message))
 
     def _deliver(self, message: Any) -> None:

@@ -242,7 +242,7 @@ def test_a_change_that_was_lost_on_the_way_is_read_in_a_fresh_snapshot_within_tw
 
 
 def test_a_key_that_was_written_again_before_it_was_delivered_is_not_overlooked(world: World) -> None:
-    world.troubled = False
+    world.faulty = False
     for name in "ba":
         world.start(name)
         world.processes[-1].keeps = 1000.0
