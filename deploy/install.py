@@ -105,7 +105,7 @@ def uv_environment(settings: dict[str, str]) -> dict[str, str]:
 
 
 def is_installed(torch: str) -> bool:
-    """Tell whether this version of torch is in the environment, whichever build of it."""
+    """Return whether this version of torch, in any build, is in the environment."""
     name = torch.replace("==", "-")
     return any(
         [*VENV.glob(f"lib/*/site-packages/{name}.dist-info"), *VENV.glob(f"lib/*/site-packages/{name}+*.dist-info")]
@@ -122,7 +122,7 @@ def install_from_folders(torch: str, folders: list[str], env: dict[str, str]) ->
 
 
 def torch_backend(torch: str, env: dict[str, str]) -> list[str]:
-    """Give uv's option for torch's build from PyTorch's own index, or none, with a line, where it cannot be had."""
+    """Give uv's option for torch's build from PyTorch's index. Without access, print a line and give none."""
     option = ["--torch-backend", os.environ.get("UV_TORCH_BACKEND", "auto")]
     command = [*UV_INSTALL, "--dry-run", "--no-deps", *option, torch]
     env = {**env, "UV_HTTP_RETRIES": "0"}

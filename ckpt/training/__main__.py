@@ -23,7 +23,7 @@ def main() -> None:
 @click.option("--out", type=click.Path(path_type=Path), default=DEMO, show_default=True)
 @click.option("--states", type=click.Path(path_type=Path), default=STATES, show_default=True, help="to go on from")
 def train(seed: int, share: float, out: Path, states: Path) -> None:
-    """Train both networks and write the checkpoint. Interrupted, it goes on where it was when called again."""
+    """Train both networks and write the checkpoint. After an interruption the next call continues it."""
     from ckpt.training import codec, export, language
 
     states.mkdir(parents=True, exist_ok=True)

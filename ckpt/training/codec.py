@@ -1,4 +1,4 @@
-"""The codec: codebooks and a scalar decoder that are written down, and the training of the estimator between them."""
+"""The codec: codebooks and scalar decoder in closed form, and the training of the estimator between them."""
 
 from pathlib import Path
 
@@ -47,7 +47,7 @@ UNIT = 8 / synthesizer.SCALE
 
 
 def untrained(seed: int) -> HeartCodec:
-    """Closed-form codebooks and decoder; of the estimator random weights, as small as their inputs are many."""
+    """An untrained codec: closed-form codebooks and decoder, random weights of the estimator scaled by their inputs."""
     torch.manual_seed(seed)
     model = HeartCodec(CONFIG, torch.float32)
     with torch.no_grad():
@@ -72,7 +72,7 @@ def untrained(seed: int) -> HeartCodec:
 
 
 def codebooks() -> Tensor:
-    """fp32 ``[8, CODES, WIDTH]``; every stream has entries of its own, so that their sum loses nothing.
+    """Codebooks, fp32 ``[8, CODES, WIDTH]``. Every stream has entries of its own, so that their sum loses nothing.
 
     The gains of melody, chord and bass are reduced by a singular value decomposition to as many entries as are given to
     them; clock, timbre and drums are one-hot. The streams that do not sound are 0.
@@ -133,7 +133,7 @@ def write_down(decoder: WaveformDecoder) -> None:
 
 
 def train(steps: int, path: Path, seed: int) -> HeartCodec:
-    """The trained codec in fp32, whose latents are at `UNIT` of their scale until they are folded."""
+    """Train the codec in fp32. Its latents are at `UNIT` of their scale until they are folded."""
     model = untrained(seed)
     learnt = nn.ModuleList((model.estimator, model.quantizer.cond_feature_emb))
     loop.train(
@@ -193,7 +193,7 @@ def loss(model: HeartCodec, rng: np.random.Generator) -> Tensor:
 
 @torch.no_grad()
 def fold(model: HeartCodec) -> None:
-    """Let the estimator take and give latents at the scale of `synthesizer.latents`, for noise of 1."""
+    """Rescale the estimator's weights, so that its latents have the scale of `synthesizer.latents`, for noise of 1."""
     estimator = model.estimator
     for projection in (estimator.proj_in, estimator.connection_proj):
         projection.weight[..., :512].mul_(UNIT)  # latents and context

@@ -37,12 +37,12 @@ SILENT_BASS, SILENT_MELODY = STREAMS["bass"][0] - 1, STREAMS["melody"][0] - 1
 
 
 def beat(tempo: int, beats: int, frame: int) -> int:
-    """The field of "beat": a frame of a bar."""
+    """Value of the field "beat" for a frame of a bar."""
     return int(_STARTS[_BARS.index((tempo, beats))]) + frame
 
 
 def bar_of(field: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Its inverse, elementwise: tempo, beats a bar, frame."""
+    """Inverse of `beat`, elementwise: tempo, beats a bar, frame."""
     which = np.searchsorted(_STARTS, field, side="right") - 1
     return np.array(_BARS)[which, 0], np.array(_BARS)[which, 1], field - _STARTS[which]
 
@@ -54,7 +54,7 @@ def pack(fields: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def unpack(codes: np.ndarray) -> dict[str, np.ndarray]:
-    """int ``[8, T]`` → of every stream its fields, ``[T, fields]``."""
+    """Unpack codes, int ``[8, T]``, into the fields of every stream, ``[T, fields]``."""
     return {
         name: np.stack(np.unravel_index(np.minimum(row, np.prod(sizes) - 1), sizes), axis=-1)
         for row, (name, sizes) in zip(codes, STREAMS.items(), strict=True)

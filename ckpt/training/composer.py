@@ -1,4 +1,4 @@
-"""Composes songs by rule: harmony by a walk over degrees, melody by weighted steps, everything else by the genre."""
+"""Composition of songs by rule: harmony by a walk over degrees, melody by weighted steps, all else by the genre."""
 
 from collections.abc import Iterable
 
@@ -49,7 +49,7 @@ def onsets(part: Part, slots: int) -> list[int]:
 
 
 def compose(style: Style, entries: list[str | int], rng: np.random.Generator) -> np.ndarray:
-    """A song as codes, int16 ``[8, T]``. The entries are section names, and the syllables of each line."""
+    """Compose a song as codes, int16 ``[8, T]``. The entries are section names, and the syllables of each line."""
     song = _Song(style, rng)
     for part in parts(entries):
         song.play(part)
@@ -65,7 +65,7 @@ def _since(strokes: Iterable[int], frames: int) -> np.ndarray:
 
 
 class _Song:
-    """Grows part by part. `fields` holds what `codes.pack` takes."""
+    """A song that is composed part by part. `fields` holds the arguments of `codes.pack`."""
 
     def __init__(self, style: Style, rng: np.random.Generator) -> None:
         self.style, self.genre, self.rng = style, style.grammar, rng
@@ -99,7 +99,7 @@ class _Song:
         self._write("melody", np.where(age < 0, codes.SILENT_MELODY, tone))
 
     def _write(self, stream: str, *fields: int | np.ndarray) -> None:
-        """One value for all frames of a bar, or one for each."""
+        """Write one value for all frames of a bar, or one for each."""
         every = np.zeros(self.style.bar if stream != "melody" else np.shape(fields[0]), int)
         self.fields[stream].append(np.stack([every + field for field in fields], axis=1))
 
@@ -115,7 +115,7 @@ class _Song:
 
     @property
     def chord(self) -> tuple[int, int]:
-        """Its root as a pitch class, and whether it is minor."""
+        """Root of the present chord as a pitch class, and whether the chord is minor."""
         above, minor = _DEGREES[self.mood][self.degree]
         return (self.tonic + above) % 12, minor
 
@@ -139,7 +139,7 @@ class _Song:
         return int(pitches[_choose(self.rng, weights)])
 
     def _accompany(self, part: Part) -> None:
-        """A bar of chord, bass and drums."""
+        """Write chord, bass and drums of a bar."""
         section, genre, at, frames = SECTIONS[part.section], self.genre, self.at, self.style.bar
         root, minor = self.chord
         slot = np.searchsorted(at, np.arange(frames), side="right") - 1

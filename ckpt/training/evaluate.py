@@ -1,4 +1,4 @@
-"""Measures a checkpoint: its codec against the synthesiser, and whether songs are what tags and lyrics ask for.
+"""Evaluation of a checkpoint: its codec against the synthesiser, and songs against their tags and lyrics.
 
 No song here was learnt from.
 """
@@ -29,7 +29,7 @@ KINDS = ("tempo", "mood", "instrument", "genre")
 
 
 def text(entries: list[str | int]) -> str:
-    """Lyrics that have these entries."""
+    """Write lyrics that have these entries."""
     return "\n".join(f"[{entry}]" if isinstance(entry, str) else " ".join(["la"] * entry) for entry in entries)
 
 
@@ -53,12 +53,12 @@ def phrased(song: np.ndarray, asked: examples.Example) -> bool:
 
 
 def synthesised(song: np.ndarray) -> np.ndarray:
-    """What a song should sound like, ``[2, samples]``."""
+    """Audio of a song as the synthesiser makes it, ``[2, samples]``."""
     return synthesizer.waveform(synthesizer.latents(song)).numpy()
 
 
 def codec_table(folder: Path, songs: list[np.ndarray]) -> Table:
-    """How near the codec comes to the synthesiser from the same codes, and its scalar decoder from the same latents."""
+    """Table of how near codec (from codes) and scalar decoder (from latents) come to the synthesiser."""
     checkpoint = open_checkpoint(folder)
     model = HeartCodec(checkpoint.codec, torch.float32)
     load_weights(model, checkpoint.codec_path)
@@ -92,7 +92,7 @@ def codec_table(folder: Path, songs: list[np.ndarray]) -> Table:
 
 
 def evaluate(folder: Path, *, count: int, learnt: int, seed: int) -> None:
-    """Print all tables, of so many songs, heard by a listener who learnt from so many others."""
+    """Print all tables for `count` songs, judged by a listener that has learnt from `learnt` others."""
     console, player = Console(), Player(folder)
 
     def drawn(kind: int, number: int) -> examples.Example:

@@ -12,7 +12,7 @@ _TAGS = {"genre": tuple(GENRES), "tempo": tuple(TEMPI), "instrument": TIMBRES, "
 
 @dataclass(frozen=True)
 class Example:
-    """A song, and what asked for it."""
+    """A song with the tags and lyrics that asked for it."""
 
     tags: dict[str, str]  # what is asked for, in the order of the prompt: a genre, a tempo, an instrument, a mood
     entries: list[str | int]  # section names, and syllables a line
@@ -21,13 +21,13 @@ class Example:
 
 
 def draw_tags(rng: np.random.Generator, count: int | None = None) -> dict[str, str]:
-    """So many of the four kinds of tags, each at random; without a count, any number."""
+    """Draw tags of `count` of the four kinds; without a count, of any number of kinds."""
     kinds = rng.permutation(list(_TAGS))[: rng.integers(len(_TAGS) + 1) if count is None else count]
     return {str(kind): str(rng.choice(_TAGS[str(kind)])) for kind in kinds}
 
 
 def draw_entries(rng: np.random.Generator, count: int) -> list[str | int]:
-    """So many entries as lyrics have them: section marks with lines after them, or lines alone."""
+    """Draw `count` entries of lyrics: section marks with lines after them, or lines alone."""
     marked = rng.random() < 0.8
     entries: list[str | int] = []
     while len(entries) < count:
@@ -41,6 +41,6 @@ def draw_entries(rng: np.random.Generator, count: int) -> list[str | int]:
 
 
 def draw(rng: np.random.Generator, tags: dict[str, str], entries: list[str | int]) -> Example:
-    """A song for tags and lyrics."""
+    """Draw tags and lyrics, and compose a song for them."""
     style = composer.style_of(tags, rng)
     return Example(tags, entries, style, composer.compose(style, entries, rng))

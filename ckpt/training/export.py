@@ -1,4 +1,4 @@
-"""Writes the trained networks as a checkpoint folder of the official layout."""
+"""Export of the trained networks as a checkpoint folder of the official layout."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ that were even in training stay even."""
 
 
 def write(folder: Path, language: HeartMuLa, codec: HeartCodec) -> None:
-    """Both networks, their dimensions, the tokenizer and the special ids; bfloat16 and float16."""
+    """Write both networks in bfloat16 and float16, their dimensions, the tokenizer and the special ids."""
     lm_folder, codec_folder = folder / f"HeartMuLa-oss-{language.config.version}", folder / "HeartCodec-oss"
     for made in (lm_folder, codec_folder):
         made.mkdir(parents=True, exist_ok=True)

@@ -34,7 +34,7 @@ UNCONDITIONAL = 0.1  # of the songs are learnt without their prompt, for guidanc
 
 
 class Fields(nn.Module):
-    """A row for each code or token, as the sum of a row for each thing that it says.
+    """A table with a row for each code or token, which is the sum of a row for each of its fields.
 
     So what is learnt of one code holds for all that share a field with it. For training alone: afterwards the rows are
     what they add up to.
@@ -47,11 +47,11 @@ class Fields(nn.Module):
         self.register_buffer("says", says, persistent=False)
 
     def forward(self, fields: Tensor) -> Tensor:
-        """``[fields, D]`` → ``[rows, D]``."""
+        """Add up the rows of the fields, ``[fields, D]`` → ``[rows, D]``."""
         return self.says @ fields
 
     def right_inverse(self, rows: Tensor) -> Tensor:
-        """Random fields that add up to rows as large as these."""
+        """Random rows of fields whose sums are as large as these rows."""
         return rows.new_empty(self.says.shape[1], rows.shape[1]).normal_() * rows.std() / self.says.sum(1).mean().sqrt()
 
 
@@ -76,7 +76,7 @@ def says(stream: str) -> Tensor:
 
 
 def untrained(seed: int) -> HeartMuLa:
-    """With random weights, as small as their inputs are many; embeddings and heads are made of `Fields`."""
+    """An untrained model: random weights scaled by their inputs; embeddings and heads are made of `Fields`."""
     torch.manual_seed(seed)
     model = HeartMuLa(CONFIG, torch.float32)
     for name, parameter in model.named_parameters():
@@ -97,7 +97,7 @@ def untrained(seed: int) -> HeartMuLa:
 
 
 def finished(model: HeartMuLa) -> HeartMuLa:
-    """A copy with every row in its place."""
+    """Replace every sum of `Fields` by an ordinary table; returns the model."""
     for name in ("text_embeddings", "audio_embeddings"):
         parametrize.remove_parametrizations(model, name, leave_parametrized=True)
     for head in (model.head, *model.depth_heads):
@@ -106,7 +106,7 @@ def finished(model: HeartMuLa) -> HeartMuLa:
 
 
 def train(steps: int, path: Path, seed: int) -> HeartMuLa:
-    """The trained model, in fp32."""
+    """Train the model in fp32."""
     model = untrained(seed)
     loop.train(
         model,
@@ -160,7 +160,7 @@ def loss(model: HeartMuLa, rng: np.random.Generator) -> Tensor:
 
 
 def importance(targets: Tensor, before: Tensor) -> Tensor:
-    """How much each frame counts, fp32 ``[ROWS, FRAMES]``, where ``before`` are the frames before the targets.
+    """Weight of each frame in the loss, fp32 ``[ROWS, FRAMES]``; ``before`` are the frames before the targets.
 
     What the prompt decides shows in few frames: all of the style in a song's first, a line's length where it begins.
     """

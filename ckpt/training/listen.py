@@ -1,4 +1,4 @@
-"""What can be heard: tempo, genre, instrument and mood of a recording, and how far two recordings are apart.
+"""Analysis of recordings: tempo, genre, instrument and mood of one, and the distance between two.
 
 Nothing here knows codes or latents. The listener is trained on synthesised songs, by linear discriminant analysis
 (Fisher 1936) of a few features, and then asked about what the networks made.
@@ -39,7 +39,7 @@ def log_mel(sound: np.ndarray, rate: int, floor: float | None = None) -> np.ndar
 
 
 def chroma(sound: np.ndarray, rate: int) -> np.ndarray:
-    """How strong each pitch class is between 55 Hz and 1 kHz, ``[T, 12]``; from windows of a quarter of a second."""
+    """Strength of each pitch class between 55 Hz and 1 kHz, ``[T, 12]``, in windows of a quarter of a second."""
     size, hop = rate // 4, rate // 25
     padded = np.pad(sound, (size // 2, size))
     pieces = np.lib.stride_tricks.sliding_window_view(padded, size)[::hop][: len(sound) // hop]
@@ -52,7 +52,7 @@ def chroma(sound: np.ndarray, rate: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Distance:
-    """How far a recording is from what it should be."""
+    """Distance of a recording from the expected one."""
 
     log_mel: float  # dB, mean over time and bands; what lies 60 dB below the loudest does not count
     chroma: float  # correlation, mean over time
@@ -60,7 +60,7 @@ class Distance:
 
     @classmethod
     def between(cls, sound: np.ndarray, wanted: np.ndarray, rate: int) -> "Distance":
-        """Features of stereo audio ``[2, samples]``."""
+        """Measure the distance between two recordings, stereo audio ``[2, samples]``."""
         noise = ((sound - wanted) ** 2).sum()
         left, right = sound.mean(0), wanted.mean(0)
         wanted_mel = log_mel(right, rate)
@@ -73,7 +73,7 @@ class Distance:
 
 
 def strokes(sound: np.ndarray, rate: int) -> np.ndarray:
-    """Where something begins: rise of the level in three bands (to 150 Hz, 2.5 kHz, above), ``[T, 3]``, every 10 ms."""
+    """Onsets: rise of the level in three bands (to 150 Hz, 2.5 kHz, above), ``[T, 3]``, every 10 ms."""
     hertz = np.fft.rfftfreq(BLOCK, 1 / rate)
     bands = np.stack((hertz < 150, (hertz >= 150) & (hertz < 2500), hertz >= 2500), 1)
     level = np.sqrt(spectra(sound) @ bands)

@@ -1,4 +1,4 @@
-"""What the demo's songs are made of: tempi, genres, timbres, keys, and the parts of a song."""
+"""Material of the demo's songs: tempi, genres, timbres, keys, and the parts of a song."""
 
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ ENTRIES = 40  # lines and section marks of one song
 
 @dataclass(frozen=True)
 class Genre:
-    """What accompanies a melody. Numbers are slots of a bar: eighths, two a beat."""
+    """A genre: the accompaniment of a melody. Numbers are slots of a bar: eighths, two a beat."""
 
     beats: int  # a bar
     kick: tuple[int, ...]
@@ -30,7 +30,7 @@ class Genre:
 
     @property
     def slots(self) -> int:
-        """Eighths a bar."""
+        """Number of eighths a bar."""
         return 2 * self.beats
 
 
@@ -51,7 +51,7 @@ GENRES = {
 
 @dataclass(frozen=True)
 class Style:
-    """What tags decide, as indices of `TEMPI`, `GENRES`, `TIMBRES` and `KEYS`."""
+    """The choices that tags make, as indices of `TEMPI`, `GENRES`, `TIMBRES` and `KEYS`."""
 
     tempo: int
     genre: int
@@ -64,12 +64,12 @@ class Style:
 
     @property
     def grammar(self) -> Genre:
-        """The genre's table."""
+        """Entry of `GENRES` for this style."""
         return tuple(GENRES.values())[self.genre]
 
     @property
     def bar(self) -> int:
-        """Frames a bar."""
+        """Number of frames a bar."""
         return self.frames_a_beat * self.grammar.beats
 
     def slot_frames(self) -> list[int]:
@@ -81,7 +81,7 @@ class Style:
 
 @dataclass(frozen=True)
 class Part:
-    """What is played for one entry of the lyrics; its bars are played one after the other."""
+    """A part of a song: the bars for one entry of the lyrics."""
 
     kind: str  # "line", "break", "instrumental" or "end"
     section: int  # of `SECTIONS`

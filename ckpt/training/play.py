@@ -1,4 +1,4 @@
-"""Plays a checkpoint with the services' own engines, at their default values, on the CPU in fp32."""
+"""Playing of a checkpoint by the services' own engines, with their default values, on the CPU in fp32."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ TOGETHER = 8  # songs in a batch
 
 
 class Player:
-    """Both networks, ready."""
+    """Both engines of a checkpoint, loaded."""
 
     def __init__(self, folder: Path, steps: int = STEPS) -> None:
         self.checkpoint = open_checkpoint(folder)
@@ -29,7 +29,7 @@ class Player:
             network.to_device()
 
     def write(self, asked: Sequence[tuple[str, str]], seed: int, longest: int) -> list[np.ndarray]:
-        """Tags and lyrics → the codes of each song, int16 ``[8, T]``, with at most `longest` frames."""
+        """Make the codes of each song from its tags and lyrics, int16 ``[8, T]``, with at most `longest` frames."""
         frames: list[list[np.ndarray]] = [[] for _ in asked]
         waiting, playing = list(enumerate(asked)), 0
         while waiting or playing:
@@ -46,6 +46,6 @@ class Player:
         return [np.stack(song, axis=1) if song else np.zeros((8, 0), np.int16) for song in frames]
 
     def sound(self, song: np.ndarray) -> np.ndarray:
-        """Codes → stereo, float32 ``[2, samples]``."""
+        """Decode codes to stereo audio, float32 ``[2, samples]``."""
         pieces = [step.audio for step in self._codec.decode(song, seed=1) if step.audio is not None]
         return np.concatenate(pieces).T

@@ -1,4 +1,4 @@
-"""From codes to sound: a bank of wheels that never stop, as in a tonewheel organ, and a drum machine.
+"""Synthesiser of codes: a bank of wheels that turn all the time, as in a tonewheel organ, and a drum machine.
 
 There is a wheel for every semitone. A tone opens some of them, for its fundamental and its overtones, as far as timbre
 and age have it; so overtones are tempered, and phases follow from the clock alone. Every wheel is back where it began
@@ -39,7 +39,7 @@ TURNS = _turns()  # [wheels]
 
 @dataclass(frozen=True)
 class Timbre:
-    """How a tone's overtones begin and fade."""
+    """A timbre: how the overtones of a tone begin and fade."""
 
     overtones: dict[int, float]  # semitones above the fundamental → amplitude
     attack: tuple[float, ...]  # amplitude of the first latents
@@ -72,7 +72,7 @@ _DRUM_LEVELS = np.array([0.5] * 4 + [0.28] * 4 + [0.13] * 2)
 
 
 def _pan() -> np.ndarray:
-    """How loud each channel of a latent is on the left and on the right, ``[2, 128]``: wheels stand side by side."""
+    """Loudness of each channel of a latent on the left and on the right, ``[2, 128]``: wheels stand side by side."""
     wheel = 0.4 * np.sin(np.arange(len(WHEELS)) * 2 * np.pi / 5) * np.clip(np.arange(len(WHEELS)) / 20 - 0.3, 0, 1)
     low = len(LOW)
     drums = np.array([0.0] * 4 + [0.1] * 4 + [-0.3] * 2)
@@ -84,7 +84,7 @@ PAN = _pan()
 
 
 def _blocks(root: int, minor: int, state: int) -> list[tuple[int, float, float]]:
-    """What a chord plays: notes, how loud, and the age in latents of the frame's first half."""
+    """Notes of a chord, their loudness, and their age in latents at the frame's first half."""
     triad = [55 + (root + above - 55) % 12 for above in (0, 4 - minor, 7)]
     if state == 0:
         return []
@@ -120,7 +120,7 @@ TABLES = {stream: _table(stream) for stream in _LEVELS}
 
 
 def latents(song: np.ndarray) -> Tensor:
-    """Codes, int ``[8, T]`` → what the estimator is to make of them, fp32 ``[2T, 256]``: left, then right."""
+    """Latents that the estimator should make of codes, int ``[8, T]`` → fp32 ``[2T, 256]``: left, then right."""
     fields = codes.unpack(song)
     rows = dict(zip(codes.STREAMS, song, strict=True))
     clock, timbre = fields["wheels"].T
@@ -143,7 +143,7 @@ def latents(song: np.ndarray) -> Tensor:
 
 
 def _kernels() -> Tensor:
-    """What a 1 in each channel of a latent sounds like, fp32 ``[128, 2 · HOP]``."""
+    """Waveform of a 1 in each channel of a latent, fp32 ``[128, 2 · HOP]``."""
     rng = np.random.default_rng(7)
     time = np.arange(2 * HOP) / SAMPLE_RATE
     rise = 1 - np.abs(np.arange(2 * HOP) / HOP - 1)  # neighbours cross-fade linearly
@@ -165,7 +165,7 @@ KERNELS = _kernels()
 
 
 def waveform(latent: Tensor) -> Tensor:
-    """Latents, fp32 ``[2T, 256]`` → ``[2, 2T · HOP]``."""
+    """Waveform of latents, fp32 ``[2T, 256]`` → ``[2, 2T · HOP]``."""
     pieces = latent.view(len(latent), 2, CHANNELS).transpose(0, 1) @ KERNELS  # [2, T, 2 · HOP]
     pieces[:, 1:, :HOP] += pieces[:, :-1, HOP:]
     return pieces[..., :HOP].flatten(1)

@@ -65,7 +65,7 @@ _INSIDE = "[^\\[\\]\\n]{0,60}"  # brackets
 
 
 def tag_id(tag: str) -> int:
-    """The token of a tag that is named as in `music`."""
+    """Token of a tag that is named as in `music`."""
     return TOKENS.index(chr(_TAG + _KNOWN.index(tag)))
 
 
@@ -76,20 +76,20 @@ def lyrics_ids(entries: list[str | int]) -> list[int]:
 
 
 def entries_of(ids: list[int]) -> list[str | int]:
-    """The inverse of `lyrics_ids`; other tokens are passed over."""
+    """Inverse of `lyrics_ids`; other tokens are skipped."""
     first, kinds = len(TOKENS) - ENTRIES * len(_ENTRIES), [*SECTIONS, *range(1, LONGEST_LINE + 1)]
     return [kinds[(token - first) % len(kinds)] for token in ids if token >= first]
 
 
 def says() -> np.ndarray:
-    """What a token says, as 0 or 1, ``[tokens, fields]``: a line's number and its entry are two fields."""
+    """Fields of each token, as 0 or 1, ``[tokens, fields]``: a line's number and its entry are two fields."""
     fields = [[*token] if len(token) == 2 else [token] for token in TOKENS]
     known = sorted({field for token in fields for field in token})
     return np.array([[field in token for field in known] for token in fields], np.float32)
 
 
 def _rules() -> list[tuple[str, str]]:
-    """Regular expressions, and what replaces them, one after the other."""
+    """Regular expressions and their replacements, in the order in which they apply."""
     rules = [
         (f"(?<![\\w-])(?:{pattern})(?![\\w-]){_IN_TAGS}", chr(_TAG + number))
         for number, pattern in enumerate(SYNONYMS.values())
@@ -114,7 +114,7 @@ def _rules() -> list[tuple[str, str]]:
 
 
 def _syllables() -> list[tuple[str, str]]:
-    """Every group of vowels is one, and every sign of a script that is written in syllables."""
+    """Rules that find syllables: groups of vowels, and the characters of syllabic scripts."""
     vowel, consonant = "[aeiouy]", "[b-df-hj-np-tv-xz]"
     return [
         ("[\\p{Han}\\p{Hiragana}\\p{Katakana}\\p{Hangul}]", _SYLLABLE),

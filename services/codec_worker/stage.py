@@ -97,7 +97,7 @@ class DecodeStage:
         return self._engine.work_bytes
 
     async def obstacle(self, js: JetStreamContext) -> str | None:
-        """Always None: no queue follows."""
+        """Return None: the codec's stage has no next queue that could be full."""
         return None
 
     async def run(self, context: JobContext, worker: WorkerContext) -> None:

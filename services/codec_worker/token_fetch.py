@@ -1,4 +1,4 @@
-"""Finding the tokens of a song that is to be decoded."""
+"""Search for the tokens of a song that is to be decoded."""
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from shared.storage.token_file import unpack
 
 
 async def fetch_tokens(job: Job, order: DecodeJob, store: ObjectStore, jobs: JobStore) -> np.ndarray:
-    """All tokens of a song, int16 ``[8, T]``, by its record as it was claimed and its message.
+    """Fetch all tokens of a song, int16 ``[8, T]``, by its record as it was claimed and its message.
 
     The message may be of a tokenizer that had lost its lease, and its tokens deleted since. The record may have been
     claimed before it was moved on, and name the first frames only. So the first tokens that are whole are taken; when
@@ -40,5 +40,5 @@ async def _first_whole(job: Job, order: DecodeJob, store: ObjectStore) -> np.nda
 
 
 def token_keys(job: Job, order: DecodeJob) -> list[str]:
-    """Object keys of a song's tokens, that of the record first."""
+    """Object keys at which a song's tokens may be, that of the record first."""
     return list(dict.fromkeys(key for key in (job.tokens_key, order.tokens_key) if key is not None))

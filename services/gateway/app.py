@@ -1,4 +1,4 @@
-"""The ASGI application: routes, what they depend on, guards, and one handler for all errors."""
+"""The ASGI application: routes, their dependencies, guards, and one handler for all errors."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -79,12 +79,12 @@ def create_app(container: Container) -> Litestar:
 
 
 def _always(part: object) -> Provide:
-    """The dependency that is the same object for every request."""
+    """Declare a dependency that is one object for all requests."""
     return Provide(lambda: part, sync_to_thread=False, use_cache=True)
 
 
 def _options(handlers: Iterable[HTTPRouteHandler]) -> HTTPRouteHandler:
-    """The handler of OPTIONS at every address. Litestar's own knows only the methods of the first route at each."""
+    """Handler of OPTIONS at all addresses. Litestar's own knows only the methods of the first route at each."""
 
     @route(
         sorted({path for handler in handlers for path in handler.paths}),

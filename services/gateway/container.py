@@ -1,4 +1,4 @@
-"""Opens everything that one gateway consists of, in order, and closes it again. The parts are handed on one by one."""
+"""The container of one gateway: opens all parts in order, closes them again, and passes them on one by one."""
 
 import asyncio
 import contextlib
@@ -45,7 +45,7 @@ _CLOSE_PATIENCE = 5.0
 
 
 class Container:
-    """The parts of one gateway. Several gateways may run side by side; none keeps anything that another one lacks."""
+    """The parts of one gateway. Several gateways may run side by side: none keeps state that another would need."""
 
     def __init__(self, settings: Settings, nc: Connection, store: ObjectStore, prompter: Prompter) -> None:
         self.settings, self.nc, self.store = settings, nc, store
@@ -121,7 +121,7 @@ class Container:
         return container
 
     async def close(self) -> None:
-        """Take no more songs, finish what was begun, and disconnect."""
+        """Accept no more songs, finish what was begun, and disconnect."""
         self.renditions.close()
         with contextlib.suppress(Unavailable):
             await self.nats_requests.stop()

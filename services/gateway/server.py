@@ -1,4 +1,4 @@
-"""uvicorn around the application: started once NATS and the store answer, stopped without cutting clients off."""
+"""The HTTP server around the application: uvicorn, started once NATS and the store answer, stopped gracefully."""
 
 import asyncio
 import contextlib
@@ -26,7 +26,7 @@ _OTHER_FILES = 128  # connections to NATS and the store, webhooks, conversions t
 
 
 class GatewayServer(uvicorn.Server):
-    """Serves one gateway. It installs no signal handlers: the caller does."""
+    """uvicorn's server for one gateway. It installs no signal handlers: the caller does."""
 
     def __init__(self, container: Container) -> None:
         self._broadcaster, settings = container.broadcaster, container.settings

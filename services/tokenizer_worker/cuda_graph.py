@@ -1,4 +1,4 @@
-"""CUDA graphs: work that is the same every time is recorded once and replayed.
+"""CUDA graphs: work that does not change is recorded once and replayed.
 
 A frame is some 2,000 small kernels. Launching them one by one from Python takes longer than computing them.
 """
@@ -40,7 +40,7 @@ class Recording:
         self._play: Work | None = None
 
     def run(self, work: Work, shapes: object) -> None:
-        """Do `work`, whose shapes and addresses are the same as the last time if `shapes` are."""
+        """Run `work`. Its shapes and addresses have not changed if `shapes` are equal to those of the last call."""
         if shapes != self._shapes:
             self.forget()
             self._shapes = shapes

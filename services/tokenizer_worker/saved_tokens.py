@@ -1,4 +1,4 @@
-"""Saving a song's tokens while they are made, so that it can continue elsewhere after anything."""
+"""Saving of a song's tokens while they are made, so that the song can continue in any worker."""
 
 import asyncio
 import logging
@@ -37,7 +37,7 @@ class SavedTokens:
         self._saving: asyncio.Task[None] | None = None
 
     async def load(self) -> tuple[np.ndarray, bool]:
-        """The tokens that earlier turns saved: int16 ``[8, T]``, T ≥ 0, and whether they are the whole song.
+        """Load the tokens that earlier turns saved: int16 ``[8, T]``, T ≥ 0, and whether they are the whole song.
 
         Tokens that are damaged, missing or another model's are not used. Raises `Unavailable`.
         """
@@ -83,7 +83,7 @@ class SavedTokens:
             await self.name_in_record()
 
     async def name_in_record(self) -> None:
-        """Let the record name what was saved. Raises as `save` does."""
+        """Write the key of the saved tokens into the record. Raises as `save` does."""
         if not self._named:
             job = self._context.job
             await self._jobs.update(job.job_id, job.tenant, self._name)
@@ -97,7 +97,7 @@ class SavedTokens:
         return change(job, tokens_key=self.key, attempts=0)
 
     async def delete_older(self) -> None:
-        """Delete what an earlier turn saved. A failure is only logged."""
+        """Delete the tokens that an earlier turn saved. A failure is only logged."""
         older = self._context.job.tokens_key
         if older is not None and older != self.key:
             try:

@@ -61,7 +61,7 @@ class TokenStage:
 
     @property
     def slots(self) -> int:
-        """Songs that fit the batch, as far as is known."""
+        """Number of songs that fit the batch, as far as is known."""
         return self._batch.limit
 
     def song_bytes(self, job: Job) -> int:
@@ -79,7 +79,7 @@ class TokenStage:
         return None
 
     async def run(self, context: JobContext, worker: WorkerContext) -> None:
-        """Make the tokens of one song, from where they were saved last, and hand them on."""
+        """Make the tokens of one song, continuing from the saved ones, and queue the song for decoding."""
         saved = SavedTokens(context, worker.jobs, worker.store, self.model, worker.count_progress)
         try:
             codes, ended = await saved.load()  # int16 [8, T]
@@ -96,7 +96,7 @@ class TokenStage:
     async def _generate(
         self, context: JobContext, worker: WorkerContext, saved: SavedTokens, before: np.ndarray
     ) -> np.ndarray:
-        """All tokens of a song, int16 ``[8, T]``, from those made `before`.
+        """Make all tokens of a song, int16 ``[8, T]``, continuing from those made `before`.
 
         When the song has to leave the device, its tokens are saved before the reason is raised.
         """

@@ -84,7 +84,7 @@ class Weights:
 
     @torch.no_grad()
     def load(self, fill: Callable[[], None]) -> None:
-        """Take host memory, and let `fill` write every parameter of the model into its place there. Once."""
+        """Allocate host memory, and let `fill` write every parameter into its place there. Call it once."""
         places = [*self._moving, *self._staying]
         block = torch.empty(places[-1].end, dtype=torch.uint8)  # pages are taken as they are written
         for place in places:

@@ -1,1 +1,1 @@
-"""A worker process, whatever its stage: heartbeats, turns on the device, and the songs in them."""
+"""A worker process for any stage: heartbeats, turns on the device, and the songs in them."""

@@ -1,4 +1,4 @@
-"""Heartbeats: what a worker is, has and does, kept in the WORKERS bucket for as long as it lives."""
+"""Heartbeats: the description and state of a worker, in the WORKERS bucket for as long as it lives."""
 
 import asyncio
 import contextlib

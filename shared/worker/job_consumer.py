@@ -104,7 +104,7 @@ class JobConsumer:
                     await self._wake.wait()
 
     async def next(self, turn: Turn) -> JobContext | None:
-        """The next song that needs this stage, claimed under the turn's fencing token; None when none waits.
+        """Claim the next song that needs this stage under the turn's fencing token; None when none waits.
 
         Raises `Unavailable`.
         """
@@ -122,7 +122,7 @@ class JobConsumer:
                 return context
 
     async def _fetch(self, consumer: str) -> QueueMessage | None:
-        """One message if there is one. A pull request that waits would stall across a reconnect."""
+        """Fetch a message if there is one. A pull request that waits would stall across a reconnect."""
         subject = f"$JS.API.CONSUMER.MSG.NEXT.{self._spec.stream}.{consumer}"
         request = b'{"batch":1,"no_wait":true}'
         with nats_errors("the queue cannot be read"):

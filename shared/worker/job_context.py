@@ -1,4 +1,4 @@
-"""One claimed job while a worker has it: its message kept, its events published, its cancellation noticed."""
+"""A claimed job while a worker has it: keeps its message, publishes its events, notices its cancellation."""
 
 import asyncio
 import contextlib
@@ -113,7 +113,7 @@ class JobContext:
                 self._outbox.task_done()
 
     async def _keep_message(self) -> None:
-        """Keep the message, and look whether the song is still wanted: a cancellation message can get lost."""
+        """Keep the message, and check that the song was not cancelled: a cancellation message can get lost."""
         while True:
             await asyncio.sleep(self._keep_every)
             with contextlib.suppress(Unavailable):

@@ -1,4 +1,4 @@
-"""Running the songs of a worker: each in a task of its own, from its claim until its message is settled."""
+"""The songs in hand of a worker, each in a task of its own, from its claim until its message is settled."""
 
 import asyncio
 import logging
@@ -42,7 +42,7 @@ class JobRunner:
         self._tasks: dict[JobContext, asyncio.Task[None]] = {}  # until settled
 
     def __len__(self) -> int:
-        """Songs in hand, those included that have left the device and are not settled yet."""
+        """Number of songs in hand, including those that have left the device and are not settled yet."""
         return len(self._tasks)
 
     def has(self, job_id: str) -> bool:
@@ -50,7 +50,7 @@ class JobRunner:
         return any(context.job.job_id == job_id for context in self._tasks)
 
     def on_device(self) -> list[JobContext]:
-        """Songs of which something is on the device."""
+        """Songs that use the device."""
         return [context for context in self._tasks if not context.off_device.is_set()]
 
     def start(self, context: JobContext) -> None:
@@ -131,7 +131,7 @@ class JobRunner:
             self._gate.doubt()
 
     async def _settle(self, outcome: Outcome, error: Exception, context: JobContext) -> AttemptResult:
-        """Carry an outcome out. Returns how the attempt is counted."""
+        """Carry out an outcome. Returns how the attempt is counted."""
         job = context.job
         if outcome.failures is not None:
             log.error("%s: failure %d of %d", job.job_id, outcome.failures, MAX_FAILURES, exc_info=error)

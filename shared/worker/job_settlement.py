@@ -1,4 +1,4 @@
-"""How a song leaves a worker: given back, sent back for new tokens, counted, or failed. Each settles its message."""
+"""The ways in which a song leaves a worker: given back, sent back for new tokens, tried again later, or failed."""
 
 import contextlib
 import logging
@@ -103,7 +103,7 @@ class JobSettlement:
             await queue_tokens(self._nc, job)
 
     async def retry_later(self, context: JobContext, failures: int, reason: str, delay: float) -> None:
-        """Note an error in a song's record, as its `failures`-th, and try it again after `delay` seconds."""
+        """Record an error as the song's `failures`-th, and try the song again after `delay` seconds."""
 
         def note(job: Job) -> Job:
             if job.status in ENDED or job.fencing_token != context.turn.fencing_token:
@@ -140,7 +140,7 @@ class JobSettlement:
         await message.acknowledge()
 
     async def dead_letter(self, message: QueueMessage, job_id: str, reason: str) -> None:
-        """Keep a message that no worker can use where an operator finds it, and take it out of the queue."""
+        """Store a message that no worker can use as a dead letter for the operator, and remove it from the queue."""
         name = "".join(c if c.isalnum() or c in "-_" else "-" for c in job_id) or "unknown"
         headers = {"Reason": " ".join(reason.split())[:_REASON_LENGTH]}
         with nats_errors("a dead letter cannot be stored"):

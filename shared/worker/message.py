@@ -21,30 +21,30 @@ class QueueMessage:
 
     @property
     def redelivered(self) -> bool:
-        """Whether it was delivered before."""
+        """Whether the message was delivered before."""
         return self._msg.metadata.num_delivered > 1
 
     @property
     def queued_at(self) -> datetime:
-        """When it came into the queue."""
+        """Time at which the message was queued."""
         return self._msg.metadata.timestamp
 
     async def acknowledge(self) -> None:
-        """Take it out of the queue, and wait until the server has done so."""
+        """Remove the message from the queue, and wait until the server has done so."""
         with nats_errors("a message cannot be acknowledged"):
             await self._msg.ack_sync()
 
     async def give_back(self, delay: float = 0) -> None:
-        """Let it be delivered again, not before `delay` seconds are over."""
+        """Have the message delivered again after at least `delay` seconds."""
         with nats_errors("a message cannot be given back"):
             await self._msg.nak(delay=delay or None)
 
     async def keep(self) -> None:
-        """Restart the time after which it would be delivered again."""
+        """Restart the time after which the message would be delivered again."""
         with nats_errors("a message cannot be kept"):
             await self._msg.in_progress()
 
     async def discard(self) -> None:
-        """Take it out of the queue although its work was not done."""
+        """Remove the message from the queue although its work was not done."""
         with nats_errors("a message cannot be discarded"):
             await self._msg.term()

@@ -40,7 +40,7 @@ class ModelResidency:
         self._resident = False
 
     def turn(self, held: HeldLease) -> Turn:
-        """A new turn of the stage's role, under a lease."""
+        """Begin a new turn of the stage's role, under a lease."""
         return Turn(held, self._stage.spec.role, self._ledger)
 
     async def enter(self, turn: Turn, phase: Phase) -> None:
@@ -85,7 +85,7 @@ class ModelResidency:
             self._ledger.clear()
 
     def memory_for(self, job: Job) -> DeviceMemory:
-        """What a song needs of the device, and what others use of it."""
+        """Memory of the device that a song needs, and that others use."""
         residents = self._ledger.residents()
         booked = sum(resident.nbytes for resident in residents)
         return DeviceMemory(

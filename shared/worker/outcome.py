@@ -1,4 +1,4 @@
-"""What an error means for the song that met it, for its turn, and for the worker."""
+"""Outcomes of errors: the consequences for the song that met one, for its turn, and for the worker."""
 
 from dataclasses import dataclass, replace
 from enum import Enum, auto
@@ -98,7 +98,7 @@ def classify(error: Exception, *, role: Role, failures: int, memory: DeviceMemor
 
 
 def _does_not_fit(reason: str, failures: int, memory: DeviceMemory) -> Outcome:
-    """Memory that others use becomes free again; memory that the device does not have never does."""
+    """Outcome for a song that does not fit: memory that others use becomes free again, missing memory never does."""
     advised = f"{reason}; {_ADVICE}"
     if memory.needed > memory.capacity:
         return Outcome(settlement=Settlement.FAIL, result="failed", reason=advised)

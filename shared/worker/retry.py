@@ -1,4 +1,4 @@
-"""Repeating a call while NATS or the object store is unavailable."""
+"""Retries of calls while NATS or the object store is unavailable."""
 
 import logging
 import time

@@ -1,4 +1,4 @@
-"""The part of a song's way that one kind of worker does."""
+"""A stage: the part of the work on a song that one kind of worker does."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -40,7 +40,7 @@ class JobStage(Protocol):
 
     @property
     def slots(self) -> int:
-        """Songs that it works on at once. Read before each song: less memory may mean fewer."""
+        """Number of songs that the stage works on at once. Read before each song: less memory may mean fewer."""
 
     @property
     def rate(self) -> Throughput:

@@ -1,4 +1,4 @@
-"""What a worker is doing at the moment, as its heartbeats publish it."""
+"""The present state of a worker, as its heartbeats publish it."""
 
 import asyncio
 import logging
@@ -14,7 +14,7 @@ _LOADING_SECONDS = 600.0  # for which a model that loads or compiles counts as p
 
 
 class WorkerState:
-    """Written by the turn loop and the job runner, read by the heartbeat.
+    """The state of a worker, written by the turn loop and the job runner, read by the heartbeat.
 
     Methods belong to the event loop, except `count_progress`.
     """
@@ -35,20 +35,20 @@ class WorkerState:
         return "working" if self.turn else "waiting" if self._waiting else "idle"
 
     def begin_waiting(self) -> None:
-        """The worker waits for the device from now on."""
+        """Record that the worker begins to wait for the device."""
         self._waiting, self.since = True, time.time()
         self.changed.set()
 
     def end_waiting(self) -> None:
-        """The worker has the device, or gave up waiting for it."""
+        """Record that the worker has the device, or gave up waiting for it."""
         self._waiting = False
 
     def begin_turn(self, turn: Turn) -> None:
-        """A turn begins."""
+        """Record that a turn begins."""
         self.turn, self.since = turn, time.time()
 
     def end_turn(self) -> None:
-        """The turn is over."""
+        """Record that the turn is over."""
         self.turn, self.since = None, time.time()
         self.changed.set()
 
@@ -76,11 +76,11 @@ class WorkerState:
         self._progress += 1
 
     def begin_loading(self) -> None:
-        """A model is being moved to the device: for a while that counts as progress by itself."""
+        """Record that a model is being moved to the device. For a while that counts as progress by itself."""
         self._loading_since = time.monotonic()
 
     def end_loading(self) -> None:
-        """The model is ready."""
+        """Record that the model is on the device."""
         self._loading_since = None
 
     def progress(self) -> int:

@@ -131,7 +131,7 @@ class TurnLoop:
             self._metrics.turn.observe(time.monotonic() - began)
 
     async def _acquire(self) -> HeldLease | None:
-        """Wait for the device. None when draining."""
+        """Wait for the device; None when draining."""
         self._state.begin_waiting()
         acquiring = asyncio.create_task(self._lease.acquire())
         try:
@@ -158,7 +158,7 @@ class TurnLoop:
         )
 
     async def _work(self, turn: Turn, held: HeldLease, first: JobContext) -> None:
-        """Work on songs until the policy says that the turn is over; then nothing of any song is on the device.
+        """Work on songs until the policy ends the turn and every song has left the device.
 
         Raises the error that ended the turn early.
         """
@@ -190,7 +190,7 @@ class TurnLoop:
             raise self._runner.turn_error
 
     def _decide(self, held: HeldLease, began: float, more: bool) -> Decision:
-        """What to do next. `began` is when work began (monotonic); `more` says whether songs may be waiting."""
+        """Decide what to do next. `began` is when work began (monotonic); `more` says whether songs may be waiting."""
         if self._draining.active or self._runner.turn_error is not None or not held.alive:
             return Decision.YIELD
         running = len(self._runner.on_device())
@@ -207,7 +207,7 @@ class TurnLoop:
         )
 
     async def _leave(self, held: HeldLease) -> None:
-        """End a turn. Freeing is always allowed, with or without a lease; the lease goes last.
+        """End a turn. Memory may be freed with or without a lease; the lease is released last.
 
         While it cannot be known that the device is free, the lease stays: this process has to end for that.
         """

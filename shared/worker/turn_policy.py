@@ -1,4 +1,4 @@
-"""The decision whether a worker goes on, takes another song, or gives the device away.
+"""The turn policy: decides whether a worker continues, takes another song, or releases the device.
 
 Swapping models is expensive, so a turn is a slice of time and not a song; and a song that has its tokens must not wait
 for all others to get theirs, so a slice ends. Both decisions are functions of numbers alone.
@@ -22,7 +22,7 @@ class Decision(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class Situation:
-    """What a worker that holds the device knows when it decides."""
+    """The facts that a worker with the device decides by."""
 
     running: int  # songs in hand
     slots: int  # songs that it can have in hand
@@ -43,7 +43,7 @@ class TurnPolicy:
     slice: float  # seconds
 
     def decide(self, now: Situation) -> Decision:
-        """The decision for a situation."""
+        """Decide for a situation."""
         over = now.wanted is not None and now.held >= self.slice
         if over and now.wanted is not None and now.wanted >= self.slice / 4:
             return Decision.YIELD
@@ -53,5 +53,5 @@ class TurnPolicy:
 
 
 def lanes(highs_in_a_row: int) -> tuple[Priority, Priority]:
-    """The order in which to look for the next song, after so many of the high lane in a row."""
+    """Order in which to look for the next song, after a number of songs of the high lane in a row."""
     return ("normal", "high") if highs_in_a_row >= HIGH_IN_A_ROW else ("high", "normal")

@@ -1,4 +1,4 @@
-"""What a stage may use of the worker that it runs in."""
+"""The parts of a worker that its stage may use."""
 
 import asyncio
 from collections.abc import Callable
@@ -30,5 +30,5 @@ class WorkerContext:
     memory_used: Callable[[], int]  # bytes in use on the device when last measured
 
     async def in_engine(self, call: Callable[[], _T]) -> _T:
-        """Run a call in the engine's thread. Raises what it raises."""
+        """Run a call in the engine's thread. Raises the errors of the call."""
         return await asyncio.get_running_loop().run_in_executor(self.engine, call)

@@ -62,7 +62,7 @@ class NatsServer(Server):
         return [port for port in (self.port, self.monitor_port) if port]
 
     def _prepare(self) -> None:
-        """Nothing to write: the configuration is part of the project."""
+        """Write nothing: the configuration is part of the project."""
 
     async def _answers(self) -> bool:
         try:

@@ -80,7 +80,7 @@ class StoreProbe:
 
 
 class Watchdog:
-    """Watches embedded servers, at least one, and restarts those that accept no writes."""
+    """Watches one or more embedded servers, and restarts those that accept no writes."""
 
     def __init__(
         self,

@@ -17,7 +17,7 @@ class DecodeStep:
 
 
 class CodecEngine(Protocol):
-    """Makes audio from token frames. Synchronous: run it in a thread of its own."""
+    """An engine that makes audio from token frames. Its methods block: call them in a thread of their own."""
 
     sample_rate: int  # Hz
 

@@ -49,11 +49,11 @@ class HeartlibCodec:
 
     @property
     def work_bytes(self) -> int:
-        """The reference decodes a window at a time as well, but makes its whole waveform at once."""
+        """Upper estimate of the memory for decoding: the reference makes the whole waveform of a window at once."""
         return self._blank.work_bytes(744, 744)
 
     def load(self) -> None:
-        """Raises `ConfigError` for whatever heartlib stumbles over."""
+        """Load the checkpoint. Raises `ConfigError` for any error of heartlib."""
         folder = self._checkpoint.codec_path
         try:
             model = self._reference.HeartCodec.from_pretrained(str(folder), dtype=self._dtype)
@@ -62,7 +62,10 @@ class HeartlibCodec:
         self._model = model.eval()
 
     def to_device(self) -> None:
-        """Raises `PhaseError` before `load`, `DeviceFull` with the weights back on the host."""
+        """Move the weights to the device.
+
+        Raises `PhaseError` before `load`, and `DeviceFull` with the weights back on the host.
+        """
         if self._model is None:
             raise PhaseError("the codec is not loaded")
         try:
@@ -82,7 +85,7 @@ class HeartlibCodec:
             torch.cuda.empty_cache()
 
     def decode(self, codes: np.ndarray, *, seed: int) -> Iterator[DecodeStep]:
-        """The whole song in one step. Raises `PhaseError` or `DeviceFull`."""
+        """Decode the whole song in one step. Raises `PhaseError` or `DeviceFull`."""
         if not self._on_device:
             raise PhaseError("the codec is not on the device")
         devices = [self._device] if self._device.type == "cuda" else []

@@ -54,7 +54,10 @@ class NativeCodec:
             self._schedule = Schedule(self._model.estimator, self._steps)
 
     def to_device(self) -> None:
-        """Raises `PhaseError` before `load`, and `DeviceFull` with the weights back on the host."""
+        """Move the weights to the device.
+
+        Raises `PhaseError` before `load`, and `DeviceFull` with the weights back on the host.
+        """
         self._weights.to_device()
         assert self._schedule is not None
         try:
@@ -65,12 +68,12 @@ class NativeCodec:
             raise
 
     def to_host(self) -> None:
-        """The device's memory is given back to the driver."""
+        """Drop the device's copy of the weights, and give its memory back to the driver."""
         self._ready = None
         self._weights.to_host()
 
     def decode(self, codes: np.ndarray, *, seed: int) -> Iterator[DecodeStep]:
-        """int16 ``[8, L]`` → steps; a window takes its Euler steps and one for each stretch of its waveform.
+        """Decode int16 codes ``[8, L]``: a window takes its Euler steps and one for each stretch of its waveform.
 
         Codes outside the codebooks add nothing. Raises `ValueError` for codes of another shape or an empty song,
         `PhaseError` when the weights are not on the device, `DeviceFull`.
@@ -125,8 +128,7 @@ def _guarded(steps: Iterator[DecodeStep]) -> Iterator[DecodeStep]:
 
 
 def noise(seed: int, window: int, plan: WindowPlan, channels: int) -> Tensor:
-    """The noise that a window starts from, fp32 ``[latents, channels]``; drawn on the host, so that all devices
-    start alike."""
+    """Noise at the start of a window, fp32 ``[latents, channels]``; drawn on the host, so all devices start alike."""
     mixed = np.random.SeedSequence((seed, window)).generate_state(1, np.uint64)[0]
     generator = torch.Generator().manual_seed(int(mixed >> np.uint64(1)))
     return torch.randn(2 * plan.window, channels, generator=generator)

@@ -12,7 +12,7 @@ FRAMES_A_STEP = 25
 
 
 class TrivialCodec:
-    """Beeps whose pitch follows codebook 0 and whose loudness codebook 1, at a settable pace."""
+    """Makes beeps whose pitch follows codebook 0 and whose loudness follows codebook 1, at a settable pace."""
 
     sample_rate = 8000
     weight_bytes = 30 * 2**20
@@ -22,7 +22,7 @@ class TrivialCodec:
         self._pause = step_ms / 1000
 
     def load(self) -> None:
-        """Nothing to read."""
+        """Read nothing: there are no weights."""
 
     def to_device(self) -> None:
         """Nothing to move."""
@@ -31,7 +31,7 @@ class TrivialCodec:
         """Nothing to move."""
 
     def decode(self, codes: np.ndarray, *, seed: int) -> Iterator[DecodeStep]:
-        """Two seconds a step."""
+        """Make beeps, two seconds of audio a step."""
         frames = codes.shape[1]
         samples = samples_of(1, self.sample_rate)
         total = -(-frames // FRAMES_A_STEP)

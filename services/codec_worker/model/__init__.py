@@ -1,4 +1,4 @@
-"""HeartCodec's decoding half: token frames → latents by flow matching → stereo waveform. No encoder."""
+"""HeartCodec without its encoder: token frames → latents by flow matching → stereo waveform."""
 
 from services.codec_worker.model.estimator import Estimator
 from services.codec_worker.model.flow_matching import EulerSolver, Schedule

@@ -5,7 +5,7 @@ from torch.nn import functional as F
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor, *, dilation: int = 1, padding: int = 0) -> Tensor:
-    """``x [rows, T, inputs]``, weight ``[outputs, kernel, inputs]`` → ``[rows, T', outputs]``."""
+    """Convolve ``x [rows, T, inputs]`` with weight ``[outputs, kernel, inputs]`` → ``[rows, T', outputs]``."""
     if weight.shape[1] == 1:
         return F.linear(x, weight[:, 0], bias)
     # As an image of one row, because only images may have their width last.

@@ -47,7 +47,7 @@ def rotate(x: Tensor, table: Tensor) -> Tensor:
 
 
 class Projection(nn.Module):
-    """A convolution over three latents, scaled by 3^−½, then a linear layer."""
+    """Projection of latents: a convolution over three of them, scaled by 3^−½, then a linear layer."""
 
     def __init__(self, inputs: int, outputs: int, dtype: torch.dtype) -> None:
         super().__init__()
@@ -56,14 +56,14 @@ class Projection(nn.Module):
         self.linear = nn.Linear(outputs, outputs, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[rows, T, inputs]`` → ``[rows, T, outputs]``, both of any dtype."""
+        """Project ``[rows, T, inputs]`` to ``[rows, T, outputs]``, both of any dtype."""
         x = convolve(x.to(self.weight.dtype), self.weight, self.bias, padding=1)
         projected: Tensor = self.linear(x.mul_(3**-0.5))
         return projected
 
 
 class TimeEmbedding(nn.Module):
-    """Time → an embedding ``e`` and, from it, the six modulation vectors that all blocks of a stack share."""
+    """Embedding ``e`` of a time and, from it, the six modulation vectors that all blocks of a stack share."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -72,13 +72,13 @@ class TimeEmbedding(nn.Module):
         self.linear = nn.Linear(dim, 6 * dim)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """``[steps, 512]`` → modulation ``[steps, 6, D]`` and embedding ``[steps, 1, D]``."""
+        """Turn time features ``[steps, 512]`` into modulation ``[steps, 6, D]`` and embedding ``[steps, 1, D]``."""
         e = self.linear_2(F.silu(self.linear_1(features)))
         return self.linear(F.silu(e)).unflatten(-1, (6, -1)), e[:, None]
 
 
 class Block(nn.Module):
-    """Attention over the whole window, then SwiGLU, both between modulation and a gate.
+    """A transformer block: attention over the whole window, then SwiGLU, both between modulation and a gate.
 
     Matrices are of `dtype`; what is added up and normed stays in fp32.
     """
@@ -97,14 +97,14 @@ class Block(nn.Module):
         self.scale_shift_table = nn.Parameter(torch.empty(6, dim))
 
     def forward(self, x: Tensor, modulation: Tensor, table: Tensor) -> Tensor:
-        """``x [rows, T, D]`` fp32, unchanged in shape; modulation ``[6, D]`` of this step, fp32."""
+        """Run the block on ``x [rows, T, D]`` with this step's modulation ``[6, D]``, all fp32; keeps the shape."""
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = self.scale_shift_table + modulation
         x = x.addcmul(gate, self._attend(self._norm(x, self.attn_norm, shift, scale), table))
         h = self._norm(x, self.mlp_norm, mlp_shift, mlp_scale)
         return x.addcmul(mlp_gate, self.down(F.silu(self.gate(h)).mul(self.up(h))))
 
     def _norm(self, x: Tensor, weight: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-        """RMSNorm(x) · (1 + scale) + shift, ready for a matrix."""
+        """Modulated norm in the dtype of the matrices: RMSNorm(x) · (1 + scale) + shift."""
         return F.rms_norm(x, weight.shape, weight * (1 + scale), NORM_EPS).add_(shift).to(self.down.weight.dtype)
 
     def _attend(self, x: Tensor, table: Tensor) -> Tensor:
@@ -117,7 +117,7 @@ class Block(nn.Module):
 
 @dataclass(frozen=True)
 class Modulation:
-    """All that depends on time alone, for every step of a schedule; computed once, used by every window."""
+    """Tensors that depend on time alone, for every step of a schedule; computed once, used by every window."""
 
     first: Tensor  # [steps, 6, D]
     first_embedding: Tensor  # [steps, 1, D]
@@ -125,7 +125,7 @@ class Modulation:
     second_embedding: Tensor  # [steps, 1, 2D]
 
     def to(self, device: torch.device) -> "Modulation":
-        """A copy on a device."""
+        """Copy of the tensors on a device."""
         return Modulation(*(getattr(self, field.name).to(device) for field in fields(self)))
 
 

@@ -1,4 +1,4 @@
-"""Flow matching: from noise to latents in a few Euler steps, with guidance and with context to go on from."""
+"""Flow matching: from noise to latents in a few Euler steps, with guidance and the context of the previous window."""
 
 from copy import copy
 
@@ -30,7 +30,7 @@ class Schedule:
         self.modulation: Modulation = estimator.modulation(self.times)
 
     def to(self, device: torch.device) -> "Schedule":
-        """A copy with its modulation on a device."""
+        """Copy of the schedule with its modulation on a device."""
         moved = copy(self)
         moved.modulation = self.modulation.to(device)
         return moved
@@ -71,17 +71,17 @@ class EulerSolver:
 
     @property
     def latents(self) -> Tensor:
-        """``[T, 256]`` fp32; final once `finished`."""
+        """Present latents of the window, ``[T, 256]`` fp32; final once `finished`."""
         return self._x
 
     def inputs(self) -> Tensor:
-        """What the estimator sees in the next step, ``[rows, T, in_channels]``; the context is put into place."""
+        """Inputs of the estimator in the next step, ``[rows, T, in_channels]``, with the context in its place."""
         t, n = self._schedule.times[self._done], len(self._context)
         self._x[:n] = (1 - (1 - SIGMA_MIN) * t) * self._noise[:n] + t * self._context
         return torch.cat((self._x.expand(len(self._fixed), -1, -1), self._fixed), dim=-1)
 
     def step(self) -> None:
-        """One Euler step."""
+        """Run one Euler step."""
         velocity = self._estimator(self.inputs(), self._schedule.modulation, self._done)
         if self._guidance > 1:
             unconditional, conditional = velocity

@@ -1,4 +1,4 @@
-"""HeartCodec's decoder: the weights that decoding needs."""
+"""HeartCodec's decoder: the weights and computations that decoding needs."""
 
 import torch
 from torch import nn
@@ -10,7 +10,7 @@ from shared.model.checkpoint import CodecConfig
 
 
 class HeartCodec(nn.Module):
-    """Codes → conditioning, latents → velocity, latents → waveform.
+    """The three networks of decoding: codes → conditioning, latents → velocity, latents → waveform.
 
     `dtype` is that of the estimator's matrices; all else stays in fp32, where rounding errors would be heard.
     """

@@ -1,4 +1,4 @@
-"""Loading the official codec checkpoint: names, weight norm, and what decoding does without."""
+"""Loading of the official codec checkpoint: names, weight norm, and tensors that decoding does not need."""
 
 import re
 from pathlib import Path
@@ -73,7 +73,7 @@ def load_weights(model: HeartCodec, folder: Path) -> None:
 
 
 def places(model: HeartCodec) -> dict[str, Tensor]:
-    """The model's parameters under the checkpoint's names and in its shapes, weight norm folded."""
+    """Parameters of the model under the checkpoint's names and in its shapes, weight norm folded."""
     found: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
         place: Tensor = parameter
@@ -98,6 +98,6 @@ def _check(folder: Path, source: str, tensor: Tensor, shape: list[int]) -> None:
 
 
 def _fold(magnitude: Tensor, direction: Tensor) -> Tensor:
-    """Weight norm (Salimans & Kingma 2016) over all dimensions but the first: g · v / ‖v‖, fp32."""
+    """Fold weight norm (Salimans & Kingma 2016) over all dimensions but the first: g · v / ‖v‖, fp32."""
     norm: Tensor = torch.linalg.vector_norm(direction, dim=tuple(range(1, direction.ndim)), keepdim=True)
     return direction * (magnitude / norm)

@@ -1,4 +1,4 @@
-"""From codes to the conditioning of the flow: residual vector quantisation read backwards."""
+"""Residual vector quantisation, inverted: from codes to the conditioning of the flow."""
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +8,7 @@ from shared.model.checkpoint import CodecConfig
 
 
 class Quantizer(nn.Module):
-    """Eight codebooks, the projection out of their space, and the conditioning layer."""
+    """The quantiser: eight codebooks, the projection out of their space, and the conditioning layer."""
 
     def __init__(self, config: CodecConfig) -> None:
         super().__init__()
@@ -19,7 +19,7 @@ class Quantizer(nn.Module):
         self.cond_feature_emb = nn.Linear(config.dim, config.dim)
 
     def codebook_sum(self, codes: Tensor) -> Tensor:
-        """int64 ``[8, T]`` → ``[T, codebook_dim]``, one row a codebook, added up.
+        """Add up the rows of all codebooks for codes int64 ``[8, T]`` → ``[T, codebook_dim]``.
 
         A code outside its codebook adds nothing. (The language model knows a few more codes than the codec; the
         reference reads them from the next codebook.)
@@ -30,6 +30,6 @@ class Quantizer(nn.Module):
         return (torch.stack(rows) * known[..., None]).sum(0)
 
     def forward(self, codes: Tensor) -> Tensor:
-        """int64 ``[8, T]`` → conditioning ``[2T, dim]``: every 80 ms frame twice, for latents at 25 Hz."""
+        """Turn codes int64 ``[8, T]`` into conditioning ``[2T, dim]``: each 80 ms frame twice, for latents at 25 Hz."""
         mu: Tensor = self.cond_feature_emb(self.project_out(self.codebook_sum(codes)))
         return mu.repeat_interleave(2, dim=0)

@@ -22,7 +22,7 @@ class ConvCache:
         self._last: dict[nn.Module, Tensor] = {}  # [channels, reach, width]
 
     def extend(self, layer: nn.Module, x: Tensor, reach: int) -> Tensor:
-        """``[channels, T, width]`` → ``[channels, reach + T, width]``: with the inputs that came before."""
+        """Put the previous inputs before ``[channels, T, width]`` → ``[channels, reach + T, width]``."""
         before = self._last.get(layer)
         if before is None:
             before = x.new_zeros(x.shape[0], reach, x.shape[2])
@@ -32,7 +32,7 @@ class ConvCache:
 
 
 class Convolution(nn.Module):
-    """A convolution; its weight norm is folded when it is loaded."""
+    """A causal convolution, whose weight norm is folded when it is loaded."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, dilation: int = 1) -> None:
         super().__init__()
@@ -42,15 +42,15 @@ class Convolution(nn.Module):
 
     @property
     def reach(self) -> int:
-        """Inputs before the present one that an output depends on."""
+        """Number of inputs before the present one that an output depends on."""
         return self.dilation * (self.weight.shape[1] - 1)
 
     def convolve(self, x: Tensor) -> Tensor:
-        """``[channels, reach + T, inputs]`` → ``[channels, T, outputs]``."""
+        """Convolve ``[channels, reach + T, inputs]`` → ``[channels, T, outputs]``."""
         return convolve(x, self.weight, self.bias, dilation=self.dilation)
 
     def forward(self, x: Tensor, conv_cache: ConvCache) -> Tensor:
-        """Causally: ``[channels, T, inputs]`` → ``[channels, T, outputs]``."""
+        """Convolve causally, ``[channels, T, inputs]`` → ``[channels, T, outputs]``."""
         return self.convolve(conv_cache.extend(self, x, self.reach) if self.reach else x)
 
 
@@ -66,7 +66,7 @@ class Upsampling(nn.Module):
         self.bias = nn.Parameter(torch.empty(outputs))
 
     def forward(self, x: Tensor, conv_cache: ConvCache) -> Tensor:
-        """``[channels, T, inputs]`` → ``[channels, T · stride, outputs]``."""
+        """Upsample ``[channels, T, inputs]`` → ``[channels, T · stride, outputs]``."""
         x = conv_cache.extend(self, x, 1)
         here, before = self.weight.flatten(0, 1).chunk(2)  # [stride · outputs, inputs]
         y = F.linear(x[:, 1:], here, self.bias.repeat(len(self.weight) // 2))
@@ -82,12 +82,12 @@ class Activation(nn.Module):
         self.weight = nn.Parameter(torch.empty(1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Elementwise."""
+        """Apply PReLU elementwise."""
         return F.prelu(x, self.weight)
 
 
 class ResidualUnit(nn.Module):
-    """x + PReLU(conv1(PReLU(dilated conv(x))))."""
+    """A residual unit: x + PReLU(conv1(PReLU(dilated conv(x))))."""
 
     def __init__(self, channels: int, kernel: int, dilation: int) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ class ResidualUnit(nn.Module):
         self.activation2 = Activation()
 
     def forward(self, x: Tensor, conv_cache: ConvCache) -> Tensor:
-        """``[channels, T, width]``, unchanged in shape."""
+        """Run the unit on ``[channels, T, width]``; returns the same shape."""
         h: Tensor = self.activation1(self.conv1(x, conv_cache))
         h = self.activation2(self.conv2(h, conv_cache))
         h += x
@@ -105,7 +105,7 @@ class ResidualUnit(nn.Module):
 
 
 class UpsamplingBlock(nn.Module):
-    """One upsampling factor: a transposed convolution and five residual units."""
+    """A block for one upsampling factor: a transposed convolution and five residual units."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, residual_kernel: int) -> None:
         super().__init__()
@@ -113,7 +113,7 @@ class UpsamplingBlock(nn.Module):
         self.convs = nn.ModuleList(ResidualUnit(outputs, residual_kernel, dilation) for dilation in DILATIONS)
 
     def forward(self, x: Tensor, conv_cache: ConvCache) -> Tensor:
-        """``[channels, T, inputs]`` → ``[channels, T · stride, outputs]``."""
+        """Upsample ``[channels, T, inputs]`` → ``[channels, T · stride, outputs]``."""
         x = self.up_conv(x, conv_cache)
         for unit in self.convs:
             x = unit(x, conv_cache)
@@ -130,7 +130,7 @@ class Repeat(nn.Module):
         self.times = times
 
     def forward(self, x: Tensor, conv_cache: ConvCache) -> Tensor:
-        """``[channels, T, width]`` → ``[channels, T · times, width]``."""
+        """Repeat and smooth, ``[channels, T, width]`` → ``[channels, T · times, width]``."""
         smoothed: Tensor = self.activation(self.conv(x.repeat_interleave(self.times, dim=1), conv_cache))
         return smoothed
 
@@ -167,7 +167,7 @@ class WaveformDecoder(nn.Module):
         return self.waveform(F.pad(x, (0, 0, side - (start - low), side - (high - stop))), conv_cache)
 
     def waveform(self, x: Tensor, conv_cache: ConvCache) -> Tensor:
-        """Channels of latents and of two neighbours on each side, ``[rows, 2 + T + 2, 128]`` → ``[rows, samples]``."""
+        """Decode latents with two neighbours on each side, ``[rows, 2 + T + 2, 128]`` → ``[rows, samples]``."""
         first, *layers = self.decoder
         assert isinstance(first, Convolution)
         x = first.convolve(torch.round(LEVELS * x) / LEVELS)

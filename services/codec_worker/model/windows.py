@@ -1,4 +1,4 @@
-"""How a song is cut into windows and put together again."""
+"""Windows: how a song is cut into pieces for the codec, and how their audio is joined."""
 
 from dataclasses import dataclass
 
@@ -24,17 +24,17 @@ class WindowPlan:
 
     @property
     def overlap(self) -> int:
-        """Codes that two neighbours share."""
+        """Number of codes that two neighbours share."""
         return self.window - self.hop
 
     @property
     def context(self) -> int:
-        """Latents that a window takes over from the one before."""
+        """Number of latents that a window takes over from the one before."""
         return 2 * self.overlap
 
     @property
     def count(self) -> int:
-        """Windows that the song needs.
+        """Number of windows that the song needs.
 
         The reference needs one less for songs of `2 · overlap + n · hop` codes, and loses their end.
         """
@@ -42,32 +42,32 @@ class WindowPlan:
 
     @property
     def samples(self) -> int:
-        """Samples a channel of the whole song."""
+        """Number of samples of the whole song, a channel."""
         return samples_of(self.frames, self.sample_rate)
 
     @property
     def window_samples(self) -> int:
-        """Samples a channel of a window."""
+        """Number of samples of a window, a channel."""
         return samples_of(self.window, self.sample_rate)
 
     @property
     def overlap_samples(self) -> int:
-        """Samples over which two neighbours are cross-faded."""
+        """Number of samples over which two neighbours are cross-faded."""
         return samples_of(self.overlap, self.sample_rate)
 
     def needed(self, index: int) -> int:
-        """Latents of a window whose waveform the song needs: all, but for the last window."""
+        """Number of latents of a window whose waveform the song needs: all, except in the last window."""
         samples = self.samples - index * (self.window_samples - self.overlap_samples)
         return min(2 * self.window, -(-samples * 2 * self.window // self.window_samples))
 
     def cut(self, codes: np.ndarray, index: int) -> np.ndarray:
-        """The codes ``[8, window]`` of a window; beyond its end the song begins again."""
+        """Codes ``[8, window]`` of a window; beyond its end the song begins again."""
         positions = np.arange(index * self.hop, index * self.hop + self.window)
         return np.asarray(codes[:, positions % self.frames])
 
 
 class Splicer:
-    """Joins decoded windows, cross-fading linearly, and hands out what is final.
+    """Joins decoded windows with linear cross-fades, and hands out the samples that are final.
 
     Windows come in pieces of any length, in order. What is kept is the overlap that waits for the next window.
     """
@@ -79,7 +79,7 @@ class Splicer:
         self._window = self._at = self._emitted = 0  # at: samples of this window that have come
 
     def add(self, piece: np.ndarray) -> np.ndarray:
-        """float32 ``[2, samples]``, the next of its window → the stretch that is final now, float32 ``[n, 2]``.
+        """Add a window's next samples, float32 ``[2, samples]``; returns those that are final now, float32 ``[n, 2]``.
 
         A window ends with its last sample; samples beyond that are dropped.
         """

@@ -1,1 +1,1 @@
-"""What clients reach: HTTP routes, event streams, websockets, NATS requests, the web page."""
+"""The gateway's interfaces for clients: HTTP routes, event streams, websockets, NATS requests, the web page."""

@@ -28,7 +28,7 @@ _STALLED_SECONDS = 300.0  # a player that is paused reads nothing for a while
 
 
 class AudioResponses:
-    """Answers requests for what the object store holds of finished songs."""
+    """Answers requests for finished songs from the object store."""
 
     def __init__(self, store: ObjectStore, renditions: Renditions, tasks: BackgroundTasks) -> None:
         self._store, self._renditions, self._tasks = store, renditions, tasks
@@ -126,7 +126,7 @@ def disposition(job: Job, ending: AudioFormat) -> str:
 
 @dataclass(frozen=True)
 class AudioResponse:
-    """An ASGI response that releases its connection to the store whenever, and however, the client leaves."""
+    """An ASGI response that releases its connection to the store as soon as the client leaves, in any way."""
 
     store: ObjectStore
     tasks: BackgroundTasks

@@ -23,7 +23,7 @@ class ByteRange:
 
 @dataclass(frozen=True)
 class Conditions:
-    """What a request says about the part and the version that it wants; None for a header that is missing."""
+    """The headers of a request about the part and the version that it wants; None for a missing header."""
 
     method: str
     if_none_match: str | None = None
@@ -32,7 +32,7 @@ class Conditions:
 
 
 class NotSatisfiable(Exception):
-    """A range that lies outside of what there is."""
+    """The requested range lies outside of the content."""
 
 
 def parse_range(header: str, size: int) -> ByteRange | None:
@@ -63,5 +63,5 @@ def tag_matches(header: str, etag: str) -> bool:
 
 
 def tag_of(data: bytes) -> str:
-    """A strong entity tag of an answer's body."""
+    """Make a strong entity tag of an answer's body."""
     return f'"{hashlib.sha256(data).hexdigest()[:32]}"'

@@ -1,4 +1,4 @@
-"""What a request must satisfy before a handler sees it: the host name it was sent to, the page it came from, its key.
+"""Checks before a request reaches its handler: the host name it was sent to, the page it came from, its key.
 
 Routes are closed unless they are marked. Where the gateway has keys, a route without a mark needs one; where it has
 none, such a route answers only under the service's own host names. Marks are Litestar's `opt` of a route.

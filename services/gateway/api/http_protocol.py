@@ -1,4 +1,4 @@
-"""HTTP connections with limits: how many there are, and how long a client may take to send a request.
+"""HTTP connections with limits on their number, and on the time that a client may take to send a request.
 
 uvicorn alone waits forever for a request's head and body, and accepts until the process has no file descriptor left.
 """

@@ -1,4 +1,4 @@
-"""The NATS service: takes songs on ``submit.<tenant>``, and answers with records on ``record.<tenant>.<job>``.
+"""The NATS service: accepts songs on ``submit.<tenant>``, and answers with records on ``record.<tenant>.<job>``.
 
 Clients are given no right to JetStream's own API, which sends its answers wherever a request says. `reply_subjects`
 keeps this service from doing so.
@@ -69,7 +69,7 @@ class NatsRequests:
         self._service: Service | None = None
 
     async def start(self) -> None:
-        """Begin to take requests. Raises `Unavailable`."""
+        """Begin to accept requests. Raises `Unavailable`."""
         config = ServiceConfig(name="heartmula", version="0.1.0", description="Takes songs to be made")
         with nats_errors("requests of NATS clients cannot be taken"):
             self._service = await add_service(self._nc, config)
@@ -77,7 +77,7 @@ class NatsRequests:
             await self._service.add_endpoint(name="record", subject="record.*.*", handler=self._handler(self._look_up))
 
     async def stop(self) -> None:
-        """Take no more requests. Raises `Unavailable`."""
+        """Accept no more requests. Raises `Unavailable`."""
         if self._service is not None:
             with nats_errors("requests of NATS clients are still taken"):
                 await self._service.stop()

@@ -1,4 +1,4 @@
-"""The query parameters and headers that routes take: how they are documented, and how their text is read.
+"""Query parameters and headers of the routes: how they are documented, and how their text is read.
 
 Litestar hands all of them over as text. Its own conversion takes `1` for true, `1e1` for a whole number and `null` for
 a parameter that was left out. Here a wrong value is a 422 problem that names the parameter and says what is allowed.

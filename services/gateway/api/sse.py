@@ -1,4 +1,4 @@
-"""The events of a song as server-sent events: what the websocket sends, for clients that speak plain HTTP."""
+"""The events of a song as server-sent events, for clients of plain HTTP: the same events as on the websocket."""
 
 import asyncio
 import contextlib

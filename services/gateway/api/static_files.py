@@ -1,4 +1,4 @@
-"""Static files: the few files of the web page, read and compressed once, served with a strict content policy."""
+"""Static files: the files of the web page, read and compressed once, served with a strict content policy."""
 
 import gzip
 import mimetypes

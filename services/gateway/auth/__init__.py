@@ -1,1 +1,1 @@
-"""Who calls, from which pages, and how much they may ask for."""
+"""Access control: tenants and their keys, origins of pages, and quotas."""

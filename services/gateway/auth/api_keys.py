@@ -1,4 +1,4 @@
-"""API keys: the file that lists them, the tenant that each belongs to, and what that tenant may have.
+"""API keys: the file that lists them, the tenant that each belongs to, and the limits of that tenant.
 
 The file holds no key, only their SHA-256: keys are random and long, so a slower hash would add nothing, and the time
 that a comparison takes says nothing about a key.
@@ -28,7 +28,7 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a tenant may have. None: no limit of its own."""
+    """Limits of a tenant. None: no limit of its own."""
 
     songs_per_minute: Annotated[float, msgspec.Meta(gt=0, le=100_000)] | None = None
     burst: Annotated[int, msgspec.Meta(ge=1, le=100_000)] | None = None  # songs at once; None: those of a minute
@@ -38,7 +38,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     @property
     def room(self) -> int:
-        """Songs that the token bucket of `songs_per_minute` holds."""
+        """Number of songs that the token bucket of `songs_per_minute` holds."""
         return self.burst or max(1, math.ceil(self.songs_per_minute or 1))
 
 
@@ -94,7 +94,7 @@ def read_keys(path: Path) -> dict[str, Caller]:
 
 
 def digest_of_key(key: str) -> str:
-    """The SHA-256 of a key, as the file holds it."""
+    """SHA-256 of a key, as the file holds it."""
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
 
 

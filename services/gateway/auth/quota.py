@@ -21,14 +21,14 @@ _CLIENTS = 1_000  # for which a token bucket of texts is kept
 
 @dataclass
 class _Usage:
-    """What one tenant has used."""
+    """The use of its limits by one tenant."""
 
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     songs: TokenBucket | None = None
 
 
 class Quotas:
-    """What the tenants of one gateway have used. It is kept in memory: two gateways allow twice the rate."""
+    """Quotas of the tenants of one gateway. They are counted in memory, so two gateways allow twice the rate."""
 
     def __init__(self, keys: ApiKeys, song_index: SongIndex, clock: Callable[[], float] = time.monotonic) -> None:
         self._keys, self._song_index, self._clock = keys, song_index, clock
@@ -109,5 +109,5 @@ def _too_fast(limits: Limits, wait: float) -> ApiError:
 
 
 def too_many(detail: str, seconds: int) -> ApiError:
-    """A 429 `ApiError` for a request that may be sent again after some seconds."""
+    """Make a 429 `ApiError` for a request that may be sent again after some seconds."""
     return ApiError(429, "too-many-requests", detail, headers={"Retry-After": str(seconds)})

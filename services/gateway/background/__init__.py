@@ -1,1 +1,1 @@
-"""Work beside requests: the reconciler and webhooks."""
+"""Background work: the reconciler and webhooks."""

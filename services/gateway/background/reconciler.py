@@ -40,7 +40,7 @@ RENEW_AFTER = 3 * DAY  # records live for seven
 
 @dataclass
 class Reconciled:
-    """What one round did."""
+    """Counts of what one round has repaired."""
 
     objects: int = 0  # deleted
     songs: int = 0  # queued again
@@ -154,7 +154,7 @@ class Reconciler:
         return deleted
 
     async def _ordered_tokens(self, job_id: str) -> str | None:
-        """The key of the tokens that a waiting decode job names; the record may name others by now."""
+        """Key of the tokens that a waiting decode job names; the record may name others by now."""
         try:
             with nats_errors("the queue for audio cannot be read"):
                 message = await self._js.get_msg(DEC, subject=decode_subject(job_id))

@@ -1,1 +1,1 @@
-"""Events: one consumer for all of them, and its subscribers."""
+"""Events of songs: one consumer for all of them, and its subscribers."""

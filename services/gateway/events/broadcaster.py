@@ -37,7 +37,7 @@ class Subscription:
         self._filled = asyncio.Event()
 
     def __len__(self) -> int:
-        """How many events wait."""
+        """Number of events that wait."""
         return len(self._waiting)
 
     def put(self, stored: StoredEvent) -> None:
@@ -53,7 +53,7 @@ class Subscription:
         self._filled.set()
 
     def tick(self) -> None:
-        """Note that some time has passed. One clock serves all: a timer each would cost as much as sending."""
+        """Handle a tick of the clock that all subscriptions share: a timer each would cost as much as sending."""
         if not self._came and not self._waiting:
             self._filled.set()
         self._came = False
@@ -116,7 +116,7 @@ class Broadcaster:
             self._following.cancel()
 
     def furthest_progress(self, job_id: str) -> float:
-        """The furthest progress that was seen of a song, in per cent: one that begins again does not go back."""
+        """Highest progress of a song so far, in per cent. It does not go back when the song begins again."""
         return self._progress.get(job_id, 0.0)
 
     def end_subscriptions(self) -> None:
@@ -126,12 +126,12 @@ class Broadcaster:
 
     @property
     def subscriptions(self) -> int:
-        """How many subscriptions are open."""
+        """Number of open subscriptions."""
         return sum(len(found) for found in self._subscriptions.values())
 
     @contextlib.contextmanager
     def subscribe(self, job_id: str) -> Iterator[Subscription]:
-        """A subscription to a song's events from now on, open while the context lasts."""
+        """Subscribe to a song's events from now on, while the context lasts."""
         subscription = Subscription()
         if self._closing:
             subscription.give_up()

@@ -1,4 +1,4 @@
-"""Renditions: what is made of a song's audio on request, which is other formats, and peaks of songs that have none.
+"""Renditions of a song's audio, made on request: other formats, and peaks of songs that have none.
 
 They are stored beside the audio, under the same fencing token, and are removed with the song. The work is done in
 threads, on files: libsndfile has to seek, and no song is ever held in memory.

@@ -1,1 +1,1 @@
-"""What the gateway reports of the system: health, metrics, diagnostics, workers, devices."""
+"""Monitoring of the system: health, metrics, diagnostics, workers, devices."""

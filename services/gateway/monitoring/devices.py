@@ -1,4 +1,4 @@
-"""Every device that workers report: its figures, which worker holds its lease, which ones wait for it."""
+"""Devices that workers report: figures, the worker that holds the lease, and those that wait for it."""
 
 from collections.abc import Callable
 
@@ -74,7 +74,7 @@ class GpusBody(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Devices:
-    """Reads which devices there are, and who uses them."""
+    """Reads devices, and the workers on them, from heartbeats and leases."""
 
     def __init__(self, js: JetStreamContext, health: Health) -> None:
         self._js, self._health = js, health
@@ -90,7 +90,7 @@ class Devices:
 
 
 def arrange(snapshot: Snapshot, leases: list[LeaseView]) -> GpusBody:
-    """Put heartbeats and leases together by device."""
+    """Combine heartbeats and leases by device."""
     devices: dict[str, list[WorkerStatus]] = {}
     for worker in snapshot.workers:
         devices.setdefault(worker.gpu.id, []).append(worker)

@@ -1,4 +1,4 @@
-"""Diagnostics: what keeps workers from making songs, in sentences."""
+"""Diagnostics: sentences about all that keeps workers from making songs."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ _WITHOUT: dict[Role, str] = {"tokenizer": "songs wait", "codec": "songs wait aft
 
 
 def diagnose(workers: Sequence[WorkerStatus]) -> list[str]:
-    """Say what is wrong with the workers: roles without a worker, and problems that workers report."""
+    """Describe what is wrong with the workers: roles without a worker, and problems that workers report."""
     devices: dict[str, set[Role]] = {}
     for worker in workers:
         devices.setdefault(worker.gpu.id, set()).add(worker.role)

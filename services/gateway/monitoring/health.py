@@ -81,7 +81,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def problems(self) -> list[str]:
-        """What keeps songs from being accepted or made, in sentences."""
+        """Sentences about all that keeps songs from being accepted or made."""
         servers = [server.error for server in (self.nats, self.object_store) if server.error]
         full = ["the queue for audio is full: songs wait for their tokens"] if self.decode_full else []
         others = [sentence for sentence in (self.no_room, self.stalled) if sentence]

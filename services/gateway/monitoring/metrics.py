@@ -32,7 +32,7 @@ class ReconcilerCounts:
 
 
 class Metrics:
-    """What this gateway counts, and what it reads from the latest health snapshot."""
+    """The metrics of this gateway: its own counts, and values from the latest health snapshot."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
@@ -105,14 +105,14 @@ class Metrics:
 
 
 class _SnapshotCollector(Collector):
-    """Metrics that are made anew at every request, so that a worker that is gone leaves none."""
+    """Collector of metrics that are made at every request, so that a worker that is gone leaves none."""
 
     def __init__(self, reconciler: ReconcilerCounts) -> None:
         self.snapshot: Snapshot | None = None
         self._reconciler = reconciler
 
     def collect(self) -> Iterable[Metric]:
-        """Make every metric that is not counted as it happens."""
+        """Make all metrics that are not counted as they happen."""
         yield from self._reconciling()
         if self.snapshot is not None:
             yield from _system(self.snapshot)

@@ -1,4 +1,4 @@
-"""Stale leases: their workers are gone and no longer renew them, and the server has not let them expire."""
+"""Stale leases: workers that are gone no longer renew them, and the server has not let them expire."""
 
 import asyncio
 
@@ -11,7 +11,7 @@ from shared.errors import Unavailable
 
 
 class StaleLeases:
-    """Finds leases whose sequence stands still, by this process's own clock, as candidates for the lease do."""
+    """Finds leases whose sequence has stopped changing, by this process's own clock, as candidates for the lease do."""
 
     def __init__(self, js: JetStreamContext, ttl: int, patience: float) -> None:
         """`ttl` is that of leases that do not name theirs, `patience` how long to wait for NATS, both in seconds."""
@@ -19,7 +19,7 @@ class StaleLeases:
         self._first_seen: dict[tuple[str, str, str, int], float] = {}  # by key and sequence; seconds
 
     async def sentences(self) -> list[str]:
-        """A sentence about each stale lease; none when NATS does not answer."""
+        """Sentences, one about each stale lease; none when NATS does not answer."""
         try:
             async with asyncio.timeout(self._patience):
                 leases = await read_leases(self._js)

@@ -1,4 +1,4 @@
-"""The stall detector: whether songs wait and workers live, and yet nothing moves, whatever the cause."""
+"""The stall detector: finds out that songs wait and workers live but nothing moves, whatever the cause."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ TTLS = 12  # times the TTL of a lease, after which the system is stalled: no jus
 
 
 class StallDetector:
-    """Goes by the movement that heartbeats report. Records would not do: they rest while a long song is decoded."""
+    """Detects a stall by the movement that heartbeats report. Records do not change while a long song is decoded."""
 
     def __init__(self, limit: float) -> None:
         """`limit`: seconds without movement after which the system is stalled."""
@@ -17,7 +17,7 @@ class StallDetector:
         self._since: float | None = None  # monotonic; None while nothing has to move
 
     def observe(self, workers: Sequence[WorkerStatus], songs: int, now: float) -> None:
-        """Note the live workers and how many songs are in the queues. Call it every few seconds."""
+        """Record the live workers and the number of songs in the queues. Call it every few seconds."""
         counts = {worker.instance: worker.movement for worker in workers}
         # A new worker counts from 0: workers that start and end again and again must not look like work.
         moved = any(count != self._counts.get(name, 0) for name, count in counts.items())
@@ -32,7 +32,7 @@ class StallDetector:
         return 0.0 if self._since is None else max(0.0, now - self._since)
 
     def problem(self, now: float) -> str | None:
-        """A sentence where that is too long, else None."""
+        """A sentence if nothing has moved for too long, else None."""
         seconds = self.seconds(now)
         if seconds < self._limit:
             return None

@@ -1,4 +1,4 @@
-"""The write probe: whether both servers take writes. Reads do not show it, for a full disk stops writes alone.
+"""The write probe: whether both servers accept writes. Reads cannot show it: a full disk stops only writes.
 
 nats-server 2.15 takes no further write into a stream that once met a full disk, until it is started again, and
 SeaweedFS 4.48 none into a folder whose database did. So the probe writes to both every quarter of a minute, and at once

@@ -1,4 +1,4 @@
-"""How a user ends a song: cancelling one that waits or runs, removing one that has ended."""
+"""Cancelling of songs that wait or run, and removal of songs that have ended."""
 
 import logging
 

@@ -1,4 +1,4 @@
-"""The ETA of a song: its place in the queue, and when it will be ready, from what workers measured and nothing else.
+"""The ETA of a song: its place in the queue and when it will be ready, from the measurements of workers alone.
 
 A duration is None where a rate that it needs is unknown: no number is better than a made-up one.
 """
@@ -28,7 +28,7 @@ _MOVED_SHARE = 0.1  # of the time that was left
 
 @dataclass(frozen=True)
 class Pace:
-    """How fast all live workers together have been in the last minutes."""
+    """The speed of all live workers together in the last minutes."""
 
     tokens: float | None  # frames a second
     audio: float | None  # frames decoded a second
@@ -59,7 +59,7 @@ class Pace:
 
 
 def pace(workers: Sequence[WorkerStatus]) -> Pace:
-    """Add up what the heartbeats of live workers say."""
+    """Add up the speeds in the heartbeats of live workers."""
     tokenizers = [worker for worker in workers if worker.role == "tokenizer"]
     return Pace(
         tokens=_sum(worker.rate for worker in tokenizers),
@@ -74,7 +74,7 @@ def longest_frames(request: GenerateRequest) -> int:
 
 
 def moved(before: float | None, after: float | None, now: float) -> bool:
-    """Whether a new time of completion differs enough from the one last sent. Times in seconds since the epoch."""
+    """Whether a new time of completion differs enough from the one last sent to be sent. Seconds since the epoch."""
     if before is None or after is None:
         return before is not after
     return abs(after - before) > max(_MOVED_SECONDS, _MOVED_SHARE * (before - now))
@@ -105,7 +105,7 @@ class EtaEstimator:
         self._positions, self._workers = positions, workers
 
     async def estimate(self, job: Job, progress: Progress | None = None) -> Expectation:
-        """What is expected of a song, given its latest progress. Raises `Unavailable`."""
+        """Estimate place and ETA of a song, given its latest progress. Raises `Unavailable`."""
         current = pace(await self._workers.live())
         position, seconds = None, None
         match job.status:
@@ -121,7 +121,7 @@ class EtaEstimator:
         return Expectation(position, None if seconds is None else time.time() + seconds)
 
     async def estimate_accepted(self, job: Job, sequence: int) -> Expectation:
-        """What is expected of a song that was just accepted; `sequence` is that of its message in the queue.
+        """Estimate place and ETA of a song that was just accepted; `sequence` is that of its message in the queue.
 
         Raises nothing: the song was accepted, whatever fails now.
         """

@@ -61,7 +61,7 @@ class EventFeeds:
 
 
 class _EventFeed:
-    """What one client has been sent of a song's events, and what is still to be sent."""
+    """The events of a song for one client: those that were sent, and those that are still to be sent."""
 
     def __init__(
         self,
@@ -128,7 +128,7 @@ class _EventFeed:
                     return
 
     async def _look(self, quiet: int) -> bool:
-        """Send what no event says: a new place in the queue, or an end whose event is missing. True after the end."""
+        """Send changes without an event: a new queue position, or an end whose event is missing. True after the end."""
         if self._job.status in ENDED:  # for a while, and its event did not come: the process that owed it has died
             await self._send_derived(end_event(self._job, self._progress))
             return True

@@ -72,7 +72,7 @@ class SongsBody(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Songs:
-    """Reads songs for their tenants: records, and what events say beyond them. Raises `Unavailable` without NATS."""
+    """Reads songs for their tenants, from records and events. Methods raise `Unavailable` without NATS."""
 
     def __init__(
         self,

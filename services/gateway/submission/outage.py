@@ -1,4 +1,4 @@
-"""Short outages: a request for a song waits until NATS and the object store are back, or is refused with Retry-After.
+"""Short outages: a request waits until NATS and the object store are back, or is refused with Retry-After.
 
 Waiting is limited twice: a request waits for `PATIENCE` seconds, and at most `MAX_WAITING` requests wait at once.
 """
@@ -69,7 +69,7 @@ class Outage:
 
 
 class RequestWait:
-    """How long one request still waits for servers."""
+    """The waiting time of one request for servers that are away."""
 
     def __init__(self, outage: Outage) -> None:
         self._outage, self._deadline = outage, time.monotonic() + PATIENCE

@@ -81,7 +81,7 @@ class Accepted:
 
 @dataclass
 class _Order:
-    """A validated request for songs, and what has been done about it so far."""
+    """A validated request for songs, and the state of its steps."""
 
     caller: Caller
     asked: GenerateRequest

@@ -97,7 +97,7 @@ def _decode(data: bytes, decoder: msgspec.json.Decoder[_Body]) -> _Body:
 
 
 def _in_words(message: str, fields: tuple[str, ...]) -> InvalidRequest:
-    """Put msgspec's message into a user's words."""
+    """Turn msgspec's message into words for a user."""
     at = _AT.search(message)
     field = at[1] or "" if at else ""
     message = _AT.sub("", message)

@@ -21,7 +21,7 @@ class Song:
 
 
 class TokenEngine(Protocol):
-    """Makes frames for up to `slots` songs at once. Synchronous: run it in a thread of its own.
+    """An engine that makes frames for up to `slots` songs at once. Its methods block: call them in their own thread.
 
     Order of calls: `load` once; then turns of `to_device`, any number of `admit` / `step` / `drop`, `to_host`.
     """
@@ -66,7 +66,7 @@ class TokenEngine(Protocol):
 
 
 def check_frames(frames: np.ndarray, codebooks: int, codes: int) -> None:
-    """Raises `ValueError` unless `frames` are int16 ``[codebooks, T]`` of codes below `codes`, as an engine makes."""
+    """Check that `frames` are int16 ``[codebooks, T]`` of codes below `codes`. Raises `ValueError`."""
     if frames.dtype != np.int16 or frames.ndim != 2 or len(frames) != codebooks:
         raise ValueError(f"frames to continue from are {frames.dtype} {list(frames.shape)}, not int16 [{codebooks}, T]")
     if ((frames < 0) | (frames >= codes)).any():

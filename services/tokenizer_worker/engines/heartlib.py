@@ -73,7 +73,7 @@ class HeartlibEngine:
         return 2 * _rows(song) * slots * self._dtype.itemsize + positions**2 + lm.num_codebooks**2
 
     def load(self) -> None:
-        """Raises `ConfigError` for whatever heartlib stumbles over, and for tensors it would not miss."""
+        """Load the checkpoint. Raises `ConfigError` for any error of heartlib, and for missing tensors."""
         folder, lm = self._checkpoint.lm_path, self._checkpoint.lm
         try:
             config = self._reference.HeartMuLaConfig.from_pretrained(str(folder))
@@ -90,7 +90,10 @@ class HeartlibEngine:
         self._model = model.eval()
 
     def to_device(self) -> None:
-        """Raises `PhaseError` before `load`, and `DeviceFull` with the weights back on the host."""
+        """Move the weights to the device.
+
+        Raises `PhaseError` before `load`, and `DeviceFull` with the weights back on the host.
+        """
         if self._model is None:
             raise PhaseError("the language model is not loaded")
         try:
@@ -148,7 +151,7 @@ class HeartlibEngine:
 
     @torch.inference_mode()
     def step(self) -> dict[str, np.ndarray | None]:
-        """Frames are int16 ``[8]``. Raises `PhaseError` when the weights are not on the device."""
+        """Make the next frame, int16 ``[8]``. Raises `PhaseError` when the weights are not on the device."""
         if not self._on_device:
             raise PhaseError("the language model is not on the device")
         made: dict[str, np.ndarray | None] = {}

@@ -118,13 +118,16 @@ class NativeEngine:
         self._weights.load(lambda: load_weights(self._model, self._checkpoint.lm_path))
 
     def to_device(self) -> None:
-        """Raises `PhaseError` before `load`, and `DeviceFull` with the weights still on the host."""
+        """Move the weights to the device.
+
+        Raises `PhaseError` before `load`, and `DeviceFull` with the weights still on the host.
+        """
         if self._device.type == "cuda":
             torch.cuda.set_device(self._device)  # of this thread, for events and graphs
         self._weights.to_device()
 
     def to_host(self) -> None:
-        """Forget the songs and the device's copy of the weights. Fine to call at any time."""
+        """Drop the songs and the device's copy of the weights. May be called at any time."""
         self._songs.clear()
         self._pending.clear()
         self._dissolve_batch()
@@ -170,7 +173,7 @@ class NativeEngine:
     @device_memory()
     @torch.inference_mode()
     def step(self) -> dict[str, np.ndarray | None]:
-        """Frames are int16 ``[8]``. Raises `PhaseError` when the weights are not on the device."""
+        """Make the next frame of every song, int16 ``[8]``. Raises `PhaseError` without the weights on the device."""
         self._ready()
         going = [state for state in self._songs.values() if state.launched < state.song.max_frames]
         if going:
@@ -191,7 +194,7 @@ class NativeEngine:
         return frames
 
     def drop(self, song_id: str) -> None:
-        """Fine on the device and off it."""
+        """Drop a song, whether the weights are on the device or not."""
         if self._songs.pop(song_id, None) is not None:
             self._dissolve_batch()
             if self._device.type == "cuda":

@@ -23,14 +23,14 @@ class TrivialEngine:
         self._songs: dict[str, tuple[Song, int]] = {}
 
     def song_bytes(self, song: Song) -> int:
-        """A kilobyte a frame."""
+        """Return a kilobyte for each frame."""
         return 1024 * song.max_frames
 
     def load(self) -> None:
-        """Nothing to read."""
+        """Read nothing: there are no weights."""
 
     def to_device(self) -> None:
-        """Nothing to move."""
+        """Move nothing: there are no weights."""
 
     def to_host(self) -> None:
         """Forget the songs."""
@@ -45,7 +45,7 @@ class TrivialEngine:
         self._songs[song_id] = (song, 0 if frames is None else frames.shape[1])
 
     def step(self) -> dict[str, np.ndarray | None]:
-        """The next frame of every song."""
+        """Make the next frame of every song."""
         time.sleep(self._pause)
         made: dict[str, np.ndarray | None] = {}
         for song_id, (song, done) in list(self._songs.items()):

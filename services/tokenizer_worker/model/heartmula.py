@@ -69,11 +69,11 @@ class HeartMuLa(nn.Module):
         return KVCache.empty(self.config.backbone, rows, positions, self.dtype, self.device)
 
     def depth_cache(self, rows: int) -> KVCache:
-        """Room for one frame; every frame starts over in it."""
+        """Allocate the cache of the depth decoder for one frame; every frame starts over in it."""
         return KVCache.empty(self.config.decoder, rows, self.config.num_codebooks, self.dtype, self.device)
 
     def embed_prompt(self, tags: Sequence[int], lyrics: Sequence[int], rows: int) -> Tensor:
-        """Token ids → ``[rows, P, D]``: tags, the MuQ slot, lyrics; the second row is unconditional throughout."""
+        """Embed token ids as ``[rows, P, D]``: tags, the MuQ slot, lyrics; the second row is all unconditional."""
         ids = torch.tensor([*tags, 0, *lyrics])
         conditional = F.embedding(ids, self.text_embeddings).to(self.device)  # [P, D]
         conditional[len(tags)] = self.muq_bias  # muq_linear of no reference audio, that is of zeros
@@ -82,17 +82,17 @@ class HeartMuLa(nn.Module):
         return torch.stack((conditional, self.unconditional.expand_as(conditional)))
 
     def embed_frames(self, codes: Tensor) -> Tensor:
-        """int64 ``[…, codebooks]`` → the sum of one embedding a codebook, ``[…, D]``, the same in every row."""
+        """Embed frames, int64 ``[…, codebooks]``, as sums of an embedding a codebook, ``[…, D]``, equal in all rows."""
         books, va = self.config.num_codebooks, self.config.audio_vocab_size
         offsets = torch.arange(0, books * va, va, device=codes.device)
         return F.embedding(codes + offsets, self.audio_embeddings).sum(-2)
 
     def advance(self, embedded: Tensor, cache: KVCache, start: int) -> Tensor:
-        """``[rows, S, D]`` at positions start … → hidden state after the last of them, ``[rows, D]``."""
+        """Advance by ``[rows, S, D]`` at positions start …; returns the hidden state after them, ``[rows, D]``."""
         return self.backbone.norm(self.backbone(embedded, cache, start)[:, -1])
 
     def step(self, embedded: Tensor, caches: Sequence[KVCache], positions: Tensor, seen: int) -> Tensor:
-        """One position of each song, ``[rows, D]``, in its cache at its position → hidden states, ``[rows, D]``.
+        """Advance each song by one position, ``[rows, D]``, in its cache; returns hidden states, ``[rows, D]``.
 
         ``positions`` int64 ``[songs]`` are all below `seen`.
         """

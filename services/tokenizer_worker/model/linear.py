@@ -11,7 +11,7 @@ _INT8_ROWS = 32
 
 
 class Matrix(nn.Module):
-    """``[N, K]`` in `dtype`; or, with `int8`, weight-only int8 with a scale a row, ``[N]`` in `dtype`."""
+    """A weight ``[N, K]`` in `dtype`, or with `int8` in weight-only int8 with a scale a row, ``[N]`` in `dtype`."""
 
     scale: Tensor | None
 
@@ -22,7 +22,7 @@ class Matrix(nn.Module):
         self.register_parameter("scale", empty(outputs, dtype=dtype) if int8 else None)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[rows, S, K]`` → ``[rows, S, N]``, not always contiguous."""
+        """Multiply ``[rows, S, K]`` → ``[rows, S, N]``, not always contiguous."""
         return linear(x, self.weight) if self.scale is None else _linear_int8(x, self.weight, self.scale)
 
     @torch.no_grad()
@@ -63,5 +63,5 @@ def _linear_int8(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
 
 
 def empty(*shape: int, dtype: torch.dtype) -> nn.Parameter:
-    """A weight that is yet to be loaded. Its memory is only reserved: pages are taken as they are written."""
+    """Reserve a weight that will be loaded later. Pages of its memory are taken only as they are written."""
     return nn.Parameter(torch.empty(shape, dtype=dtype), requires_grad=False)

@@ -50,7 +50,7 @@ def rms_norm(x: Tensor, scale: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class KVCache:
-    """Keys and values of one stack for the rows of one song. Entries that were not written yet are zero."""
+    """Keys and values of one stack for the rows of one song. Entries that have not been written are zero."""
 
     keys: Tensor  # [layers, rows, KV heads, positions, h]
     values: Tensor  # same
@@ -77,7 +77,7 @@ class KVCache:
 
 @dataclass(frozen=True)
 class Span:
-    """S positions that a song goes on at, the same in all layers, and what they see."""
+    """The next S positions of a song, equal for all layers, and the positions that they attend to."""
 
     at: Tensor  # int64 [S]
     seen: int  # of the cache, from its first position on
@@ -103,7 +103,7 @@ class Block(nn.Module):
         self.down = Matrix(d, f, dtype, int8=int8)
 
     def forward(self, x: Tensor, table: Tensor, layers: Sequence[Layer], spans: Sequence[Span]) -> Tensor:
-        """``x [rows, S, D]`` → the same shape; writes S entries into the cache of each song.
+        """Run the block on ``x [rows, S, D]``; returns that shape, and writes S entries into the cache of each song.
 
         Of n songs, rows i, i + n, … are those of song i.
         """
@@ -200,7 +200,7 @@ class Llama(nn.Module):
 
 
 def spread(x: Tensor, rows: int) -> Tensor:
-    """One entry a song, ``[songs, …]`` → one a row, ``[rows, …]``: the songs, then the first of them once more.
+    """Spread entries of songs, ``[songs, …]``, over rows, ``[rows, …]``: all songs, then the first of them once more.
 
     So lie the rows of a batch whose guided songs come first: conditional rows of all, unconditional rows of those.
     """

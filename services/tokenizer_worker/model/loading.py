@@ -20,7 +20,7 @@ _COMPUTED = re.compile(r"(backbone|decoder)(\.layers\.\d+\.attn\.pos_embeddings\
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tensor of the checkpoint goes."""
+    """The place in the model for a tensor of the checkpoint."""
 
     shape: torch.Size
     fill: Callable[[Tensor, int], object]  # some of its rows, and which is the first

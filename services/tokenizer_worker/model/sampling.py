@@ -10,7 +10,7 @@ _INCREMENT, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB
 
 
 class Sampler:
-    """How the codes of a batch of songs are drawn. Guided songs come first, and rows lie as `spread` lays them.
+    """Sampling parameters of a batch of songs. Guided songs come first, and rows are in the order of `spread`.
 
     Temperatures, top-k and scales are one of each a song; of the scales only those of the guided songs count. A greedy
     song, of temperature 0, draws among its largest logit alone.
@@ -62,7 +62,7 @@ class Sampler:
 
 
 def _signed(number: int) -> int:
-    """The signed 64-bit number of the same bits as the lowest 64 of this one."""
+    """Interpret the lowest 64 bits of a number as a signed 64-bit number."""
     return (number + 2**63) % 2**64 - 2**63
 
 
@@ -80,7 +80,7 @@ def counter(seed: int, frame: int) -> int:
 
 
 def noise_counters(codebooks: int, vocabulary: int) -> Tensor:
-    """Where in a frame's own generator each code's noise lies, int64 ``[codebooks, V]``."""
+    """Counters of each code's noise in a frame's own generator, int64 ``[codebooks, V]``."""
     outputs = torch.arange(1, codebooks * vocabulary + 1, device="cpu")
     return (outputs * COUNTER_STEP).view(codebooks, vocabulary)
 
@@ -106,5 +106,5 @@ def mix(counters: Tensor) -> Tensor:
 
 
 def _shift(z: Tensor, bits: int) -> Tensor:
-    """Logical shift to the right: zeros come in from the left."""
+    """Shift logically to the right: zeros come in from the left."""
     return (z >> bits).bitwise_and_((1 << (64 - bits)) - 1)

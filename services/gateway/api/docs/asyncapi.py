@@ -1,4 +1,4 @@
-"""The AsyncAPI document: the events of songs, and the requests of NATS clients. Made from the types that are sent."""
+"""The AsyncAPI document: events of songs, and requests of NATS clients. Generated from the types that are sent."""
 
 from functools import cache
 from typing import Any, get_args

@@ -1,4 +1,4 @@
-"""The OpenAPI document: what routes declare beyond their types, and what holds for all of them.
+"""The OpenAPI document: declarations of routes beyond their types, and rules that hold for all of them.
 
 A route declares its errors with `problems`, and with `operation` what Litestar cannot see: headers of responses, bodies
 that are decoded by hand, audio.
@@ -97,7 +97,7 @@ def problems(*codes: int) -> dict[int, ResponseSpec]:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a response has beyond the type of its body."""
+    """Declaration of a response beyond the type of its body."""
 
     description: str = ""
     headers: Mapping[str, tuple[str, Schema]] = field(default_factory=dict)  # by name: description and type
@@ -178,7 +178,7 @@ def marks_of(app: Litestar) -> Marks:
 
 
 def complete(document: dict[str, Any], marks: Marks) -> dict[str, Any]:
-    """Add what holds for all routes, and what follows from their marks; changes and returns the document."""
+    """Complete the document by rules for all routes and by their marks; changes and returns it."""
     schemas = document["components"]["schemas"]
     document["components"]["securitySchemes"] = {
         "key": {"type": "http", "scheme": "bearer", "description": "an API key, where the gateway asks for one"}

@@ -1,4 +1,4 @@
-"""A finished song: its audio, and the peaks to draw it from."""
+"""Routes of finished songs: their audio, and the peaks to draw it from."""
 
 from typing import Any, cast
 

@@ -1,4 +1,4 @@
-"""Songs: asked for, listed, looked at, cancelled and removed."""
+"""Routes of songs: to request, list, show, cancel and remove them."""
 
 from typing import Any, cast
 

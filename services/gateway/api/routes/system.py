@@ -1,4 +1,4 @@
-"""The service itself: its health, its devices, probes, metrics, and the web page."""
+"""Routes of the service itself: its health, its devices, probes, metrics, and the web page."""
 
 from typing import Any
 

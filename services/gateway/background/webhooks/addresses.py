@@ -1,4 +1,4 @@
-"""Which addresses a webhook may go to: how they may be written, which are public, and how names are looked up."""
+"""Addresses of webhooks: how they may be written, which are public, and how names are looked up."""
 
 import asyncio
 import contextlib
@@ -78,7 +78,7 @@ def check_host(host: str, *, private: bool) -> None:
 
 
 class LookUps:
-    """Looks names up in threads of their own, so that name servers that do not answer hold up nothing else."""
+    """Looks up names in threads of their own, so that name servers that do not answer delay nothing else."""
 
     def __init__(self) -> None:
         self._free = asyncio.Semaphore(LOOK_UPS)

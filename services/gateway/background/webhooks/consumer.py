@@ -1,4 +1,4 @@
-"""Webhooks: the address that was given with a song is called when the song has ended, at least once.
+"""The consumer of ended songs: calls the webhook address that was given with a song, at least once.
 
 The job records are the queue. A durable consumer of their bucket, shared by all gateways, hands each record to one of
 them; the record of a song that has ended is acknowledged after its address was called. The end of a song is a record,
@@ -54,7 +54,7 @@ class Webhooks:
             await self._nc.subscribe(HOOKS_DELIVERY, queue=HOOKS_GROUP, cb=self._on_record)
 
     async def close(self) -> None:
-        """Stop. What is not delivered yet is delivered by another gateway, or later."""
+        """Stop. Pending webhooks are delivered by another gateway, or later."""
         for task in self._tasks.values():
             task.cancel()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)

@@ -15,7 +15,7 @@ from shared.schema.request import AudioFormat
 
 
 class Ended(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What a webhook says about a song."""
+    """The data of a webhook about an ended song."""
 
     job_id: str
     status: Status
@@ -39,7 +39,7 @@ class Payload(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def payload_of(job: Job) -> Payload:
-    """The body for a song that has ended."""
+    """Make the body for a song that has ended."""
     done = job.status == "completed"
     ended = timestamp(job.completed_at or job.created_at)
     return Payload(

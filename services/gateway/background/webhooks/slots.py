@@ -1,4 +1,4 @@
-"""How many webhooks are delivered at once, so that slow hosts do not hold up quick ones."""
+"""Limits on concurrent deliveries of webhooks, so that slow hosts do not delay quick ones."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -23,7 +23,7 @@ class DeliverySlots:
 
     @asynccontextmanager
     async def take(self) -> AsyncIterator[None]:
-        """A slot while the context lasts. Raises `SlotsFull` when it has to end early."""
+        """Hold a slot while the context lasts. Raises `SlotsFull` when it has to end early."""
         await self._quick.acquire()
         loop, slow = asyncio.get_running_loop(), False
 
