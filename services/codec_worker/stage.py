@@ -185,14 +185,15 @@ class DecodeStage:
 async def complete(jobs: JobStore, job: Job, fencing_token: int, audio: StoredAudio) -> Job:
     """Complete a song's record under the fencing token of its turn; may be repeated. Returns the record.
 
-    Raises `JobStopped` when the song is no longer ours, `JobConflict` when it has no record, `Unavailable`.
+    Raises `JobStopped` when the song no longer belongs to this worker, `JobConflict` when it has no record,
+    `Unavailable`.
     """
 
     def completed(record: Job) -> Job:
         if record.status == "completed" and record.audio_key == audio.key:  # written before, and the answer got lost
             return record
         if record.status != "decoding" or record.fencing_token != fencing_token:
-            raise JobStopped(f"the song is {record.status} and no longer ours")
+            raise JobStopped(f"the song is {record.status} and no longer belongs to this worker")
         return change(
             record,
             status="completed",

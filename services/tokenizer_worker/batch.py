@@ -110,7 +110,7 @@ class Batch:
                 if self._songs:
                     self._step()
             except Exception as error:  # a fault in this file: no song may wait for ever because of it
-                log.exception("the batch is given up")
+                log.exception("the batch failed")
                 for batched in list(self._songs):
                     self._drop(batched, error)
                 for batched in arrived:
@@ -128,7 +128,7 @@ class Batch:
             turn.remove(batched.cache_label)
             if self._songs:  # not now; when the batch is smaller
                 self.limit = len(self._songs)
-                log.warning("%s: not beside %d others: %s", batched.job_id, len(self._songs), error)
+                log.warning("%s: does not fit beside %d other songs: %s", batched.job_id, len(self._songs), error)
                 batched.finish(Paused("there is no memory for it beside the others"))
             else:
                 batched.finish(error)
@@ -185,7 +185,7 @@ class Batch:
             self._drop(self._songs[0], error)
             return
         self.limit = count // 2
-        log.warning("%d songs at once are too many, going on with %d: %r", count, self.limit, error)
+        log.warning("%d songs at once are too many, continuing with %d: %r", count, self.limit, error)
         for batched in self._songs[keep:]:
             self._drop(batched, Paused("it waits until fewer songs are made at once"))
 
@@ -195,7 +195,7 @@ class Batch:
             self._engine.drop(batched.job_id)
             batched.context.turn.remove(batched.cache_label)
         except Exception as failure:  # as from a broken device; the song must leave all the same
-            log.warning("%s: not freed, %r", batched.job_id, failure)
+            log.warning("%s: its caches were not freed: %r", batched.job_id, failure)
             error = error or failure
         finally:
             batched.finish(error)

@@ -47,7 +47,7 @@ class SavedTokens:
                 codes, meta = unpack(await self._store.get(job.tokens_key), job.job_id)
                 if (meta.model, meta.seed) == (self._model, job.request.seed or 0):
                     return codes, meta.ended
-                log.warning("%s: begins again, its tokens are those of %s", job.job_id, meta.model)
+                log.warning("%s: begins again, its saved tokens were made by %s", job.job_id, meta.model)
             except ObjectError as error:
                 log.warning("%s: begins again, %s", job.job_id, error)
         return np.zeros((8, 0), np.int16), False
@@ -71,7 +71,7 @@ class SavedTokens:
     async def save(self, codes: np.ndarray, *, ended: bool) -> None:
         """Save int16 `codes` ``[8, T]`` now. Unless they are the whole song, the record names them too.
 
-        Raises `JobStopped` or `JobConflict` when the song is no longer ours, `Unavailable`.
+        Raises `JobStopped` or `JobConflict` when the song no longer belongs to this worker, `Unavailable`.
         """
         async with self._writing:
             job = self._context.job
@@ -92,7 +92,7 @@ class SavedTokens:
 
     def _name(self, job: Job) -> Job:
         if job.status != "generating" or job.fencing_token != self._context.turn.fencing_token:
-            raise JobStopped(f"the song is {job.status} and no longer ours")
+            raise JobStopped(f"the song is {job.status} and no longer belongs to this worker")
         # It has got further: whatever happened before did not keep it from that.
         return change(job, tokens_key=self.key, attempts=0)
 

@@ -172,7 +172,7 @@ async def _hand_on(
         await retry(lambda: queue_decode(nc, job, saved.key, frames))
     except QueueFull:
         await retry(saved.name_in_record)
-        raise Unavailable("nats", "too many songs wait to be decoded") from None  # which ends the turn
+        raise Unavailable("nats", "too many songs wait to be decoded") from None  # this ends the turn
 
     def move_on(record: Job) -> Job:
         if record.status == "completed":  # the codec was quicker
@@ -180,7 +180,7 @@ async def _hand_on(
         if record.status == "decoding":
             return record if record.tokens_key == saved.key else change(record, tokens_key=saved.key, frames=frames)
         if record.status != "generating" or record.fencing_token != context.turn.fencing_token:
-            raise JobStopped(f"the song is {record.status} and no longer ours")
+            raise JobStopped(f"the song is {record.status} and no longer belongs to this worker")
         return change(
             record,
             status="decoding",

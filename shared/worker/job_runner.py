@@ -65,7 +65,7 @@ class JobRunner:
             del self._tasks[context]
             self._state.changed.set()
             if not task.cancelled() and (error := task.exception()):
-                log.error("%s: not settled, it comes again: %r", context.job.job_id, error)
+                log.error("%s: not settled, its message will be delivered again: %r", context.job.job_id, error)
 
         task.add_done_callback(settled)
         left.add_done_callback(lambda _: self._wake.set())

@@ -49,7 +49,7 @@ class JobSettlement:
 
         def uncount(job: Job) -> Job:
             if job.fencing_token != context.turn.fencing_token:
-                raise JobStopped("another worker has it, and with it the message")
+                raise JobStopped("another worker has the song and its message")
             if attempt_counts or job.status in ENDED or not job.attempts:
                 return job
             return change(job, attempts=job.attempts - 1)
@@ -81,7 +81,7 @@ class JobSettlement:
             if job.status == "queued" and job.remade == claimed.remade + 1:  # written before, and the answer got lost
                 return job
             if job.status != "decoding" or job.fencing_token != context.turn.fencing_token:
-                raise JobStopped(f"the song is {job.status} and no longer ours")
+                raise JobStopped(f"the song is {job.status} and no longer belongs to this worker")
             if job.remade >= MAX_REMADE:
                 raise SongError(reason)
             return change(

@@ -34,7 +34,7 @@ class WorkerMetrics:
         self.attempts = {name: attempts.labels(role, name) for name in get_args(AttemptResult)}
         self.redeliveries = Counter(
             "heartmula_worker_redeliveries",
-            "Messages that came for the second time or more",
+            "Messages that were delivered for the second time or more",
             ["role"],
             registry=self.registry,
         ).labels(role)
@@ -43,7 +43,7 @@ class WorkerMetrics:
         )
         self._work = Gauge(
             "heartmula_worker_work_seconds",
-            "Time spent on these frames; frames * 0.08 divided by it is the real-time factor",
+            "Time spent on making frames; frames * 0.08 divided by it is the real-time factor",
             ["role"],
             registry=self.registry,
         )

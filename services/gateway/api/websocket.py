@@ -97,6 +97,6 @@ async def _follow(
     except _SEND_ERRORS as error:  # a client that does not read would not read a reason either
         raise _Gone from error
     except Exception:
-        log.exception("%s: unexpected", job_id[:64])
+        log.exception("%s: unexpected error on a websocket", job_id[:64])
         return _Close(FAULT, "a fault of the gateway; its log says more")
     return _Close(DONE, "the song has ended")

@@ -86,7 +86,7 @@ class Reconciler:
                 log.warning("reconciling again later: %s", error)
             except Exception:
                 self._counts.failures += 1
-                log.exception("unexpected")
+                log.exception("the reconciler met an unexpected error, its next round follows")
 
     async def reconcile(self) -> Reconciled:
         """Do one round. Raises `HeartMulaError` when a server does not answer."""

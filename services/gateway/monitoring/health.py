@@ -134,7 +134,7 @@ class Health:
             try:
                 await self.snapshot()
             except Exception:
-                log.exception("unexpected")
+                log.exception("the health probe met an unexpected error")
             await asyncio.sleep(_PROBE_EVERY)
 
     async def snapshot(self) -> Snapshot:

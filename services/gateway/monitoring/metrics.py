@@ -142,17 +142,21 @@ def _system(snapshot: Snapshot) -> Iterable[Metric]:
             queued.add_metric([queue], depth)
     yield queued
     oldest = GaugeMetricFamily(
-        "heartmula_queue_oldest_seconds", "Since the oldest song in a queue came, or came back", labels=["queue"]
+        "heartmula_queue_oldest_seconds",
+        "Age of the oldest message in a queue since it was published",
+        labels=["queue"],
     )
     for name, seconds in snapshot.ages.items():
         oldest.add_metric([name], seconds)
     yield oldest
     yield GaugeMetricFamily(
         "heartmula_standstill_seconds",
-        "For how long nothing has moved though songs wait and workers are there",
+        "Time for which nothing has moved although songs wait and workers live",
         value=snapshot.stalled_seconds,
     )
-    yield GaugeMetricFamily("heartmula_stalled", "Whether that is too long", value=snapshot.stalled is not None)
+    yield GaugeMetricFamily(
+        "heartmula_stalled", "Whether the standstill is too long", value=snapshot.stalled is not None
+    )
     live = GaugeMetricFamily("heartmula_workers", "Live workers", labels=["role"])
     for role in ("tokenizer", "codec"):
         live.add_metric([role], sum(worker.role == role for worker in snapshot.workers))
@@ -178,7 +182,7 @@ def _workers(workers: list[WorkerStatus]) -> Iterable[Metric]:
         labels=_WORKER,
     )
     rate = GaugeMetricFamily(
-        "heartmula_worker_frames_per_second", "Recent rate of all its songs together", labels=_WORKER
+        "heartmula_worker_frames_per_second", "Recent rate of all songs of a worker together", labels=_WORKER
     )
     memory = GaugeMetricFamily(
         "heartmula_phase_memory_bytes",

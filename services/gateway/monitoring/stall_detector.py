@@ -37,6 +37,6 @@ class StallDetector:
         if seconds < self._limit:
             return None
         return (
-            f"songs wait, workers are there, and nothing has moved for {seconds:.0f} s: /api/gpu tells who holds the "
-            "device, the workers' logs what they do"
+            f"songs wait, workers are there, and nothing has moved for {seconds:.0f} s: /api/gpu shows which worker "
+            "holds the device, and the workers' logs show what they do"
         )

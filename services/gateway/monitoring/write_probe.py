@@ -57,10 +57,10 @@ class WriteProbe:
             try:
                 await asyncio.gather(self._try_nats(), self._try_store())
             except Exception:
-                log.exception("unexpected")
+                log.exception("the write probe met an unexpected error")
             after = self.nats, self.store, self.no_room
             for sentence in set(after) - set(before):
-                log.warning("%s", sentence or "a server takes writes again")
+                log.warning("%s", sentence or "a server accepts writes again")
             await self._rest()
 
     async def _rest(self) -> None:

@@ -86,12 +86,13 @@ class Webhooks:
         except InvalidRequest as error:  # an older version accepted the address
             failure = DeliveryFailed(str(error), final=True)
         except SlotsFull:
-            failure = DeliveryFailed("it is slow, and so are too many others at the moment")
+            failure = DeliveryFailed("it is slow, and too many other hosts are slow at the moment")
         except (httpx.HTTPError, OSError, TimeoutError) as error:
             failure = DeliveryFailed(str(error) or "no answer in time")
         except Exception as error:
-            log.error("%s: unexpected %s while %s was called", job.job_id, type(error).__name__, host, exc_info=error)
-            failure = DeliveryFailed("an unexpected error, of which the gateway's log tells more")
+            kind = type(error).__name__
+            log.error("%s: unexpected %s during the webhook to %s", job.job_id, kind, host, exc_info=error)
+            failure = DeliveryFailed("an unexpected error; the gateway's log has the details")
         try:
             with nats_errors("NATS does not answer"):
                 if failure is None:
