@@ -129,7 +129,7 @@ DAMAGED: dict[str, np.ndarray] = {
 def test_damaged_frames_are_refused(damage: str) -> None:
     engines: list[TokenEngine] = [ready(TINY), TrivialEngine(0)]
     for engine in engines:
-        with pytest.raises(ValueError, match="frames to go on from"):
+        with pytest.raises(ValueError, match="frames to continue from"):
             engine.admit("song", Song(prompt=prompt_of(TINY), max_frames=9), DAMAGED[damage])
         assert engine.step() == {}
 
