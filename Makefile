@@ -30,24 +30,23 @@ help:
 
 install: $(RUN)
 
-# An environment whose installation was interrupted, whose Python is gone or that was moved is made anew.
-SOUND := $(shell test -e $(RUN) && $(BIN)/python -I -c \
-	'import os, shared; os.path.samefile(*shared.__path__, "shared") or exit(1)' 2>/dev/null && echo yes)
+# An environment whose first installation was interrupted, whose Python is gone or that was moved is made anew.
+SOUND := $(shell ! test -e .venv/.incomplete && { \
+	if test -e $(RUN); then $(BIN)/python -I -c 'import os, shared; os.path.samefile(*shared.__path__, "shared") or exit(1)'; \
+	else $(BIN)/python -I -c 'import pip'; fi; } 2>/dev/null && echo yes)
 
 unsound:
 	@rm -rf .venv
 
 $(RUN): pyproject.toml constraints.txt $(if $(SOUND),,unsound)
 	@echo 'installing what running needs into .venv; the first time takes a minute beside the download of PyTorch'
-	@rm -f $(RUN) $(DEV)
 	@$(PYTHON) deploy/install.py torch==$(TORCH) '.[worker,otel,local]'
 	@touch $(RUN)
 
 $(DEV): $(RUN)
 	@echo 'installing what the tests need into .venv'
-	@rm -f $(RUN)
 	@$(PYTHON) deploy/install.py torch==$(TORCH) '.[worker,otel,local,dev]'
-	@touch $(RUN) $(DEV)
+	@touch $(DEV)
 
 run: install
 	@exec $(BIN)/python -m deploy.local
@@ -64,7 +63,7 @@ browser:
 	} >/dev/null || true
 
 test: lint browser
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile $(PYTEST_ARGS)
 
 lint: $(DEV)
 	$(BIN)/ruff check

@@ -23,6 +23,7 @@ from urllib.request import url2pathname
 
 ROOT = Path(__file__).absolute().parents[1]
 VENV = ROOT / ".venv"
+INCOMPLETE = VENV / ".incomplete"  # there until everything is in a new environment; make then makes it anew
 PYTHON = str(VENV / "bin" / "python")
 PIP_INSTALL = [PYTHON, "-m", "pip", "install", "--quiet"]
 UV_INSTALL = [str(VENV / "bin" / "uv"), "pip", "install", "--quiet", "--python", PYTHON]
@@ -54,6 +55,8 @@ def make_environment() -> None:
     with_pip = find_spec("ensurepip") is not None
     create = [sys.executable, "-m", "venv", "--clear", *([] if with_pip else ["--without-pip"]), str(VENV)]
     subprocess.run(create, cwd=ROOT, check=True)
+    VENV.mkdir(exist_ok=True)
+    INCOMPLETE.touch()
     if with_pip:
         return
     # As some distributions ship Python: the system's pip puts one into the environment.
@@ -174,6 +177,7 @@ def main(torch: str, project: str) -> int:
         make_environment()
         if not install_with_uv(torch, project):
             install_with_pip(torch, project)
+        INCOMPLETE.unlink(missing_ok=True)
     except subprocess.CalledProcessError:
         return 1  # its output says why
     except KeyboardInterrupt:

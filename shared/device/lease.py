@@ -64,13 +64,13 @@ class HeldLease:
 
     def __init__(self, candidate: LeaseCandidate, lease: "Lease", fencing_token: int) -> None:
         self.fencing_token = fencing_token
-        self._contender = candidate
+        self._candidate = candidate
         self._lease = lease
 
     @property
     def alive(self) -> bool:
         """Whether the lease is still held."""
-        return self._contender.fencing_token == self.fencing_token and elapsed() < self._contender.deadline
+        return self._candidate.fencing_token == self.fencing_token and elapsed() < self._candidate.deadline
 
     def check(self) -> None:
         """Raise `LeaseLost` unless the lease is still held."""
@@ -79,15 +79,15 @@ class HeldLease:
 
     def waiting(self) -> list[LeaseView]:
         """The candidates that wait for the device, in the order in which they will get it."""
-        return self._contender.others()
+        return self._candidate.others()
 
     async def enter(self, phase: int) -> None:
         """Write the phase into the lease record, in a moment. Raises `LeaseLost`."""
-        await self._lease._call(self._contender.enter(self.fencing_token, phase))
+        await self._lease._call(self._candidate.enter(self.fencing_token, phase))
 
     async def release(self) -> None:
         """Give the device to the next candidate. A lease that was lost is released quietly."""
-        await self._lease._call(self._contender.release())
+        await self._lease._call(self._candidate.release())
 
 
 class Lease:
@@ -98,7 +98,7 @@ class Lease:
         self._settings = settings
         scope = f"{gpu}.*.*" if exclusive else f"{gpu}.{role}.*"
         name = gpu if exclusive else f"{gpu}.{role}"
-        self._contender = LeaseCandidate(
+        self._candidate = LeaseCandidate(
             settings, gpu, role, instance, scope, settings.data_dir / "device" / f"{name}.lock"
         )
         self._loop = asyncio.new_event_loop()
@@ -107,16 +107,16 @@ class Lease:
     async def start(self) -> None:
         """Connect and begin to follow the other candidates. Raises `Unavailable`."""
         self._thread.start()
-        await self._call(self._contender.start())
+        await self._call(self._candidate.start())
 
     async def acquire(self) -> HeldLease:
         """Wait for the lease. Cancelling leaves the queue."""
         try:
-            fencing_token = await self._call(self._contender.acquire())
+            fencing_token = await self._call(self._candidate.acquire())
         except asyncio.CancelledError:
-            await self._call(self._contender.withdraw())
+            await self._call(self._candidate.withdraw())
             raise
-        return HeldLease(self._contender, self, fencing_token)
+        return HeldLease(self._candidate, self, fencing_token)
 
     async def close(self, *, release: bool = True) -> None:
         """Release what is held and end the thread.
@@ -125,7 +125,7 @@ class Lease:
         """
         if self._thread.is_alive():
             with contextlib.suppress(Unavailable, LeaseLost):
-                await self._call(self._contender.close(release))
+                await self._call(self._candidate.close(release))
             self._loop.call_soon_threadsafe(self._loop.stop)
             await asyncio.to_thread(self._thread.join)
             self._loop.close()

@@ -163,25 +163,32 @@ def consumers(ack_wait: float) -> list[tuple[str, ConsumerConfig]]:
 
 async def bootstrap(js: JetStreamContext, settings: Settings) -> None:
     """Create or update every stream, bucket and consumer. Raises `Unavailable` when JetStream does not answer."""
-    with nats_errors("JetStream could not be set up"):
-        limit = (await js.account_info()).limits.max_storage
-        storage = limit if limit and limit > 0 else _STORAGE
-        while True:
-            try:
-                await _put_streams(js, streams(settings.queue_limit, settings.nats_replicas, storage))
-                break
-            except APIError as error:
-                if error.err_code != _TOO_LITTLE_STORAGE:
-                    raise
-                storage //= 2
-                if storage < _LEAST_STORAGE:
-                    raise Unavailable(
-                        "nats",
-                        "JetStream has not even 32 MiB of storage left to reserve: give it a larger max_file_store, or "
-                        "reserve less for other streams",
-                    ) from error
-        for name, consumer in consumers(ack_wait(settings)):
-            await js.add_consumer(name, consumer)
+    try:
+        with nats_errors("JetStream could not be set up"):
+            await _put_everything(js, settings)
+    except NotFound as error:  # a cluster that is electing leaders
+        raise Unavailable("nats", str(error)) from error
+
+
+async def _put_everything(js: JetStreamContext, settings: Settings) -> None:
+    limit = (await js.account_info()).limits.max_storage
+    storage = limit if limit and limit > 0 else _STORAGE
+    while True:
+        try:
+            await _put_streams(js, streams(settings.queue_limit, settings.nats_replicas, storage))
+            break
+        except APIError as error:
+            if error.err_code != _TOO_LITTLE_STORAGE:
+                raise
+            storage //= 2
+            if storage < _LEAST_STORAGE:
+                raise Unavailable(
+                    "nats",
+                    "JetStream has not even 32 MiB of storage left to reserve: give it a larger max_file_store, or "
+                    "reserve less for other streams",
+                ) from error
+    for name, consumer in consumers(ack_wait(settings)):
+        await js.add_consumer(name, consumer)
 
 
 async def _put_streams(js: JetStreamContext, wanted: list[StreamConfig]) -> None:

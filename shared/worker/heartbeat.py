@@ -51,9 +51,10 @@ class Heartbeat:
     async def run(self) -> None:
         """Publish until cancelled. A heartbeat that cannot be published is counted as a failed write."""
         while True:
+            status = msgspec.json.encode(self._status())
             try:
                 with nats_errors("a heartbeat cannot be published"):
-                    await self._js.publish(self._subject, msgspec.json.encode(self._status()), timeout=2)
+                    await self._js.publish(self._subject, status, timeout=2)
             except (Unavailable, NotFound):
                 write_failed("nats")
             self._state.changed.clear()

@@ -14,7 +14,7 @@ from shared.aio import end
 from shared.causes import describe_error
 from shared.device.lease import HeldLease, Lease
 from shared.device.offload_phases import PLANS, Turn
-from shared.errors import DeviceBroken, DeviceFull, LeaseLost, NotFound, Unavailable
+from shared.errors import DeviceBroken, DeviceFull, LeaseLost, NotFound, Unavailable, WrongSequence
 from shared.jobs.events import progress_at_start
 from shared.schema.event import Stage
 from shared.storage.objects import ObjectStore
@@ -32,6 +32,8 @@ from shared.worker.turn_policy import Decision, Situation, TurnPolicy
 
 log = logging.getLogger(__name__)
 
+# A server that does not answer, or that refused with an error that no caller expected.
+_SERVER_ERRORS = (Unavailable, NotFound, WrongSequence, TimeoutError)
 _TICK_SECONDS = 0.25  # between two decisions when nothing happens
 _BACKLOG = 32  # songs off the device that may be unsettled before no further one is begun
 
@@ -80,7 +82,7 @@ class TurnLoop:
                     await self._take_turn()
             except LeaseLost as error:
                 log.warning("turn ended early: %s", error)
-            except (Unavailable, NotFound, TimeoutError) as error:
+            except _SERVER_ERRORS as error:
                 log.warning("NATS or the object store is away: %s", describe_error(error))
                 await asyncio.sleep(1)
             except DeviceFull as error:
@@ -173,7 +175,7 @@ class TurnLoop:
             if decision is Decision.ADMIT:
                 try:
                     context = await self._consumer.next(turn)
-                except (Unavailable, NotFound, TimeoutError) as error:
+                except _SERVER_ERRORS as error:
                     self._runner.turn_error = error
                     continue
                 more = context is not None

@@ -190,6 +190,7 @@ def test_a_python_without_ensurepip_gets_pip_from_the_systems(
     monkeypatch.setenv("FAILING", "--python")
     assert script.main(TORCH, PROJECT) == 1
     assert "cannot install pip: give it pip or ensurepip" in capfd.readouterr().err
+    assert script.INCOMPLETE.exists()
 
 
 def test_a_sound_environment_is_kept_and_a_broken_one_is_created_again(checkout: Path) -> None:
@@ -209,9 +210,12 @@ def test_a_sound_environment_is_kept_and_a_broken_one_is_created_again(checkout:
     os.utime(checkout / "constraints.txt", (stamp.stat().st_mtime + 1,) * 2)
     assert "deploy/install.py" in steps()
     assert "rm -rf .venv" not in steps()
-    stamp.unlink()  # interrupted: make removes it first
+    stamp.unlink()  # an environment of somebody's own
+    assert "deploy/install.py" in steps()
+    assert "rm -rf .venv" not in steps()
+    (checkout / ".venv" / ".incomplete").touch()  # interrupted: the first installation removes it last
     assert "rm -rf .venv" in steps()
-    os.utime(stamp.parent / "bin", None)
+    (checkout / ".venv" / ".incomplete").unlink()
     stamp.touch()
     (checkout / "shared").unlink()  # moved: what the environment imports lies elsewhere
     (checkout / "shared").mkdir()

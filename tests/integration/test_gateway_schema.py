@@ -18,7 +18,7 @@ from shared.audio.files import AudioWriter, SongTags
 from shared.schema.event import Failed
 from tests.integration.gateway_fixtures import RunningGateway, fresh_settings, running_gateway
 
-SECONDS = 50  # of random requests
+SECONDS = 20  # of random requests
 
 _CONFIG = """
 [dictionaries.songs]
