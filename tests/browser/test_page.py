@@ -188,9 +188,9 @@ async def test_the_device_is_shown(system: RunningSystem) -> None:
     await visitor.ask_for(LYRICS, 60, "Busy")
     await visitor.page.locator("#system summary").click()
     panel = visitor.page.locator("#system-panel")
-    await expect(panel).to_contain_text("Whose turn: the tokenizer, phase 1: songs are written.")
+    await expect(panel).to_contain_text("Held by the tokenizer, phase 1: songs are written.")
     await expect(panel).to_contain_text("heartmula and the cache of 1 song")
-    await expect(panel).to_contain_text("To be written: 1 song.")
+    await expect(panel).to_contain_text("Queue for tokens: 1 song.")
     await expect(panel.get_by_role("meter")).to_be_visible()
     for process in system.flow.processes:
         process.kill()

@@ -34,12 +34,12 @@ function device(gpu) {
   if (gpu.utilization != null) facts.push(`${gpu.utilization} % busy`);
   if (gpu.temperature != null) facts.push(`${gpu.temperature} °C`);
   box.append(element("p", facts.join(" · "), "hint"));
-  box.append(element("p", `On it: ${contents(gpu.resident)}.`));
+  box.append(element("p", `Loaded: ${contents(gpu.resident)}.`));
   if (gpu.lease) {
     const phase = gpu.lease.phase;
     const what = phase == null ? "" : `, phase ${phase}: ${PHASES[phase]}`;
-    box.append(element("p", `Whose turn: the ${gpu.lease.role}${what}.`));
-  } else box.append(element("p", "No worker has its turn."));
+    box.append(element("p", `Held by the ${gpu.lease.role}${what}.`));
+  } else box.append(element("p", "No worker holds it."));
   for (const worker of gpu.workers) {
     const rate = worker.rate ? `, ${worker.rate.toFixed(1)} frames a second` : "";
     box.append(element("p", `${worker.role}: ${worker.model}, ${worker.state}${rate}`, "hint"));
@@ -65,9 +65,9 @@ export async function showSystem() {
     if (health.nats.ok) {
       const found = await ask("/api/gpu");
       const busy = (found.queue.tokens ?? 0) + (found.queue.decode ?? 0);
-      if (summary === "Ready" && busy) summary = busy === 1 ? "1 song in work" : `${busy} songs in work`;
+      if (summary === "Ready" && busy) summary = busy === 1 ? "1 song in progress" : `${busy} songs in progress`;
       parts.push(...found.gpus.map(device));
-      const queue = `To be written: ${counted(found.queue.tokens)}. To become sound: ${counted(found.queue.decode)}.`;
+      const queue = `Queue for tokens: ${counted(found.queue.tokens)}. Queue for audio: ${counted(found.queue.decode)}.`;
       parts.push(element("p", queue));
     }
     details.dataset.state = health.status;
