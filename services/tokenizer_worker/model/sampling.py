@@ -1,4 +1,8 @@
-"""Guidance and sampling: one code for each song. Noise is handed in, so that songs can be repeated."""
+"""Guidance and sampling: one code for each song, from the logits of one codebook.
+
+`HeartMuLa.next_frame` draws a frame's codes with it, codebook by codebook. Noise is handed in, so that songs can be
+repeated.
+"""
 
 from collections.abc import Sequence
 
