@@ -33,7 +33,9 @@ from shared.write_failures import write_failed
 
 THREADS = 8
 PROBES = "probe/"  # what lies there proves that the store takes writes, and has no other use
-_PROBED = 64  # keys, each in a folder of its own: SeaweedFS spreads folders over eight databases, which fail one by one
+# Each is in a folder of its own: SeaweedFS spreads folders over eight databases by a hash of their names, and the
+# databases fail one by one. 64 keys left one of them out in a bucket called "heartmula".
+PROBE_KEYS = tuple(f"{PROBES}{number}/write" for number in range(256))
 _PROBE_BYTES = bytes(4096)  # less may fit into the last block of a file on a disk that is full
 _RECENT = 30.0  # seconds for which a failed write counts; a worker that insists on one tries it again before that
 _T = TypeVar("_T")
@@ -133,7 +135,7 @@ class ObjectStore:
     async def prove_writing(self) -> None:
         """Write where a probe failed last, else under one of many keys. Raises `Unavailable`."""
         failed = [key for key in self._failed if key.startswith(PROBES)]
-        for key in failed or [f"{PROBES}{random.randrange(_PROBED)}/write"]:
+        for key in failed or [random.choice(PROBE_KEYS)]:
             await self.put(key, _PROBE_BYTES)
 
     async def put(self, key: str, data: bytes, content_type: str = "application/octet-stream") -> None:
