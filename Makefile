@@ -62,10 +62,10 @@ browser:
 		apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends chromium; \
 	} >/dev/null || true
 
-# Four at once, because tests mostly wait, the files of long ones first. Without passive waiting torch's idle threads
+# Three at once, because tests mostly wait. Without passive waiting torch's idle threads
 # take half of the processors' time.
 test: lint browser
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --numprocesses 3 --dist loadfile $(PYTEST_ARGS)
 
 lint: $(DEV)
 	$(BIN)/ruff check
