@@ -1,0 +1,1 @@
+"""Triton kernels behind the operators; importing them needs Triton."""
