@@ -38,7 +38,7 @@ def build_engine(settings: Settings, checkpoint: Checkpoint) -> tuple[TokenEngin
     from services.tokenizer_worker.engines.native import NativeEngine
 
     int8 = {"off": (), "decoder": ("decoder",), "all": ("backbone", "decoder")}[settings.int8]
-    engine = NativeEngine(checkpoint, device.torch_name, dtype, settings.batch, int8=int8, compiled=settings.compile)
+    engine = NativeEngine(checkpoint, device.torch_name, dtype, settings.batch, int8=int8)
     return engine, device, name if settings.int8 == "off" else f"{name}-int8-{settings.int8}"
 
 

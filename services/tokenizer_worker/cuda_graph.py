@@ -1,68 +1,85 @@
 """CUDA graphs: work that does not change is recorded once and replayed.
 
-A frame is some 2,000 small kernels. Launching them one by one from Python takes longer than computing them.
+A frame is some 550 small kernels. Launching them one by one from Python takes longer than computing them.
 """
 
+import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
+
+from shared.model.weights import memory_ran_out
 
 log = logging.getLogger(__name__)
 
 Work = Callable[[], None]
 Recorder = Callable[[Work], Work]
-"""Records work without doing it, and returns how to do it again. Raises `RuntimeError` where that cannot be."""
+"""Records work without doing it, and returns how to do it again. Raises what torch raises where that cannot be."""
 
-_FIRST = 2  # times that work is done unrecorded: it allocates, and many batches do not last longer
+# cudaErrorStreamCapture…: the work does something that a graph cannot hold. The device is as it was.
+_CAPTURE_ERRORS = range(900, 909)
 
 
-def cuda_graph(work: Work) -> Work:
-    """A `Recorder` on the current CUDA device. What `work` allocates stays allocated as long as the recording lives."""
-    graph = torch.cuda.CUDAGraph()
-    # Other threads may use CUDA meanwhile without becoming part of this graph.
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        work()
-    return graph.replay
+class GraphRecorder:
+    """A `Recorder` on the current CUDA device. Its graphs share the memory for what they compute on the way.
+
+    So none may be replayed while another one is, and nothing that they leave there may be used later.
+    """
+
+    def __init__(self) -> None:
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, work: Work) -> Work:
+        graph = torch.cuda.CUDAGraph()
+        # Other threads may use CUDA meanwhile without becoming part of this graph.
+        with (
+            _state_restored(self._pool),
+            torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"),
+        ):
+            work()
+        return graph.replay
+
+
+@contextlib.contextmanager
+def _state_restored(pool: "tuple[int, int]") -> Iterator[None]:
+    """Undo what a capture leaves behind when its end fails: its stream is current, and it takes all allocations."""
+    stream = torch.cuda.current_stream()
+    try:
+        yield
+    except Exception:
+        torch.cuda.set_stream(stream)
+        with contextlib.suppress(RuntimeError):  # where the capture has done it
+            torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
+        raise
 
 
 class Recording:
-    """Repeats work: unrecorded at first, then by replaying a recording while its shapes stay the same."""
+    """Repeats work that never changes its shapes and addresses: at first as it is, then from a recording."""
 
     possible = True  # until recording has failed in this process; then everything goes on unrecorded
     announced = False
 
-    def __init__(self, recorder: Recorder | None) -> None:
-        self._recorder = recorder
-        self._shapes: object = None
-        self._times = 0
+    def __init__(self, work: Work, recorder: Recorder | None) -> None:
+        self._work, self._recorder = work, recorder
+        self._ran = False  # as it is: that allocates, and compiles kernels
         self._play: Work | None = None
 
-    def run(self, work: Work, shapes: object) -> None:
-        """Run `work`. Its shapes and addresses have not changed if `shapes` are equal to those of the last call."""
-        if shapes != self._shapes:
-            self.forget()
-            self._shapes = shapes
-        if self._play is None and self._recorder is not None and Recording.possible and self._times >= _FIRST:
-            self._play = self._record(self._recorder, work)
-        (self._play or work)()
-        self._times += 1
+    def run(self) -> None:
+        """Run the work once. Raises what it raises; running it again is allowed then."""
+        if self._play is None and self._recorder is not None and Recording.possible and self._ran:
+            self._play = self._record(self._recorder)
+        (self._play or self._work)()
+        self._ran = True
 
-    def forget(self) -> None:
-        """Drop the recording; the next work starts a new one."""
-        if self._play is not None and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-            torch.cuda.synchronize()  # a graph must not go while it is played
-        self._shapes, self._times, self._play = None, 0, None
-
-    @staticmethod
-    def _record(recorder: Recorder, work: Work) -> Work | None:
+    def _record(self, recorder: Recorder) -> Work | None:
         began = time.monotonic()
         try:
-            play = recorder(work)
-        except (torch.OutOfMemoryError, torch.AcceleratorError):
-            raise
+            play = recorder(self._work)
         except RuntimeError as error:
+            if memory_ran_out(error) or not _only_not_recordable(error):
+                raise
             Recording.possible = False
             log.warning("frames cannot be recorded as a CUDA graph, and will be slower: %s", error)
             return None
@@ -70,3 +87,10 @@ class Recording:
         Recording.announced = True
         log.log(level, "a frame was recorded as a CUDA graph in %.0f ms", (time.monotonic() - began) * 1000)
         return play
+
+
+def _only_not_recordable(error: RuntimeError) -> bool:
+    """Whether the device is sound, and the work is only nothing that can be recorded."""
+    if isinstance(error, torch.AcceleratorError):
+        return getattr(error, "error_code", None) in _CAPTURE_ERRORS
+    return True  # as torch's own refusals

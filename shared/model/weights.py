@@ -19,6 +19,7 @@ from shared.errors import DeviceBroken, DeviceFull, PhaseError
 log = logging.getLogger(__name__)
 
 ALIGNMENT = 256  # bytes, as CUDA aligns its allocations
+_CUDA_OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
 
 
 @dataclass(frozen=True)
@@ -162,11 +163,19 @@ def device_memory() -> Iterator[None]:
         yield
     except Exception as error:
         _clear_frames(error)
-        if isinstance(error, torch.OutOfMemoryError):
+        if memory_ran_out(error):
             raise DeviceFull(f"the device's memory is full: {error}") from None
         if isinstance(error, torch.AcceleratorError):  # from then on every call fails; it may be an earlier one's error
             raise DeviceBroken(f"the device is broken for this process: {error}") from error
         raise
+
+
+def memory_ran_out(error: Exception) -> bool:
+    """Whether an error of torch says that the device's memory does not suffice."""
+    if isinstance(error, torch.AcceleratorError):
+        return getattr(error, "error_code", None) == _CUDA_OUT_OF_MEMORY
+    # cuBLAS and cuDNN have errors of their own, which torch passes on as text.
+    return isinstance(error, torch.OutOfMemoryError) or "STATUS_ALLOC_FAILED" in str(error)
 
 
 def _clear_frames(error: BaseException | None) -> None:

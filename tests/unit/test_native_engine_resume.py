@@ -182,7 +182,7 @@ def test_songs_that_are_dropped_after_an_error_are_gone_while_the_error_is_kept(
     engine.admit("two", song)
     engine.step()
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "_next_frame", fault)
+        patch.setattr(HeartMuLa, "next_frame", fault)
         with pytest.raises(error) as kept:
             engine.step()
     engine.drop("two")

@@ -1,6 +1,6 @@
 """The native token engine: this project's own HeartMuLa behind the `TokenEngine` interface."""
 
-import functools
+import logging
 from collections import deque
 from dataclasses import dataclass
 
@@ -8,35 +8,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from services.tokenizer_worker.cuda_graph import Recording, cuda_graph
+from services.tokenizer_worker.cuda_graph import GraphRecorder
 from services.tokenizer_worker.engines.base import Song, check_frames
-from services.tokenizer_worker.model import BatchTensors, HeartMuLa, KVCache, Sampler, counter, load_weights
+from services.tokenizer_worker.engines.frames import BucketFrames, FrameMaker, LoopFrames, SongState
+from services.tokenizer_worker.model import HeartMuLa, KVCache, load_weights
+from services.tokenizer_worker.model.kernels.compiler import missing_compiler
 from shared.errors import PhaseError, SongError
 from shared.model.checkpoint import Checkpoint
 from shared.model.weights import Weights, device_memory
+
+log = logging.getLogger(__name__)
 
 # Looked up in host memory, a prompt at a time; on a device they would be a tenth of the weights.
 _HOST_ONLY = ("text_embeddings",)
 # Positions that are prefilled at once: what a prefill takes beside the caches does not grow with the song.
 _PREFILL = 512
-# Attention looks at whole multiples of so many positions, so that frames can be recorded and played again.
-_EXTENT = 256
-
-
-@dataclass(kw_only=True, eq=False)
-class SongState:
-    """Everything that changes while a song is made, and all that its next frame needs.
-
-    Tensors are on the device; once the song is in a batch they are views of the batch's tensors.
-    """
-
-    song: Song
-    cache: KVCache  # of the backbone: positions 0 … prompt + max_frames − 1
-    position: Tensor  # int64 [], the next one to be fed
-    counter: Tensor  # int64 [], of the noise of the next frame
-    embedded: Tensor  # [rows, D], what is fed next
-    launched: int  # frames that the device has made or was asked to make
-    received: int  # frames of these that have reached the host
 
 
 @dataclass(kw_only=True, eq=False)
@@ -62,7 +48,8 @@ class NativeEngine:
     only between logits that agree to about six digits.
 
     On CUDA the device makes the next frame while the host handles the last one: a step returns the frame that the
-    step before it started, so a song's first frame comes with its second step. Frames are recorded as CUDA graphs.
+    step before it started, so a song's first frame comes with its second step. Frames are made by `BucketFrames` and
+    recorded as CUDA graphs; without a compiler for Triton's kernels, by `LoopFrames` as on the CPU: `notes` says so.
 
     `dtype` is float32, bfloat16 or float16; the stacks named in `int8` ("backbone", "decoder") keep their weights as
     int8. A song has at most `max_frames` frames in all, its first included; the reference makes one more. It ends
@@ -80,7 +67,6 @@ class NativeEngine:
         slots: int = 1,
         *,
         int8: tuple[str, ...] = (),
-        compiled: bool = False,
     ) -> None:
         self.slots = slots
         self._checkpoint = checkpoint
@@ -88,14 +74,15 @@ class NativeEngine:
         self._dtype: torch.dtype = getattr(torch, dtype)
         with torch.device("meta"):
             self._model = HeartMuLa(checkpoint.lm, self._dtype, int8)
-        self._next_frame = torch.compile(self._model.next_frame) if compiled else self._model.next_frame
         self._weights = Weights(self._model, self._device, host_only=_HOST_ONLY)
         self._songs: dict[str, SongState] = {}
-        self._going: list[SongState] = []  # the songs of the batch in the order of its rows: those with guidance first
-        self._batch: BatchTensors | None = None  # until the first step after a song has left
+        self._frames: FrameMaker = LoopFrames(self._model)
         self._pending: deque[PendingFrame] = deque()
-        self._ahead = 1 if self._device.type == "cuda" else 0  # frames that stay pending between two steps
-        self._recording = Recording(cuda_graph if self._device.type == "cuda" else None)
+        self._ahead = 0  # frames that stay pending between two steps
+        self.notes: list[str] = []  # what is to be known of this engine
+        if self._device.type == "cuda":
+            self._ahead = 1
+            self._choose_kernels()
 
     @property
     def weight_bytes(self) -> int:
@@ -103,15 +90,13 @@ class NativeEngine:
         return self._weights.nbytes
 
     def song_bytes(self, song: Song) -> int:
-        """Bytes of a `SongState` and of its rows of the `BatchTensors`.
+        """Bytes of a song's cache and of its place among the others.
 
         Activations come on top: those of a frame of all songs, and 512 positions' worth at `admit`.
         """
-        lm, rows = self._checkpoint.lm, _rows(song)
-        backbone = KVCache.size(lm.backbone, rows, song.prompt.length + song.max_frames, self._dtype)
-        depth = KVCache.size(lm.decoder, rows, lm.num_codebooks, self._dtype)
-        numbers = 8 * (2 + lm.num_codebooks)  # position, counter, codes
-        return backbone + depth + rows * lm.backbone.embed_dim * self._dtype.itemsize + Sampler.BYTES + numbers
+        rows, positions = _rows(song), song.prompt.length + song.max_frames
+        cache = KVCache.size(self._checkpoint.lm.backbone, rows, positions, self._dtype)
+        return cache + self._frames.bytes_per_song(rows)
 
     def load(self) -> None:
         """Read the weights into host memory in the engine's dtype. Raises the `ConfigError`s of `load_weights`."""
@@ -130,7 +115,7 @@ class NativeEngine:
         """Drop the songs and the device's copy of the weights. May be called at any time."""
         self._songs.clear()
         self._pending.clear()
-        self._dissolve_batch()
+        self._frames.release()
         self._weights.to_host()
 
     @device_memory()
@@ -161,13 +146,11 @@ class NativeEngine:
         state = SongState(
             song=song,
             cache=cache,
-            position=torch.tensor(song.prompt.length + len(made) - 1, device=self._device),
-            counter=torch.tensor(counter(song.seed, len(made)), device=self._device),
             embedded=_prefill(model, song, made, cache),
             launched=len(made),
             received=len(made),
         )
-        self._form_batch([*self._songs.values(), state])
+        self._frames.gather([*self._going(), state])  # now, because it may not fit
         self._songs[song_id] = state
 
     @device_memory()
@@ -175,7 +158,7 @@ class NativeEngine:
     def step(self) -> dict[str, np.ndarray | None]:
         """Make the next frame of every song, int16 ``[8]``. Raises `PhaseError` without the weights on the device."""
         self._ready()
-        going = [state for state in self._songs.values() if state.launched < state.song.max_frames]
+        going = self._going()
         if going:
             self._launch(going)
         names = {state: name for name, state in self._songs.items()}
@@ -196,62 +179,47 @@ class NativeEngine:
     def drop(self, song_id: str) -> None:
         """Drop a song, whether the weights are on the device or not."""
         if self._songs.pop(song_id, None) is not None:
-            self._dissolve_batch()
+            self._frames.part()
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()
 
-    def _form_batch(self, states: list[SongState]) -> None:
-        """Put these songs into one batch. They change only once everything has been allocated."""
-        self._dissolve_batch()  # its memory first
-        states = sorted(states, key=lambda state: -_rows(state.song))
-        guided = [state for state in states if _rows(state.song) == 2]
-        songs = [state.song for state in states]
-        sampler = Sampler(
-            [song.temperature for song in songs],
-            [song.topk for song in songs],
-            [song.cfg_scale for song in songs],
-            self._device,
-        )
-        books = self._checkpoint.lm.num_codebooks
-        batch = BatchTensors(
-            caches=[state.cache for state in states],
-            depth_cache=self._model.depth_cache(len(states) + len(guided)),
-            sampler=sampler,
-            positions=torch.stack([state.position for state in states]),
-            counters=torch.stack([state.counter for state in states]),
-            embedded=torch.stack([s.embedded[0] for s in states] + [s.embedded[1] for s in guided]),
-            codes=torch.empty(len(states), books, dtype=torch.int64, device=self._device),
-        )
-        for index, state in enumerate(states):
-            state.position, state.counter = batch.positions[index], batch.counters[index]
-            state.embedded = batch.embedded[index :: len(states)]
-        self._batch, self._going = batch, states
-
-    def _dissolve_batch(self) -> None:
-        self._recording.forget()
-        self._batch, self._going = None, []
+    def _going(self) -> list[SongState]:
+        """Songs of which the device has more frames to make."""
+        return [state for state in self._songs.values() if state.launched < state.song.max_frames]
 
     def _launch(self, going: list[SongState]) -> None:
         """Start the next frame of these songs on the device. After an error they are as they were before."""
-        if self._batch is None or len(self._going) != len(going):
-            self._form_batch(going)
-        batch, states = self._batch, self._going
-        assert batch is not None
-        furthest = max(state.song.prompt.length + state.launched for state in states)  # positions, the next included
-        seen = -(-furthest // _EXTENT) * _EXTENT
-        # No closure: the stack frame in an error's traceback would keep the batch alive.
-        self._recording.run(functools.partial(self._next_frame, batch, seen), shapes=seen)
+        if set(self._frames.songs) != set(going):
+            self._frames.gather(going)
+        made, states = self._frames.make(), list(self._frames.songs)
         copied = None
         if self._device.type == "cuda":
-            codes = torch.empty(batch.codes.shape, dtype=torch.int64, pin_memory=True)
-            codes.copy_(batch.codes, non_blocking=True)
-            copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            codes = torch.empty(made.shape, dtype=torch.int64, pin_memory=True)
+            codes.copy_(made, non_blocking=True)
+            copied = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # waiting takes no processor
             copied.record()
         else:
-            codes = batch.codes.clone()
+            codes = made.clone()
         self._pending.append(PendingFrame(states=states, codes=codes, copied=copied))
         for state in states:
             state.launched += 1
+
+    def _choose_kernels(self) -> None:
+        """Decide how frames are made on CUDA, and what torch may take for its own products and attention."""
+        # What float32 promises, and sums of 16-bit products in float32 to their end.
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+        torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+        # Prefills attend with a mask, which flash attention does not take. cuDNN would plan every new shape anew, which
+        # takes longer than the prefill.
+        torch.backends.cuda.enable_cudnn_sdp(False)
+        torch.backends.cuda.enable_flash_sdp(False)
+        missing = missing_compiler()
+        if missing is None:
+            self._frames = BucketFrames(self._model, GraphRecorder)
+        else:
+            self.notes.append(f"frames are made without this project's kernels, several times slower: {missing}")
+            log.warning("%s", self.notes[-1])
 
     def _ready(self) -> HeartMuLa:
         if not self._weights.on_device:

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from services.tokenizer_worker.model.linear import Matrix, empty
 from services.tokenizer_worker.model.llama import KVCache, Llama, spread
-from services.tokenizer_worker.model.sampling import COUNTER_STEP, Sampler, exponential_noise, mix, noise_counters
+from services.tokenizer_worker.model.sampling import Sampler, exponential_noise, mix, noise_counters
 from shared.model.checkpoint import LMConfig
 
 Choose = Callable[[int, Tensor], Tensor]
@@ -18,15 +18,12 @@ Choose = Callable[[int, Tensor], Tensor]
 
 @dataclass(kw_only=True, eq=False)
 class BatchTensors:
-    """The tensors of songs that are made together. `HeartMuLa.next_frame` advances them in place."""
+    """The tensors of songs that are made together."""
 
     caches: Sequence[KVCache]  # of the backbone, one a song
     depth_cache: KVCache  # of all their rows: codebooks 0 … 7, overwritten every frame
     sampler: Sampler
-    positions: Tensor  # int64 [songs], the next ones to be fed
-    counters: Tensor  # int64 [songs], of the noise: see `sampling.counter`
     embedded: Tensor  # [rows, D], what is fed next
-    codes: Tensor  # int64 [songs, codebooks], of the frame that was made last
 
 
 class HeartMuLa(nn.Module):
@@ -91,12 +88,9 @@ class HeartMuLa(nn.Module):
         """Advance by ``[rows, S, D]`` at positions start …; returns the hidden state after them, ``[rows, D]``."""
         return self.backbone.norm(self.backbone(embedded, cache, start)[:, -1])
 
-    def step(self, embedded: Tensor, caches: Sequence[KVCache], positions: Tensor, seen: int) -> Tensor:
-        """Advance each song by one position, ``[rows, D]``, in its cache; returns hidden states, ``[rows, D]``.
-
-        ``positions`` int64 ``[songs]`` are all below `seen`.
-        """
-        return self.backbone.norm(self.backbone.step(embedded[:, None], caches, positions, seen)[:, 0])
+    def step(self, embedded: Tensor, caches: Sequence[KVCache], positions: Sequence[int]) -> Tensor:
+        """Feed each song ``[rows, D]`` at its position, in its cache; returns hidden states, ``[rows, D]``."""
+        return self.backbone.norm(self.backbone.step(embedded[:, None], caches, positions)[:, 0])
 
     def frame(self, hidden: Tensor, cache: KVCache, choose: Choose) -> Tensor:
         """Choose the codes of a frame of each song, codebook by codebook, from ``hidden [rows, D]``.
@@ -119,22 +113,18 @@ class HeartMuLa(nn.Module):
                 x = self.projection(spread(code, rows)[:, None]).contiguous()
         return torch.stack(codes, dim=1)
 
-    def next_frame(self, batch: BatchTensors, seen: int) -> None:
-        """Make a frame of every song, in place; all positions are below `seen`.
+    def next_frame(self, batch: BatchTensors, positions: Sequence[int], counters: Sequence[int]) -> Tensor:
+        """Make a frame of every song, int64 ``[songs, codebooks]``: at its position, with its `sampling.counter`.
 
-        All of it, draws included, is computed on the device, and shapes follow from the batch and `seen` alone: the
-        host neither waits for nor decides anything. Before the last lines nothing of a song has changed but its
-        cache's entries at the next position, so a frame that failed on the way can be made again.
+        Before the last line nothing of a song has changed but its cache's entries at that position, so a frame that
+        failed on the way can be made again.
         """
-        hidden = self.step(batch.embedded, batch.caches, batch.positions, seen)
-        seeds = mix(batch.counters)
+        hidden = self.step(batch.embedded, batch.caches, positions)
+        seeds = mix(torch.tensor(counters, device=self.device))
 
         def draw(book: int, logits: Tensor) -> Tensor:
             return batch.sampler.draw(logits, exponential_noise(seeds, self.noise_counters[book]))
 
         codes = self.frame(hidden, batch.depth_cache, draw)
-        embedded = spread(self.embed_frames(codes), len(hidden))
-        batch.codes.copy_(codes)
-        batch.embedded.copy_(embedded)
-        batch.positions.add_(1)
-        batch.counters.add_(COUNTER_STEP)
+        batch.embedded.copy_(spread(self.embed_frames(codes), len(hidden)))
+        return codes

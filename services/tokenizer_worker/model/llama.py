@@ -77,11 +77,11 @@ class KVCache:
 
 @dataclass(frozen=True)
 class Span:
-    """The next S positions of a song, equal for all layers, and the positions that they attend to."""
+    """The next positions of a song, equal for all layers: `start` … `end` − 1. They attend to those below `end`."""
 
-    at: Tensor  # int64 [S]
-    seen: int  # of the cache, from its first position on
-    mask: Tensor | None  # bool [H / KV · S, seen] or [1, seen]: what of that; all of it without a mask
+    start: int
+    end: int
+    mask: Tensor | None  # bool [H / KV · S, end]: which of these positions; all of them without a mask
 
 
 Layer = tuple[Tensor, Tensor]
@@ -124,10 +124,10 @@ class Block(nn.Module):
         q = q.reshape(rows, self.kv_heads, -1, self.head_dim)  # [rows, KV, H / KV · S, h]
         found = torch.empty_like(q)
         for index, ((keys, values), span) in enumerate(zip(layers, spans, strict=True)):
-            keys.index_copy_(2, span.at, k[index::count])
-            values.index_copy_(2, span.at, v[index::count])
+            keys[:, :, span.start : span.end] = k[index::count]
+            values[:, :, span.start : span.end] = v[index::count]
             found[index::count] = F.scaled_dot_product_attention(
-                q[index::count], keys[:, :, : span.seen], values[:, :, : span.seen], attn_mask=span.mask
+                q[index::count], keys[:, :, : span.end], values[:, :, : span.end], attn_mask=span.mask
             )
         return found.view(rows, self.heads, steps, -1).transpose(1, 2).reshape(rows, steps, -1)
 
@@ -151,12 +151,11 @@ class Llama(nn.Module):
 
         A position sees those before it, in the cache or in `x`, and itself.
         """
-        end = start + x.shape[1]
-        at, mask = self.positions[start:end], None
+        end, mask = start + x.shape[1], None
         if x.shape[1] > 1:  # a single position sees everything
-            causal = self.positions[:end] <= at[:, None]
+            causal = self.positions[:end] <= self.positions[start:end, None]
             mask = causal.repeat(self.shared, 1)  # [H / KV · S, end], as the queries lie in a block
-        return self._run(x, self.rope[start:end], [cache], [Span(at, end, mask)])
+        return self._run(x, self.rope[start:end], [cache], [Span(start, end, mask)])
 
     def repeat(self, x: Tensor, cache: KVCache, count: int) -> None:
         """Write into the cache what ``x [rows, 1, D]`` at each of the positions 0 … count − 1 leaves there.
@@ -167,27 +166,21 @@ class Llama(nn.Module):
         layers, rows, heads, _, width = cache.keys.shape
         once = KVCache(*cache.keys.new_zeros(2, layers, rows, heads, 1, width))
         self(x, once, 0)
-        keys = once.keys.flatten(0, 1).transpose(1, 2).expand(-1, count, -1, -1)  # [layers · rows, count, KV, h]
-        cache.keys[:, :, :, :count] = (
-            rotate(keys, self.rope[:count]).transpose(1, 2).reshape(layers, rows, heads, count, width)
-        )
+        for key, keys in zip(once.keys, cache.keys, strict=True):  # a layer at a time: all of them take much memory
+            turned = rotate(key.transpose(1, 2).expand(-1, count, -1, -1), self.rope[:count])  # [rows, count, KV, h]
+            keys[:, :, :count] = turned.transpose(1, 2)
         cache.values[:, :, :, :count] = once.values
 
-    def step(self, x: Tensor, caches: Sequence[KVCache], positions: Tensor, seen: int) -> Tensor:
+    def step(self, x: Tensor, caches: Sequence[KVCache], positions: Sequence[int]) -> Tensor:
         """Run one position of each of n songs through every block, ``x [rows, 1, D]`` → the same shape.
 
-        Rows i, i + n, … are those of song i, in its own cache, at its own position: ``positions`` int64 ``[n]``, all
-        below `seen`. Nothing here depends on where the songs are but the contents of `positions`; so what was recorded
-        once can be played again for the next position, up to `seen`.
+        Rows i, i + n, … are those of song i, in its own cache, at its own position.
 
         All but the attention is done for all rows at once, so that weights are read once; attention is done a song at a
         time, because then caches are as long as their songs and stay where they are.
         """
-        spans = []
-        for at, cache in zip(positions[:, None].unbind(0), caches, strict=True):
-            end = min(seen, cache.keys.shape[3])
-            spans.append(Span(at, end, (self.positions[:end] <= at)[None]))
-        return self._run(x, spread(self.rope[positions][:, None], len(x)), caches, spans)
+        spans = [Span(at, at + 1, None) for at in positions]
+        return self._run(x, spread(self.rope[list(positions)][:, None], len(x)), caches, spans)
 
     def _run(self, x: Tensor, table: Tensor, caches: Sequence[KVCache], spans: Sequence[Span]) -> Tensor:
         for block, *layers in zip(self.blocks, *(cache.layers() for cache in caches), strict=True):

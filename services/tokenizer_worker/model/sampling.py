@@ -90,13 +90,14 @@ def noise_counters(codebooks: int, vocabulary: int) -> Tensor:
 
 
 def exponential_noise(seeds: Tensor, within: Tensor) -> Tensor:
-    """Noise for one codebook in one frame of each song, Exp(1), fp32 ``[songs, V]``, on the device of its arguments.
+    """Noise for one frame of each song, Exp(1), fp32, on the device of its arguments.
 
-    `seeds` are the frames', that is the songs' counters mixed, int64 ``[songs]``; `within` is a row of
-    `noise_counters`. Counted rather than drawn from a generator with a state (Salmon et al. 2011), so that every device
-    draws alike and a song can go on at any frame.
+    `seeds` are the frames', that is the songs' counters mixed, int64 ``[songs]``; `within` is one row of
+    `noise_counters` or all of them: the noise is ``[songs, V]`` or ``[codebooks, songs, V]``. Counted rather than drawn
+    from a generator with a state (Salmon et al. 2011), so that every device draws alike and a song can go on at any
+    frame.
     """
-    bits = mix(seeds[:, None] + within)
+    bits = mix(seeds[:, None] + within[..., None, :])
     # 23 of them, in the middle of their interval: no logarithm of 0, and none that is 0.
     uniform = (bits >> 41).bitwise_and_((1 << 23) - 1).float().add_(0.5).mul_(2**-23)
     return uniform.log_().neg_()

@@ -41,3 +41,8 @@ def _shape(q: Tensor, table: Tensor, layer: int, kv_heads: int, splits: int) -> 
 
 
 declare_launches(attend, lambda q, table, layer, kv_heads, splits: 1 if splits == 1 else 2)
+
+
+def splits_for(rows: int, kv_heads: int, positions: int) -> int:
+    """Programs that share a row's positions: stub until the kernels are in."""
+    return 1 if positions <= 64 else max(1, min(32, 512 // (rows * kv_heads)))

@@ -4,6 +4,7 @@ import ctypes
 from collections.abc import Sequence
 from enum import IntEnum
 from math import prod
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -19,13 +20,31 @@ class Field(IntEnum):
     LENGTH = 4  # positions that the row has, the present one included; 0: the row is empty
 
 
-def row_table(rows: Sequence[tuple[Tensor, Tensor, int]], device: torch.device) -> Tensor:
-    """Build a table, int64 ``[len(Field), rows]``, of keys, values ``[layers, KV heads, capacity, h]`` and a length.
+class Cache(Protocol):
+    """Keys and values of some rows, ``[layers, rows, KV heads, capacity, h]`` both, contiguous."""
 
-    The table holds addresses alone: the caches have to be kept elsewhere for as long as it is used.
+    keys: Tensor
+    values: Tensor
+
+
+def row_table(rows: Sequence[tuple[Cache, int, int] | None]) -> Tensor:
+    """Build a table, int64 ``[len(Field), rows]`` in host memory; each row is a cache, its row in it, and a length.
+
+    None is an empty row. The table holds addresses alone: caches have to be kept for as long as it is used.
     """
-    lines = [(k.data_ptr(), v.data_ptr(), k.stride(0), k.shape[2], length) for k, v, length in rows]
-    return torch.tensor(lines, dtype=torch.int64).view(-1, len(Field)).T.contiguous().to(device)
+    table = torch.zeros(len(Field), len(rows), dtype=torch.int64)
+    for index, row in enumerate(rows):
+        if row is not None:
+            cache, within, length = row
+            keys, values = cache.keys[:, within], cache.values[:, within]
+            line = (address(keys), address(values), keys.stride(0), keys.shape[2], length)
+            table[:, index] = torch.tensor(line)
+    return table
+
+
+def address(tensor: Tensor) -> int:
+    """Address of a tensor's first element."""
+    return tensor.data_ptr()
 
 
 def tensor_at(address: int, shape: Sequence[int], dtype: torch.dtype) -> Tensor:

@@ -1,0 +1,59 @@
+"""Kernels that a frame launches on CUDA, and copies between host and device, counted on a pretended device.
+
+What cuBLAS launches beyond one kernel a product shows in a profiler only.
+"""
+
+from typing import Any
+from unittest.mock import patch
+
+import msgspec
+from torch import Tensor
+
+from services.tokenizer_worker.engines import native
+from services.tokenizer_worker.engines.base import Song
+from services.tokenizer_worker.engines.native import NativeEngine
+from services.tokenizer_worker.model import HeartMuLa, KVCache, kernels
+from shared.model.checkpoint import Checkpoint, open_checkpoint
+from shared.model.prompt import Prompt
+from tests.bench.checkpoints import AUDIO_VOCAB, GOLDEN, LARGE, TEXT_VOCAB
+from tests.unit.fake_cuda import fake_cuda
+
+SONGS = (1, 2, 4, 8, 16, 32)
+PROMPT = Prompt(tuple(range(1, 21)), tuple(range(21, 300)))
+
+
+def true_size() -> Checkpoint:
+    """The official shapes, of a checkpoint whose weights nobody reads."""
+    checkpoint = open_checkpoint(GOLDEN)
+    backbone, decoder = LARGE
+    lm = msgspec.structs.replace(
+        checkpoint.lm, backbone=backbone, decoder=decoder, audio_vocab_size=AUDIO_VOCAB, text_vocab_size=TEXT_VOCAB
+    )
+    return msgspec.structs.replace(checkpoint, lm=lm)
+
+
+def without_weights(engine: NativeEngine) -> NativeEngine:
+    """Reserve memory for an engine's weights, of which no page is written."""
+    engine._weights.load(lambda: None)
+    return engine
+
+
+def count(songs: int, dtype: str = "bfloat16", int8: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Count the launches and copies of one frame of guided songs at true size."""
+    engine = without_weights(NativeEngine(true_size(), "cuda:0", dtype, songs, int8=int8))
+
+    def nothing(model: HeartMuLa, song: Song, frames: Tensor, cache: KVCache) -> Tensor:
+        return model.unconditional.repeat(cache.keys.shape[1], 1)
+
+    with fake_cuda(kernels.launches) as cuda, patch.object(native, "_prefill", nothing):
+        engine.to_device()
+        for index in range(songs):
+            engine.admit(str(index), Song(prompt=PROMPT, max_frames=1504, seed=index))
+        with cuda.counting() as counts:
+            engine.step()
+    return {
+        "launches": counts.total,
+        "attention": counts.matching("attend"),
+        "to_device": counts.to_device,
+        "from_device": counts.from_device,
+    }
