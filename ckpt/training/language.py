@@ -211,7 +211,7 @@ def stack(llama: Llama, x: Tensor, table: Tensor) -> Tensor:
     """All positions of ``x [rows, S, D]`` through a stack and its final norm, differentiably; its cache is dropped."""
     rows, steps, _ = x.shape
     at = torch.arange(steps)
-    span = Span(at, steps, (at <= at[:, None]).repeat(llama.shared, 1))
+    span = Span(0, steps, (at <= at[:, None]).repeat(llama.shared, 1))
     for block in llama.blocks:
         assert isinstance(block, Block)
         shape = (rows, block.kv_heads, steps, block.head_dim)

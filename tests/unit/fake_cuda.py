@@ -279,9 +279,8 @@ def _unknown(name: str, *_: Any, **__: Any) -> int:
 def fake_cuda(launches_of: LaunchesOf = _unknown) -> Iterator[FakeCuda]:
     """Pretend that there is a device ``cuda:0`` in the body, in this thread.
 
-    `launches_of` says how many kernels an operation that is not PyTorch's launches, by its name (``namespace::name``) and
-    its arguments.
-    Skips the test where PyTorch has no CUDA guard and there is no compiler to build one.
+    `launches_of` says how many kernels an operation that is not PyTorch's launches, by its name (``namespace::name``)
+    and its arguments. Skips the test where PyTorch has no CUDA guard and there is no compiler to build one.
     """
     cuda, patch = FakeCuda(launches_of), pytest.MonkeyPatch()
     graph_stream = SimpleNamespace(

@@ -1,4 +1,4 @@
-"""Frames that are recorded and played again, frames pending between two steps, frames as one compiled function.
+"""Frames made in buckets of places, recorded and played again; frames pending between two steps.
 
 On CUDA the recorder is a CUDA graph. Here it is a trace of every operation, which plays the same operations on the same
 tensors: whatever the host had decided while it was recorded, it would decide again.
@@ -13,26 +13,26 @@ import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from services.tokenizer_worker.cuda_graph import Recording, Work
-from services.tokenizer_worker.engines import native
 from services.tokenizer_worker.engines.base import Song
+from services.tokenizer_worker.engines.frames import BucketFrames, bucket_size
 from services.tokenizer_worker.engines.native import NativeEngine
-from shared.errors import DeviceFull
+from shared.errors import DeviceBroken, DeviceFull
 from shared.model.checkpoint import Checkpoint
 from tests.unit.native_engines import DEMO, TINY, generate, one_thread, prompt_of, ready  # noqa: F401
 from tests.unit.test_native_engine_batch import mingle, songs
 
 
 class Tracer:
-    """A recorder on the CPU, for one engine."""
+    """A recorder on the CPU, for one engine. `failures` are raised first, one a recording."""
 
-    def __init__(self, engine: NativeEngine) -> None:
-        self.engine = engine
+    def __init__(self, frames: BucketFrames, failures: list[Exception]) -> None:
+        self.frames, self.failures = frames, failures
         self.recorded = self.played = 0
 
     def __call__(self, work: Work) -> Work:
-        batch = self.engine._batch
-        assert batch is not None
-        changing = [batch.positions, batch.counters, batch.embedded]
+        if self.failures:
+            raise self.failures.pop()
+        changing = [t for places, _ in self.frames._buckets.values() for t in (places._integers, places.embedded)]
         before = [tensor.clone() for tensor in changing]
         graph = make_fx(work)()  # does the work as well, which a CUDA graph does not
         for tensor, value in zip(changing, before, strict=True):
@@ -46,10 +46,14 @@ class Tracer:
         return play
 
 
-def recording(slots: int = 1) -> tuple[NativeEngine, Tracer]:
-    engine = ready(DEMO, slots=slots)
-    tracer = Tracer(engine)
-    engine._recording = Recording(tracer)
+def recording(
+    checkpoint: Checkpoint = DEMO, slots: int = 1, failures: list[Exception] | None = None
+) -> tuple[NativeEngine, Tracer]:
+    """An engine that makes frames as on CUDA, by the operators' plain paths."""
+    engine = ready(checkpoint, slots=slots)
+    tracer: Tracer
+    engine._frames = frames = BucketFrames(engine._model, lambda: tracer)
+    tracer = Tracer(frames, failures or [])
     return engine, tracer
 
 
@@ -59,57 +63,90 @@ def _possible(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Recording, "announced", False)
 
 
-@pytest.mark.parametrize("cfg_scale", [1.0, 1.5])
+@pytest.mark.parametrize(
+    ("checkpoint", "cfg_scale"), [(DEMO, 1.0), (DEMO, 1.5), (TINY, 1.5)], ids=["alone", "guided", "golden"]
+)
 def test_a_recorded_frame_is_the_next_one_every_time_it_is_played(
-    cfg_scale: float, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    cfg_scale: float, checkpoint: Checkpoint, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(native, "_EXTENT", 32)
-    song = Song(prompt=prompt_of(DEMO), max_frames=40, topk=5, seed=3, cfg_scale=cfg_scale)
-    alone = generate(ready(DEMO), song)
-    engine, tracer = recording()
+    song = Song(prompt=prompt_of(checkpoint), max_frames=20, topk=5, seed=3, cfg_scale=cfg_scale)
+    alone = generate(ready(checkpoint), song)
+    engine, tracer = recording(checkpoint)
     with caplog.at_level(logging.INFO):
         assert np.array_equal(generate(engine, song), alone)
-    assert 2 <= tracer.recorded <= 3  # one for each 32 positions
-    assert tracer.played > 25
+    assert tracer.recorded == 1, "a recording serves every position"
+    assert tracer.played == 19
     assert len([r for r in caplog.records if "recorded as a CUDA graph in" in r.message]) == 1
 
 
-def test_recordings_follow_the_songs_that_join_and_leave() -> None:
+def test_a_bucket_is_recorded_once_whoever_joins_and_leaves() -> None:
     batch = songs()
+    alone = {name: generate(ready(DEMO), song) for name, song in batch.items()}
     engine, tracer = recording(slots=3)
-    together = mingle(engine, batch)
-    for name, song in batch.items():
-        assert np.array_equal(together[name], generate(ready(DEMO), song)), name
-    assert tracer.recorded >= 3
-    assert tracer.played >= 8
+    for _ in range(2):
+        together = mingle(engine, batch)
+        for name in batch:
+            assert np.array_equal(together[name], alone[name]), name
+    assert tracer.recorded == 3, "of 1, 2 and 4 places"
+    assert tracer.played > 30
+    engine.to_host()
+    engine.to_device()
+    assert np.array_equal(generate(engine, batch["a"]), alone["a"])
+    assert tracer.recorded == 4, "when the weights move, addresses change"
 
 
-def test_where_frames_cannot_be_recorded_they_are_made_all_the_same(caplog: pytest.LogCaptureFixture) -> None:
-    def refuse(work: Work) -> Work:
-        raise RuntimeError("not permitted when stream is capturing")
+def test_buckets_are_powers_of_two_and_then_multiples_of_32() -> None:
+    assert [bucket_size(n) for n in (1, 2, 3, 4, 5, 9, 16, 17, 32, 33, 64, 65, 256)] == [
+        *(1, 2, 4, 4, 8, 16, 16, 32, 32, 64, 64, 96, 256)
+    ]
 
+
+def cuda_error(code: int) -> Exception:
+    """An error of CUDA's as torch raises it."""
+    error = torch.AcceleratorError(f"CUDA error {code}")
+    error.error_code = code  # type: ignore[attr-defined]
+    return error
+
+
+@pytest.mark.parametrize(
+    "refusal", [RuntimeError("not permitted here"), *map(cuda_error, (900, 901, 904, 908))], ids=str
+)
+def test_where_frames_cannot_be_recorded_they_are_made_all_the_same(
+    refusal: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
     song = Song(prompt=prompt_of(DEMO), max_frames=8, topk=5, seed=3)
     alone = generate(ready(DEMO), song)
     for _ in range(2):
-        engine = ready(DEMO)
-        engine._recording = Recording(refuse)
+        engine, tracer = recording(failures=[refusal])
         with caplog.at_level(logging.WARNING):
             assert np.array_equal(generate(engine, song), alone)
+        assert tracer.recorded == 0
     (warning,) = [r for r in caplog.records if "cannot be recorded" in r.message]
-    assert "not permitted when stream is capturing" in warning.message
+    assert str(refusal) in warning.message
 
 
-def test_a_device_that_is_full_while_recording_costs_no_song_a_frame() -> None:
-    engine, tracer = recording()
+@pytest.mark.parametrize("code", [700, 719, 999])
+def test_a_device_that_breaks_while_recording_is_broken(code: int) -> None:
+    engine, _ = recording(failures=[cuda_error(code)])
+    engine.admit("song", Song(prompt=prompt_of(DEMO), max_frames=8, topk=5, seed=3))
+    engine.step()
+    with pytest.raises(DeviceBroken):
+        engine.step()
+    assert Recording.possible
+
+
+@pytest.mark.parametrize(
+    "full",
+    [
+        torch.OutOfMemoryError("1 GiB"),
+        cuda_error(2),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
+    ids=["allocator", "driver", "cublas"],
+)
+def test_a_device_that_is_full_while_recording_costs_no_song_a_frame(full: Exception) -> None:
+    engine, tracer = recording(failures=[full])
     song = Song(prompt=prompt_of(DEMO), max_frames=8, topk=5, seed=3)
-    refusals = [torch.OutOfMemoryError("1 GiB")]
-
-    def refuse_once(work: Work) -> Work:
-        if refusals:
-            raise refusals.pop()
-        return tracer(work)
-
-    engine._recording = Recording(refuse_once)
     engine.admit("song", song)
     frames: list[np.ndarray | None] = []
     failed = 0
@@ -119,6 +156,7 @@ def test_a_device_that_is_full_while_recording_costs_no_song_a_frame() -> None:
         except DeviceFull:
             failed += 1
     assert failed == 1
+    assert tracer.recorded == 1, "it is tried again"
     assert np.array_equal(np.stack([f for f in frames if f is not None], axis=1), generate(ready(DEMO), song))
 
 
@@ -192,12 +230,3 @@ def test_a_song_that_ended_has_no_frame_after_its_last(monkeypatch: pytest.Monke
 def with_end(code: int) -> Checkpoint:
     """The tiny checkpoint with another end token."""
     return msgspec.structs.replace(TINY, gen=msgspec.structs.replace(TINY.gen, audio_eos_id=code))
-
-
-def test_a_frame_compiles_as_one_function() -> None:
-    """With `fullgraph` nothing in a frame waits for the host; the songs are the same."""
-    engine, song = ready(TINY), Song(prompt=prompt_of(TINY), max_frames=10, topk=5, seed=3)
-    alone = generate(ready(TINY), song)
-    torch.compiler.reset()
-    engine._next_frame = torch.compile(engine._model.next_frame, backend="aot_eager", fullgraph=True)
-    assert np.array_equal(generate(engine, song), alone)

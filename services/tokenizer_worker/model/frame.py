@@ -55,7 +55,7 @@ class Places:
         # A row table for each pass of the depth decoder: the first feeds two positions, the others one.
         passes = [(0, 1), *((position,) for position in range(2, books))]
         tables = [_depth_rows(self._depth, positions).flatten() for positions in passes]
-        parts = torch.cat(tables).to(device).split([len(table) for table in tables])
+        parts = torch.split(torch.cat(tables).to(device), [len(table) for table in tables])
         self.depth_rows = [part.view(len(Field), -1) for part in parts]
 
     @staticmethod

@@ -23,8 +23,11 @@ class Field(IntEnum):
 class Cache(Protocol):
     """Keys and values of some rows, ``[layers, rows, KV heads, capacity, h]`` both, contiguous."""
 
-    keys: Tensor
-    values: Tensor
+    @property
+    def keys(self) -> Tensor: ...
+
+    @property
+    def values(self) -> Tensor: ...
 
 
 def row_table(rows: Sequence[tuple[Cache, int, int] | None]) -> Tensor:
