@@ -5,6 +5,7 @@ import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -32,14 +33,16 @@ class Compiled:
 def compile_launches(call: Callable[[], object], capability: int) -> list[Compiled]:
     """Compile every kernel that `call` launches, as a launch on a card of this compute capability would.
 
-    `call` gets by with tensors on the CPU: nothing is run. Raises what Triton raises on source it cannot compile.
+    Nothing is run, and `call` may use tensors on "meta", which have no contents. Raises what Triton raises on source
+    that it cannot compile.
     """
     compiled = []
 
     def compile_instead(fn: Any, *arguments: Any, grid: object, warmup: bool, **options: Any) -> None:
         compiled.append(_compile(fn, arguments, options, GPUTarget("cuda", capability, 32)))
 
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, TemporaryDirectory() as folder:
+        patch.setenv("TRITON_CACHE_DIR", folder)
         patch.setattr(JITFunction, "run", compile_instead)
         call()
     return compiled
