@@ -133,7 +133,7 @@ def _tiling(columns: int) -> dict[str, int]:
 
     Two steps of 32 positions of 128 columns are on their way while a third is computed: 37 KiB in bf16 and 74 KiB in
     fp32, of the 99 KiB that a program can have on consumer cards, so in bf16 two programs run on each of their
-    multiprocessors and five on one of an H100. Small steps also divide short songs among more programs. Four warps
+    multiprocessors and six on one of an H100. Small steps also divide short songs among more programs. Four warps
     fetch a step of keys in four loads of 16 bytes a thread. Wider heads are the depth decoder's, which has no more than
     a frame's codebooks behind it: one step, and nothing to fetch ahead.
     """
