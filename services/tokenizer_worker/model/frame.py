@@ -13,10 +13,11 @@ from torch.nn import functional as F
 
 from services.tokenizer_worker.model import kernels
 from services.tokenizer_worker.model.heartmula import HeartMuLa
-from services.tokenizer_worker.model.kernels.attention import splits_for
 from services.tokenizer_worker.model.kernels.row_table import Field
 from services.tokenizer_worker.model.llama import NORM_EPS, Block, KVCache, Llama
 from services.tokenizer_worker.model.sampling import COUNTER_STEP, exponential_noise, mix
+
+_FEW_POSITIONS = 64  # of a stack, as of the depth decoder's eight, which are not worth dividing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +128,8 @@ def advance(stack: Llama, x: Tensor, rows: Tensor) -> Tensor:
     blocks = [block for block in stack.blocks if isinstance(block, Block)]
     first = blocks[0]
     scales = [*(block.attention_norm for block in blocks[1:]), stack.scale]  # what norms the output of each block
-    splits = splits_for(len(x), first.kv_heads, int(stack.rope.shape[0]))
+    few = len(stack.rope) <= _FEW_POSITIONS
+    splits = 1 if few else kernels.splits_for(len(x), first.kv_heads)
     rope = torch.view_as_real(stack.rope)[:, 0]
     normed = kernels.norm(x, first.attention_norm, NORM_EPS)
     for layer, (block, scale) in enumerate(zip(blocks, scales, strict=True)):
@@ -141,5 +143,5 @@ def advance(stack: Llama, x: Tensor, rows: Tensor) -> Tensor:
 
 def _product(matrix: torch.nn.Module, x: Tensor) -> Tensor:
     """Multiply ``[rows, K]`` with a `Matrix`: ``[rows, N]``, contiguous."""
-    product: Tensor = matrix(x[:, None])[:, 0]
-    return product.contiguous()
+    product: Tensor = matrix(x[:, None])[:, 0].contiguous()
+    return product

@@ -8,7 +8,7 @@ Rows of a batch stand in a `row_table`, so that what changes from frame to frame
 device and not a shape.
 """
 
-from services.tokenizer_worker.model.kernels.attention import attend
+from services.tokenizer_worker.model.kernels.attention import attend, splits_for
 from services.tokenizer_worker.model.kernels.int8 import int8_product
 from services.tokenizer_worker.model.kernels.norm import add_norm, norm
 from services.tokenizer_worker.model.kernels.operators import launches
@@ -17,4 +17,15 @@ from services.tokenizer_worker.model.kernels.row_table import row_table
 from services.tokenizer_worker.model.kernels.sampling import sample
 from services.tokenizer_worker.model.kernels.swiglu import silu_mul
 
-__all__ = ["add_norm", "attend", "int8_product", "launches", "norm", "rope_kv", "row_table", "sample", "silu_mul"]
+__all__ = [
+    "add_norm",
+    "attend",
+    "int8_product",
+    "launches",
+    "norm",
+    "rope_kv",
+    "row_table",
+    "sample",
+    "silu_mul",
+    "splits_for",
+]

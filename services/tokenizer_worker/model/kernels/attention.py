@@ -8,6 +8,21 @@ from torch.nn import functional as F
 from services.tokenizer_worker.model.kernels.operators import declare_launches
 from services.tokenizer_worker.model.kernels.row_table import Field, caches_of
 
+_PROGRAMS = 4 * 132  # as many as an H100 has multiprocessors, times what hides the latency of memory
+_MOST_SPLITS = 32
+
+
+def splits_for(rows: int, kv_heads: int) -> int:
+    """Programs that share a row's positions in `attend`: a power of two from 1 to 32.
+
+    Few rows alone do not occupy a card: one guided song has 2 rows · 8 KV heads, and an H100 132 multiprocessors, each
+    of which needs several programs to keep its share of the memory's bandwidth busy. From 32 guided songs on they do,
+    and joining splits would only cost. The answer depends on shapes alone, never on lengths or on a card: so a graph
+    keeps it, and equal songs get equal sums everywhere. A stack whose caches have a few positions takes 1.
+    """
+    splits = max(1, min(_MOST_SPLITS, _PROGRAMS // (rows * kv_heads)))
+    return 1 << (splits.bit_length() - 1)
+
 
 @custom_op("heartmula::attend", mutates_args=(), device_types="cpu")
 def attend(q: Tensor, table: Tensor, layer: int, kv_heads: int, splits: int) -> Tensor:
@@ -41,8 +56,3 @@ def _shape(q: Tensor, table: Tensor, layer: int, kv_heads: int, splits: int) -> 
 
 
 declare_launches(attend, lambda q, table, layer, kv_heads, splits: 1 if splits == 1 else 2)
-
-
-def splits_for(rows: int, kv_heads: int, positions: int) -> int:
-    """Programs that share a row's positions: stub until the kernels are in."""
-    return 1 if positions <= 64 else max(1, min(32, 512 // (rows * kv_heads)))
