@@ -126,16 +126,23 @@ def step(model: Llama, x: Tensor, table: Tensor, splits: int) -> Tensor:
     return x
 
 
-def test_vectors_that_begin_at_odd_addresses_are_refused() -> None:
+def test_what_the_kernels_could_not_address_is_refused() -> None:
+    table = torch.zeros(5, 4, dtype=torch.int64)
     with pytest.raises(ValueError, match="multiple of 8: 12"):
-        attention.attend(torch.zeros(1, 1, 12), torch.zeros(5, 1, dtype=torch.int64), 0, 1, 1)
+        attention.attend(torch.zeros(4, 1, 12), table, 0, 1, 1)
+    for other in (table[:, :3], table[:, :2], table[:, ::2]):
+        with pytest.raises(ValueError, match="2 rows need a contiguous table"):
+            attention.attend(torch.zeros(2, 1, 16), other, 0, 1, 1)
+    with pytest.raises(ValueError, match="2 rows need a contiguous table"):
+        rope_kv.rope_kv(torch.zeros(2, 48), torch.zeros(1, 8, 2), table, 0, 1, 1)
 
 
 @pytest.mark.parametrize(
-    ("songs", "splits"), [(1, 32), (2, 16), (4, 8), (8, 4), (16, 2), (32, 1), (64, 1)], ids=lambda count: str(count)
+    ("songs", "positions", "splits"),
+    [(1, 8192, 32), (2, 8192, 16), (8, 8192, 4), (16, 8192, 2), (32, 8192, 1), (64, 8192, 1), (1, 8, 1), (1, 200, 4)],
 )
-def test_few_songs_are_divided_among_more_programs(songs: int, splits: int) -> None:
-    assert kernels.splits_for(2 * songs, kv_heads=8) == splits
+def test_the_positions_of_few_songs_are_divided_among_more_programs(songs: int, positions: int, splits: int) -> None:
+    assert kernels.splits_for(2 * songs, kv_heads=8, positions=positions) == splits
 
 
 def compiled(width: int, group: int, kv_heads: int, splits: int, dtype: torch.dtype, capability: int) -> list[Compiled]:
