@@ -11,6 +11,7 @@ from torch.nn import functional as F
 pytest.importorskip("triton", minversion="3.7")  # the interpreter of older ones leaves its patches behind
 
 from services.tokenizer_worker.model import kernels
+from services.tokenizer_worker.model.kernels.row_table import Field
 from services.tokenizer_worker.model.kernels.triton_kernels import attention, rope_kv
 from services.tokenizer_worker.model.llama import Block, KVCache, Llama, rms_norm, rope_frequencies
 from shared.model.checkpoint import Flavor
@@ -34,6 +35,15 @@ def random_rows(kv_heads: int, width: int, dtype: torch.dtype) -> list[Row]:
     return rows
 
 
+def row_table(rows: Sequence[Row]) -> Tensor:
+    table = torch.empty(len(Field), len(rows), dtype=torch.int64)
+    for index, (keys, values, length) in enumerate(rows):
+        table[Field.KEYS, index], table[Field.VALUES, index] = keys.data_ptr(), values.data_ptr()
+        table[Field.LAYER, index], table[Field.CAPACITY, index] = keys.stride(0), keys.shape[2]
+        table[Field.LENGTH, index] = length
+    return table
+
+
 def angles(positions: int, width: int) -> Tensor:
     angle = torch.outer(torch.arange(positions), rope_frequencies(width))
     return torch.stack((angle.cos(), angle.sin()), dim=-1)
@@ -50,26 +60,15 @@ def test_attention_over_caches_of_several_lengths(
     rows = random_rows(kv_heads, width, dtype)
     q = torch.randn(len(rows), group * kv_heads, width).to(dtype)
     with interpreted():
-        found = attention.attend(q, table_of(rows), LAYER, kv_heads, splits)
-    exact = kernels.attend(q.float(), float_table(rows), LAYER, kv_heads, splits)
+        found = attention.attend(q, row_table(rows), LAYER, kv_heads, splits)
+    floats = [(keys.float(), values.float(), length) for keys, values, length in rows]
+    exact = kernels.attend(q.float(), row_table(floats), LAYER, kv_heads, splits)
     assert found.dtype == dtype
     assert not found[0].any()  # an empty row
     if dtype == torch.float32:
         assert (found - exact).abs().max() <= 1e-6 * exact.abs().max()
     else:  # weights and the result are rounded
         torch.testing.assert_close(found.float(), exact, rtol=2**-8, atol=2**-9)
-
-
-def table_of(rows: Sequence[Row]) -> Tensor:
-    return kernels.row_table([(KVCache(keys[:, None], values[:, None]), 0, length) for keys, values, length in rows])
-
-
-def float_table(rows: Sequence[Row]) -> Tensor:
-    _kept[:] = [(keys.float(), values.float(), length) for keys, values, length in rows]
-    return table_of(_kept)
-
-
-_kept: list[Row] = []  # a table does not keep its caches
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -81,8 +80,8 @@ def test_a_position_is_rotated_and_written_into_the_caches(
     qkv = torch.randn(len(rows), (heads + 2 * kv_heads) * width).to(dtype)
     rope = angles(max(LENGTHS), width)
     with interpreted():
-        queries = rope_kv.rope_kv(qkv, rope, table_of(rows), LAYER, heads, kv_heads)
-    assert queries.equal(kernels.rope_kv(qkv, rope, table_of(expected), LAYER, heads, kv_heads))
+        queries = rope_kv.rope_kv(qkv, rope, row_table(rows), LAYER, heads, kv_heads)
+    assert queries.equal(kernels.rope_kv(qkv, rope, row_table(expected), LAYER, heads, kv_heads))
     assert not queries[0].any()  # an empty row
     for got, want in zip(rows, expected, strict=True):
         for cache, same in zip(got[:2], want[:2], strict=True):
@@ -90,7 +89,7 @@ def test_a_position_is_rotated_and_written_into_the_caches(
 
 
 @pytest.mark.parametrize("splits", [1, 2])
-def test_a_step_with_the_kernels_is_the_step_of_one_song_after_the_other(splits: int) -> None:
+def test_a_step_of_all_songs_with_the_kernels_is_that_of_each_alone(splits: int) -> None:
     flavor = Flavor(num_layers=2, num_heads=6, num_kv_heads=2, embed_dim=96, intermediate_dim=96, max_seq_len=128)
     torch.manual_seed(2)
     model = Llama(flavor, 128, torch.float32).requires_grad_(False)
@@ -105,9 +104,13 @@ def test_a_step_with_the_kernels_is_the_step_of_one_song_after_the_other(splits:
     copies = [KVCache(cache.keys.clone(), cache.values.clone()) for cache in caches]
     x = torch.randn(5, 1, 96)
 
-    expected = model.step(x, caches, [position for *_, position in songs])[:, 0]
     places = [(0, 0), (1, 0), (2, 0), (0, 1), (1, 1)]  # song and row of the song, as they lie in a batch
-    table = kernels.row_table([(copies[song], row, songs[song][2] + 1) for song, row in places])
+    expected = torch.empty(5, 96)
+    for song, (cache, (_, _, position)) in enumerate(zip(caches, songs, strict=True)):
+        expected[song::3] = model(x[song::3], cache, position)[:, 0]
+    table = row_table(
+        [(copies[song].keys[:, row], copies[song].values[:, row], songs[song][2] + 1) for song, row in places]
+    )
     with interpreted():
         found = step(model, x[:, 0], table, splits)
     assert (found - expected).abs().max() <= 1e-6 * expected.abs().max()
@@ -128,16 +131,23 @@ def step(model: Llama, x: Tensor, table: Tensor, splits: int) -> Tensor:
     return x
 
 
-def test_vectors_that_begin_at_odd_addresses_are_refused() -> None:
+def test_what_the_kernels_could_not_address_is_refused() -> None:
+    table = torch.zeros(5, 4, dtype=torch.int64)
     with pytest.raises(ValueError, match="multiple of 8: 12"):
-        attention.attend(torch.zeros(1, 1, 12), torch.zeros(5, 1, dtype=torch.int64), 0, 1, 1)
+        attention.attend(torch.zeros(4, 1, 12), table, 0, 1, 1)
+    for other in (table[:, :3], table[:, :2], table[:, ::2]):
+        with pytest.raises(ValueError, match="2 rows need a contiguous table"):
+            attention.attend(torch.zeros(2, 1, 16), other, 0, 1, 1)
+    with pytest.raises(ValueError, match="2 rows need a contiguous table"):
+        rope_kv.rope_kv(torch.zeros(2, 48), torch.zeros(1, 8, 2), table, 0, 1, 1)
 
 
 @pytest.mark.parametrize(
-    ("songs", "splits"), [(1, 32), (2, 16), (4, 8), (8, 4), (16, 2), (32, 1), (64, 1)], ids=lambda count: str(count)
+    ("songs", "positions", "splits"),
+    [(1, 8192, 32), (2, 8192, 16), (8, 8192, 4), (16, 8192, 2), (32, 8192, 1), (64, 8192, 1), (1, 8, 1), (1, 200, 4)],
 )
-def test_few_songs_are_divided_among_more_programs(songs: int, splits: int) -> None:
-    assert kernels.splits_for(2 * songs, kv_heads=8) == splits
+def test_the_positions_of_few_songs_are_divided_among_more_programs(songs: int, positions: int, splits: int) -> None:
+    assert kernels.splits_for(2 * songs, kv_heads=8, positions=positions) == splits
 
 
 def compiled(width: int, group: int, kv_heads: int, splits: int, dtype: torch.dtype, capability: int) -> list[Compiled]:

@@ -17,8 +17,6 @@ from services.tokenizer_worker.model.kernels.row_table import Field
 from services.tokenizer_worker.model.llama import NORM_EPS, Block, KVCache, Llama
 from services.tokenizer_worker.model.sampling import COUNTER_STEP, exponential_noise, mix
 
-_FEW_POSITIONS = 64  # of a stack, as of the depth decoder's eight, which are not worth dividing
-
 
 @dataclass(frozen=True, kw_only=True)
 class Entrant:
@@ -128,8 +126,7 @@ def advance(stack: Llama, x: Tensor, rows: Tensor) -> Tensor:
     blocks = [block for block in stack.blocks if isinstance(block, Block)]
     first = blocks[0]
     scales = [*(block.attention_norm for block in blocks[1:]), stack.scale]  # what norms the output of each block
-    few = len(stack.rope) <= _FEW_POSITIONS
-    splits = 1 if few else kernels.splits_for(len(x), first.kv_heads)
+    splits = kernels.splits_for(len(x), first.kv_heads, len(stack.rope))
     rope = torch.view_as_real(stack.rope)[:, 0]
     normed = kernels.norm(x, first.attention_norm, NORM_EPS)
     for layer, (block, scale) in enumerate(zip(blocks, scales, strict=True)):

@@ -10,18 +10,19 @@ from services.tokenizer_worker.model.kernels.row_table import Field, caches_of
 
 _PROGRAMS = 4 * 132  # as many as an H100 has multiprocessors, times what hides the latency of memory
 _MOST_SPLITS = 32
+_LEAST_POSITIONS = 32  # of a split: what a program takes in one step
 
 
-def splits_for(rows: int, kv_heads: int) -> int:
-    """Programs that share a row's positions in `attend`: a power of two from 1 to 32.
+def splits_for(rows: int, kv_heads: int, positions: int) -> int:
+    """Programs that share a row's positions in `attend`, a power of two from 1 to 32; a row has at most `positions`.
 
     Few rows alone do not occupy a card: one guided song has 2 rows · 8 KV heads, and an H100 132 multiprocessors, each
     of which needs several programs to keep its share of the memory's bandwidth busy. From 32 guided songs on they do,
     and joining splits would only cost. The answer depends on shapes alone, never on lengths or on a card: so a graph
-    keeps it, and equal songs get equal sums everywhere. A stack whose caches have a few positions takes 1.
+    keeps it, and equal songs get equal sums everywhere.
     """
-    splits = max(1, min(_MOST_SPLITS, _PROGRAMS // (rows * kv_heads)))
-    return 1 << (splits.bit_length() - 1)
+    splits = min(_MOST_SPLITS, _PROGRAMS // (rows * kv_heads), positions // _LEAST_POSITIONS)
+    return 1 << (max(1, splits).bit_length() - 1)
 
 
 @custom_op("heartmula::attend", mutates_args=(), device_types="cpu")

@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from services.tokenizer_worker.model.kernels.row_table import Field
-from services.tokenizer_worker.model.kernels.triton_kernels.caches import cache_of, padded
+from services.tokenizer_worker.model.kernels.triton_kernels.caches import cache_of, tile_columns
 
 _LENGTH = tl.constexpr(Field.LENGTH.value)
 
@@ -100,10 +100,10 @@ def attend(q: Tensor, table: Tensor, layer: int, kv_heads: int, splits: int) -> 
     Every key and value is read once, for all queries of its group. With splits, 4 · h bytes a split and query head are
     written and read besides: a tenth of the former at 2,048 positions, 32 splits and groups of three. So the time to
     expect is that of the bytes, once enough programs run.
-    Raises ValueError where h is not a multiple of 8.
+    Raises the ValueErrors of `tile_columns`.
     """
     rows, heads, width = q.shape
-    columns = padded(width)
+    columns = tile_columns(width, table, rows)
     joined = q.new_empty(rows, heads * width)
     partial, sums = joined, joined
     if splits > 1:

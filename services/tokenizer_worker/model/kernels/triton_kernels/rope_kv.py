@@ -5,7 +5,7 @@ import triton.language as tl
 from torch import Tensor
 
 from services.tokenizer_worker.model.kernels.row_table import Field
-from services.tokenizer_worker.model.kernels.triton_kernels.caches import cache_of, padded
+from services.tokenizer_worker.model.kernels.triton_kernels.caches import cache_of, tile_columns
 
 _LENGTH = tl.constexpr(Field.LENGTH.value)
 
@@ -45,12 +45,13 @@ def rope_kv(qkv: Tensor, rope: Tensor, table: Tensor, layer: int, heads: int, kv
     """Launch the kernel of the operator `rope_kv`, on the current device and stream: one program a row and head.
 
     A program moves a single vector of h elements, so it is one warp. What it saves is launches, not bytes: of those a
-    layer's weights are a thousand times more. Raises ValueError where h is not a multiple of 8.
+    layer's weights are a thousand times more. Raises the ValueErrors of `tile_columns`.
     """
     rows, parts = len(qkv), heads + 2 * kv_heads
     width = qkv.shape[1] // parts
+    columns = tile_columns(width, table, rows)
     queries = qkv.new_empty(rows, heads, width)
     _rope_kv[rows, parts](
-        qkv.contiguous(), rope, table, queries, layer, heads, kv_heads, width, padded(width), num_warps=1
+        qkv.contiguous(), rope.contiguous(), table, queries, layer, heads, kv_heads, width, columns, num_warps=1
     )
     return queries
