@@ -1,5 +1,7 @@
 """Norms, the SwiGLU gate and noise as Triton kernels: results in the interpreter, beside those of the plain paths."""
 
+import math
+
 import pytest
 import torch
 
@@ -55,8 +57,27 @@ def test_swiglu_gate(dtype: torch.dtype) -> None:
 def test_noise_is_the_same_but_for_the_last_bit_of_the_logarithm() -> None:
     counters = torch.tensor([counter(seed, frame) for seed, frame in ((3, 0), (-(2**63), 7), (2**63 - 1, 999))])
     with interpreted():
-        found = noise.noise(counters, 3, 701)
-    expected = kernels.noise(counters, 3, 701)
-    assert found.shape == (3, 3, 701)
+        found = noise.noise(counters, 2, 1301)
+    expected = kernels.noise(counters, 2, 1301)
+    assert found.shape == (2, 3, 1301)
     assert (found != expected).float().mean() < 0.5
     torch.testing.assert_close(found, expected, rtol=2**-22, atol=0)
+
+
+def test_noise_is_that_of_splitmix64() -> None:
+    """Whole numbers from the generator as published, in Python's own integers."""
+    codebooks, vocabulary, seed, frame = 2, 5, 11, 4
+
+    def mixed(z: int) -> int:
+        z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+        z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
+        return z ^ (z >> 31)
+
+    step = 0x9E3779B97F4A7C15
+    start = mixed((seed + (frame + 1) * step) % 2**64)
+    bits = [mixed((start + (n + 1) * step) % 2**64) >> 41 for n in range(codebooks * vocabulary)]
+    expected = [-math.log((b + 0.5) / 2**23) for b in bits]
+    counters = torch.tensor([counter(seed, frame)])
+    assert kernels.noise(counters, codebooks, vocabulary).flatten().tolist() == pytest.approx(expected, rel=1e-6)
+    with interpreted():
+        assert noise.noise(counters, codebooks, vocabulary).flatten().tolist() == pytest.approx(expected, rel=1e-6)

@@ -35,7 +35,7 @@ def test_random_logits(dtype: torch.dtype) -> None:
         assert found.equal(expected), vocabulary
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_values_that_are_equal_or_no_ordinary_numbers(dtype: torch.dtype) -> None:
     inf, nan = torch.inf, torch.nan
     small = torch.finfo(dtype).smallest_normal
@@ -56,13 +56,11 @@ def test_values_that_are_equal_or_no_ordinary_numbers(dtype: torch.dtype) -> Non
     assert len(rows) == SONGS
     logits, scales = torch.cat((rows, torch.zeros_like(rows))), torch.ones(SONGS)
     torch.manual_seed(6)
-    for k in (1, 2, 3, 6):
-        for temperature in (1.0, 0.0):
-            noise = torch.empty(rows.shape).exponential_()
-            found, expected = both(
-                logits, noise, torch.full((SONGS,), temperature), torch.full((SONGS,), k), scales
-            )
-            assert found.equal(expected), (k, temperature)
+    for k, temperature in ((1, 1.0), (2, 1.0), (6, 1.0), (2, 0.0)):
+        noise = torch.empty(rows.shape).exponential_()
+        temperatures, kept = torch.full((SONGS,), temperature), torch.full((SONGS,), k)
+        found, expected = both(logits, noise, temperatures, kept, scales)
+        assert found.equal(expected), (k, temperature)
 
 
 def test_exactly_the_k_largest_and_ties_can_be_drawn() -> None:

@@ -60,7 +60,7 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
 def _linear_int8(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     rows = x.reshape(-1, x.shape[-1])
     if x.is_cuda and len(rows) <= _INT8_ROWS_CUDA and missing_compiler() is None:
-        out = int8_product(rows, weight, scale)
+        out: Tensor = int8_product(rows, weight, scale)
     elif not x.is_cuda and len(rows) <= _INT8_ROWS:
         out = torch._weight_int8pack_mm(rows.contiguous(), weight, scale)
     else:

@@ -28,7 +28,7 @@ def missing_compiler() -> str | None:
     headers = Path(sysconfig.get_paths(_scheme())["include"])
     if not (headers / "Python.h").is_file():
         return f"Python.h is not in {headers}: install Python's headers (python3-dev, python3-devel)"
-    command = [compiler, "-fsyntax-only", "-I", headers, "-x", "c", "-"]
+    command: list[str | Path] = [compiler, "-fsyntax-only", "-I", headers, "-x", "c", "-"]
     try:
         run = subprocess.run(command, input=_SOURCE, capture_output=True, text=True, check=False, timeout=20)
     except (OSError, subprocess.TimeoutExpired) as error:

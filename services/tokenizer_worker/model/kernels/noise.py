@@ -45,17 +45,17 @@ def _shift(z: Tensor, bits: int) -> Tensor:
 
 @custom_op("heartmula::noise", mutates_args=(), device_types="cpu")
 def noise(counters: Tensor, codebooks: int, vocabulary: int) -> Tensor:
-    """Exp(1) noise of a frame of n songs, fp32 ``[n, codebooks, vocabulary]``, from their counters, int64 ``[n]``.
+    """Exp(1) noise of a frame of n songs, fp32 ``[codebooks, n, vocabulary]``, from their counters, int64 ``[n]``.
 
     A counter's output is the seed of a generator of the frame's own, whose outputs go codebook by codebook. On CUDA the
     integers are the same to the bit; the logarithm is CUDA's, which may differ from the CPU's in the last bit, as that
     of PyTorch's CUDA kernels does. It can choose another code only where two candidates are equal up to that bit.
     """
     outputs = torch.arange(1, codebooks * vocabulary + 1, device=counters.device).mul_(COUNTER_STEP)
-    bits = mix(mix(counters)[:, None] + outputs)
+    bits = mix(mix(counters)[:, None] + outputs.view(codebooks, 1, vocabulary))
     # 23 of them, in the middle of their interval: no logarithm of 0, and none that is 0.
     uniform = (bits >> 41).bitwise_and_((1 << 23) - 1).float().add_(0.5).mul_(2**-23)
-    return uniform.log_().neg_().view(-1, codebooks, vocabulary)
+    return uniform.log_().neg_()
 
 
 @noise.register_kernel("cuda")
@@ -67,7 +67,7 @@ def _on_cuda(counters: Tensor, codebooks: int, vocabulary: int) -> Tensor:
 
 @noise.register_fake
 def _shape(counters: Tensor, codebooks: int, vocabulary: int) -> Tensor:
-    return counters.new_empty(len(counters), codebooks, vocabulary, dtype=torch.float32)
+    return counters.new_empty(codebooks, len(counters), vocabulary, dtype=torch.float32)
 
 
 declare_launches(noise, lambda *_: 1)

@@ -20,19 +20,21 @@ def _mix(z):
 
 
 @triton.jit
-def noise_kernel(counters_ptr, out_ptr, codes, BLOCK: tl.constexpr):
-    """Compute BLOCK values of song `program_id(0)`, of `codes` that it has over all codebooks."""
-    song = tl.program_id(0).to(tl.int64)
-    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+def noise_kernel(counters_ptr, out_ptr, vocabulary, BLOCK: tl.constexpr):
+    """Compute BLOCK values of song `program_id(0)` in codebook `program_id(1)`."""
+    song, book = tl.program_id(0), tl.program_id(1)
+    code = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
     seed = _mix(tl.load(counters_ptr + song).to(tl.uint64, bitcast=True))
-    bits = _mix(seed + (at + 1).to(tl.uint64) * _INCREMENT)
+    bits = _mix(seed + (book * vocabulary + code + 1).to(tl.uint64) * _INCREMENT)
     uniform = ((bits >> 41).to(tl.float32) + 0.5) * 1.1920928955078125e-07  # 2⁻²³
-    tl.store(out_ptr + song * codes + at, -tl.log(uniform), mask=at < codes)
+    row = (book * tl.num_programs(0) + song).to(tl.int64)
+    tl.store(out_ptr + row * vocabulary + code, -tl.log(uniform), mask=code < vocabulary)
 
 
 def noise(counters: Tensor, codebooks: int, vocabulary: int) -> Tensor:
     """Launch `noise_kernel`; arguments and result are those of the operator `noise`."""
-    songs, codes = counters.shape[0], codebooks * vocabulary
-    out = torch.empty(songs, codebooks, vocabulary, dtype=torch.float32, device=counters.device)
-    noise_kernel[(songs, triton.cdiv(codes, _BLOCK))](counters, out, codes, BLOCK=_BLOCK, num_warps=4)
+    songs = counters.shape[0]
+    out = torch.empty(codebooks, songs, vocabulary, dtype=torch.float32, device=counters.device)
+    grid = (songs, codebooks, triton.cdiv(vocabulary, _BLOCK))
+    noise_kernel[grid](counters, out, vocabulary, BLOCK=_BLOCK, num_warps=4)
     return out
