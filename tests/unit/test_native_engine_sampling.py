@@ -11,7 +11,7 @@ from torch import Tensor
 from services.tokenizer_worker.engines.base import Song
 from services.tokenizer_worker.engines.native import NativeEngine
 from services.tokenizer_worker.model import Sampler, heartmula
-from services.tokenizer_worker.model.sampling import counter, exponential_noise, mix, noise_counters
+from services.tokenizer_worker.model.kernels.noise import counter, exponential_noise, mix, noise_counters
 from shared.model.prompt import Prompt
 from tests.unit.native_engines import TINY, generate, one_thread, prompt_of, ready  # noqa: F401
 

@@ -16,15 +16,16 @@ from triton.runtime.jit import JITFunction
 def interpreted() -> Iterator[None]:
     """Let launches of kernels run in the interpreter, on tensors in host memory, one program after the other.
 
-    TRITON_INTERPRET would do it for the whole process, and must be set before kernels are imported. Two things that the
-    interpreter does wrong are done right: it loses the carry when it rounds to bfloat16, and multiplies bfloat16
-    matrices as if their bits were integers.
+    TRITON_INTERPRET would do it for the whole process, and must be set before kernels are imported. What the
+    interpreter does wrong is done right: it loses the carry when it rounds to bfloat16, and takes the bits of bfloat16
+    for integers when it multiplies matrices and when it converts integers.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(JITFunction, "run", _launch)
         patch.setattr(JITFunction, "__call__", _call)
         patch.setattr(interpreter, "_convert_float", _convert_float)
         patch.setattr(interpreter.InterpreterBuilder, "create_dot", _dot)
+        patch.setattr(interpreter.InterpreterBuilder, "create_si_to_fp", _from_integers)
         yield
 
 
@@ -58,3 +59,8 @@ def _dot(_builder: Any, a: Any, b: Any, d: Any, *_precision: Any) -> Any:
         for x in (a, b)
     )
     return interpreter.TensorHandle(np.matmul(left, right, dtype=d.data.dtype) + d.data, d.dtype.scalar)
+
+
+def _from_integers(builder: Any, x: Any, target: Any) -> Any:
+    # Exact for integers of up to 24 bits.
+    return builder.create_fp_trunc(interpreter.TensorHandle(x.data.astype(np.float32), tl.float32), target)

@@ -4,8 +4,9 @@ It holds weights and computes; songs, devices and turns are the engine's busines
 """
 
 from services.tokenizer_worker.model.heartmula import BatchTensors, HeartMuLa
+from services.tokenizer_worker.model.kernels.noise import counter
 from services.tokenizer_worker.model.llama import KVCache
 from services.tokenizer_worker.model.loading import load_weights
-from services.tokenizer_worker.model.sampling import Sampler, counter
+from services.tokenizer_worker.model.sampling import Sampler
 
 __all__ = ["BatchTensors", "HeartMuLa", "KVCache", "Sampler", "counter", "load_weights"]

@@ -13,9 +13,9 @@ from torch.nn import functional as F
 
 from services.tokenizer_worker.model import kernels
 from services.tokenizer_worker.model.heartmula import HeartMuLa
+from services.tokenizer_worker.model.kernels.noise import COUNTER_STEP
 from services.tokenizer_worker.model.kernels.row_table import Field
 from services.tokenizer_worker.model.llama import NORM_EPS, Block, KVCache, Llama
-from services.tokenizer_worker.model.sampling import COUNTER_STEP, exponential_noise, mix
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +96,7 @@ def make_frame(model: HeartMuLa, places: Places) -> None:
     """
     count, books, va = places.count, model.config.num_codebooks, model.config.audio_vocab_size
     embeddings = model.audio_embeddings.view(books, va, -1)
-    noise = exponential_noise(mix(places.counters), model.noise_counters)  # [codebooks, n, Va]
+    noise = kernels.noise(places.counters, books, va)  # [codebooks, n, Va]
     codes: list[Tensor] = []
 
     def draw(hidden: Tensor, head: torch.nn.Module) -> Tensor:
@@ -128,7 +128,7 @@ def advance(stack: Llama, x: Tensor, rows: Tensor) -> Tensor:
     scales = [*(block.attention_norm for block in blocks[1:]), stack.scale]  # what norms the output of each block
     splits = kernels.splits_for(len(x), first.kv_heads, len(stack.rope))
     rope = torch.view_as_real(stack.rope)[:, 0]
-    normed = kernels.norm(x, first.attention_norm, NORM_EPS)
+    normed: Tensor = kernels.norm(x, first.attention_norm, NORM_EPS)
     for layer, (block, scale) in enumerate(zip(blocks, scales, strict=True)):
         q = kernels.rope_kv(_product(block.qkv, normed), rope, rows, layer, block.heads, block.kv_heads)
         attended = kernels.attend(q, rows, layer, block.kv_heads, splits)

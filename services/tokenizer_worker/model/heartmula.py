@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from services.tokenizer_worker.model.kernels.noise import exponential_noise, mix, noise_counters
 from services.tokenizer_worker.model.linear import Matrix, empty
 from services.tokenizer_worker.model.llama import KVCache, Llama, spread
-from services.tokenizer_worker.model.sampling import Sampler, exponential_noise, mix, noise_counters
+from services.tokenizer_worker.model.sampling import Sampler
 from shared.model.checkpoint import LMConfig
 
 Choose = Callable[[int, Tensor], Tensor]

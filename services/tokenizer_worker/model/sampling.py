@@ -9,9 +9,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-# SplitMix64 (Steele, Lea & Flood 2014): the increment of its counter, and how it mixes a counter's value.
-_INCREMENT, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
-
 
 class Sampler:
     """Sampling parameters of a batch of songs. Guided songs come first, and rows are in the order of `spread`.
@@ -63,53 +60,3 @@ class Sampler:
         # fp32 as autocast has it on CUDA: 16 bits cannot tell 8,197 probabilities apart.
         p = scaled.masked_fill(scaled < smallest, -torch.inf).softmax(1, dtype=torch.float32)
         return (p / noise.masked_fill(self._greedy, 1)).argmax(1)
-
-
-def _signed(number: int) -> int:
-    """Interpret the lowest 64 bits of a number as a signed 64-bit number."""
-    return (number + 2**63) % 2**64 - 2**63
-
-
-COUNTER_STEP = _signed(_INCREMENT)
-"""Difference between a song's counters at two neighbouring frames."""
-
-
-def counter(seed: int, frame: int) -> int:
-    """State of the SplitMix64 generator started at `seed` when it makes output `frame`: a signed 64-bit number.
-
-    A frame's output is the seed of its noise. Neighbouring seeds and frames come out unrelated, and frame n needs no
-    frame before it.
-    """
-    return _signed(seed + (frame + 1) * _INCREMENT)
-
-
-def noise_counters(codebooks: int, vocabulary: int) -> Tensor:
-    """Counters of each code's noise in a frame's own generator, int64 ``[codebooks, V]``."""
-    outputs = torch.arange(1, codebooks * vocabulary + 1, device="cpu")
-    return (outputs * COUNTER_STEP).view(codebooks, vocabulary)
-
-
-def exponential_noise(seeds: Tensor, within: Tensor) -> Tensor:
-    """Noise for one frame of each song, Exp(1), fp32, on the device of its arguments.
-
-    `seeds` are the frames', that is the songs' counters mixed, int64 ``[songs]``; `within` is one row of
-    `noise_counters` or all of them: the noise is ``[songs, V]`` or ``[codebooks, songs, V]``. Counted rather than drawn
-    from a generator with a state (Salmon et al. 2011), so that every device draws alike and a song can go on at any
-    frame.
-    """
-    bits = mix(seeds[:, None] + within[..., None, :])
-    # 23 of them, in the middle of their interval: no logarithm of 0, and none that is 0.
-    uniform = (bits >> 41).bitwise_and_((1 << 23) - 1).float().add_(0.5).mul_(2**-23)
-    return uniform.log_().neg_()
-
-
-def mix(counters: Tensor) -> Tensor:
-    """The outputs of SplitMix64 for the values of its counter; int64 for unsigned 64-bit numbers, both."""
-    z = (counters ^ _shift(counters, 30)).mul_(_signed(_FIRST))
-    z.bitwise_xor_(_shift(z, 27)).mul_(_signed(_SECOND))
-    return z.bitwise_xor_(_shift(z, 31))
-
-
-def _shift(z: Tensor, bits: int) -> Tensor:
-    """Shift logically to the right: zeros come in from the left."""
-    return (z >> bits).bitwise_and_((1 << (64 - bits)) - 1)

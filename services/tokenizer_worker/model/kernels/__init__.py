@@ -10,6 +10,7 @@ device and not a shape.
 
 from services.tokenizer_worker.model.kernels.attention import attend, splits_for
 from services.tokenizer_worker.model.kernels.int8 import int8_product
+from services.tokenizer_worker.model.kernels.noise import noise
 from services.tokenizer_worker.model.kernels.norm import add_norm, norm
 from services.tokenizer_worker.model.kernels.operators import launches
 from services.tokenizer_worker.model.kernels.rope_kv import rope_kv
@@ -22,6 +23,7 @@ __all__ = [
     "attend",
     "int8_product",
     "launches",
+    "noise",
     "norm",
     "rope_kv",
     "row_table",

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from torch.library import CustomOpDef
+from torch._library.custom_ops import CustomOpDef
 
 _LAUNCHES: dict[str, Callable[..., int]] = {}
 

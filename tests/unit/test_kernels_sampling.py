@@ -1,0 +1,75 @@
+"""The sampler as a Triton kernel: the codes that it draws in the interpreter, beside those of the plain path."""
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("triton", minversion="3.7")  # the interpreter of older ones leaves its patches behind
+
+from services.tokenizer_worker.model import kernels
+from services.tokenizer_worker.model.kernels.triton_kernels import sampling
+from tests.unit.triton_interpreter import interpreted
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+SONGS = 10
+# Song by song: greedy, k of 1, guided and not, k of the whole vocabulary and beyond.
+TEMPERATURES = (1.0, 0.7, 0.0, 1.3, 1.0, 0.0, 0.9, 1.0, 0.05, 1e3)
+KEPT = (5, 50, 3, 10**9, 1, 50, 8, 20, 6, 40)
+SCALES = (1.5, 1.0, 1.5, 1.0, 3.0, 1.0, 1.0, 0.0, 1.5, 2.0)
+
+
+def both(logits: Tensor, noise: Tensor, temperatures: Tensor, kept: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]:
+    with interpreted():
+        found = sampling.sample(logits, noise, temperatures, kept, scales)
+    return found, kernels.sample(logits, noise, temperatures, kept, scales)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_random_logits(dtype: torch.dtype) -> None:
+    torch.manual_seed(5)
+    for vocabulary, spread in ((1, 1.0), (7, 3.0), (64, 0.01), (100, 20.0), (1000, 3.0), (8197, 2.0)):
+        logits = (torch.randn(2 * SONGS, vocabulary) * spread).to(dtype)
+        logits[SONGS:][torch.tensor(SCALES) == 1] = torch.nan  # is not looked at
+        noise = torch.empty(SONGS, vocabulary).exponential_()
+        found, expected = both(logits, noise, torch.tensor(TEMPERATURES), torch.tensor(KEPT), torch.tensor(SCALES))
+        assert found.equal(expected), vocabulary
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_values_that_are_equal_or_no_ordinary_numbers(dtype: torch.dtype) -> None:
+    inf, nan = torch.inf, torch.nan
+    small = torch.finfo(dtype).smallest_normal
+    rows = torch.tensor(
+        [
+            [1, 1, 1, 1, 1, 1],  # all are equal, so all stay
+            [0.0, -0.0, -1, 0.0, -2, -3],  # a zero ties with a negative one
+            [-0.0, 0.0, -1, 1, -0.0, -3],
+            [-5, -3, -inf, -3, -inf, -4],
+            [-inf, -inf, -inf, 2, -inf, -inf],
+            [-inf, -inf, -inf, -inf, -inf, -inf],
+            [1, nan, 3, 2, 0, 0],
+            [1, -nan, 3, 2, 0, 0],
+            [1, inf, 3, 2, inf, 0],
+            [small, -small, 0, small / 2, -small / 2, 2 * small],
+        ]
+    ).to(dtype)
+    assert len(rows) == SONGS
+    logits, scales = torch.cat((rows, torch.zeros_like(rows))), torch.ones(SONGS)
+    torch.manual_seed(6)
+    for k, temperature in ((1, 1.0), (2, 1.0), (6, 1.0), (2, 0.0)):
+        noise = torch.empty(rows.shape).exponential_()
+        temperatures, kept = torch.full((SONGS,), temperature), torch.full((SONGS,), k)
+        found, expected = both(logits, noise, temperatures, kept, scales)
+        assert found.equal(expected), (k, temperature)
+
+
+def test_exactly_the_k_largest_and_ties_can_be_drawn() -> None:
+    """The noise lets every value win in turn, so what is drawn tells what was kept."""
+    row = torch.tensor([3.0, -1, 2, 2.5, 2, -7, 2, 0]).repeat(2 * 8, 1)
+    noise = torch.full((8, 8), 1e6).fill_diagonal_(1e-6)
+    drawn = {}
+    for k in (1, 2, 3, 6, 7):
+        with interpreted():
+            found = sampling.sample(row, noise, torch.ones(8), torch.full((8,), k), torch.ones(8))
+        drawn[k] = set(found.tolist())
+    assert drawn == {1: {0}, 2: {0, 3}, 3: {0, 2, 3, 4, 6}, 6: {0, 2, 3, 4, 6, 7}, 7: {0, 1, 2, 3, 4, 6, 7}}
