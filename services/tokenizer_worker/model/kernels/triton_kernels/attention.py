@@ -33,6 +33,7 @@ def _attend(
     With one split `partial` is the result. With more it is ``[rows, heads, SPLITS, H]`` before the division by the sum
     of weights, and `sums` holds the largest score and that sum, ``[rows, heads, SPLITS, 2]``, both fp32.
     """
+    tl.static_assert(GROUP <= 16)
     row, kv_head, split, rows = tl.program_id(0), tl.program_id(1), tl.program_id(2), tl.num_programs(0)
     length = tl.load(table + _LENGTH * rows + row).to(tl.int32)
     # Each split takes as many blocks, and the last ones what there is of them: less, or nothing.
@@ -99,8 +100,7 @@ def attend(q: Tensor, table: Tensor, layer: int, kv_heads: int, splits: int) -> 
 
     Every key and value is read once, for all queries of its group. With splits, 4 · h bytes a split and query head are
     written and read besides: a tenth of the former at 2,048 positions, 32 splits and groups of three. So the time to
-    expect is that of the bytes, once enough programs run.
-    Raises the ValueErrors of `tile_columns`.
+    expect is that of the bytes, once enough programs run. Raises the ValueErrors of `tile_columns`.
     """
     rows, heads, width = q.shape
     columns = tile_columns(width, table, rows)
