@@ -21,7 +21,7 @@ help:
 	@echo 'make lint     ruff, mypy, import-linter'
 	@echo 'make chaos    songs on a real stack while its parts are killed: MINUTES=5, SEED=random'
 	@echo 'make cluster  the same on three NATS nodes that are killed and cut off, then songs a second by pairs (needs root)'
-	@echo 'make bench    what the engines cost: BENCH=lm_mid|codec|lm_3b, REFERENCE=heartlib beside heartlib'
+	@echo 'make bench    what the engines cost: see docs/performance.md for BENCH, REFERENCE, BENCH_DEVICE and BENCH_INT8'
 	@echo 'make bench-flow   what the system itself costs a song, with an engine that costs nothing'
 	@echo 'make bench-gateway   what a POST and a thousand websockets cost the gateway'
 	@echo 'make screenshots   pictures of the web page into docs/images (needs chromium)'
@@ -98,7 +98,7 @@ cluster: $(DEV)
 	@$(BIN)/python -m tests.cluster $(if $(SEED),--seed $(SEED)) $(if $(MINUTES),--minutes $(MINUTES))
 
 bench: install
-	@$(BIN)/python -m tests.bench $(BENCH) $(if $(REFERENCE),--reference $(REFERENCE))
+	@$(BIN)/python -m tests.bench $(BENCH) $(if $(REFERENCE),--reference $(REFERENCE)) $(if $(BENCH_INT8),--int8 $(BENCH_INT8))
 
 bench-flow: $(DEV)
 	@$(BIN)/python -m tests.bench.flow
