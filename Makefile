@@ -3,21 +3,25 @@ PYTHON ?= python3
 TORCH ?= 2.13.0
 MODELS := ckpt/official
 BIN := .venv/bin
-# There while everything that running, or the tests besides, need is installed.
+# The reference, for comparison: its commit is the one of pyproject.toml's extra. A folder will do as well.
+HEARTLIB ?= $(shell sed -n 's/^heartlib = \["heartlib @ \(.*\)"\]$$/\1/p' pyproject.toml)
+REFERENCE_VENV := .venv-reference
+# There while everything that running, the tests or the reference need is installed.
 RUN := .venv/.installed
 DEV := .venv/.installed-dev
 
-.PHONY: help install run demo test chaos bench bench-flow bench-gateway cluster browser screenshots check-images lint models train-demo evaluate-demo \
+.PHONY: help install run demo test test-reference chaos bench bench-flow bench-gateway cluster browser screenshots check-images lint models train-demo evaluate-demo \
 	example clean unsound
 
 help:
 	@echo 'make run      install if needed, then start everything: web page, API, workers, NATS, object store'
 	@echo 'make demo     let the running stack make a song, and save it here'
 	@echo 'make test     lint, then all tests'
+	@echo 'make test-reference   the engines beside the reference, heartlib, in an environment of its own'
 	@echo 'make lint     ruff, mypy, import-linter'
 	@echo 'make chaos    songs on a real stack while its parts are killed: MINUTES=5, SEED=random'
 	@echo 'make cluster  the same on three NATS nodes that are killed and cut off, then songs a second by pairs (needs root)'
-	@echo 'make bench    what the engines cost: BENCH=lm_mid|codec|lm_3b, REFERENCE=heartlib beside heartlib'
+	@echo 'make bench    what the engines cost: see docs/performance.md for BENCH, REFERENCE, BENCH_DEVICE and BENCH_INT8'
 	@echo 'make bench-flow   what the system itself costs a song, with an engine that costs nothing'
 	@echo 'make bench-gateway   what a POST and a thousand websockets cost the gateway'
 	@echo 'make screenshots   pictures of the web page into docs/images (needs chromium)'
@@ -67,6 +71,20 @@ browser:
 test: lint browser
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --numprocesses 3 --dist loadfile $(PYTEST_ARGS)
 
+# heartlib pins older versions, which this project does not follow, and imports what it does not use here.
+$(REFERENCE_VENV)/.installed: pyproject.toml
+	@echo 'installing heartlib and what it needs into $(REFERENCE_VENV)'
+	@$(PYTHON) -m venv $(REFERENCE_VENV)
+	@$(REFERENCE_VENV)/bin/python -m pip install --quiet torch==$(TORCH)
+	@$(REFERENCE_VENV)/bin/python -m pip install --quiet vector-quantize-pytorch==1.27.15 'transformers==4.57.*' \
+		omegaconf sentencepiece tiktoken pytest pytest-asyncio pytest-timeout --editable .
+	@$(REFERENCE_VENV)/bin/python -m pip install --quiet --no-deps torchtune==0.4.0 torchao==0.9.0 '$(HEARTLIB)'
+	@echo '$(CURDIR)/tests/golden/stubs' >"$$($(REFERENCE_VENV)/bin/python -c 'import site; print(*site.getsitepackages())')/stubs.pth"
+	@touch $@
+
+test-reference: $(REFERENCE_VENV)/.installed
+	@$(REFERENCE_VENV)/bin/python -m pytest --confcutdir tests/golden tests/golden/test_heartlib.py tests/golden/test_heartlib_codec.py $(PYTEST_ARGS)
+
 lint: $(DEV)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -80,7 +98,7 @@ cluster: $(DEV)
 	@$(BIN)/python -m tests.cluster $(if $(SEED),--seed $(SEED)) $(if $(MINUTES),--minutes $(MINUTES))
 
 bench: install
-	@$(BIN)/python -m tests.bench $(BENCH) $(if $(REFERENCE),--reference $(REFERENCE))
+	@$(BIN)/python -m tests.bench $(BENCH) $(if $(REFERENCE),--reference $(REFERENCE)) $(if $(BENCH_INT8),--int8 $(BENCH_INT8))
 
 bench-flow: $(DEV)
 	@$(BIN)/python -m tests.bench.flow

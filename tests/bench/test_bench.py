@@ -1,14 +1,22 @@
 """The benchmarks run and print their fields. Speed is not tested: `make bench` measures it."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 from typing import Any
 
-from tests.bench.__main__ import ROOT
+import pytest
+import torch
+
+from tests.bench.device import check_device
+from tests.bench.sides import ROOT
 
 FIELDS = {
-    "machine": {"cpu", "cores", "threads", "torch"},
+    "machine": {"cpu", "device", "cores", "threads", "torch"},
     "lm_prefill": {"config", "songs", "native_ms", "native_peak_rss_mb"},
     "lm_frame": {"config", "songs", "native_ms", "native_peak_rss_mb", "frames_per_s", "native_kv_mb"},
     "lm_int8": {"config", "weights", "weights_mb", "logits_apart", "same_greedy"},
@@ -16,9 +24,9 @@ FIELDS = {
 }
 
 
-def smoke(module: str) -> tuple[str, list[dict[str, Any]]]:
+def smoke(module: str, *options: str) -> tuple[str, list[dict[str, Any]]]:
     """Run a benchmark; returns all that it prints, and its JSON lines."""
-    command = [sys.executable, "-m", module, "--smoke"]
+    command = [sys.executable, "-m", module, "--smoke", *options]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     return run.stdout, [json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")]
 
@@ -38,3 +46,57 @@ def test_the_bench_of_the_engines_runs() -> None:
     alone = next(row for row in rows if row["bench"] == "lm_frame")
     assert {"weights_gb_per_s", "matvec_gb_per_s", "of_matvec"} <= alone.keys()
     assert "| bench | config |" in text
+
+
+def test_sigterm_leaves_nothing_behind(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.bench", "--smoke"]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as bench:
+        while not list(tmp_path.glob("bench-*/HeartMuLa-oss-tiny/*.safetensors")):
+            assert bench.poll() is None
+            time.sleep(0.02)
+        bench.terminate()
+        text, _ = bench.communicate()
+    assert bench.returncode == 128 + signal.SIGTERM
+    assert "lm_int8" not in text  # it did not run to its end
+    assert not list(tmp_path.glob("bench-*"))
+
+
+def test_a_peak_of_memory_is_the_process_own(tmp_path: Path) -> None:
+    """A parent that has 300 MB measures a child that has next to nothing."""
+    held = b"\1" * 300_000_000
+    command = [sys.executable, "-c", "from tests.bench.memory import peak_rss_mb; print(peak_rss_mb())"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert 5 < int(run.stdout) < 100 < len(held) / 1e6
+    grow = [*command[:-1], "b'1' * 200_000_000; " + command[-1]]
+    run = subprocess.run(grow, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert 200 < int(run.stdout) < 300
+
+
+def test_a_device_that_pytorch_lacks_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    command = [sys.executable, "-m", "tests.bench", "lm_mid"]
+    environment = {**os.environ, "BENCH_DEVICE": "cuda:7", "CUDA_VISIBLE_DEVICES": "none"}
+    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == 1
+    assert run.stdout == ""
+    assert "BENCH_DEVICE=cuda:7 needs" in run.stderr
+    assert "unset BENCH_DEVICE" in run.stderr
+    assert "Traceback" not in run.stderr
+    for device in ("cpu", "cpu:0"):
+        check_device(device)
+    for device in ("gpu", "meta", "cuda:x"):
+        with pytest.raises(SystemExit, match=r"set it to cpu, cuda or cuda:N"):
+            check_device(device)
+    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr(torch.version, "hip", None)
+    with pytest.raises(SystemExit, match="is a build for the CPU: install another build"):
+        check_device("cuda")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match="needs a card"):
+        check_device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    check_device("cuda:1")
+    with pytest.raises(SystemExit, match="the last card is cuda:1"):
+        check_device("cuda:2")

@@ -1,12 +1,11 @@
 """One side of a comparison in a process of its own: commands as JSON lines in, measurements as JSON lines out.
 
-Run as ``python -m tests.bench.worker {native,heartlib} {lm,codec} FOLDER DTYPE SLOTS``. Between commands it sleeps, so
-that both sides can take turns on the same cores.
+Run as ``python -m tests.bench.worker {native,heartlib} {lm,codec} FOLDER DTYPE SLOTS``. Between commands it sleeps, and
+a device has finished, so that both sides can take turns.
 """
 
+import argparse
 import json
-import os
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -24,21 +23,27 @@ from services.tokenizer_worker.engines.heartlib import HeartlibEngine
 from services.tokenizer_worker.engines.native import NativeEngine
 from shared.model.checkpoint import Checkpoint, open_checkpoint
 from shared.model.prompt import Prompt
+from tests.bench.device import DEVICE, ON_CUDA, check_device, peaks, synchronise
 
 PROMPT = 128
 WINDOW = 372  # codes of a codec window
-DEVICE = os.environ.get("BENCH_DEVICE", "cpu")
+INT8 = {"off": (), "decoder": ("decoder",), "all": ("backbone", "decoder")}
+WARM_UP = 5  # frames: by then kernels are chosen, and CUDA graphs recorded
+# Frames of a turn. On CUDA a step starts the next frame while the last one is still made, which a turn of one frame,
+# at whose end the device is waited for, would not show.
+FRAMES = 8 if ON_CUDA else 1
 
 
 class LM:
     """Songs of 128 prompt tokens, each with the frames that 2 minutes take, or as many as the positions allow."""
 
-    def __init__(self, side: str, checkpoint: Checkpoint, dtype: str, slots: int) -> None:
-        self.engine: TokenEngine = (
-            NativeEngine(checkpoint, DEVICE, dtype, slots)
-            if side == "native"
-            else HeartlibEngine(checkpoint, DEVICE, dtype)
-        )
+    def __init__(self, checkpoint: Checkpoint, options: argparse.Namespace) -> None:
+        self.engine: TokenEngine
+        if options.side == "native":
+            int8 = INT8[options.int8]
+            self.engine = NativeEngine(checkpoint, DEVICE, options.dtype, options.slots, int8=int8)
+        else:
+            self.engine = HeartlibEngine(checkpoint, DEVICE, options.dtype)
         self.engine.load()
         self.engine.to_device()
         prompt = Prompt(tuple(range(1, 21)), tuple(range(21, PROMPT)))
@@ -56,14 +61,20 @@ class LM:
         self.engine.step()
         return {"ms": milliseconds(began), "song_bytes": self.engine.song_bytes(self._song)}
 
+    def warm_up(self) -> dict[str, Any]:
+        """Make frames that are not measured."""
+        return self._frames(WARM_UP)
+
     def step(self) -> dict[str, Any]:
-        """Make the next frame of every song."""
+        """Make the next frames of every song; the time is that of one."""
+        return self._frames(FRAMES)
+
+    def _frames(self, count: int) -> dict[str, Any]:
         began = time.perf_counter()
-        frames = self.engine.step()
-        taken = milliseconds(began)
-        if any(frame is None for frame in frames.values()):
-            raise RuntimeError("a song ended while it was measured")
-        return {"ms": taken, "frames": len(frames)}
+        for _ in range(count):
+            if any(frame is None for frame in self.engine.step().values()):
+                raise RuntimeError("a song ended while it was measured")
+        return {"ms": milliseconds(began) / count}
 
     @torch.inference_mode()
     def matvec(self) -> dict[str, Any]:
@@ -75,10 +86,10 @@ class LM:
         for head in matrices(model.depth_heads):
             order += [model.projection.weight, *matrices(model.decoder), head]
         vectors = {width: torch.ones(width, dtype=model.dtype, device=DEVICE) for width in {m.shape[1] for m in order}}
+        synchronise()
         began = time.perf_counter()
         for matrix in order:
-            last = torch.mv(matrix, vectors[matrix.shape[1]])
-        last.cpu()  # a device has finished by then
+            torch.mv(matrix, vectors[matrix.shape[1]])
         return {"gb_per_s": sum(matrix.nbytes for matrix in order) / milliseconds(began) / 1e6}
 
 
@@ -90,20 +101,28 @@ def matrices(module: torch.nn.Module) -> list[torch.Tensor]:
 class Codec:
     """A codec that decodes a song of exactly one window."""
 
-    def __init__(self, side: str, checkpoint: Checkpoint, dtype: str) -> None:
+    def __init__(self, checkpoint: Checkpoint, options: argparse.Namespace) -> None:
         self.engine: CodecEngine = (
-            NativeCodec(checkpoint, DEVICE, dtype) if side == "native" else HeartlibCodec(checkpoint, DEVICE, dtype)
+            NativeCodec(checkpoint, DEVICE, options.dtype)
+            if options.side == "native"
+            else HeartlibCodec(checkpoint, DEVICE, options.dtype)
         )
         self.engine.load()
         self.engine.to_device()
         shape = (checkpoint.codec.num_quantizers, WINDOW)
         self._codes = np.random.default_rng(0).integers(0, checkpoint.codec.codebook_size, shape, dtype=np.int16)
 
+    def warm_up(self) -> dict[str, Any]:
+        """Decode unmeasured on CUDA, where kernels are chosen at their first use; on the CPU that would take minutes
+        and change little."""
+        return self.decode() if ON_CUDA else {}
+
     def decode(self) -> dict[str, Any]:
         """Steps that bring audio are the scalar decoder's; an engine that decodes in one step has no parts."""
         last = began = time.perf_counter()
         parts = {"estimator_ms": 0.0, "scalar_ms": 0.0}
         for step in self.engine.decode(self._codes, seed=0):
+            synchronise()
             now = time.perf_counter()
             parts["estimator_ms" if step.audio is None else "scalar_ms"] += (now - last) * 1000
             last = now
@@ -111,21 +130,34 @@ class Codec:
 
 
 def milliseconds(began: float) -> float:
-    """Milliseconds since a moment of `time.perf_counter`."""
+    """Milliseconds from a moment of `time.perf_counter` until the device has done all that it was asked for."""
+    synchronise()
     return (time.perf_counter() - began) * 1000
 
 
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="tests.bench.worker", description=__doc__)
+    parser.add_argument("side", choices=["native", "heartlib"])
+    parser.add_argument("kind", choices=["lm", "codec"])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("dtype")
+    parser.add_argument("slots", type=int)
+    parser.add_argument("--int8", choices=INT8, default="off")
+    return parser.parse_args()
+
+
 def main() -> None:
-    side, kind, folder, dtype, slots = sys.argv[1:]
-    checkpoint = open_checkpoint(Path(folder))
+    check_device()
+    options = arguments()
+    checkpoint = open_checkpoint(options.folder)
     replies, sys.stdout = sys.stdout, sys.stderr  # whatever a library prints is no reply
-    measured = LM(side, checkpoint, dtype, int(slots)) if kind == "lm" else Codec(side, checkpoint, dtype)
+    measured = LM(checkpoint, options) if options.kind == "lm" else Codec(checkpoint, options)
+    synchronise()
     print("{}", file=replies, flush=True)
     for line in sys.stdin:
-        name, arguments = json.loads(line)
+        name, values = json.loads(line)
         command: Callable[..., dict[str, Any]] = getattr(measured, name)
-        reply = command(*arguments)
-        reply["peak_rss_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+        reply = command(*values) | peaks()
         print(json.dumps(reply), file=replies, flush=True)
 
 

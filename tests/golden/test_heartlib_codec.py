@@ -1,4 +1,4 @@
-"""The adapter to the reference's codec. Every test but the first needs heartlib."""
+"""The adapter to the reference's codec. Every test but the first needs heartlib: `make test-reference` brings it."""
 
 import sys
 

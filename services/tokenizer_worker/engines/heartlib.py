@@ -33,11 +33,13 @@ class SongState:
 class HeartlibEngine:
     """A `TokenEngine` that drives heartlib's ``HeartMuLa.generate_frame``, one song at a time.
 
-    Frames are counted, ended and seeded as by `NativeEngine`; on the CPU in float32 both make the same songs. Faults of
-    the reference are kept away from songs: its caches are built anew for each, because their batch size cannot
-    change; temperature 0, where it returns token 0, becomes top-1; weights it would leave uninitialised are refused;
-    and so are guidance below 1, which it ignores, and songs beyond its positions, where it fails at a late frame.
-    A song that goes on prefills prompt and frames in one go, as its next frame is made.
+    Frames are counted and ended as by `NativeEngine`. On the CPU in float32 both make the same greedy songs; sampled
+    songs differ, because noise comes from torch's generator, which is seeded for each frame, unless the reference is
+    given the noise that `NativeEngine` counts. Faults of the reference are kept away from songs: its caches are built
+    anew for each, because their batch size cannot change; temperature 0, where it returns token 0, becomes top-1;
+    weights it would leave uninitialised are refused; and so are guidance below 1, which it ignores, and songs beyond
+    its positions, where it fails at a late frame. A song that goes on prefills prompt and frames in one go, as its
+    next frame is made.
 
     Raises `ConfigError` when heartlib is not installed.
     """
