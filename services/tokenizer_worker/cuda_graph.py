@@ -1,6 +1,6 @@
 """CUDA graphs: work that does not change is recorded once and replayed.
 
-A frame is some 550 small kernels. Launching them one by one from Python takes longer than computing them.
+A frame is some 530 small kernels. Launching them one by one from Python takes longer than computing them.
 """
 
 import contextlib

@@ -18,6 +18,7 @@ import torch
 
 from tests.bench import checkpoints
 from tests.bench.engines import codec, int8, int8_both, lm
+from tests.bench.launches import launches
 from tests.bench.rows import Row, table
 from tests.bench.sides import Options, device_name
 
@@ -42,6 +43,7 @@ BENCHES: dict[str, Bench] = {
     "lm_int8": lambda folder, _: int8_both(folder),
     "codec": lambda folder, options: codec("default", checkpoints.codec(folder), 2, options),
     "lm_3b": lm_3b,
+    "launches": launches,
 }
 
 

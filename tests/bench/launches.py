@@ -3,6 +3,7 @@
 What cuBLAS launches beyond one kernel a product shows in a profiler only.
 """
 
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -16,6 +17,8 @@ from services.tokenizer_worker.model import HeartMuLa, KVCache, kernels
 from shared.model.checkpoint import Checkpoint, open_checkpoint
 from shared.model.prompt import Prompt
 from tests.bench.checkpoints import AUDIO_VOCAB, GOLDEN, LARGE, TEXT_VOCAB
+from tests.bench.rows import emit
+from tests.bench.sides import Options
 from tests.unit.fake_cuda import fake_cuda
 
 SONGS = (1, 2, 4, 8, 16, 32)
@@ -40,7 +43,8 @@ def without_weights(engine: NativeEngine) -> NativeEngine:
 
 def count(songs: int, dtype: str = "bfloat16", int8: tuple[str, ...] = ()) -> dict[str, Any]:
     """Count the launches and copies of one frame of guided songs at true size."""
-    engine = without_weights(NativeEngine(true_size(), "cuda:0", dtype, songs, int8=int8))
+    with patch.object(native, "missing_compiler", lambda: None):  # nothing is compiled
+        engine = without_weights(NativeEngine(true_size(), "cuda:0", dtype, songs, int8=int8))
 
     def nothing(model: HeartMuLa, song: Song, frames: Tensor, cache: KVCache) -> Tensor:
         return model.unconditional.repeat(cache.keys.shape[1], 1)
@@ -57,3 +61,10 @@ def count(songs: int, dtype: str = "bfloat16", int8: tuple[str, ...] = ()) -> di
         "to_device": counts.to_device,
         "from_device": counts.from_device,
     }
+
+
+def launches(folder: Path, options: Options) -> None:
+    """Count for several numbers of songs; nothing is written into `folder`."""
+    int8 = {"off": (), "decoder": ("decoder",), "all": ("backbone", "decoder")}[options.int8]
+    for songs in SONGS:
+        emit({"bench": "launches", "songs": songs, **count(songs, int8=int8)})
