@@ -13,6 +13,7 @@ from services.tokenizer_worker.engines import native, parked
 from services.tokenizer_worker.engines.base import PARKED_SECONDS, Song
 from services.tokenizer_worker.engines.native import NativeEngine
 from services.tokenizer_worker.engines.parked import ParkedCaches
+from services.tokenizer_worker.engines.prefill import prefill
 from services.tokenizer_worker.model import HeartMuLa, KVCache
 from shared.errors import DeviceFull
 from tests.unit.native_engines import DEMO, TINY, generate, one_thread, prompt_of, ready  # noqa: F401
@@ -27,7 +28,6 @@ Frames = dict[str, np.ndarray]  # of each song, int16 [8, T]
 def prefills(monkeypatch: pytest.MonkeyPatch) -> list[Song]:
     """The songs that are prefilled from now on."""
     found: list[Song] = []
-    prefill = native.prefill
 
     def record(model: HeartMuLa, song: Song, *rest: Any) -> None:
         found.append(song)
