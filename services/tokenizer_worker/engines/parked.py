@@ -36,8 +36,8 @@ class ParkedCaches:
     """Caches of paused songs, each with the song and the frames that it belongs to.
 
     What a cache holds follows from the song and its frames alone. So these are compared whole, which says more than the
-    song's id and the fencing token of the turn that saved the frames: a copy is never used with other frames, whatever turn
-    saved them, and is used whenever they are equal.
+    song's id and the fencing token of the turn that saved the frames: a copy is never used with other frames, and is
+    used whenever they are equal, in whatever turn they were saved.
 
     Host memory is taken in chunks of one size, which any song can use; those that become free are kept for the next
     pause, because page-locking takes longer than copying. They are mapped, not allocated: so they are whole pages,
