@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from services.tokenizer_worker.engines.base import Song, TokenEngine
+from services.tokenizer_worker.engines.base import PARKED_SECONDS, Song, TokenEngine
 from shared.errors import DeviceBroken, DeviceFull
 from shared.worker.job_context import JobContext
 from shared.worker.signals import Paused
@@ -29,6 +29,7 @@ class BatchedSong:
     on_frame: Callable[["BatchedSong"], None]  # called in the engine's thread
     frames: list[np.ndarray]  # int16 [8] each, those made before included
     resumed: int  # frames made before
+    returns: Callable[[], bool]  # whether this worker may get it again after a pause; called in the engine's thread
     finished: bool = False  # it has left the batch
 
     @property
@@ -77,21 +78,27 @@ class Batch:
         frames: np.ndarray,
         executor: Executor,
         on_frame: Callable[[BatchedSong], None],
+        returns: Callable[[], bool] = lambda: True,
     ) -> BatchedSong:
         """Continue a song from int16 `frames` ``[8, T]``, T ≥ 0, until it ends or leaves the batch.
 
         Its ``future`` is done then: without an error when the song has ended; with what `JobContext.check` raised, with
         `Paused`, with `DeviceFull` when the song alone does not fit, or with what the engine raised. The frames made
         so far are valid in each case.
+
+        A paused song's caches are parked if it may come back here, which `returns` says.
         """
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        batched = BatchedSong(context, song, future, on_frame, list(frames.T), frames.shape[1])
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[None] = loop.create_future()
+        batched = BatchedSong(context, song, future, on_frame, list(frames.T), frames.shape[1], returns)
         with self._lock:
             self._arrived.append(batched)
             if not self._running:
                 self._running = True
                 executor.submit(self._run)
         await asyncio.wait({future})
+        if isinstance(future.exception(), Paused):
+            loop.call_later(PARKED_SECONDS, executor.submit, self._engine.expire)
         return batched
 
     # --- in the engine's thread
@@ -143,6 +150,8 @@ class Batch:
                 batched.context.check()
                 if len(batched.frames) > batched.resumed:  # however short turns are, each gets every song further
                     batched.context.check_pause()
+            except Paused as pause:
+                self._pause(batched, pause)
             except Exception as error:
                 self._drop(batched, error)
 
@@ -186,8 +195,18 @@ class Batch:
             return
         self.limit = count // 2
         log.warning("%d songs at once are too many, continuing with %d: %r", count, self.limit, error)
+        pause = self._pause if isinstance(error, DeviceFull) else self._drop
         for batched in self._songs[keep:]:
-            self._drop(batched, Paused("it waits until fewer songs are made at once"))
+            pause(batched, Paused("it waits until fewer songs are made at once"))
+
+    def _pause(self, batched: BatchedSong, pause: Paused) -> None:
+        """Drop a song that will go on, and park its caches: the device is still ours and they are sound."""
+        try:
+            if batched.returns():
+                self._engine.park(batched.job_id, batched.codes)
+        except Exception as error:  # as when the copies do not fit the device; they are only a short cut
+            log.warning("%s: its caches are not kept: %r", batched.job_id, error)
+        self._drop(batched, pause)
 
     def _drop(self, batched: BatchedSong, error: Exception | None) -> None:
         self._songs.remove(batched)

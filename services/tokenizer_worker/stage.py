@@ -114,7 +114,9 @@ class TokenStage:
             if (done - resumed) % self._save_every == 0 and done < song.max_frames:
                 batched.future.get_loop().call_soon_threadsafe(saved.save_soon, batched.codes)
 
-        batched = await self._batch.generate(context, song, before, worker.engine, on_frame)
+        batched = await self._batch.generate(
+            context, song, before, worker.engine, on_frame, returns=lambda: not worker.draining.active
+        )
         context.off_device.set()
         await saved.close()
         error, codes = batched.future.exception(), batched.codes

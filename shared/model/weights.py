@@ -128,28 +128,37 @@ class Weights:
             torch.cuda.empty_cache()
 
     def _page_lock(self, block: Tensor) -> None:
-        """Page-lock a block where it is, once: a pinned allocation would be rounded up to a power of two.
+        """Page-lock the block, once.
 
         Not before the first turn, because it opens a context on the device, which takes memory there.
         """
         if self._page_locked:
             return
         self._page_locked = True
-        with torch.cuda.device(self._device):
-            cuda, address = torch.cuda.cudart(), block.data_ptr()  # type: ignore[no-untyped-call]
-            error = int(cuda.cudaHostRegister(address, block.nbytes, 0))
-            if error == 0:
-                weakref.finalize(self, cuda.cudaHostUnregister, address).atexit = False
-                return
+        if error := page_lock(block, self, self._device):
             log.warning(
                 "%d MB of host memory were not page-locked (CUDA error %d; see ulimit -l): weights will move slowly",
                 block.nbytes // 2**20,
                 error,
             )
-            try:
-                torch.ones(1, device=self._device)  # CUDA reports the error once more, at the next kernel: this one
-            except RuntimeError:
-                pass
+
+
+def page_lock(block: Tensor, owner: object, device: torch.device) -> int:
+    """Page-lock a block of host memory where it is, for as long as its `owner` lives; returns CUDA's error code, or 0.
+
+    A pinned allocation would be rounded up to a power of two.
+    """
+    with torch.cuda.device(device):
+        cuda, address = torch.cuda.cudart(), block.data_ptr()  # type: ignore[no-untyped-call]
+        error = int(cuda.cudaHostRegister(address, block.nbytes, 0))
+        if error == 0:
+            weakref.finalize(owner, cuda.cudaHostUnregister, address).atexit = False
+            return 0
+        try:
+            torch.ones(1, device=device)  # CUDA reports the error once more, at the next kernel: this one
+        except RuntimeError:
+            pass
+        return error
 
 
 @contextmanager

@@ -15,6 +15,18 @@ AttemptResult = Literal["done", "stopped", "handed_back", "tried_again", "failed
 
 _SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 60, 120, 300, 900)  # loading takes parts of a second, turns minutes
 
+PARKED_BYTES = Gauge(
+    "heartmula_worker_parked_bytes", "Host memory for the caches of songs that wait for their next turn", registry=None
+)
+RESUMED = Counter(
+    "heartmula_worker_resumed",
+    "Songs that went on, by their caches: parked (copied from host memory) or prefilled (computed again)",
+    ["caches"],
+    registry=None,
+)
+for _caches in ("parked", "prefilled"):
+    RESUMED.labels(_caches)  # a figure that is 0 is shown too
+
 
 class WorkerMetrics:
     """The metrics of one worker."""
@@ -24,6 +36,8 @@ class WorkerMetrics:
         ProcessCollector(registry=self.registry)
         self.registry.register(FAILED_WRITES)
         self.registry.register(UNREADABLE)
+        self.registry.register(PARKED_BYTES)
+        self.registry.register(RESUMED)
         attempts = Counter(
             "heartmula_worker_attempts",
             "Songs that were worked on, by how that ended: done, stopped (cancelled, or another worker has it), "

@@ -8,12 +8,11 @@ from typing import Any
 from unittest.mock import patch
 
 import msgspec
-from torch import Tensor
 
 from services.tokenizer_worker.engines import native
 from services.tokenizer_worker.engines.base import Song
 from services.tokenizer_worker.engines.native import NativeEngine
-from services.tokenizer_worker.model import HeartMuLa, KVCache, kernels
+from services.tokenizer_worker.model import kernels
 from shared.model.checkpoint import Checkpoint, open_checkpoint
 from shared.model.prompt import Prompt
 from tests.bench.checkpoints import AUDIO_VOCAB, GOLDEN, LARGE, TEXT_VOCAB
@@ -46,10 +45,7 @@ def count(songs: int, dtype: str = "bfloat16", int8: tuple[str, ...] = ()) -> di
     with patch.object(native, "missing_compiler", lambda: None):  # nothing is compiled
         engine = without_weights(NativeEngine(true_size(), "cuda:0", dtype, songs, int8=int8))
 
-    def nothing(model: HeartMuLa, song: Song, frames: Tensor, cache: KVCache) -> Tensor:
-        return model.unconditional.repeat(cache.keys.shape[1], 1)
-
-    with fake_cuda(kernels.launches) as cuda, patch.object(native, "_prefill", nothing):
+    with fake_cuda(kernels.launches) as cuda, patch.object(native, "prefill", lambda *_: None):
         engine.to_device()
         for index in range(songs):
             engine.admit(str(index), Song(prompt=PROMPT, max_frames=1504, seed=index))

@@ -10,39 +10,64 @@ import numpy as np
 import pytest
 import soundfile
 
+from deploy.local.servers.embedded import free_port
 from services.codec_worker.engines.trivial import TrivialCodec
 from services.gateway.monitoring.worker_registry import WorkerRegistry
 from services.tokenizer_worker.engines.base import Song
 from services.tokenizer_worker.engines.trivial import TrivialEngine
 from shared.device.ledger import DeviceLedger
-from shared.model.prompt import Prompt
+from shared.model.prompt import Prompt, Prompter
 from shared.nats.subjects import TOK, token_subject
 from shared.schema.event import Stage
 from shared.schema.job import Job, TokenJob
 from shared.schema.worker import WorkerStatus
 from shared.settings import Settings
 from tests.integration.flow import PATIENCE, Flow, open_flow, overlaps
+from tests.integration.test_observed import figures
+from tests.unit.native_engines import DEMO, generate, one_thread, ready  # noqa: F401
 
 SMALL = 60  # MB: room for either model of the trivial engine (40 and 30), not for both
 
 
-def straight(job: Job) -> np.ndarray:
-    """Audio of a song that was made without interruption, int16 ``[samples, 2]``."""
-    engine, codec = TrivialEngine(0, 1), TrivialCodec(0)
-    frames = (job.request.max_duration_ms or 0) // 80
-    engine.admit("song", Song(prompt=Prompt((1,), (1,)), max_frames=frames, seed=job.request.seed or 0))
-    codes = np.stack([frame for _ in range(frames) if (frame := engine.step()["song"]) is not None], axis=1)
-    audio = np.concatenate([step.audio for step in codec.decode(codes, seed=0) if step.audio is not None])
-    buffer = io.BytesIO()
-    soundfile.write(buffer, audio, codec.sample_rate, "PCM_16", format="FLAC")
-    return np.asarray(soundfile.read(io.BytesIO(buffer.getvalue()), dtype="int16")[0])
+def trivial_codes(job: Job) -> np.ndarray:
+    """Tokens of a song that the trivial engine made without interruption, int16 ``[8, T]``."""
+    engine, frames = TrivialEngine(0, 1), (job.request.max_duration_ms or 0) // 80
+    return generate(engine, Song(prompt=Prompt((1,), (1,)), max_frames=frames, seed=job.request.seed or 0))
 
 
-async def assert_straight(flow: Flow, job: Job) -> None:
-    """Check that a song has the audio of one that was made without interruption."""
+def demo_codes(jobs: list[Job]) -> list[np.ndarray]:
+    """Tokens of songs that the demo checkpoint made without interruption, int16 ``[8, T]`` each."""
+    engine = ready(DEMO, slots=len(jobs))
+    for job in jobs:
+        request = job.request
+        song = Song(
+            prompt=Prompter(DEMO).encode(request.tags, request.lyrics),
+            max_frames=(request.max_duration_ms or 0) // 80,
+            temperature=request.temperature,
+            topk=request.topk,
+            cfg_scale=request.cfg_scale,
+            seed=request.seed or 0,
+        )
+        engine.admit(job.job_id, song)
+    frames: dict[str, list[np.ndarray]] = {job.job_id: [] for job in jobs}
+    while made := engine.step():
+        for name, frame in made.items():
+            if frame is not None:
+                frames[name].append(frame)
+    return [np.stack(frames[job.job_id], axis=1) for job in jobs]
+
+
+async def assert_straight(flow: Flow, job: Job, codes: np.ndarray | None = None) -> None:
+    """Check that a song has the trivial codec's audio of `codes`, by default of those made without interruption."""
     assert job.status == "completed", job
-    audio, _ = soundfile.read(io.BytesIO(await flow.store.get(str(job.audio_key))), dtype="int16")
-    assert np.array_equal(audio, straight(job))
+    codec = TrivialCodec(0)
+    steps = codec.decode(trivial_codes(job) if codes is None else codes, seed=0)
+    buffer = io.BytesIO()
+    audio = np.concatenate([step.audio for step in steps if step.audio is not None])
+    soundfile.write(buffer, audio, codec.sample_rate, "PCM_16", format="FLAC")
+    expected, _ = soundfile.read(io.BytesIO(buffer.getvalue()), dtype="int16")
+    found, _ = soundfile.read(io.BytesIO(await flow.store.get(str(job.audio_key))), dtype="int16")
+    assert np.array_equal(found, expected)
 
 
 async def stages(flow: Flow, job_id: str) -> list[Stage]:
@@ -78,6 +103,27 @@ async def test_a_long_song_makes_way_and_continues_as_if_it_had_never_been_pause
         assert begun == [0, *paused], "it did not go on where it was"
         assert overlaps(flow.journal()) == 0
         assert await flow.keys("tokens/") == []
+
+
+async def test_paused_songs_go_on_with_the_caches_that_they_had(settings: Settings) -> None:
+    """They are not prefilled again, and are the songs that they would have been without a pause."""
+    settings = replace(settings, engine="native", batch=2, turn_seconds=1.0, metrics_port=free_port())
+    async with open_flow(settings, "tokenizer") as flow:
+        flow.settings = replace(settings, engine="trivial", metrics_port=0)
+        await flow.worker("codec")
+        lyrics = "la la la la la la la la la la\n" * 4  # of such length that a song takes several turns
+        ids = [await flow.submit(60, lyrics=lyrics, seed=4), await flow.submit(0.8, seed=5)]
+        ids.append(await flow.submit(60, lyrics=lyrics, seed=6))
+        jobs = [await flow.ended(job_id) for job_id in ids]
+        for job, codes in zip(jobs, demo_codes(jobs), strict=True):
+            await assert_straight(flow, job, codes)
+        found = [stage for job_id in ids for stage in await stages(flow, job_id)]
+        paused = sum(stage.stage == "paused" for stage in found)
+        assert paused, "no song was ever paused"
+        counted = await figures(settings.metrics_port)
+        assert counted["heartmula_worker_resumed_total caches=parked"] == paused
+        assert counted["heartmula_worker_resumed_total caches=prefilled"] == 0
+        assert counted["heartmula_worker_parked_bytes"] > 0
 
 
 async def test_a_killed_worker_costs_what_was_made_since_the_last_checkpoint(settings: Settings) -> None:

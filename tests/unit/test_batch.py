@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from services.tokenizer_worker import batch
 from services.tokenizer_worker.batch import Batch, BatchedSong
 from services.tokenizer_worker.engines.base import Song
 from services.tokenizer_worker.engines.trivial import TrivialEngine
@@ -27,6 +28,18 @@ class Engine(TrivialEngine):
         self.room, self.poison = room, poison
         self.error: Exception = RuntimeError("poison")
         self.most = 0  # songs at once in a step that went well
+        self.parked: dict[str, np.ndarray] = {}
+        self.park_error: Exception | None = None
+        self.expired = threading.Event()
+
+    def park(self, song_id: str, frames: np.ndarray) -> None:
+        super().park(song_id, frames)
+        if self.park_error is not None:
+            raise self.park_error
+        self.parked[song_id] = frames
+
+    def expire(self) -> None:
+        self.expired.set()
 
     def step(self) -> dict[str, np.ndarray | None]:
         if len(self._songs) > self.room:
@@ -76,11 +89,14 @@ class Songs:
         self.executor = executor
         self.contexts: dict[str, JobContext] = {}
 
-    async def make(self, name: str, frames: int, before: np.ndarray = NOTHING, on_frame: Any = None) -> BatchedSong:
+    async def make(
+        self, name: str, frames: int, before: np.ndarray = NOTHING, on_frame: Any = None, returns: bool = True
+    ) -> BatchedSong:
         context: Any = JobContext(name, self.turn)
         self.contexts[name] = context
         song = Song(prompt=Prompt((1,), (1,)), max_frames=frames, seed=ord(name))
-        return await self.batch.generate(context, song, before, self.executor, on_frame or (lambda _: None))
+        on_frame = on_frame or (lambda _: None)
+        return await self.batch.generate(context, song, before, self.executor, on_frame, lambda: returns)
 
 
 @pytest.fixture
@@ -229,3 +245,67 @@ async def test_a_song_leaves_the_batch_even_where_nothing_can_be_freed(executor:
     async with asyncio.timeout(30):
         makings = await asyncio.gather(songs.make("a", 5), songs.make("b", 5))
     assert [type(batched.future.exception()) for batched in makings] == [DeviceBroken] * 2
+
+
+class Pausing(Songs):
+    """Makes songs that are all paused at their fifth frame."""
+
+    async def paused(self, name: str, returns: bool = True) -> BatchedSong:
+        def pause(batched: BatchedSong) -> None:
+            self.contexts[name].pause = len(batched.frames) == 5
+
+        batched = await self.make(name, 20, on_frame=pause, returns=returns)
+        assert isinstance(batched.future.exception(), Paused)
+        return batched
+
+
+async def test_paused_songs_are_parked_with_all_their_frames(executor: Executor) -> None:
+    songs = Pausing(Engine(2), executor)
+    for batched in await asyncio.gather(songs.paused("a"), songs.paused("b")):
+        assert batched.codes.shape == (8, 5)
+        assert np.array_equal(songs.engine.parked[batched.job_id], batched.codes)
+    assert songs.turn.booked == set()
+
+
+async def test_songs_that_will_not_come_back_are_not_parked(executor: Executor) -> None:
+    songs = Pausing(Engine(1), executor)
+    await songs.paused("a", returns=False)  # the worker shuts down
+    await songs.make("b", 10)  # it has ended
+    for trouble in (JobStopped("cancelled"), LeaseLost("gone")):
+
+        def stop(batched: BatchedSong, trouble: Exception = trouble) -> None:
+            songs.contexts["c"].trouble = trouble
+
+        assert (await songs.make("c", 20, on_frame=stop)).future.exception() is trouble
+    assert songs.engine.parked == {}
+
+
+@pytest.mark.parametrize(("error", "count"), [(DeviceFull("no memory left"), 2), (RuntimeError("poison"), 0)])
+async def test_songs_that_leave_a_batch_that_is_too_large_are_parked_if_their_caches_are_sound(
+    executor: Executor, error: Exception, count: int
+) -> None:
+    songs = Songs(Engine(4, poison="d"), executor)
+    songs.engine.error = error
+    made = await asyncio.gather(*(songs.make(name, 10) for name in "abcd"))
+    left = {batched.job_id for batched in made if isinstance(batched.future.exception(), Paused)}
+    assert len(left) >= 2
+    assert len(songs.engine.parked) == count
+    assert set(songs.engine.parked) <= left
+
+
+@pytest.mark.parametrize("error", [DeviceFull("no memory for the copy"), RuntimeError("a fault of ours")])
+async def test_a_song_that_cannot_be_parked_is_paused_all_the_same(executor: Executor, error: Exception) -> None:
+    songs = Pausing(Engine(2), executor)
+    songs.engine.park_error = error
+    await asyncio.gather(songs.paused("a"), songs.paused("b"))
+    assert songs.turn.booked == set()
+    assert (await songs.make("c", 10)).future.exception() is None
+
+
+async def test_what_was_parked_in_vain_is_freed_though_no_song_comes(
+    executor: Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch, "PARKED_SECONDS", 0.01)
+    songs = Pausing(Engine(1), executor)
+    await songs.paused("a")
+    assert await asyncio.to_thread(songs.engine.expired.wait, 30)

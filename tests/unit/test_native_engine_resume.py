@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from services.tokenizer_worker.engines import native
+from services.tokenizer_worker.engines import prefill
 from services.tokenizer_worker.engines.base import Song, TokenEngine
 from services.tokenizer_worker.engines.trivial import TrivialEngine
 from services.tokenizer_worker.model import HeartMuLa, KVCache, load_weights
@@ -55,7 +55,7 @@ def test_a_song_may_be_interrupted_again_and_again(temperature: float, checkpoin
 def test_a_long_prompt_and_many_frames_are_prefilled_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     song = Song(prompt=prompt_of(DEMO), max_frames=30, topk=5, seed=4)
     whole = generate(ready(DEMO), song)
-    monkeypatch.setattr(native, "_PREFILL", 4)
+    monkeypatch.setattr(prefill, "_PREFILL", 4)
     assert song.prompt.length % 4 != 0
     assert np.array_equal(generate(ready(DEMO), song), whole)
     for made in (4, 5, 6, 21):

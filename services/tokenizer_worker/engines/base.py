@@ -7,6 +7,8 @@ import numpy as np
 
 from shared.model.prompt import Prompt
 
+PARKED_SECONDS = 900.0  # for which a paused song's caches are kept
+
 
 @dataclass(frozen=True, kw_only=True)
 class Song:
@@ -23,7 +25,7 @@ class Song:
 class TokenEngine(Protocol):
     """An engine that makes frames for up to `slots` songs at once. Its methods block: call them in their own thread.
 
-    Order of calls: `load` once; then turns of `to_device`, any number of `admit` / `step` / `drop`, `to_host`.
+    Order of calls: `load` once; then turns of `to_device`, any number of `admit` / `step` / `drop` / `park`, `to_host`.
     """
 
     slots: int
@@ -42,13 +44,17 @@ class TokenEngine(Protocol):
         """Move the weights to the device."""
 
     def to_host(self) -> None:
-        """Drop every song and cache, move the weights to host memory, give the device's memory back."""
+        """Drop every song and cache, move the weights to host memory, give the device's memory back.
+
+        What `park` kept in host memory stays.
+        """
 
     def admit(self, song_id: str, song: Song, frames: np.ndarray | None = None) -> None:
         """Take a song into the batch: allocate its caches and prefill its prompt.
 
         With `frames`, int16 ``[8, T]`` made earlier (by this engine or an equal one), the song continues after them
-        as if it had never been interrupted. Raises `DeviceFull` when the batch as it is leaves no room; then
+        as if it had never been interrupted; if it was parked here with exactly these frames, its caches are copied back
+        instead of prefilled. Raises `DeviceFull` when the batch as it is leaves no room; then
         the song is not in it and nothing else has changed. Raises `ValueError` when there is no free slot, the id is
         taken, or `check_frames` finds the frames damaged.
         """
@@ -63,6 +69,16 @@ class TokenEngine(Protocol):
 
     def drop(self, song_id: str) -> None:
         """Take a song out of the batch and free its caches. Unknown ids are ignored."""
+
+    def park(self, song_id: str, frames: np.ndarray) -> None:
+        """Take a song out of the batch that is to come back with `frames`, all that it has, int16 ``[8, T]``.
+
+        As `drop`; but its caches may be kept in host memory, as far as there is room, for `PARKED_SECONDS`. Whatever is
+        raised, the song has left the batch.
+        """
+
+    def expire(self) -> None:
+        """Free the caches of parked songs that did not come back in time."""
 
 
 def check_frames(frames: np.ndarray, codebooks: int, codes: int) -> None:

@@ -178,6 +178,13 @@ class HeartlibEngine:
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()
 
+    def park(self, song_id: str, frames: np.ndarray) -> None:
+        """Forget a song: the reference's caches are for the longest song, too large to be kept."""
+        self.drop(song_id)
+
+    def expire(self) -> None:
+        """Keep nothing, so free nothing."""
+
     def _next_frame(self, state: SongState) -> np.ndarray | None:
         song, lm, rows = state.song, self._checkpoint.lm, _rows(state.song)
         positions = torch.arange(state.cached, len(state.tokens), device=self._device)  # [S], those not yet fed

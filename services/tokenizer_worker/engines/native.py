@@ -11,8 +11,11 @@ from torch import Tensor
 from services.tokenizer_worker.cuda_graph import GraphRecorder
 from services.tokenizer_worker.engines.base import Song, check_frames
 from services.tokenizer_worker.engines.frames import BucketFrames, FrameMaker, LoopFrames, SongState
+from services.tokenizer_worker.engines.parked import ParkedCaches
+from services.tokenizer_worker.engines.prefill import last_input, prefill, rows_of
 from services.tokenizer_worker.model import HeartMuLa, KVCache, load_weights
 from services.tokenizer_worker.model.kernels.compiler import missing_compiler
+from shared.device.host_memory import spare_bytes
 from shared.errors import PhaseError, SongError
 from shared.model.checkpoint import Checkpoint
 from shared.model.weights import Weights, device_memory
@@ -21,8 +24,6 @@ log = logging.getLogger(__name__)
 
 # Looked up in host memory, a prompt at a time; on a device they would be a tenth of the weights.
 _HOST_ONLY = ("text_embeddings",)
-# Positions that are prefilled at once: what a prefill takes beside the caches does not grow with the song.
-_PREFILL = 512
 
 
 @dataclass(kw_only=True, eq=False)
@@ -75,6 +76,8 @@ class NativeEngine:
         with torch.device("meta"):
             self._model = HeartMuLa(checkpoint.lm, self._dtype, int8)
         self._weights = Weights(self._model, self._device, host_only=_HOST_ONLY)
+        self._parked = ParkedCaches(checkpoint.lm.backbone, self._dtype, self._device, spare_bytes)
+        self.expire = self._parked.expire
         self._songs: dict[str, SongState] = {}
         self._frames: FrameMaker = LoopFrames(self._model)
         self._pending: deque[PendingFrame] = deque()
@@ -94,7 +97,7 @@ class NativeEngine:
 
         Activations come on top: those of a frame of all songs, and 512 positions' worth at `admit`.
         """
-        rows, positions = _rows(song), song.prompt.length + song.max_frames
+        rows, positions = rows_of(song), song.prompt.length + song.max_frames
         cache = KVCache.size(self._checkpoint.lm.backbone, rows, positions, self._dtype)
         return cache + self._frames.bytes_per_song(rows)
 
@@ -112,7 +115,7 @@ class NativeEngine:
         self._weights.to_device()
 
     def to_host(self) -> None:
-        """Drop the songs and the device's copy of the weights. May be called at any time."""
+        """Drop the songs and the device's copy of the weights; parked caches stay. May be called at any time."""
         self._songs.clear()
         self._pending.clear()
         self._frames.release()
@@ -121,11 +124,13 @@ class NativeEngine:
     @device_memory()
     @torch.inference_mode()
     def admit(self, song_id: str, song: Song, frames: np.ndarray | None = None) -> None:
-        """Allocate the song's caches at their full size and prefill all positions but the last: a step begins there.
+        """Allocate the song's caches at their full size and fill all positions but the last: a step begins there.
 
-        In float32 a resumed song gets the frames that it would have got. In bfloat16 sums in another order may change a
-        choice: on the two small checkpoints, songs stepped one at a time, logits differed by at most 2 % of the
-        largest, and 12 of 105 songs came out different, from the 1st to the 127th frame after the interruption.
+        A parked song's caches are copied back, bit for bit; all others are prefilled. In float32 a resumed song gets
+        the frames that it would have got either way. In bfloat16 a parked one does so in the same batch, while after a
+        prefill sums in another order may change a choice: on the two small checkpoints, songs stepped one at a time,
+        logits differed by at most 2 % of the largest, and 12 of 105 songs came out different, from the 1st to the 127th
+        frame after the interruption.
 
         Raises `SongError` when prompt and frames exceed the model's positions, `PhaseError` when the weights are not
         on the device.
@@ -142,16 +147,19 @@ class NativeEngine:
             frames = np.zeros((lm.num_codebooks, 0), np.int16)
         check_frames(frames, lm.num_codebooks, min(lm.audio_vocab_size, self._checkpoint.gen.audio_eos_id))
         made = torch.from_numpy(frames[:, : song.max_frames].T.astype(np.int64)).to(self._device)  # [T, 8]
-        cache = model.backbone_cache(_rows(song), positions)
+        cache = model.backbone_cache(rows_of(song), positions)
+        if not self._parked.restore(song_id, song, frames, cache):
+            prefill(model, song, made, cache)
         state = SongState(
             song=song,
             cache=cache,
-            embedded=_prefill(model, song, made, cache),
+            embedded=last_input(model, song, made),
             launched=len(made),
             received=len(made),
         )
         self._frames.gather([*self._going(), state])  # now, because it may not fit
         self._songs[song_id] = state
+        self._parked.drop(song_id)
 
     @device_memory()
     @torch.inference_mode()
@@ -186,6 +194,19 @@ class NativeEngine:
     def _going(self) -> list[SongState]:
         """Songs of which the device has more frames to make."""
         return [state for state in self._songs.values() if state.launched < state.song.max_frames]
+
+    @device_memory()
+    @torch.inference_mode()
+    def park(self, song_id: str, frames: np.ndarray) -> None:
+        """Drop a song but keep its caches for `admit`; a frame that is still being made will be made again."""
+        try:
+            if (state := self._songs.get(song_id)) is not None:
+                if frames.shape[1] != state.received:
+                    raise ValueError(f"{song_id} has {state.received} frames, not {frames.shape[1]}")
+                self._parked.park(song_id, state.song, frames, state.cache)
+        finally:
+            state = None  # it holds the caches
+            self.drop(song_id)
 
     def _launch(self, going: list[SongState]) -> None:
         """Start the next frame of these songs on the device. After an error they are as they were before."""
@@ -225,29 +246,3 @@ class NativeEngine:
         if not self._weights.on_device:
             raise PhaseError("the language model is not on the device")
         return self._model
-
-
-def _rows(song: Song) -> int:
-    """Rows that a song takes: a conditional one and, with guidance, an unconditional one."""
-    return 1 if song.cfg_scale == 1 else 2
-
-
-def _prefill(model: HeartMuLa, song: Song, frames: Tensor, cache: KVCache) -> Tensor:
-    """Feed the prompt and frames, int64 ``[T, 8]``, up to the last position: its embedding, ``[rows, D]``.
-
-    The prompt goes by itself, so that its part of the cache is, to the bit, what it was when the song began. In the
-    unconditional row all positions are equal and are computed once.
-    """
-    rows, length = _rows(song), song.prompt.length
-    prompt = model.embed_prompt(song.prompt.tags, song.prompt.lyrics, rows)  # [rows, P, D]
-    conditional = cache.rows(slice(0, 1))
-    for start in range(0, length - 1, _PREFILL):
-        model.advance(prompt[:1, start : min(start + _PREFILL, length - 1)], conditional, start)
-    if rows == 2:
-        model.backbone.repeat(prompt[1:, :1], cache.rows(slice(1, 2)), length - 1)
-    last = prompt[:, -1:]
-    for start in range(0, len(frames), _PREFILL):
-        part = model.embed_frames(frames[None, start : start + _PREFILL]).expand(rows, -1, -1)
-        model.advance(torch.cat((last, part[:, :-1]), dim=1), cache, length - 1 + start)
-        last = part[:, -1:]
-    return last[:, 0].clone()  # a view would keep them all

@@ -61,3 +61,10 @@ class TrivialEngine:
     def drop(self, song_id: str) -> None:
         """Forget a song."""
         self._songs.pop(song_id, None)
+
+    def park(self, song_id: str, frames: np.ndarray) -> None:
+        """Forget a song: there are no caches to keep."""
+        self.drop(song_id)
+
+    def expire(self) -> None:
+        """Keep nothing, so free nothing."""
