@@ -87,7 +87,8 @@ def test_a_negative_zero_ties_with_zero() -> None:
 def test_guidance_and_temperature_are_rounded_as_by_pytorch(dtype: torch.dtype) -> None:
     """Logits of which many are equal once they are rounded: the first of the largest tells how they were."""
     torch.manual_seed(7)
-    logits = (4 + torch.randn(2 * 12, 100) * 0.1).to(dtype)
+    logits = (torch.randn(2 * 12, 100) * 0.1).to(dtype)
+    logits[:12] += 4
     temperatures = torch.tensor([0.0, 0.7, 1.3]).repeat(4)
     kept, scales = torch.ones(12, dtype=torch.int64), torch.tensor([1.5, 1.5, 1.5, 2.3]).repeat(3)
     found, expected = both(logits, torch.ones(12, 100), temperatures, kept, scales)
