@@ -57,10 +57,23 @@ def test_the_gateways_image_has_no_torch() -> None:
 
 def test_nothing_runs_as_root() -> None:
     stages = re.split(r"^FROM ", DOCKERFILE.read_text(), flags=re.MULTILINE)
-    (runtime,) = (stage for stage in stages if "AS runtime" in stage)
-    assert re.search(r"^USER 10001:10001$", runtime, re.MULTILINE)
-    for stage in stages:
-        assert "USER root" not in stage
+    images = [stage for stage in stages if re.match(r"\S+ AS (gateway|worker)$", stage, re.MULTILINE)]
+    assert len(images) == 2
+    for image in images:
+        assert re.findall(r"^USER (.*)$", image, re.MULTILINE) == ["10001:10001"]
+
+
+def test_kernels_are_compiled_in_the_workers_image_once(services: dict[str, Any]) -> None:
+    """It has what `missing_compiler` asks for, and keeps what was compiled on a volume that can be written to."""
+    worker = DOCKERFILE.read_text().split("FROM runtime AS worker")[1]
+    assert re.search(r"apt-get install .* gcc libc6-dev", worker)
+    (cache,) = re.findall(r"TRITON_CACHE_DIR=(\S+)", worker)
+    volume = str(Path(cache).parent)
+    assert f"data:{volume}" in services["tokenizer"]["volumes"]
+    pod = yaml.safe_load((DEPLOY / "kubernetes/base/worker.yaml").read_text().split("\n---")[0])["spec"]["template"]
+    (tokenizer,) = (one for one in pod["spec"]["containers"] if one["name"] == "tokenizer")
+    (mount,) = (mount for mount in tokenizer["volumeMounts"] if mount["mountPath"] == volume)
+    assert not mount.get("readOnly")
 
 
 def test_only_the_gateway_is_reached_from_outside_and_from_this_machine_alone(services: dict[str, Any]) -> None:

@@ -73,3 +73,23 @@ def test_exactly_the_k_largest_and_ties_can_be_drawn() -> None:
             found = sampling.sample(row, noise, torch.ones(8), torch.full((8,), k), torch.ones(8))
         drawn[k] = set(found.tolist())
     assert drawn == {1: {0}, 2: {0, 3}, 3: {0, 2, 3, 4, 6}, 6: {0, 2, 3, 4, 6, 7}, 7: {0, 1, 2, 3, 4, 6, 7}}
+
+
+def test_a_negative_zero_ties_with_zero() -> None:
+    row = torch.tensor([0.0, -0.0, -1, 0.0, -2, -3, -4, -5]).repeat(2 * 8, 1)
+    noise = torch.full((8, 8), 1e6).fill_diagonal_(1e-6)
+    with interpreted():
+        found = sampling.sample(row, noise, torch.ones(8), torch.full((8,), 2), torch.ones(8))
+    assert set(found.tolist()) == {0, 1, 3}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_guidance_and_temperature_are_rounded_as_by_pytorch(dtype: torch.dtype) -> None:
+    """Logits of which many are equal once they are rounded: the first of the largest tells how they were."""
+    torch.manual_seed(7)
+    logits = (torch.randn(2 * 12, 100) * 0.1).to(dtype)
+    logits[:12] += 4
+    temperatures = torch.tensor([0.0, 0.7, 1.3]).repeat(4)
+    kept, scales = torch.ones(12, dtype=torch.int64), torch.tensor([1.5, 1.5, 1.5, 2.3]).repeat(3)
+    found, expected = both(logits, torch.ones(12, 100), temperatures, kept, scales)
+    assert found.equal(expected)

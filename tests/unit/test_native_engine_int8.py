@@ -7,9 +7,11 @@ import torch
 from services.tokenizer_worker.__main__ import build_engine
 from services.tokenizer_worker.engines.base import Song
 from services.tokenizer_worker.engines.native import NativeEngine
+from services.tokenizer_worker.model import kernels, linear
 from services.tokenizer_worker.model.linear import Matrix
 from shared.errors import ConfigError
 from shared.settings import Settings
+from tests.unit.fake_cuda import DEVICE, fake_cuda
 from tests.unit.native_engines import DEMO, TINY, generate, one_thread, prompt_of, ready  # noqa: F401
 
 
@@ -70,3 +72,18 @@ def test_the_setting_chooses_int8_weights() -> None:
 def test_the_reference_refuses_int8_and_compilation(settings: Settings) -> None:
     with pytest.raises(ConfigError, match="unset them"):
         build_engine(settings, TINY)
+
+
+@pytest.mark.parametrize("compiler", [True, False])
+def test_on_cuda_few_rows_are_a_product_of_bytes(compiler: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One launch for up to 64 rows; beyond, and where kernels cannot be compiled, the weights are converted first."""
+    monkeypatch.setattr(linear, "missing_compiler", lambda: None if compiler else "no compiler")
+    with fake_cuda(kernels.launches) as cuda, torch.inference_mode():
+        with torch.device(DEVICE):
+            matrix = Matrix(96, 64, torch.bfloat16, int8=True)
+        for rows in (1, 2, 64, 65):
+            x = torch.empty(rows, 1, 64, dtype=torch.bfloat16, device=DEVICE)
+            with cuda.counting() as counts:
+                assert matrix(x).shape == (rows, 1, 96)
+            assert counts.matching("int8_product") == (compiler and rows <= 64), rows
+            assert (counts.total == 1) == (compiler and rows <= 64), rows
