@@ -38,3 +38,13 @@ def test_the_bench_of_the_engines_runs() -> None:
     alone = next(row for row in rows if row["bench"] == "lm_frame")
     assert {"weights_gb_per_s", "matvec_gb_per_s", "of_matvec"} <= alone.keys()
     assert "| bench | config |" in text
+
+
+def test_pairs_compare_this_checkout_with_another() -> None:
+    command = [sys.executable, "-m", "tests.bench.pairs", str(ROOT), "frame-float32-2", "--smoke", "--pairs", "7"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    _, row = [json.loads(line) for line in run.stdout.splitlines()]
+    assert {"case", "here_ms", "base_ms", "ratio", "interval", "slower"} <= row.keys()
+    low, high = row["interval"]
+    assert low <= row["ratio"] <= high
+    assert run.returncode == int(row["slower"] is True)
