@@ -5,7 +5,6 @@ the last bits, and a seed must give the same song at every start. docs/performan
 """
 
 from enum import Enum, auto
-from functools import cache
 
 import torch
 from torch import Tensor
@@ -49,7 +48,6 @@ def instruction_set() -> str:
     return "AMX" if name == "AVX512" and torch.cpu._is_amx_tile_supported() else name
 
 
-@cache
 def choose(instructions: str, dtype: torch.dtype, rows: int, inputs: int) -> Way:
     """Choose the way for ``x [rows, inputs]`` on a CPU with these instructions."""
     ways = _WAYS.get((instructions, dtype)) or _WAYS.get(("", dtype), ())
