@@ -10,7 +10,7 @@ REFERENCE_VENV := .venv-reference
 RUN := .venv/.installed
 DEV := .venv/.installed-dev
 
-.PHONY: help install run demo test test-reference chaos bench bench-flow bench-gateway cluster browser screenshots check-images lint models train-demo evaluate-demo \
+.PHONY: help install run demo test test-reference chaos bench bench-flow bench-gateway bench-pairs cluster browser screenshots check-images lint models train-demo evaluate-demo \
 	example clean unsound
 
 help:
@@ -24,6 +24,7 @@ help:
 	@echo 'make bench    what the engines cost: see docs/performance.md for BENCH, REFERENCE, BENCH_DEVICE and BENCH_INT8'
 	@echo 'make bench-flow   what the system itself costs a song, with an engine that costs nothing'
 	@echo 'make bench-gateway   what a POST and a thousand websockets cost the gateway'
+	@echo 'make bench-pairs   is this checkout slower than another anywhere? BASE=<its folder>, CASES=frame-float32-1'
 	@echo 'make screenshots   pictures of the web page into docs/images (needs chromium)'
 	@echo 'make check-images   install what the container images hold, in empty environments'
 	@echo 'make models   fetch the official weights (22 GB) into $(MODELS)'
@@ -105,6 +106,9 @@ bench-flow: $(DEV)
 
 bench-gateway: $(DEV)
 	@$(BIN)/python -m tests.bench.gateway
+
+bench-pairs: install
+	@$(BIN)/python -m tests.bench.pairs $(BASE) $(CASES)
 
 screenshots: $(DEV)
 	@$(BIN)/python -m tests.browser.screenshots

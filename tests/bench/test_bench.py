@@ -100,3 +100,13 @@ def test_a_device_that_pytorch_lacks_is_reported(monkeypatch: pytest.MonkeyPatch
     check_device("cuda:1")
     with pytest.raises(SystemExit, match="the last card is cuda:1"):
         check_device("cuda:2")
+
+
+def test_pairs_compare_this_checkout_with_another() -> None:
+    command = [sys.executable, "-m", "tests.bench.pairs", str(ROOT), "frame-float32-2", "--smoke", "--pairs", "7"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    _, row = [json.loads(line) for line in run.stdout.splitlines()]
+    assert {"case", "here_ms", "base_ms", "ratio", "interval", "slower"} <= row.keys()
+    low, high = row["interval"]
+    assert low <= row["ratio"] <= high
+    assert run.returncode == int(row["slower"] is True)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from services.codec_worker.model.convolution import convolve
+from services.codec_worker.model.linear import Linear
 from shared.model.checkpoint import CodecConfig
 
 NORM_EPS = 1e-6
@@ -53,7 +54,7 @@ class Projection(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(outputs, 3, inputs, dtype=dtype))
         self.bias = nn.Parameter(torch.empty(outputs, dtype=dtype))
-        self.linear = nn.Linear(outputs, outputs, dtype=dtype)
+        self.linear = Linear(outputs, outputs, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """Project ``[rows, T, inputs]`` to ``[rows, T, outputs]``, both of any dtype."""
@@ -67,9 +68,9 @@ class TimeEmbedding(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.linear_1 = nn.Linear(TIME_WIDTH, dim)
-        self.linear_2 = nn.Linear(dim, dim)
-        self.linear = nn.Linear(dim, 6 * dim)
+        self.linear_1 = Linear(TIME_WIDTH, dim)
+        self.linear_2 = Linear(dim, dim)
+        self.linear = Linear(dim, 6 * dim)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Turn time features ``[steps, 512]`` into modulation ``[steps, 6, D]`` and embedding ``[steps, 1, D]``."""
@@ -88,12 +89,12 @@ class Block(nn.Module):
         width = MLP_MULTIPLE * math.ceil(int(8 * dim / 3) / MLP_MULTIPLE)
         self.heads = heads
         self.attn_norm = nn.Parameter(torch.empty(dim))
-        self.qkv = nn.Linear(dim, 3 * heads * head_dim, bias=False, dtype=dtype)
-        self.o_proj = nn.Linear(heads * head_dim, dim, bias=False, dtype=dtype)
+        self.qkv = Linear(dim, 3 * heads * head_dim, bias=False, dtype=dtype)
+        self.o_proj = Linear(heads * head_dim, dim, bias=False, dtype=dtype)
         self.mlp_norm = nn.Parameter(torch.empty(dim))
-        self.gate = nn.Linear(dim, width, bias=False, dtype=dtype)
-        self.up = nn.Linear(dim, width, bias=False, dtype=dtype)
-        self.down = nn.Linear(width, dim, bias=False, dtype=dtype)
+        self.gate = Linear(dim, width, bias=False, dtype=dtype)
+        self.up = Linear(dim, width, bias=False, dtype=dtype)
+        self.down = Linear(width, dim, bias=False, dtype=dtype)
         self.scale_shift_table = nn.Parameter(torch.empty(6, dim))
 
     def forward(self, x: Tensor, modulation: Tensor, table: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from services.codec_worker.model.convolution import convolve
 from shared.model.checkpoint import CodecConfig
+from shared.model.matrix_product import linear
 
 LEVELS = 9
 DILATIONS = (1, 3, 5, 7, 9)
@@ -69,8 +70,8 @@ class Upsampling(nn.Module):
         """Upsample ``[channels, T, inputs]`` → ``[channels, T · stride, outputs]``."""
         x = conv_cache.extend(self, x, 1)
         here, before = self.weight.flatten(0, 1).chunk(2)  # [stride · outputs, inputs]
-        y = F.linear(x[:, 1:], here, self.bias.repeat(len(self.weight) // 2))
-        y += F.linear(x[:, :-1], before)
+        y = linear(x[:, 1:], here, self.bias.repeat(len(self.weight) // 2), sequence=True)
+        y += linear(x[:, :-1], before, sequence=True)
         return y.view(len(y), -1, len(self.bias))
 
 

@@ -6,9 +6,8 @@ from torch.nn import functional as F
 
 from services.tokenizer_worker.model.kernels import int8_product
 from services.tokenizer_worker.model.kernels.compiler import missing_compiler
+from shared.model.matrix_product import linear
 
-# Rows on the CPU, first and last, for which the product is taken the other way round: see docs/performance.md.
-_TURNED = {torch.float32: (3, 32), torch.bfloat16: (2, 128)}
 # int8 on the CPU: PyTorch's own kernel up to so many rows; beyond, it is cheaper to convert the weights first.
 _INT8_ROWS = 32
 # On CUDA the operator reads the weights once for every 32 rows, hardly slower each time while they are in L2.
@@ -44,17 +43,6 @@ class Matrix(nn.Module):
         step = tensor.abs().amax(1).float() / 127
         self.scale[rows] = step.clamp_(min=torch.finfo(self.scale.dtype).tiny)
         self.weight[rows] = (tensor / self.scale[rows, None].float()).round_().clamp_(-127, 127)
-
-
-def linear(x: Tensor, weight: Tensor) -> Tensor:
-    """``x [rows, S, K]`` times the transpose of ``weight [N, K]``: ``[rows, S, N]``, not always contiguous."""
-    count = x.shape[0] * x.shape[1]
-    first, last = _TURNED.get(x.dtype, (1, 0))
-    if not x.is_cuda and first <= count <= last:
-        return (weight @ x.reshape(count, -1).T).T.view(*x.shape[:-1], -1)
-    if not x.is_cuda and count == 1 and x.dtype == torch.bfloat16:
-        return torch.mv(weight, x.reshape(-1)).view(*x.shape[:-1], -1)
-    return F.linear(x, weight)
 
 
 def _linear_int8(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
