@@ -7,6 +7,7 @@ of a GPU do, and products are added up in float32.
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,11 @@ from torch.overrides import TorchFunctionMode
 from services.codec_worker.engines.native import noise
 from services.codec_worker.model import EulerSolver, HeartCodec, Schedule, WindowPlan, load_weights
 from services.codec_worker.model.flow_matching import GUIDANCE
-from shared.model.checkpoint import Checkpoint
+from shared.model.checkpoint import Checkpoint, open_checkpoint
+from tests.bench import checkpoints
+from tests.bench.rows import emit
 
+DEMO = Path(__file__).parents[2] / "ckpt/demo"
 CODES = 63  # five seconds
 SEED = 1
 
@@ -106,6 +110,19 @@ class Decoder:
 def emulation(tf32: bool) -> AbstractContextManager[object]:
     """The mode in which a part computes."""
     return EmulatedTF32() if tf32 else nullcontext()
+
+
+def precision_all(folder: Path) -> None:
+    """Measure both small checkpoints, and in two steps one of the default size with random weights."""
+    precision_rows("golden", checkpoints.golden(folder / "golden"), 10)
+    precision_rows("demo", open_checkpoint(DEMO), 10)
+    precision_rows("default", checkpoints.codec(folder / "default"), 2)
+
+
+def precision_rows(config: str, checkpoint: Checkpoint, steps: int) -> None:
+    """Print the rows of a checkpoint."""
+    for row in precision(checkpoint, steps):
+        emit({"bench": "codec_precision", "config": config, **row})
 
 
 @torch.inference_mode()
