@@ -12,7 +12,7 @@ from tests.unit.fake_cuda import DEVICE, FakeCuda, HostSynchronisation, fake_cud
 
 
 def test_tensors_of_two_devices_in_one_operation_raise() -> None:
-    with fake_cuda(), pytest.raises(RuntimeError, match="two (different )?devices"):
+    with fake_cuda(), pytest.raises(RuntimeError, match=r"two (different )?devices"):
         torch.zeros(3, device=DEVICE) + torch.zeros(3)
 
 
