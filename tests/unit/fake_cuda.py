@@ -313,6 +313,9 @@ def fake_cuda(launches_of: LaunchesOf = _unknown) -> Iterator[FakeCuda]:
         # Otherwise small tensors keep their values, and are really moved.
         changed.setattr(fake_tensor, "CONSTANT_NUMEL_LIMIT", -1)
         changed.setattr(FakeTensor, "numpy", _numpy, raising=False)
+        if not torch.cuda.is_available():  # a build with CUDA would ask the driver which convolution suits the card
+            changed.setattr(torch._C, "_select_conv_backend", lambda *_, **__: torch._C._ConvBackend.Cudnn)  # type: ignore[attr-defined]
+            changed.setattr(torch._C, "_conv_determine_backend_memory_format", lambda *_: torch.channels_last)
         with cuda.fake, cuda:
             yield cuda
 
