@@ -5,17 +5,18 @@ import functools
 import logging
 import shutil
 import time
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from nats.js import JetStreamContext
 
+from services.codec_worker.encoder import Encoder, encoding
 from services.codec_worker.engines.base import CodecEngine
 from services.codec_worker.token_fetch import fetch_tokens, token_keys
-from shared.audio.files import CONTENT_TYPES, AudioWriter, SongTags
+from shared.audio.files import CONTENT_TYPES, SongTags
 from shared.audio.peaks import CONTENT_TYPE as PEAKS_TYPE
-from shared.audio.peaks import Peaks
 from shared.errors import Unavailable
 from shared.frames import seconds_of
 from shared.jobs.events import DECODING_END, GENERATING_SHARE, decoding, end_event
@@ -157,29 +158,31 @@ class DecodeStage:
                 memory_used=worker.memory_used(),
             )
         )
-        samples, began = 0, time.monotonic()
-        peaks = Peaks(self._engine.sample_rate)
-        try:
-            with AudioWriter(path, request.format, self._engine.sample_rate, SongTags.of(request)) as writer:
-                steps = self._engine.decode(codes, seed=request.seed or 0)
-                while True:
-                    context.check()
-                    step = next(steps, None)
-                    if step is None:
-                        self.rate.add(codes.shape[1], began)
-                        self.rate.song(codes.shape[1])
-                        return samples, peaks.json()
-                    if step.audio is not None:
-                        writer.write(step.audio)
-                        peaks.add(step.audio)
-                        samples += len(step.audio)
-                    done, total = step.done, step.total
-                    left = (time.monotonic() - began) / done * (total - done)  # seconds
-                    if worker.draining.active and left > _FINISH_SECONDS:
-                        raise Paused("the worker is shutting down")
-                    context.progress(functools.partial(decoding, job.job_id, done, total), final=done == total)
-        finally:
-            context.turn.remove("decode")
+        with encoding(path, request.format, self._engine.sample_rate, SongTags.of(request)) as encoder:
+            try:
+                self._run_steps(context, worker, codes, encoder)
+            finally:
+                context.turn.remove("decode")
+            return encoder.samples, encoder.finish()
+
+    def _run_steps(self, context: JobContext, worker: WorkerContext, codes: np.ndarray, encoder: Encoder) -> None:
+        """Run all steps of a song and hand its audio to the encoder. However it ends, the engine has let go of it."""
+        job, began = context.job, time.monotonic()
+        with closing(self._engine.decode(codes, seed=job.request.seed or 0)) as steps:
+            while True:
+                context.check()
+                step = next(steps, None)
+                if step is None:
+                    break
+                if step.audio is not None:
+                    encoder.write(step.audio)
+                done, total = step.done, step.total
+                left = (time.monotonic() - began) / done * (total - done)  # seconds
+                if worker.draining.active and left > _FINISH_SECONDS:
+                    raise Paused("the worker is shutting down")
+                context.progress(functools.partial(decoding, job.job_id, done, total), final=done == total)
+        self.rate.add(codes.shape[1], began)
+        self.rate.song(codes.shape[1])
 
 
 async def complete(jobs: JobStore, job: Job, fencing_token: int, audio: StoredAudio) -> Job:

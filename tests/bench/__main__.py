@@ -17,6 +17,7 @@ from types import FrameType
 import torch
 
 from tests.bench import checkpoints
+from tests.bench.codec_precision import precision_all, precision_rows
 from tests.bench.engines import codec, int8, int8_both, lm
 from tests.bench.launches import launches
 from tests.bench.rows import Row, table
@@ -41,6 +42,7 @@ def lm_3b(folder: Path, options: Options) -> None:
 BENCHES: dict[str, Bench] = {
     "lm_mid": lm_mid,
     "lm_int8": lambda folder, _: int8_both(folder),
+    "codec_precision": lambda folder, _: precision_all(folder),
     "codec": lambda folder, options: codec("default", checkpoints.codec(folder), 2, options),
     "lm_3b": lm_3b,
     "launches": launches,
@@ -52,6 +54,7 @@ def smoke(folder: Path, options: Options) -> None:
     checkpoint = checkpoints.golden(folder)
     lm("golden", checkpoint, "float32", {1, 2} if options.reference else set(), [1, 2], 3, options)
     codec("golden", checkpoint, 1, options)
+    precision_rows("golden", checkpoint, 1)
     int8("golden", checkpoint, 1, 3)
 
 

@@ -20,6 +20,7 @@ FIELDS = {
     "lm_prefill": {"config", "songs", "native_ms", "native_peak_rss_mb"},
     "lm_frame": {"config", "songs", "native_ms", "native_peak_rss_mb", "frames_per_s", "native_kv_mb"},
     "lm_int8": {"config", "weights", "weights_mb", "logits_apart", "same_greedy"},
+    "codec_precision": {"config", "arithmetic", "latents_apart", "snr_db", "spectral_convergence", "log_magnitude_db"},
     "codec_window": {"config", "native_ms", "native_peak_rss_mb", "estimator_ms", "scalar_ms"},
 }
 

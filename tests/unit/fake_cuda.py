@@ -34,13 +34,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 DEVICE = torch.device("cuda:0")
 LaunchesOf = Callable[..., int]
 
-# A build of PyTorch without CUDA has no guard for its devices, and refuses to make tensors there, fake ones included.
+# A build of PyTorch without CUDA has no guard for its devices, and refuses to make tensors there, fake ones included;
+# a build with CUDA has one that asks the driver.
 _GUARD = """
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 using namespace c10;
 static impl::NoOpDeviceGuardImpl<DeviceType::CUDA> guard;
+static const impl::DeviceGuardImplInterface* before;
 extern "C" void set(bool on) {
-    impl::device_guard_impl_registry[(size_t)DeviceType::CUDA].store(on ? &guard : nullptr);
+    auto& entry = impl::device_guard_impl_registry[(size_t)DeviceType::CUDA];
+    if (on) before = entry.load();
+    entry.store(on ? &guard : before);
 }
 """
 # Operations that only describe memory, beside those that are views by their schema.
@@ -280,7 +284,7 @@ def fake_cuda(launches_of: LaunchesOf = _unknown) -> Iterator[FakeCuda]:
     """Pretend that there is a device ``cuda:0`` in the body, in this thread.
 
     `launches_of` says how many kernels an operation that is not PyTorch's launches, by its name (``namespace::name``)
-    and its arguments. Skips the test where PyTorch has no CUDA guard and there is no compiler to build one.
+    and its arguments. Skips the test where there is neither a CUDA device nor a compiler for the stand-in of its guard.
     """
     cuda, patch = FakeCuda(launches_of), pytest.MonkeyPatch()
     graph_stream = SimpleNamespace(
@@ -309,13 +313,16 @@ def fake_cuda(launches_of: LaunchesOf = _unknown) -> Iterator[FakeCuda]:
         # Otherwise small tensors keep their values, and are really moved.
         changed.setattr(fake_tensor, "CONSTANT_NUMEL_LIMIT", -1)
         changed.setattr(FakeTensor, "numpy", _numpy, raising=False)
+        if not torch.cuda.is_available():  # a build with CUDA would ask the driver which convolution suits the card
+            changed.setattr(torch._C, "_select_conv_backend", lambda *_, **__: torch._C._ConvBackend.Cudnn)  # type: ignore[attr-defined]
+            changed.setattr(torch._C, "_conv_determine_backend_memory_format", lambda *_: torch.channels_last)
         with cuda.fake, cuda:
             yield cuda
 
 
 @contextmanager
 def _guard() -> Iterator[None]:
-    if torch.version.cuda is not None:  # which has its own
+    if torch.cuda.is_available():  # then the real guard works
         yield
         return
     library = _guard_library()
@@ -330,7 +337,7 @@ def _guard() -> Iterator[None]:
 def _guard_library() -> ctypes.CDLL:
     compiler = shutil.which("g++")
     if compiler is None:
-        pytest.skip("this build of PyTorch has no guard for CUDA devices, and there is no g++ to build one")
+        pytest.skip("there is neither a CUDA device nor g++, which builds the stand-in for its guard")
     home = Path(torch.__file__).parent
     with tempfile.TemporaryDirectory() as folder:
         source, built = Path(folder, "guard.cpp"), Path(folder, "guard.so")

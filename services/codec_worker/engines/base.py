@@ -1,10 +1,14 @@
 """The interface of a codec engine: token frames in, audio out. An engine knows nothing of NATS, S3 or HTTP."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
+
+from services.codec_worker.engines.decode_state import DecodeState
+
+__all__ = ["CodecEngine", "DecodeState", "DecodeStep", "DecodeSteps"]
 
 
 @dataclass(frozen=True)
@@ -12,8 +16,13 @@ class DecodeStep:
     """The result of one step."""
 
     done: int  # steps finished, this one included
-    total: int  # steps that the song takes
+    total: int  # steps that this call takes
     audio: np.ndarray | None = None  # float32 [samples, 2], the next stretch of the song that is final
+    state: DecodeState | None = None  # with the last step of a window that another may follow
+
+
+DecodeSteps: TypeAlias = Generator[DecodeStep, None, None]
+"""Steps of decoding, each computed by its ``next()``. Closing it, or its end, gives the device's work memory back."""
 
 
 class CodecEngine(Protocol):
@@ -38,8 +47,18 @@ class CodecEngine(Protocol):
     def to_host(self) -> None:
         """Move the weights to host memory and give the device's memory back."""
 
-    def decode(self, codes: np.ndarray, *, seed: int) -> Iterator[DecodeStep]:
+    def decode(self, codes: np.ndarray, *, seed: int) -> DecodeSteps:
         """Decode int16 codes ``[8, L]``; every ``next()`` runs one Euler step or one stretch of the waveform decoder.
 
         The audio of all steps together has ``floor(L · 2 / 25 · sample_rate)`` samples a channel.
+        """
+
+    def advance(self, state: DecodeState, codes: np.ndarray, *, ended: bool) -> DecodeSteps:
+        """Decode what `state` leaves of a song, as far as it is final.
+
+        `codes` are all codes of the song so far, int16 ``[8, T]``, from its first on; once the song has `ended`, all
+        that it has. Audio is final when no further code can change it; an engine that cannot tell waits for the end.
+        Together the calls give the samples of `decode`, to the last bit, wherever the codes were cut: `state` is that
+        of the last step which had one, in this process or another with the same settings, and audio that came after
+        it is made again.
         """

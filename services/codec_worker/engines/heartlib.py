@@ -1,13 +1,12 @@
 """The reference implementation behind the `CodecEngine` interface, for comparison. It is an optional dependency."""
 
 import importlib
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 
-from services.codec_worker.engines.base import DecodeStep
+from services.codec_worker.engines.base import DecodeState, DecodeStep, DecodeSteps
 from services.codec_worker.model import HeartCodec
 from services.codec_worker.model.flow_matching import GUIDANCE, STEPS
 from shared.errors import ConfigError, DeviceFull, PhaseError
@@ -84,13 +83,23 @@ class HeartlibCodec:
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def decode(self, codes: np.ndarray, *, seed: int) -> Iterator[DecodeStep]:
+    def decode(self, codes: np.ndarray, *, seed: int) -> DecodeSteps:
         """Decode the whole song in one step. Raises `PhaseError` or `DeviceFull`."""
         if not self._on_device:
             raise PhaseError("the codec is not on the device")
         devices = [self._device] if self._device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(seed)
-            with device_memory():
-                waveform = self._model.detokenize(torch.from_numpy(codes.astype(np.int64)), **self._options)
-        yield DecodeStep(1, 1, np.ascontiguousarray(waveform.float().cpu().numpy().T))
+        try:
+            with torch.random.fork_rng(devices=devices):
+                torch.manual_seed(seed)
+                with device_memory():
+                    waveform = self._model.detokenize(torch.from_numpy(codes.astype(np.int64)), **self._options)
+            yield DecodeStep(1, 1, np.ascontiguousarray(waveform.float().cpu().numpy().T))
+        finally:
+            waveform = None
+            if self._device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def advance(self, state: DecodeState, codes: np.ndarray, *, ended: bool) -> DecodeSteps:
+        """Decode the song once it has ended: the reference decodes whole songs only."""
+        if ended:
+            yield from self.decode(codes, seed=state.seed)

@@ -1,14 +1,24 @@
 """The native codec engine: this project's own HeartCodec behind the `CodecEngine` interface."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import torch
 from torch import Tensor
 
-from services.codec_worker.engines.base import DecodeStep
-from services.codec_worker.model import ConvCache, EulerSolver, HeartCodec, Schedule, Splicer, WindowPlan, load_weights
+from services.codec_worker.engines.base import DecodeState, DecodeStep, DecodeSteps
+from services.codec_worker.engines.decode_state import digest
+from services.codec_worker.model import (
+    ConvCache,
+    EulerSolver,
+    HeartCodec,
+    Schedule,
+    Splicer,
+    WindowPlan,
+    fused_attention,
+    load_weights,
+    products,
+)
 from services.codec_worker.model.flow_matching import GUIDANCE, STEPS
+from services.codec_worker.model.windows import WINDOW
 from shared.errors import DeviceFull, PhaseError
 from shared.model.checkpoint import Checkpoint
 from shared.model.weights import Weights, device_memory
@@ -19,9 +29,12 @@ STRETCH = 62  # latents that the waveform decoder takes at once: a twelfth of a 
 class NativeCodec:
     """Decodes songs window by window on the CPU or one CUDA device, one song at a time.
 
-    `dtype` is that of the estimator's matrices: float32, bfloat16 or float16. A window takes `steps` Euler steps with
-    `guidance`, which halves their work where it is 1. A song is decoded the same way however often it is
-    decoded: the noise of each window follows from the song's seed and the window's index alone.
+    `dtype` is that of the estimator's matrices: float32, bfloat16 or float16. On CUDA float32 means float32 in memory
+    and TF32 factors in the estimator's products; the waveform decoder is float32 throughout.
+
+    A window takes `steps` Euler steps with `guidance`, which halves their work where it is 1. A song is decoded the
+    same way however often it is decoded: the noise of each window follows from the song's seed and the window's index
+    alone.
     """
 
     def __init__(
@@ -45,7 +58,7 @@ class NativeCodec:
     @property
     def work_bytes(self) -> int:
         """Bytes that one window needs beside the weights; an upper estimate."""
-        return self._model.work_bytes(2 * self._plan(1).window, STRETCH)
+        return self._model.work_bytes(2 * WINDOW, STRETCH)
 
     def load(self) -> None:
         """Read the weights into host memory. Raises `ConfigError`."""
@@ -72,59 +85,110 @@ class NativeCodec:
         self._ready = None
         self._weights.to_host()
 
-    def decode(self, codes: np.ndarray, *, seed: int) -> Iterator[DecodeStep]:
+    def decode(self, codes: np.ndarray, *, seed: int) -> DecodeSteps:
         """Decode int16 codes ``[8, L]``: a window takes its Euler steps and one for each stretch of its waveform.
 
         Codes outside the codebooks add nothing. Raises `ValueError` for codes of another shape or an empty song,
         `PhaseError` when the weights are not on the device, `DeviceFull`.
         """
-        if codes.ndim != 2 or codes.shape[0] != self._checkpoint.codec.num_quantizers or codes.shape[1] == 0:
+        return self.advance(DecodeState(seed=seed), codes, ended=True)
+
+    def advance(self, state: DecodeState, codes: np.ndarray, *, ended: bool) -> DecodeSteps:
+        """Decode what is final of a song after `state`, given its codes so far, int16 ``[8, T]``.
+
+        Window n is final when its 372 codes, from 320 · n on, are there: then 320 of them sound, and the last 52 with
+        the next window. The song's last window, and a song shorter than a window, are final with the song's end.
+        The last step of a window has the state after it, unless the song ends with it. Raises as `decode`, and
+        `ValueError` for codes that do not continue those that `state` comes from, or for a state of another codec.
+        """
+        if codes.ndim != 2 or codes.shape[0] != self._checkpoint.codec.num_quantizers or (ended and not codes.size):
             raise ValueError(f"codes of shape {list(codes.shape)} are not a song")
         if self._ready is None:
             raise PhaseError("the codec is not on the device")
-        return _guarded(self._decode(codes, seed, self._ready))
+        plan = WindowPlan(codes.shape[1], self.sample_rate, ended=ended)
+        if state.window:  # else there is nothing to fit
+            self._check_state(state, codes, plan)
+        return self._released(self._decode(plan, codes, state, self._ready))
 
-    def _plan(self, frames: int) -> WindowPlan:
-        return WindowPlan(frames, self.sample_rate)
+    def _check_state(self, state: DecodeState, codes: np.ndarray, plan: WindowPlan) -> None:
+        shapes = (plan.context, self._checkpoint.codec.out_channels), (2, plan.overlap_samples)
+        if (state.context.shape, state.overlap.shape) != shapes:
+            raise ValueError(f"a state of {state.context.shape} and {state.overlap.shape} is not of this codec")
+        end = plan.end(state.window - 1)
+        if codes.shape[1] < end or digest(codes[:, :end]) != state.codes:
+            raise ValueError("these codes do not begin with those that were decoded before")
 
-    def _decode(self, codes: np.ndarray, seed: int, schedule: Schedule) -> Iterator[DecodeStep]:
-        plan = self._plan(codes.shape[1])
-        splicer, context = Splicer(plan), torch.zeros(0, self._checkpoint.codec.out_channels, device=self._device)
-        stretches = [range(0, plan.needed(index), STRETCH) for index in range(plan.count)]
-        done, total = 0, plan.count * len(schedule) + sum(map(len, stretches))
-        for index in range(plan.count):
-            solver = self._begin(plan.cut(codes, index), noise(seed, index, plan, context.shape[1]), context, schedule)
+    def _released(self, steps: DecodeSteps) -> DecodeSteps:
+        """Steps after which the device's work memory goes back to the driver, however they end.
+
+        It would stay with this process, some gigabyte of it, while the ledger has it for free: another process could
+        not use it. Allocating it again takes milliseconds a song.
+        """
+        try:
+            with device_memory():
+                yield from steps
+        finally:
+            if self._device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def _decode(self, plan: WindowPlan, codes: np.ndarray, state: DecodeState, schedule: Schedule) -> DecodeSteps:
+        stretches = {index: range(0, plan.needed(index), STRETCH) for index in range(state.window, plan.count)}
+        done, total = 0, len(stretches) * len(schedule) + sum(map(len, stretches.values()))
+        if not stretches and plan.ended and state.samples < plan.samples:  # the song ended with a window's last code
+            yield DecodeStep(1, 1, np.ascontiguousarray(state.overlap.T))
+        kept = state.overlap if state.window else None
+        splicer = Splicer(plan, window=state.window, emitted=state.samples, overlap=kept)
+        for index, starts in stretches.items():
+            solver, conv_cache = self._begin(plan, codes, state, schedule), ConvCache()
             while not solver.finished:
                 self._advance(solver)
                 done += 1
                 yield DecodeStep(done, total)
-            context, conv_cache = solver.latents[-plan.context :], ConvCache()
-            for start in stretches[index]:
-                stop = min(start + STRETCH, stretches[index].stop)
+            for start in starts:
+                stop, after = min(start + STRETCH, starts.stop), None
                 audio = splicer.add(self._waveform(solver.latents, start, stop, conv_cache))
+                if stop == starts.stop and not plan.is_last(index):
+                    state = after = self._after(plan, codes, state, solver, splicer)
                 done += 1
-                yield DecodeStep(done, total, audio)
+                yield DecodeStep(done, total, audio, after)
 
-    # Inference mode is entered within each step: around a generator it would leak into its caller.
+    # Inference mode is entered within each step: around a generator it would leak into its caller. TF32 is for the
+    # estimator alone: a rounding error of the waveform decoder is noise in the song, and it is 7 % of the work.
 
     @torch.inference_mode()
-    def _begin(self, codes: np.ndarray, noise: Tensor, context: Tensor, schedule: Schedule) -> EulerSolver:
-        mu = self._model.quantizer(torch.from_numpy(codes.astype(np.int64)).to(self._device))
-        return EulerSolver(self._model.estimator, schedule, mu, noise.to(self._device), context, self._guidance)
+    @products(tf32=False)
+    def _begin(self, plan: WindowPlan, codes: np.ndarray, state: DecodeState, schedule: Schedule) -> EulerSolver:
+        channels = self._checkpoint.codec.out_channels
+        cut = torch.from_numpy(plan.cut(codes, state.window).astype(np.int64))
+        mu = self._model.quantizer(cut.to(self._device))
+        start = noise(state.seed, state.window, plan, channels).to(self._device)
+        context = torch.from_numpy(state.context).view(-1, channels).to(self._device)
+        return EulerSolver(self._model.estimator, schedule, mu, start, context, self._guidance)
+
+    @torch.inference_mode()
+    def _after(
+        self, plan: WindowPlan, codes: np.ndarray, state: DecodeState, solver: EulerSolver, splicer: Splicer
+    ) -> DecodeState:
+        """The state after the window that `solver` and `splicer` have finished, all of it on the host."""
+        return DecodeState(
+            seed=state.seed,
+            window=state.window + 1,
+            samples=splicer.emitted,
+            codes=digest(codes[:, : plan.end(state.window)]),
+            context=solver.latents[-plan.context :].cpu().numpy().copy(),  # a view would keep all latents
+            overlap=splicer.overlap.copy(),
+        )
 
     @torch.inference_mode()
     def _advance(self, solver: EulerSolver) -> None:
-        solver.step()
+        with products(tf32=True), fused_attention():
+            solver.step()
 
     @torch.inference_mode()
+    @products(tf32=False)
     def _waveform(self, latents: Tensor, start: int, stop: int, conv_cache: ConvCache) -> np.ndarray:
         waveform: np.ndarray = self._model.scalar(latents, start, stop, conv_cache).cpu().numpy()
         return waveform
-
-
-def _guarded(steps: Iterator[DecodeStep]) -> Iterator[DecodeStep]:
-    with device_memory():
-        yield from steps
 
 
 def noise(seed: int, window: int, plan: WindowPlan, channels: int) -> Tensor:
