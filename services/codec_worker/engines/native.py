@@ -24,6 +24,8 @@ class NativeCodec:
     decoded: the noise of each window follows from the song's seed and the window's index alone.
     """
 
+    notes: tuple[str, ...] = ()
+
     def __init__(
         self, checkpoint: Checkpoint, device: str, dtype: str, *, steps: int = STEPS, guidance: float = GUIDANCE
     ) -> None:

@@ -1,0 +1,79 @@
+"""Sizes computed from configurations are those that the engines report."""
+
+from functools import cache
+
+import msgspec
+import pytest
+
+from services.codec_worker.engines.base import CodecEngine
+from services.codec_worker.engines.native import STRETCH, NativeCodec
+from services.codec_worker.engines.trivial import TrivialCodec
+from services.codec_worker.model.windows import WINDOW
+from services.tokenizer_worker.engines import native
+from services.tokenizer_worker.engines.base import Song
+from services.tokenizer_worker.engines.native import NativeEngine
+from services.tokenizer_worker.engines.trivial import TrivialEngine
+from shared.model import sizes, weights
+from shared.model.checkpoint import Checkpoint, LMConfig
+from shared.model.prompt import Prompt
+from shared.model.sizes import CheckpointSizes, TrivialSizes
+from tests.bench.checkpoints import AUDIO_VOCAB, CODEC, LARGE, TEXT_VOCAB
+from tests.unit.native_engines import DEMO, TINY
+
+OFFICIAL = msgspec.structs.replace(
+    TINY,
+    codec=CODEC,
+    lm=LMConfig(
+        version="3B",
+        backbone=LARGE[0],
+        decoder=LARGE[1],
+        text_vocab_size=TEXT_VOCAB,
+        audio_vocab_size=AUDIO_VOCAB,
+        num_codebooks=8,
+        muq_dim=512,
+    ),
+)
+CHECKPOINTS = {"golden": TINY, "demo": DEMO, "official": OFFICIAL}
+INT8 = {"off": (), "decoder": ("decoder",), "all": ("backbone", "decoder")}
+
+
+@cache
+def engine(name: str, dtype: str, int8: str) -> NativeEngine:
+    return NativeEngine(CHECKPOINTS[name], "cpu", dtype, 1, int8=INT8[int8])
+
+
+def sizes_of(checkpoint: Checkpoint) -> CheckpointSizes:
+    return CheckpointSizes(checkpoint.lm, checkpoint.codec)
+
+
+@pytest.mark.parametrize("int8", INT8)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_the_language_model_and_its_songs(name: str, dtype: str, int8: str) -> None:
+    found, made = sizes_of(CHECKPOINTS[name]), engine(name, dtype, int8)
+    assert found.language_model(dtype, int8) == made.weight_bytes
+    for cfg_scale, rows in ((1.0, 1), (1.5, 2)):
+        song = Song(prompt=Prompt((1,) * 11, (1,) * 20), max_frames=77, cfg_scale=cfg_scale)
+        assert found.song(dtype, 77, prompt=song.prompt.length, rows=rows) == made.song_bytes(song)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_the_codec(name: str, dtype: str) -> None:
+    found, made = sizes_of(CHECKPOINTS[name]), NativeCodec(CHECKPOINTS[name], "cpu", dtype)
+    assert (found.codec(dtype), found.codec_work()) == (made.weight_bytes, made.work_bytes)
+
+
+def test_the_trivial_engines() -> None:
+    found, made, codec = TrivialSizes(), TrivialEngine(0), TrivialCodec(0)
+    decoder: CodecEngine = codec
+    song = Song(prompt=Prompt((1,), (1,)), max_frames=77)
+    assert found.language_model("float32", "off") == made.weight_bytes
+    assert found.song("float32", 77, prompt=3, rows=2) == made.song_bytes(song)
+    assert (found.codec("float32"), found.codec_work()) == (decoder.weight_bytes, decoder.work_bytes)
+
+
+def test_what_is_known_without_torch_is_what_the_engines_use() -> None:
+    assert sizes.ALIGNMENT == weights.ALIGNMENT
+    assert sizes.PREFILL == native._PREFILL
+    assert (sizes.WINDOW_LATENTS, sizes.STRETCH_LATENTS) == (2 * WINDOW, STRETCH)
