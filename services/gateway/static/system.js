@@ -6,9 +6,10 @@ import { PHASES } from "./words.js";
 const details = document.querySelector("#system");
 const word = document.querySelector("#system-word");
 const panel = document.querySelector("#system-panel");
-/** Bytes for people, in GiB, or MiB where they are few. */
+/** Bytes for people, in GiB, or MiB where they are few. The number and its unit stay on one line. */
 function size(bytes) {
-  return bytes >= 2 ** 30 / 10 ? `${(bytes / 2 ** 30).toFixed(1)} GiB` : `${Math.round(bytes / 2 ** 20)} MiB`;
+  const few = bytes < 2 ** 30 / 10;
+  return few ? `${Math.round(bytes / 2 ** 20)}\u00a0MiB` : `${(bytes / 2 ** 30).toFixed(1)}\u00a0GiB`;
 }
 
 function element(name, text = "", className = "") {
