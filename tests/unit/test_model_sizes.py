@@ -5,18 +5,15 @@ from functools import cache
 import msgspec
 import pytest
 
-from services.codec_worker.engines.base import CodecEngine
 from services.codec_worker.engines.native import STRETCH, NativeCodec
-from services.codec_worker.engines.trivial import TrivialCodec
 from services.codec_worker.model.windows import WINDOW
 from services.tokenizer_worker.engines import native
 from services.tokenizer_worker.engines.base import Song
 from services.tokenizer_worker.engines.native import NativeEngine
-from services.tokenizer_worker.engines.trivial import TrivialEngine
 from shared.model import sizes, weights
 from shared.model.checkpoint import Checkpoint, LMConfig
 from shared.model.prompt import Prompt
-from shared.model.sizes import CheckpointSizes, TrivialSizes
+from shared.model.sizes import CheckpointSizes
 from tests.bench.checkpoints import AUDIO_VOCAB, CODEC, LARGE, TEXT_VOCAB
 from tests.unit.native_engines import DEMO, TINY
 
@@ -62,15 +59,6 @@ def test_the_language_model_and_its_songs(name: str, dtype: str, int8: str) -> N
 def test_the_codec(name: str, dtype: str) -> None:
     found, made = sizes_of(CHECKPOINTS[name]), NativeCodec(CHECKPOINTS[name], "cpu", dtype)
     assert (found.codec(dtype), found.codec_work()) == (made.weight_bytes, made.work_bytes)
-
-
-def test_the_trivial_engines() -> None:
-    found, made, codec = TrivialSizes(), TrivialEngine(0), TrivialCodec(0)
-    decoder: CodecEngine = codec
-    song = Song(prompt=Prompt((1,), (1,)), max_frames=77)
-    assert found.language_model("float32", "off") == made.weight_bytes
-    assert found.song("float32", 77, prompt=3, rows=2) == made.song_bytes(song)
-    assert (found.codec("float32"), found.codec_work()) == (decoder.weight_bytes, decoder.work_bytes)
 
 
 def test_what_is_known_without_torch_is_what_the_engines_use() -> None:
