@@ -16,7 +16,9 @@ ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 PREFILL = 512  # positions that the language model prefills at once
 WINDOW_LATENTS, STRETCH_LATENTS = 744, 62  # that the codec's estimator and its waveform decoder take at once
 
-_SAMPLER, _NUMBER, _COMPLEX = 17, 8, 8  # bytes: of a song's sampler, of an int64, of a complex64
+_NUMBER, _COMPLEX = 8, 8  # bytes of an int64, of a complex64
+_FIELDS = 5  # numbers in each row of a table of songs
+_SETTINGS = 24  # bytes of a song's counter and settings
 
 Tensors = Iterator[tuple[int, int]]
 """Numbers of elements, and the bytes of each."""
@@ -35,9 +37,9 @@ class Sizes(Protocol):
         """Upper estimate of what prefill and frames take beside weights and caches."""
 
     def song(self, dtype: str, frames: int, *, prompt: int, rows: int) -> int:
-        """Bytes of the caches of a song of `frames` frames after `prompt` positions; two `rows` with guidance.
+        """Bytes of a song of `frames` frames after `prompt` positions; two `rows` with guidance.
 
-        No song is counted as longer than the model's positions.
+        On CUDA; on the CPU it takes less by a few kB. No song is counted as longer than the model's positions.
         """
 
     def codec(self, dtype: str) -> int:
@@ -80,8 +82,11 @@ class CheckpointSizes:
         """See `Sizes`."""
         lm, item = self.lm, ITEM_BYTES[dtype]
         positions = min(prompt + frames, lm.backbone.max_seq_len)
-        caches = _cache(lm.backbone, positions, item) + _cache(lm.decoder, lm.num_codebooks, item)
-        return rows * (caches + lm.backbone.embed_dim * item) + _SAMPLER + _NUMBER * (2 + lm.num_codebooks)
+        cache = rows * _cache(lm.backbone, positions, item)
+        depth = 2 * _cache(lm.decoder, lm.num_codebooks, item)
+        tables = _NUMBER * _FIELDS * 2 * (lm.num_codebooks + 1)
+        numbers = _NUMBER * lm.num_codebooks + _SETTINGS
+        return cache + depth + tables + 2 * lm.backbone.embed_dim * item + numbers
 
     def codec(self, dtype: str) -> int:
         """See `Sizes`."""

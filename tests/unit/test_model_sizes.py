@@ -4,12 +4,15 @@ from functools import cache
 
 import msgspec
 import pytest
+import torch
 
 from services.codec_worker.engines.native import STRETCH, NativeCodec
 from services.codec_worker.model.windows import WINDOW
 from services.tokenizer_worker.engines import native
 from services.tokenizer_worker.engines.base import Song
 from services.tokenizer_worker.engines.native import NativeEngine
+from services.tokenizer_worker.model import KVCache
+from services.tokenizer_worker.model.frame import Places
 from shared.model import sizes, weights
 from shared.model.checkpoint import Checkpoint, LMConfig
 from shared.model.prompt import Prompt
@@ -49,9 +52,12 @@ def sizes_of(checkpoint: Checkpoint) -> CheckpointSizes:
 def test_the_language_model_and_its_songs(name: str, dtype: str, int8: str) -> None:
     found, made = sizes_of(CHECKPOINTS[name]), engine(name, dtype, int8)
     assert found.language_model(dtype, int8) == made.weight_bytes
+    lm, places = CHECKPOINTS[name].lm, Places.bytes_per_place(made._model)
     for cfg_scale, rows in ((1.0, 1), (1.5, 2)):
         song = Song(prompt=Prompt((1,) * 11, (1,) * 20), max_frames=77, cfg_scale=cfg_scale)
-        assert found.song(dtype, 77, prompt=song.prompt.length, rows=rows) == made.song_bytes(song)
+        on_cuda = KVCache.size(lm.backbone, rows, song.prompt.length + 77, getattr(torch, dtype)) + places
+        assert found.song(dtype, 77, prompt=song.prompt.length, rows=rows) == on_cuda
+        assert on_cuda // 2 < made.song_bytes(song) <= on_cuda  # on the CPU
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
