@@ -8,7 +8,7 @@ import torch
 
 from services.codec_worker.engines.native import STRETCH, NativeCodec
 from services.codec_worker.model.windows import WINDOW
-from services.tokenizer_worker.engines import native
+from services.tokenizer_worker.engines import prefill
 from services.tokenizer_worker.engines.base import Song
 from services.tokenizer_worker.engines.native import NativeEngine
 from services.tokenizer_worker.model import KVCache
@@ -69,5 +69,5 @@ def test_the_codec(name: str, dtype: str) -> None:
 
 def test_what_is_known_without_torch_is_what_the_engines_use() -> None:
     assert sizes.ALIGNMENT == weights.ALIGNMENT
-    assert sizes.PREFILL == native._PREFILL
+    assert sizes.PREFILL == prefill._PREFILL
     assert (sizes.WINDOW_LATENTS, sizes.STRETCH_LATENTS) == (2 * WINDOW, STRETCH)
