@@ -28,6 +28,16 @@ def flag(value: str) -> bool:
         raise ValueError("must be true or false") from None
 
 
+def flag_or_auto(value: str) -> bool | None:
+    """None is auto."""
+    if value.strip().lower() == "auto":
+        return None
+    try:
+        return flag(value)
+    except ValueError:
+        raise ValueError("must be auto, true or false") from None
+
+
 def integer(low: int, high: int) -> Callable[[str], int]:
     def parse(value: str) -> int:
         try:

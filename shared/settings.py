@@ -42,7 +42,7 @@ class Settings:
         parse.choice("float16", "bfloat16", "float32"),
         "",
         "float16, bfloat16 or float32; unset: bfloat16 on CUDA (float16 before Ampere), float32 on the CPU; the codec "
-        "in bfloat16 on CUDA from Ampere on and on CPUs with AMX, else in float32",
+        "in bfloat16 on CPUs with AMX and on CUDA from Ampere on where memory asks for it, else in float32",
     )
     int8: str = _setting(
         "HEARTMULA_INT8",
@@ -65,11 +65,11 @@ class Settings:
     trivial_step_ms: int = _setting(
         "HEARTMULA_TRIVIAL_STEP_MS", parse.integer(0, 10_000), 0, "how long a step of the trivial engine takes"
     )
-    sequential_offload: bool = _setting(
+    sequential_offload: bool | None = _setting(
         "HEARTMULA_SEQUENTIAL_OFFLOAD",
-        parse.flag,
-        True,
-        "false: the GPU is large enough for both models, both stay on it",
+        parse.flag_or_auto,
+        None,
+        "true: the models take turns on the device; false: both stay on it; auto: both stay where memory allows",
     )
     hybrid_mode: bool = _setting(
         "HEARTMULA_HYBRID_MODE",
@@ -100,7 +100,10 @@ class Settings:
         "slice of a worker's turn: how long songs that wait for the other worker may have to wait for the device",
     )
     batch: int = _setting(
-        "HEARTMULA_BATCH", parse.integer(1, 256), 8, "songs that are made at once; fewer where memory does not suffice"
+        "HEARTMULA_BATCH",
+        parse.integer(1, 256),
+        0,
+        "songs that are made at once, fewer where memory does not suffice; unset: up to 16 on CUDA, 8 on the CPU",
     )
     codec_steps: int = _setting(
         "HEARTMULA_CODEC_STEPS",

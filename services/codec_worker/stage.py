@@ -5,6 +5,7 @@ import functools
 import logging
 import shutil
 import time
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +79,11 @@ class DecodeStage:
         """Read the weights, and remove what killed workers left on the disk."""
         clear_scratch(self._scratch)
         self._engine.load()
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What the engine does without on this machine."""
+        return self._engine.notes
 
     @property
     def slots(self) -> int:

@@ -1,6 +1,7 @@
 """The tokenizer's stage: prompt → frames → token tensor in the object store → decode job."""
 
 import time
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -58,6 +59,11 @@ class TokenStage:
     def weight_bytes(self) -> int:
         """Bytes that the engine's weights take on the device."""
         return self._engine.weight_bytes
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What the engine does without on this machine."""
+        return self._engine.notes
 
     @property
     def slots(self) -> int:

@@ -35,9 +35,13 @@ class Resident:
 class DeviceLedger:
     """One process's account on a device. Methods may be called from any thread; they take microseconds."""
 
-    def __init__(self, folder: Path, owner: str, capacity: int) -> None:
-        """`folder` is shared by all processes that use the device; `capacity` in bytes."""
+    def __init__(self, folder: Path, owner: str, capacity: int, share: int | None = None) -> None:
+        """`folder` is shared by all processes that use the device; `capacity` in bytes.
+
+        `share` is what this process may book in all; None: whatever is free.
+        """
         self._folder, self.owner, self.capacity = folder, owner, capacity
+        self._share = capacity if share is None else share
         folder.mkdir(parents=True, exist_ok=True)
         self._mine: dict[str, int] = {}
         self._path = folder / f"{owner}.account"
@@ -47,13 +51,22 @@ class DeviceLedger:
             os.pwrite(self._fd, b"{}", 0)
 
     def place(self, label: str, nbytes: int) -> None:
-        """Book bytes on the device. Raises `DeviceFull` when they do not fit beside what others hold."""
+        """Book bytes on the device.
+
+        Raises `DeviceFull` when they do not fit beside what others hold, or beside what is in this process's share.
+        """
         with self._exclusive():
             residents = [r for r in self._read() if (r.owner, r.label) != (self.owner, label)]
             used = sum(r.nbytes for r in residents)
             if used + nbytes > self.capacity:
                 held = ", ".join(f"{r.label} of {r.owner} ({_mb(r.nbytes)})" for r in residents) or "nothing"
                 raise DeviceFull(f"{label} needs {_mb(nbytes)} of a device of {_mb(self.capacity)} that holds {held}")
+            mine = sum(size for booked, size in self._mine.items() if booked != label)
+            if mine + nbytes > self._share:
+                raise DeviceFull(
+                    f"{label} needs {_mb(nbytes)} of the {_mb(self._share)} of the device that {self.owner} may use, "
+                    f"and that hold {_mb(mine)}"
+                )
             self._mine[label] = nbytes
             self._write("place", label, nbytes)
 

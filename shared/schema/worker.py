@@ -30,6 +30,24 @@ class PhaseMemory(msgspec.Struct, frozen=True, kw_only=True):
     host: int  # resident set of the worker's process at its begin
 
 
+class MemoryPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """The use that both workers of a device make of its memory, decided at their start. Memory in bytes."""
+
+    resident: bool  # both models stay on the device; else they take turns
+    capacity: int
+    kept_back: int  # for other programs, and for what allocators cannot use
+    contexts: int  # of CUDA, of both workers
+    language_model: int
+    language_model_work: int
+    language_model_dtype: str
+    int8: str  # stacks of the language model that are int8 instead: off, decoder or all
+    codec: int
+    codec_work: int
+    codec_dtype: str
+    for_songs: int  # what is left for the caches of songs
+    songs: list[int]  # guided songs of one, two and three minutes that fit at once
+
+
 class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
     """A worker's heartbeat; gone from the WORKERS bucket when the worker is."""
 
@@ -49,6 +67,8 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
     rate: float | None = None  # frames a second recently, of all its songs together; for the codec frames decoded
     song_frames: float | None = None  # mean length of its latest songs
     memory: list[PhaseMemory] = []
+    plan: MemoryPlan | None = None  # None: one model alone uses the device, or the engine is the reference
+    notes: list[str] = []  # what its engine does without, for people
     problem: str | None = None  # why it cannot work, for people
     movement: int = 0  # grows with every step, model that loads and song that is handed on
     failed_writes: int = 0  # writes that a server refused or did not confirm, since its start

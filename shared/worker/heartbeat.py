@@ -8,8 +8,9 @@ import time
 import msgspec
 from nats.js import JetStreamContext
 
-from shared.device.info import Device, figures
+from shared.device.info import figures
 from shared.device.ledger import DeviceLedger
+from shared.device.memory_plan import Placement
 from shared.errors import NotFound, Unavailable
 from shared.nats.errors import nats_errors
 from shared.nats.streams import WORKER_TTL
@@ -33,7 +34,7 @@ class Heartbeat:
         self,
         js: JetStreamContext,
         stage: JobStage,
-        device: Device,
+        placement: Placement,
         ledger: DeviceLedger,
         *,
         instance: str,
@@ -43,7 +44,7 @@ class Heartbeat:
         state: WorkerState,
     ) -> None:
         """`instance` names the worker; `engine` is the name of its kind of engine in the settings."""
-        self._js, self._stage, self._device, self._ledger = js, stage, device, ledger
+        self._js, self._stage, self._placement, self._ledger = js, stage, placement, ledger
         self._instance, self._engine = instance, engine
         self._runner, self._memory, self._state = runner, memory, state
         self._subject = f"$KV.{WORKERS}.{stage.spec.role}.{instance}"
@@ -77,7 +78,7 @@ class Heartbeat:
             pid=os.getpid(),
             engine=self._engine,
             model=stage.model,
-            gpu=figures(self._device, self._ledger),
+            gpu=figures(self._placement.device, self._ledger),
             state=state.activity,
             phase=state.turn.phase if state.turn else None,
             resident=[resident.label for resident in self._ledger.residents()],
@@ -86,6 +87,8 @@ class Heartbeat:
             rate=stage.rate.per_second,
             song_frames=stage.rate.song_frames,
             memory=self._memory.phases,
+            plan=self._placement.plan,
+            notes=list(stage.notes),
             problem=state.problem,
             movement=state.progress(),
             failed_writes=writes_failed(),

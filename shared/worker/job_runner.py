@@ -103,6 +103,7 @@ class JobRunner:
                 await self._stage.run(context, self._worker)
             await self._worker.retry(message.acknowledge)
             result = "done"
+            self._residency.forget(job_id)
             self._state.count_progress()
             log.info("%s: %s done in %.2f s", job_id, status, time.monotonic() - began)
         except Exception as error:
@@ -117,7 +118,11 @@ class JobRunner:
             await context.close()
 
     def _classify(self, error: Exception, context: JobContext) -> Outcome:
-        memory = self._residency.memory_for(context.job) if isinstance(error, DeviceFull) else None
+        if isinstance(error, DeviceFull):
+            memory = self._residency.memory_for(context.job)
+        else:
+            memory = None
+            self._residency.forget(context.job.job_id)
         return classify(error, role=self._stage.spec.role, failures=context.job.failures, memory=memory)
 
     def _apply_to_worker(self, outcome: Outcome, error: Exception) -> None:

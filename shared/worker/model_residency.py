@@ -2,9 +2,11 @@
 
 from collections.abc import Awaitable, Callable
 
-from shared.device.info import Device, figures
+from shared.device.agreement import Agreement
+from shared.device.info import figures
 from shared.device.lease import HeldLease
 from shared.device.ledger import DeviceLedger
+from shared.device.memory_plan import Placement
 from shared.device.offload_phases import PLANS, Phase, Turn
 from shared.schema.job import Job
 from shared.worker.metrics import WorkerMetrics, timed
@@ -13,6 +15,10 @@ from shared.worker.phase_memory import PhaseMemoryLog
 from shared.worker.stage import JobStage
 from shared.worker.state import WorkerState
 
+_ALIKE = 64  # two amounts of memory are alike when they differ by less than this part of the device
+_MOST_SONGS = 1000  # whose attempts are counted
+_WORKERS = tuple(f"{role}." for role in PLANS)
+
 
 class ModelResidency:
     """A stage's weights on its device, turn by turn."""
@@ -20,24 +26,33 @@ class ModelResidency:
     def __init__(
         self,
         stage: JobStage,
-        device: Device,
+        placement: Placement,
         ledger: DeviceLedger,
+        agreement: Agreement,
         *,
         in_engine: Callable[[Callable[[], None]], Awaitable[None]],
-        offload: bool,
         compiled: bool,
         memory: PhaseMemoryLog,
         state: WorkerState,
         metrics: WorkerMetrics,
     ) -> None:
-        """With `offload` the weights leave the device at the end of each turn.
-
-        A `compiled` model takes minutes for its first step, during which it still counts as loading.
-        """
-        self._stage, self._device, self._ledger = stage, device, ledger
-        self._in_engine, self._offload, self._compiled = in_engine, offload, compiled
+        """A `compiled` model takes minutes for its first step, during which it still counts as loading."""
+        self._stage, self._placement, self._ledger, self._agreement = stage, placement, ledger, agreement
+        self._in_engine, self._compiled = in_engine, compiled
         self._memory, self._state, self._metrics = memory, state, metrics
         self._resident = False
+        self._waits: dict[str, tuple[int, int]] = {}  # by song: what was taken, and how often in a row
+
+    def obstacle(self) -> str | None:
+        """Why the device must not be used, for people; None when nothing is in the way."""
+        if not self._agreement.broken():
+            return None
+        ways = ("models stay on the device", "models take turns on it")
+        mine, other = ways if self._placement.stays else ways[::-1]
+        return (
+            f"for the {self._stage.spec.role} worker {mine}, for another worker on it {other}: start all with the same "
+            "settings (HEARTMULA_SEQUENTIAL_OFFLOAD, HEARTMULA_MODEL_PATH, HEARTMULA_MODEL_DTYPE, HEARTMULA_INT8)"
+        )
 
     def turn(self, held: HeldLease) -> Turn:
         """Begin a new turn of the stage's role, under a lease."""
@@ -78,19 +93,45 @@ class ModelResidency:
 
     async def unload(self) -> None:
         """Move the weights off the device, if they are there and should leave it. Raises what the engine raises."""
-        if self._resident and self._offload:
+        if self._resident and not self._placement.stays:
             with timed(self._metrics.unload):
                 await self._in_engine(self._stage.to_host)
             self._resident = False
             self._ledger.clear()
 
     def memory_for(self, job: Job) -> DeviceMemory:
-        """Memory of the device that a song needs, and that others use."""
-        residents = self._ledger.residents()
-        booked = sum(resident.nbytes for resident in residents)
+        """Memory of the device that a song needs, and that others use, when it did not fit."""
+        taken = self._taken()
+        before, waits = self._waits.pop(job.job_id, (taken, -1))
+        alike = abs(taken - before) <= self._placement.device.capacity // _ALIKE
+        waits = waits + 1 if alike else 0
+        self._waits[job.job_id] = (taken, waits)
+        if len(self._waits) > _MOST_SONGS:
+            del self._waits[next(iter(self._waits))]
         return DeviceMemory(
             needed=self._stage.weight_bytes + self._stage.song_bytes(job),
-            capacity=self._device.capacity,
-            foreign=figures(self._device, self._ledger).memory_used - booked,
-            shared=any(resident.owner != self._ledger.owner for resident in residents),
+            share=self._placement.share,
+            taken=taken,
+            waits=waits,
         )
+
+    def forget(self, job_id: str) -> None:
+        """Count no further how often a song did not fit: it did, or left for another reason."""
+        self._waits.pop(job_id, None)
+
+    def _taken(self) -> int:
+        """Bytes that others use of this worker's share.
+
+        Where models stay, the other role's never leaves, and is not in the share; nor are contexts and work memory.
+        """
+        placement, residents = self._placement, self._ledger.residents()
+        mine = sum(resident.nbytes for resident in residents if resident.owner == self._ledger.owner)
+        booked = sum(resident.nbytes for resident in residents)
+        peers = sum(
+            resident.nbytes
+            for resident in residents
+            if resident.owner != self._ledger.owner and not (placement.stays and resident.owner.startswith(_WORKERS))
+        )
+        used = figures(placement.device, self._ledger).memory_used
+        ours = placement.overhead + max(0, placement.device.reserved() - mine)  # and what our allocator holds
+        return peers + max(0, used - booked - ours)

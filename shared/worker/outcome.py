@@ -21,7 +21,13 @@ from shared.worker.signals import JobStopped, Paused
 
 MAX_FAILURES = 3  # errors that a song may raise before it fails
 
-_ADVICE = "a shorter song (max_duration_ms), cfg_scale 1 or a smaller HEARTMULA_MODEL_DTYPE needs less"
+MOST_WAITS = 30  # attempts at which a song finds as little memory as before; then it has waited for half an hour
+_LONGEST_DELAY = 60.0  # seconds between two of them
+
+_ADVICE = (
+    "a shorter song (max_duration_ms), cfg_scale 1, HEARTMULA_INT8=all or a smaller HEARTMULA_MODEL_DTYPE needs less, "
+    "HEARTMULA_SEQUENTIAL_OFFLOAD=true leaves more"
+)
 
 
 class Settlement(Enum):
@@ -55,9 +61,9 @@ class DeviceMemory:
     """Memory of the device when a song did not fit, in bytes."""
 
     needed: int  # by the weights and the song
-    capacity: int
-    foreign: int  # used by programs that do not keep accounts in the ledger
-    shared: bool  # another worker has something on the device
+    share: int  # what this worker may ever use: without contexts, work memory, and the model of a worker that stays
+    taken: int  # of that, what others use now, and may stop to use
+    waits: int  # attempts at the song before this one that found as much taken
 
 
 _GIVEN_BACK = Outcome(settlement=Settlement.GIVE_BACK, result="handed_back", reason="")
@@ -98,15 +104,25 @@ def classify(error: Exception, *, role: Role, failures: int, memory: DeviceMemor
 
 
 def _does_not_fit(reason: str, failures: int, memory: DeviceMemory) -> Outcome:
-    """Outcome for a song that does not fit: memory that others use becomes free again, missing memory never does."""
+    """Outcome for a song that does not fit: memory that others use becomes free again, missing memory never does.
+
+    What others use may be ours, miscounted; so a song does not wait for ever while nothing changes.
+    """
     advised = f"{reason}; {_ADVICE}"
-    if memory.needed > memory.capacity:
+    if memory.needed > memory.share:
         return Outcome(settlement=Settlement.FAIL, result="failed", reason=advised)
-    if memory.shared or memory.foreign >= memory.capacity / 10:
-        return replace(
-            _GIVEN_BACK, reason=reason, delay=2, ends_turn=True, problem=f"waiting for memory on the device: {reason}"
-        )
-    return _counted(advised, failures)
+    if memory.needed <= memory.share - memory.taken:
+        return _counted(advised, failures)
+    if memory.waits >= MOST_WAITS:
+        held = f"others have held {memory.taken / 2**20:.0f} MB of the device through {MOST_WAITS} attempts"
+        return Outcome(settlement=Settlement.FAIL, result="failed", reason=f"{advised}; {held}: end them")
+    return replace(
+        _GIVEN_BACK,
+        reason=reason,
+        delay=min(2.0 ** (1 + memory.waits), _LONGEST_DELAY),
+        ends_turn=True,
+        problem=f"waiting for memory on the device: {reason}",
+    )
 
 
 def _counted(reason: str, failures: int) -> Outcome:

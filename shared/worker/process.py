@@ -17,9 +17,11 @@ from nats.aio.msg import Msg
 
 from shared import tracing
 from shared.aio import end
-from shared.device.info import Device, figures
+from shared.device.agreement import Agreement
+from shared.device.info import figures
 from shared.device.lease import Lease
 from shared.device.ledger import DeviceLedger
+from shared.device.memory_plan import Placement
 from shared.entrypoint import add_log_fields
 from shared.errors import Unavailable
 from shared.jobs.events import EventPublisher
@@ -52,17 +54,18 @@ _START_SECONDS = 60.0  # that the servers may take to come up
 
 
 class WorkerProcess:
-    """One worker: a stage, on a device."""
+    """One worker: a stage, on its place on a device."""
 
-    def __init__(self, settings: Settings, stage: JobStage, device: Device) -> None:
+    def __init__(self, settings: Settings, stage: JobStage, placement: Placement) -> None:
         """Raises `OSError` when the data folder cannot be written."""
-        role = stage.spec.role
-        self._settings, self._stage, self._device = settings, stage, device
+        role, device = stage.spec.role, placement.device
+        self._settings, self._stage, self._placement = settings, stage, placement
         self._instance = f"{host_name()[:24]}-{os.getpid()}-{secrets.token_hex(3)}"
         folder = settings.data_dir / "device" / device.gpu_id
-        self._ledger = DeviceLedger(folder, f"{role}.{self._instance}", device.capacity)
+        self._agreement = Agreement(folder, placement.stays)
+        self._ledger = DeviceLedger(folder, f"{role}.{self._instance}", device.capacity, placement.share)
         self._lease = Lease(
-            settings, gpu=device.gpu_id, role=role, instance=self._instance, exclusive=settings.sequential_offload
+            settings, gpu=device.gpu_id, role=role, instance=self._instance, exclusive=not placement.stays
         )
         self._store = ObjectStore(settings)
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="engine")
@@ -117,7 +120,7 @@ class WorkerProcess:
         settings, stage, state, store = self._settings, self._stage, self._state, self._store
         js = nc.jetstream()
         jobs, events = JobStore(js), EventPublisher(js)
-        memory = PhaseMemoryLog(lambda: figures(self._device, self._ledger).memory_used)
+        memory = PhaseMemoryLog(lambda: figures(self._placement.device, self._ledger).memory_used)
         gate = WriteGate(store)
         worker = WorkerContext(
             nc=nc,
@@ -131,10 +134,10 @@ class WorkerProcess:
         )
         residency = ModelResidency(
             stage,
-            self._device,
+            self._placement,
             self._ledger,
+            self._agreement,
             in_engine=worker.in_engine,
-            offload=settings.sequential_offload,
             compiled=settings.compile,
             memory=memory,
             state=state,
@@ -183,7 +186,7 @@ class WorkerProcess:
         heartbeat = Heartbeat(
             js,
             stage,
-            self._device,
+            self._placement,
             self._ledger,
             instance=self._instance,
             engine=settings.engine,
@@ -213,3 +216,4 @@ class WorkerProcess:
         self._executor.shutdown()
         self._store.close()
         self._ledger.close()
+        self._agreement.close()

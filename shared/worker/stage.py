@@ -1,6 +1,6 @@
 """A stage: the part of the work on a song that one kind of worker does."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -45,6 +45,10 @@ class JobStage(Protocol):
     @property
     def rate(self) -> Throughput:
         """Speed of the latest work."""
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What the engine does without on this machine, for people: a line for each, mostly none."""
 
     @property
     def weight_bytes(self) -> int:

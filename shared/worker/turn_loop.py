@@ -70,7 +70,7 @@ class TurnLoop:
         while not self._draining.active:
             try:
                 await self._consumer.wait()
-                if obstacle := await self._stage.obstacle(self._js):
+                if obstacle := self._residency.obstacle() or await self._stage.obstacle(self._js):
                     self._state.report(obstacle)
                     await asyncio.sleep(1)
                 elif obstacle := await self._gate.obstacle():

@@ -12,6 +12,7 @@ from services.gateway.auth.api_keys import digest_of_key
 from shared.settings import Settings
 from tests.browser.conftest import RunningSystem
 from tests.browser.visitor import Visitor, open_page
+from tests.compatibility.stored import WORKING
 from tests.integration.gateway_fixtures import running_gateway
 
 LYRICS = "[Verse]\nThe river takes the evening home"
@@ -191,7 +192,15 @@ async def test_the_device_is_shown(system: RunningSystem) -> None:
     await expect(panel).to_contain_text("Held by the tokenizer, phase 1: songs are written.")
     await expect(panel).to_contain_text("heartmula and the cache of 1 song")
     await expect(panel).to_contain_text("Queue for tokens: 1 song.")
+    await expect(panel).to_contain_text("Both models stay on the device: language model 40 MiB (float32)")
+    await expect(panel).to_contain_text("are left for songs")
     await expect(panel.get_by_role("meter")).to_be_visible()
+    await system.gateway.heartbeat("codec", "cuda", plan=WORKING.plan, notes=["no C compiler was found"])
+    await expect(panel).to_contain_text(
+        "codec 2.9 GiB (bfloat16) and 0.9 GiB to work, CUDA 1.0 GiB, kept back 0.5 GiB."
+    )
+    await expect(panel).to_contain_text("are left for songs: 12 of one minute, 7 of two or 5 of three.")
+    await expect(panel).to_contain_text("codec: No C compiler was found.")
     for process in system.flow.processes:
         process.kill()
     await expect(visitor.page.locator("#system")).to_have_attribute("data-state", "degraded")

@@ -41,6 +41,7 @@ def plans(minutes: float) -> list[Plan]:
         sweep_seconds=5,
         queue_limit=24,
         cpu_device_mb=BOTH,
+        sequential_offload=True,
     )
     demo = Settings(
         batch=4,
@@ -50,6 +51,7 @@ def plans(minutes: float) -> list[Plan]:
         sweep_seconds=5,
         queue_limit=12,
         cpu_device_mb=DEMO_BOTH,
+        sequential_offload=True,
     )
     return [
         Plan(

@@ -7,7 +7,8 @@ import numpy as np
 from services.tokenizer_worker.engines.base import Song
 from services.tokenizer_worker.engines.trivial import TrivialEngine
 from services.tokenizer_worker.stage import TokenStage
-from shared.device.info import choose_device
+from shared.device.info import Hardware
+from shared.device.memory_plan import place
 from shared.entrypoint import run
 from shared.model.checkpoint import open_checkpoint
 from shared.model.prompt import Prompter
@@ -29,10 +30,10 @@ class PoisonedEngine(TrivialEngine):
 
 async def serve(settings: Settings) -> None:
     """Work until SIGTERM or SIGINT."""
-    prompter = Prompter(open_checkpoint(settings.model_path, settings.model_version))
-    engine = PoisonedEngine(settings.trivial_step_ms, settings.batch)
-    device = choose_device(settings, cuda_available=False, force_cpu=settings.hybrid_mode)
-    await WorkerProcess(settings, TokenStage(engine, prompter, "trivial", settings), device).run()
+    checkpoint = open_checkpoint(settings.model_path, settings.model_version)
+    placement = place(settings, checkpoint, Hardware(), "tokenizer")
+    engine = PoisonedEngine(settings.trivial_step_ms, placement.slots)
+    await WorkerProcess(settings, TokenStage(engine, Prompter(checkpoint), "trivial", settings), placement).run()
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ SETTINGS = Settings(
     checkpoint_seconds=0.4,
     sweep_seconds=2,
     queue_limit=12,
+    sequential_offload=True,
     cpu_device_mb=60,  # room for either model, not for both
 )
 PLAN = Plan(

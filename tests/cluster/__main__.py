@@ -44,6 +44,7 @@ SETTINGS = Settings(
     checkpoint_seconds=0.4,
     sweep_seconds=5,
     queue_limit=200,
+    sequential_offload=True,
     cpu_device_mb=60,
     nats_replicas=3,
 )

@@ -6,7 +6,7 @@ The bytes that were written for these values lie in `data/stored.json`, tokens b
 import fcntl
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from shared.schema.decoding import decode, read_event, read_heartbeat, read_orde
 from shared.schema.event import AnyEvent, Cancelled, CloudEvent, Completed, Failed, Progress, Queued, Stage, cloud_event
 from shared.schema.job import DecodeJob, Job, TokenJob
 from shared.schema.request import GenerateRequest
-from shared.schema.worker import GpuFigures, LeaseRecord, PhaseMemory, WorkerStatus
+from shared.schema.worker import GpuFigures, LeaseRecord, MemoryPlan, PhaseMemory, WorkerStatus
 from shared.storage.token_file import TokenMeta, pack, unpack
 
 JOB, OTHER = "5f0c4f0a-9a37-42b0-8f6c-7d116d2ce1a5", "0b9c2f5e-1d3a-4c57-9e80-6a2f4b1c8d70"
@@ -44,6 +44,7 @@ class Stored:
     value: Any
     write: Callable[[Any], bytes]
     read: Callable[[bytes], Any]
+    earlier: bool = False  # the bytes are an earlier version's, and are no longer written so
 
 
 # --- requests and records
@@ -186,12 +187,29 @@ WORKING = WorkerStatus(
         PhaseMemory(phase=1, device_before=0, device_after=2**33, host=2**30),
         PhaseMemory(phase=2, device_before=2**33, host=2**30),
     ],
+    plan=MemoryPlan(
+        resident=True,
+        capacity=2**34,
+        kept_back=2**29,
+        contexts=2**30,
+        language_model=7_089_873_664,
+        language_model_work=142_606_336,
+        language_model_dtype="bfloat16",
+        int8="off",
+        codec=3_149_927_680,
+        codec_work=992_698_368,
+        codec_dtype="bfloat16",
+        for_songs=3 * 10**9,
+        songs=[12, 7, 5],
+    ),
+    notes=["frames are made without Triton kernels: no C compiler was found"],
     problem="the last song raised an error",
     movement=99,
     failed_writes=1,
     since=BEGAN,
     sent=BEGAN + 5,
 )
+_WITHOUT_PLAN = msgspec.structs.replace(WORKING, plan=None, notes=[])
 _WAITING = LeaseRecord(ticket=0, state="waiting", role="codec", owner="codec-host-1", since=BEGAN)
 _HELD = LeaseRecord(ticket=40, state="held", role="tokenizer", owner="tokenizer-host-2", phase=2, since=BEGAN)
 LEASE_SUBJECT = "$KV.GPU_LOCK.GPU-1.tokenizer.tokenizer-host-2"
@@ -272,6 +290,8 @@ STORED: dict[str, Stored] = {
     **{f"event: {name}": _event(event) for name, event in EVENTS.items()},
     "heartbeat: idle": _heartbeat(_IDLE),
     "heartbeat: working": _heartbeat(WORKING),
+    "heartbeat: idle, before plans": replace(_heartbeat(_IDLE), earlier=True),
+    "heartbeat: working, before plans": replace(_heartbeat(_WITHOUT_PLAN), earlier=True),
     "lease: waiting": _lease(_WAITING),
     "lease: held": _lease(_HELD),
     "peaks": Stored(_PEAKS, lambda _: peaks_of([_SAMPLES], 48_000), partial(msgspec.json.decode, type=PeaksBody)),

@@ -27,7 +27,7 @@ def test_what_was_stored_is_read(name: str) -> None:
     assert found == expected
 
 
-@pytest.mark.parametrize("name", WRITTEN)
+@pytest.mark.parametrize("name", [name for name, item in STORED.items() if not item.earlier])
 def test_the_same_value_is_stored_as_the_same_bytes(name: str) -> None:
     written = STORED[name].write(STORED[name].value).decode()
     require_same(_parsed(WRITTEN[name]), _parsed(written), f"what is stored as {name!r}")

@@ -13,6 +13,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from shared.device.memory_plan import BATCH
 from shared.nats.streams import consumers
 from shared.nats.subjects import DEC, TOK
 from shared.settings import Settings
@@ -388,7 +389,7 @@ def test_queues_of_songs_decide_how_many_workers_there_are(objects: list[Object]
         }
         assert all(isinstance(value, str) for value in metadata.values())  # KEDA refuses others
         assert metadata["natsServerMonitoringEndpoint"] == "nats-headless.heartmula.svc.cluster.local:8222"
-        assert int(metadata["lagThreshold"]) == Settings().batch
+        assert int(metadata["lagThreshold"]) == BATCH
         assert metadata["activationLagThreshold"] == "0"
     watched = {(t["metadata"]["stream"], t["metadata"]["consumer"]) for t in spec["triggers"]}
     assert watched == {(stream, c.durable_name) for stream, c in consumers(1.0) if stream in (TOK, DEC)}

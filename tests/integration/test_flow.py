@@ -157,7 +157,8 @@ async def test_a_song_is_cancelled_while_it_is_decoded(settings: Settings) -> No
 
 
 async def test_a_killed_tokenizer_costs_no_song(settings: Settings) -> None:
-    async with open_flow(replace(settings, trivial_step_ms=40), "tokenizer", "codec") as flow:
+    settings = replace(settings, trivial_step_ms=40, sequential_offload=True)
+    async with open_flow(settings, "tokenizer", "codec") as flow:
         ids = [await flow.submit(4), await flow.submit(4)]
         await flow.until(ids[0], lambda job: job.status == "generating")
         await flow.until_event(ids[0], "progress")
@@ -246,7 +247,8 @@ async def test_a_store_restart_in_the_middle_costs_no_song(settings: Settings, s
 
 
 async def test_a_holder_that_lost_its_lease_stops_before_its_next_step(settings: Settings) -> None:
-    async with open_flow(replace(settings, trivial_step_ms=50), "tokenizer", "codec") as flow:
+    settings = replace(settings, trivial_step_ms=50, sequential_offload=True)
+    async with open_flow(settings, "tokenizer", "codec") as flow:
         job_id = await flow.submit(8)
         await flow.until_event(job_id, "progress")
         stopped = flow.processes[0]

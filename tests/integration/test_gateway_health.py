@@ -14,6 +14,7 @@ from services.gateway.monitoring.worker_registry import WorkerRegistry
 from shared.nats.subjects import GPU_LOCK, WORKERS, decode_subject, lock_key
 from shared.schema.worker import LeaseRecord, PhaseMemory
 from shared.settings import Settings
+from tests.compatibility.stored import WORKING
 from tests.integration.flow import environment
 from tests.integration.gateway_fixtures import SONG, RunningGateway, eventually, running_gateway
 
@@ -144,6 +145,8 @@ async def test_devices_are_listed_with_the_worker_that_holds_them_and_those_that
             slots=4,
             rate=50.5,
             memory=memory,
+            plan=WORKING.plan,
+            notes=["no C compiler was found"],
         )
 
         async def both() -> dict[str, object] | None:
@@ -168,6 +171,8 @@ async def test_devices_are_listed_with_the_worker_that_holds_them_and_those_that
         assert gpu["waiting"] == [{"role": "codec", "owner": "codec-1", "since": since}]
         worker = next(worker for worker in gpu["workers"] if worker["role"] == "tokenizer")
         assert (worker["jobs"], worker["slots"], worker["rate"], worker["problem"]) == (["a", "b"], 4, 50.5, None)
+        assert worker["notes"] == ["no C compiler was found"]
+        assert gpu["plan"] == msgspec.to_builtins(WORKING.plan)
         assert worker["memory"] == [
             {"phase": 0, "device_before": 1, "device_after": 200, "host": 3},
             {"phase": 1, "device_before": 200, "device_after": None, "host": 4},

@@ -29,6 +29,12 @@ from tests.unit.native_engines import DEMO, generate, one_thread, ready  # noqa:
 SMALL = 60  # MB: room for either model of the trivial engine (40 and 30), not for both
 
 
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    """Settings with which the models take turns, whatever the memory."""
+    return replace(settings, sequential_offload=True)
+
+
 def trivial_codes(job: Job) -> np.ndarray:
     """Tokens of a song that the trivial engine made without interruption, int16 ``[8, T]``."""
     engine, frames = TrivialEngine(0, 1), (job.request.max_duration_ms or 0) // 80

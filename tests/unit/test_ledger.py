@@ -63,3 +63,15 @@ def test_the_journal_keeps_every_move(tmp_path: Path) -> None:
         ("remove", "heartmula", 10),
         ("remove", "kv-cache", 5),
     ]
+
+
+def test_a_process_books_no_more_than_its_share(tmp_path: Path) -> None:
+    ledger = DeviceLedger(tmp_path, "tokenizer.me", 100, 60)
+    ledger.place("weights", 40)
+    with pytest.raises(DeviceFull, match=r"that tokenizer\.me may use"):
+        ledger.place("song", 21)
+    ledger.place("song", 20)
+    ledger.place("song", 15)  # booked anew
+    ledger.remove("weights")
+    ledger.place("other", 45)
+    ledger.close()

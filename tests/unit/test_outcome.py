@@ -27,12 +27,15 @@ from shared.errors import (
     Unreadable,
     WrongSequence,
 )
-from shared.worker.outcome import MAX_FAILURES, DeviceMemory, Outcome, Settlement, classify
+from shared.worker.outcome import MAX_FAILURES, MOST_WAITS, DeviceMemory, Outcome, Settlement, classify
 from shared.worker.signals import JobStopped, Paused, Signal
 
 MB = 2**20
-MEMORY = DeviceMemory(needed=50 * MB, capacity=60 * MB, foreign=0, shared=False)
-ADVICE = "; a shorter song (max_duration_ms), cfg_scale 1 or a smaller HEARTMULA_MODEL_DTYPE needs less"
+MEMORY = DeviceMemory(needed=50 * MB, share=60 * MB, taken=0, waits=0)
+ADVICE = (
+    "; a shorter song (max_duration_ms), cfg_scale 1, HEARTMULA_INT8=all or a smaller HEARTMULA_MODEL_DTYPE needs "
+    "less, HEARTMULA_SEQUENTIAL_OFFLOAD=true leaves more"
+)
 
 
 def stopped(reason: str) -> Outcome:
@@ -129,27 +132,34 @@ def test_a_song_fails_with_its_last_failure_and_waits_longer_after_each_before()
     assert {outcome.reason for outcome in outcomes} == {"the tokenizer worker failed: x"}
 
 
-@pytest.mark.parametrize(
-    "memory",
-    [
-        replace(MEMORY, shared=True),
-        replace(MEMORY, foreign=MEMORY.capacity // 10),
-        replace(MEMORY, needed=MEMORY.capacity, shared=True),
-    ],
-)
-def test_memory_that_others_use_is_waited_for(memory: DeviceMemory) -> None:
+@pytest.mark.parametrize(("taken", "needed"), [(11, 50), (1, 60), (60, 1), (100, 50)])
+def test_memory_that_others_use_is_waited_for(taken: int, needed: int) -> None:
+    memory = replace(MEMORY, needed=needed * MB, taken=taken * MB)
     assert classify(DeviceFull("x"), role="codec", failures=2, memory=memory) == away(
         "x", problem="waiting for memory on the device: x"
     )
 
 
-@pytest.mark.parametrize("shared", [False, True])
-def test_memory_that_the_device_does_not_have_is_not_waited_for(shared: bool) -> None:
-    memory = replace(MEMORY, needed=MEMORY.capacity + 1, shared=shared)
+def test_a_song_waits_longer_each_time_and_not_for_ever_while_as_much_is_taken() -> None:
+    memory = replace(MEMORY, taken=11 * MB)
+    outcomes = [
+        classify(DeviceFull("x"), role="codec", failures=0, memory=replace(memory, waits=waits))
+        for waits in range(MOST_WAITS + 1)
+    ]
+    assert [outcome.delay for outcome in outcomes[:7]] == [2, 4, 8, 16, 32, 60, 60]
+    assert {outcome.settlement for outcome in outcomes[:-1]} == {Settlement.GIVE_BACK}
+    assert outcomes[-1] == failed(
+        f"x{ADVICE}; others have held 11 MB of the device through {MOST_WAITS} attempts: end them"
+    )
+
+
+@pytest.mark.parametrize("taken", [0, 30 * MB])
+def test_memory_that_the_device_does_not_have_is_not_waited_for(taken: int) -> None:
+    memory = replace(MEMORY, needed=MEMORY.share + 1, taken=taken)
     assert classify(DeviceFull("x"), role="codec", failures=0, memory=memory) == failed("x" + ADVICE)
 
 
-def test_a_song_that_finds_no_memory_on_an_empty_device_is_blamed_at_last() -> None:
-    memory = replace(MEMORY, needed=MEMORY.capacity, foreign=MEMORY.capacity // 10 - 1)
-    outcome = classify(DeviceFull("x"), role="codec", failures=2, memory=memory)
+@pytest.mark.parametrize("taken", [0, 10 * MB])
+def test_a_song_that_finds_no_memory_though_others_leave_enough_is_blamed_at_last(taken: int) -> None:
+    outcome = classify(DeviceFull("x"), role="codec", failures=2, memory=replace(MEMORY, taken=taken))
     assert outcome == replace(failed("x" + ADVICE), failures=3)

@@ -31,12 +31,19 @@ def test_values_are_read() -> None:
 
 
 @pytest.mark.parametrize(
+    ("value", "read"), [("", None), ("auto", None), ("AUTO", None), ("true", True), ("1", True), ("no", False)]
+)
+def test_offload_is_decided_by_memory_unless_it_is_set(value: str, read: bool | None) -> None:
+    assert Settings.load({"HEARTMULA_SEQUENTIAL_OFFLOAD": value}).sequential_offload is read
+
+
+@pytest.mark.parametrize(
     ("variable", "value", "hint"),
     [
         ("HEARTMULA_PORT", "eighty", "whole number"),
         ("HEARTMULA_PORT", "70000", "65535"),
         ("HEARTMULA_MODEL_DTYPE", "int8", "float16, bfloat16, float32"),
-        ("HEARTMULA_SEQUENTIAL_OFFLOAD", "maybe", "true or false"),
+        ("HEARTMULA_SEQUENTIAL_OFFLOAD", "maybe", "auto, true or false"),
         ("HEARTMULA_DEVICE", "gpu", "cuda:N"),
         ("HEARTMULA_NATS_URL", "localhost:4222", "nats://"),
         ("HEARTMULA_TURN_SECONDS", "nan", "seconds"),

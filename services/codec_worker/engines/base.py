@@ -1,6 +1,6 @@
 """The interface of a codec engine: token frames in, audio out. An engine knows nothing of NATS, S3 or HTTP."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
@@ -29,6 +29,10 @@ class CodecEngine(Protocol):
     """An engine that makes audio from token frames. Its methods block: call them in a thread of their own."""
 
     sample_rate: int  # Hz
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What it does without on this machine, a line for people each, as "no C compiler: …"; mostly none."""
 
     @property
     def weight_bytes(self) -> int:

@@ -22,6 +22,8 @@ class HeartlibCodec:
     beyond the codebooks, it does here too. Raises `ConfigError` when heartlib is not installed.
     """
 
+    notes: tuple[str, ...] = ()
+
     def __init__(
         self, checkpoint: Checkpoint, device: str, dtype: str, *, steps: int = STEPS, guidance: float = GUIDANCE
     ) -> None:

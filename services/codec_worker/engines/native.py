@@ -37,6 +37,8 @@ class NativeCodec:
     alone.
     """
 
+    notes: tuple[str, ...] = ()
+
     def __init__(
         self, checkpoint: Checkpoint, device: str, dtype: str, *, steps: int = STEPS, guidance: float = GUIDANCE
     ) -> None:

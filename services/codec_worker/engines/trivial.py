@@ -6,6 +6,7 @@ import numpy as np
 
 from services.codec_worker.engines.base import DecodeState, DecodeStep, DecodeSteps
 from shared.frames import samples_of
+from shared.model.sizes import TrivialSizes
 
 FRAMES_A_STEP = 25
 
@@ -13,9 +14,10 @@ FRAMES_A_STEP = 25
 class TrivialCodec:
     """Makes beeps whose pitch follows codebook 0 and whose loudness follows codebook 1, at a settable pace."""
 
+    notes: tuple[str, ...] = ()
     sample_rate = 8000
-    weight_bytes = 30 * 2**20
-    work_bytes = 2**20
+    weight_bytes = TrivialSizes.CODEC
+    work_bytes = TrivialSizes.CODEC_WORK
 
     def __init__(self, step_ms: int) -> None:
         self._pause = step_ms / 1000

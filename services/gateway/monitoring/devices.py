@@ -8,7 +8,7 @@ from nats.js import JetStreamContext
 from services.gateway.monitoring.health import Health, QueueDepth, Snapshot
 from shared.device.lease import LeaseView, read_leases
 from shared.schema.base import timestamp
-from shared.schema.worker import GpuFigures, PhaseMemory, WorkerStatus
+from shared.schema.worker import GpuFigures, MemoryPlan, PhaseMemory, WorkerStatus
 
 
 class LeaseBody(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,6 +43,7 @@ class WorkerBody(msgspec.Struct, frozen=True, kw_only=True):
     slots: int  # songs that it can work on at once
     rate: float | None  # frames a second at present, of all its songs together
     memory: list[PhaseMemory]  # of the phases of its latest turn
+    notes: list[str]  # what its engine does without
     problem: str | None  # why it cannot work
     since: str
 
@@ -61,6 +62,7 @@ class GpuBody(msgspec.Struct, frozen=True, kw_only=True):
     lease: LeaseBody | None
     waiting: list[WaitingBody]
     resident: list[str]
+    plan: MemoryPlan | None  # the use that its workers make of its memory
     workers: list[WorkerBody]
 
 
@@ -124,6 +126,7 @@ def _device(workers: list[WorkerStatus], leases: list[LeaseView]) -> GpuBody:
             if view.state == "waiting"
         ],
         resident=sorted(latest.resident),
+        plan=latest.plan,
         workers=[
             WorkerBody(
                 role=worker.role,
@@ -137,6 +140,7 @@ def _device(workers: list[WorkerStatus], leases: list[LeaseView]) -> GpuBody:
                 slots=worker.slots,
                 rate=worker.rate,
                 memory=worker.memory,
+                notes=worker.notes,
                 problem=worker.problem,
                 since=timestamp(worker.since),
             )

@@ -6,7 +6,11 @@ import { PHASES } from "./words.js";
 const details = document.querySelector("#system");
 const word = document.querySelector("#system-word");
 const panel = document.querySelector("#system-panel");
-const gigabytes = (bytes) => `${(bytes / 2 ** 30).toFixed(1)} GB`;
+/** Bytes for people, in GiB, or MiB where they are few. The number and its unit stay on one line. */
+function size(bytes) {
+  const few = bytes < 2 ** 30 / 10;
+  return few ? `${Math.round(bytes / 2 ** 20)}\u00a0MiB` : `${(bytes / 2 ** 30).toFixed(1)}\u00a0GiB`;
+}
 
 function element(name, text = "", className = "") {
   const made = document.createElement(name);
@@ -23,6 +27,22 @@ function contents(resident) {
   return models.join(" and ") || "no model";
 }
 
+/** What the workers use the memory of a device for, and the songs that fit beside it. */
+function plan(found) {
+  const small = found.int8 === "off" ? "" : `, int8 ${found.int8}`;
+  const parts = [
+    `language model ${size(found.language_model)} (${found.language_model_dtype}${small}) and ${size(found.language_model_work)} to work`,
+    `codec ${size(found.codec)} (${found.codec_dtype}) and ${size(found.codec_work)} to work`,
+  ];
+  if (found.contexts) parts.push(`CUDA ${size(found.contexts)}`, `kept back ${size(found.kept_back)}`);
+  const ways = found.resident ? "Both models stay on the device" : "The models take turns on the device";
+  const [one, two, three] = found.songs;
+  return [
+    `${ways}: ${parts.join(", ")}.`,
+    `${size(found.for_songs)} are left for songs: ${one} of one minute, ${two} of two or ${three} of three.`,
+  ];
+}
+
 function device(gpu) {
   const box = element("section");
   const bar = element("meter");
@@ -30,7 +50,7 @@ function device(gpu) {
   bar.value = gpu.memory_used;
   bar.setAttribute("aria-label", `Memory of ${gpu.name}`);
   box.append(element("h2", gpu.name), bar);
-  const facts = [`${gigabytes(gpu.memory_used)} of ${gigabytes(gpu.memory_total)} in use`];
+  const facts = [`${size(gpu.memory_used)} of ${size(gpu.memory_total)} in use`];
   if (gpu.utilization != null) facts.push(`${gpu.utilization} % busy`);
   if (gpu.temperature != null) facts.push(`${gpu.temperature} °C`);
   box.append(element("p", facts.join(" · "), "hint"));
@@ -40,9 +60,11 @@ function device(gpu) {
     const what = phase == null ? "" : `, phase ${phase}: ${PHASES[phase]}`;
     box.append(element("p", `Held by the ${gpu.lease.role}${what}.`));
   } else box.append(element("p", "No worker holds it."));
+  if (gpu.plan) box.append(...plan(gpu.plan).map((line) => element("p", line, "hint")));
   for (const worker of gpu.workers) {
     const rate = worker.rate ? `, ${worker.rate.toFixed(1)} frames a second` : "";
     box.append(element("p", `${worker.role}: ${worker.model}, ${worker.state}${rate}`, "hint"));
+    box.append(...worker.notes.map((note) => element("p", `${worker.role}: ${sentence(note)}`, "hint")));
   }
   return box;
 }

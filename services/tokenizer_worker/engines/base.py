@@ -1,5 +1,6 @@
 """The interface of a token engine: tensors in, frames out. An engine knows nothing of NATS, S3 or HTTP."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -29,6 +30,10 @@ class TokenEngine(Protocol):
     """
 
     slots: int
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What it does without on this machine, a line for people each, as "no C compiler: …"; mostly none."""
 
     @property
     def weight_bytes(self) -> int:

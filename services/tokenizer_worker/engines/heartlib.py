@@ -44,6 +44,7 @@ class HeartlibEngine:
     Raises `ConfigError` when heartlib is not installed.
     """
 
+    notes: tuple[str, ...] = ()
     slots = 1
 
     def __init__(self, checkpoint: Checkpoint, device: str, dtype: str) -> None:

@@ -5,6 +5,7 @@ import time
 import numpy as np
 
 from services.tokenizer_worker.engines.base import Song, check_frames
+from shared.model.sizes import TrivialSizes
 
 CODEBOOKS, CODES = 8, 64
 
@@ -15,7 +16,8 @@ class TrivialEngine:
     A step takes `step_ms` however many songs are in the batch, as on a GPU.
     """
 
-    weight_bytes = 40 * 2**20
+    notes: tuple[str, ...] = ()
+    weight_bytes = TrivialSizes.LANGUAGE_MODEL
 
     def __init__(self, step_ms: int, slots: int = 1) -> None:
         self.slots = slots
@@ -24,7 +26,7 @@ class TrivialEngine:
 
     def song_bytes(self, song: Song) -> int:
         """Return a kilobyte for each frame."""
-        return 1024 * song.max_frames
+        return TrivialSizes.FRAME * song.max_frames
 
     def load(self) -> None:
         """Read nothing: there are no weights."""

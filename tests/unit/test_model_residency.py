@@ -1,0 +1,99 @@
+"""Memory that others use of a device, told from a worker's own, and counted while nothing changes."""
+
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from services.tokenizer_worker.stage import SPEC
+from shared.device.info import Device
+from shared.device.ledger import DeviceLedger
+from shared.device.memory_plan import CONTEXT, Placement, plan_memory, share
+from shared.model.sizes import TrivialSizes
+from shared.schema.job import Job
+from shared.schema.request import GenerateRequest
+from shared.settings import Settings
+from shared.worker import model_residency
+from shared.worker.model_residency import ModelResidency
+
+MB = 2**20
+CAPACITY = 2**34
+JOB = Job(job_id="a", tenant="local", request=GenerateRequest(lyrics="la"), created_at=time.time())
+
+
+class Card:
+    """A CUDA device with a worker on it: what the driver and torch's allocator report can be set."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, *, stays: bool) -> None:
+        self.used = self.reserved = 0
+        device = Device("cuda", "cuda:0", "card", "card", CAPACITY, True, None, lambda: self.reserved)
+        plan = plan_memory(Settings(sequential_offload=not stays), device, TrivialSizes())
+        self.placement = Placement(device, "bfloat16", 8, stays, share(plan, "tokenizer"), plan)
+        self.ledger = DeviceLedger(folder, "tokenizer.me", CAPACITY)
+        self.other = DeviceLedger(folder, "codec.other", CAPACITY)
+        stage = SimpleNamespace(spec=SPEC, weight_bytes=40 * MB, song_bytes=lambda job: MB)
+        nothing: Any = None
+        self.residency = ModelResidency(
+            stage,
+            self.placement,
+            self.ledger,
+            nothing,
+            in_engine=nothing,
+            compiled=False,
+            memory=nothing,
+            state=nothing,
+            metrics=nothing,
+        )
+        monkeypatch.setattr(model_residency, "figures", lambda *_: SimpleNamespace(memory_used=self.used))
+
+    def taken(self) -> int:
+        """Bytes that others use, as a song that does not fit is told."""
+        return self.residency.memory_for(JOB).taken
+
+
+@pytest.mark.parametrize("stays", [False, True])
+def test_contexts_and_what_the_allocator_holds_are_not_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stays: bool
+) -> None:
+    card = Card(tmp_path, monkeypatch, stays=stays)
+    card.ledger.place("heartmula", 40 * MB)
+    card.reserved = 90 * MB
+    assert card.placement.overhead == 2 * CONTEXT + CAPACITY // 20
+    card.used = card.placement.overhead + card.reserved
+    assert card.taken() == 0
+    card.used += 300 * MB
+    assert card.taken() == 300 * MB
+
+
+def test_a_model_that_stays_is_not_waited_for_and_one_that_takes_turns_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for stays, taken in ((True, 0), (False, 30 * MB)):
+        card = Card(tmp_path / str(stays), monkeypatch, stays=stays)
+        card.other.place("heartcodec", 30 * MB)
+        card.used = 30 * MB
+        assert card.taken() == taken
+        game = DeviceLedger(tmp_path / str(stays), "game.1", CAPACITY)
+        game.place("textures", 50 * MB)
+        card.used += 50 * MB
+        assert card.taken() == taken + 50 * MB
+
+
+def test_attempts_are_counted_while_as_much_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    card = Card(tmp_path, monkeypatch, stays=False)
+    foreign = CAPACITY // 4
+
+    def waits(used: int, song: str = "a") -> int:
+        card.used = card.placement.overhead + used
+        found = card.residency.memory_for(Job(job_id=song, tenant="local", request=JOB.request, created_at=1.0))
+        assert (found.needed, found.share, found.taken) == (41 * MB, card.placement.share, used)
+        return found.waits
+
+    assert [waits(foreign + n * MB) for n in range(3)] == [0, 1, 2]
+    assert waits(foreign, "b") == 0
+    assert waits(foreign // 2) == 0, "less is taken: it is worth to wait again"
+    assert waits(foreign // 2) == 1
+    card.residency.forget("a")
+    assert waits(foreign // 2) == 0
