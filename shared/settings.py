@@ -54,7 +54,7 @@ class Settings:
         "HEARTMULA_COMPILE",
         parse.flag,
         False,
-        "true: torch.compile the language model; minutes at the start, needs a compiler",
+        "accepted and without effect: torch.compile was slower than what is there without it",
     )
     engine: str = _setting(
         "HEARTMULA_ENGINE",

@@ -1,5 +1,6 @@
 """``python -m services.tokenizer_worker``: configured by environment variables, see docs/configuration.md."""
 
+import logging
 import sys
 
 from services.tokenizer_worker.engines.base import TokenEngine
@@ -12,6 +13,8 @@ from shared.model.checkpoint import Checkpoint, open_checkpoint
 from shared.model.prompt import Prompter
 from shared.settings import Settings
 from shared.worker.process import WorkerProcess
+
+log = logging.getLogger(__name__)
 
 
 def build_engine(settings: Settings, checkpoint: Checkpoint) -> tuple[TokenEngine, Placement, str]:
@@ -26,12 +29,14 @@ def build_engine(settings: Settings, checkpoint: Checkpoint) -> tuple[TokenEngin
         return TrivialEngine(settings.trivial_step_ms, placement.slots), placement, "trivial"
     from shared.device.torch_devices import hardware
 
+    if settings.compile:
+        log.warning("HEARTMULA_COMPILE has no effect: frames on CUDA are kernels of this project's in a graph")
     placement = place(settings, checkpoint, hardware(), "tokenizer")
     device, dtype = placement.device.torch_name, placement.dtype
     name = f"HeartMuLa-oss-{checkpoint.lm.version}"
     if settings.engine == "heartlib":
-        if settings.int8 != "off" or settings.compile:
-            raise ConfigError("HEARTMULA_INT8 and HEARTMULA_COMPILE are the native engine's: unset them")
+        if settings.int8 != "off":
+            raise ConfigError("HEARTMULA_INT8 is the native engine's: unset it")
         from services.tokenizer_worker.engines.heartlib import HeartlibEngine
 
         return HeartlibEngine(checkpoint, device, dtype), placement, name

@@ -31,14 +31,12 @@ class ModelResidency:
         agreement: Agreement,
         *,
         in_engine: Callable[[Callable[[], None]], Awaitable[None]],
-        compiled: bool,
         memory: PhaseMemoryLog,
         state: WorkerState,
         metrics: WorkerMetrics,
     ) -> None:
-        """A `compiled` model takes minutes for its first step, during which it still counts as loading."""
         self._stage, self._placement, self._ledger, self._agreement = stage, placement, ledger, agreement
-        self._in_engine, self._compiled = in_engine, compiled
+        self._in_engine = in_engine
         self._memory, self._state, self._metrics = memory, state, metrics
         self._resident = False
         self._waits: dict[str, tuple[int, int]] = {}  # by song: what was taken, and how often in a row
@@ -87,8 +85,7 @@ class ModelResidency:
             self._ledger.clear()
             raise
         finally:
-            if not self._compiled:
-                self._state.end_loading()
+            self._state.end_loading()
         self._resident = True
 
     async def unload(self) -> None:

@@ -138,7 +138,6 @@ class WorkerProcess:
             self._ledger,
             self._agreement,
             in_engine=worker.in_engine,
-            compiled=settings.compile,
             memory=memory,
             state=state,
             metrics=self._metrics,

@@ -10,7 +10,7 @@ from shared.device.offload_phases import Turn
 log = logging.getLogger(__name__)
 
 _PROBLEM_SECONDS = 15.0  # after which a problem that was not reported again is over: its songs were cancelled
-_LOADING_SECONDS = 600.0  # for which a model that loads or compiles counts as progress
+_LOADING_SECONDS = 600.0  # for which a model that loads counts as progress
 
 
 class WorkerState:

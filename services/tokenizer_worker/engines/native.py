@@ -1,5 +1,6 @@
 """The native token engine: this project's own HeartMuLa behind the `TokenEngine` interface."""
 
+import importlib
 import logging
 from collections import deque
 from dataclasses import dataclass
@@ -104,6 +105,8 @@ class NativeEngine:
     def load(self) -> None:
         """Read the weights into host memory in the engine's dtype. Raises the `ConfigError`s of `load_weights`."""
         self._weights.load(lambda: load_weights(self._model, self._checkpoint.lm_path))
+        if isinstance(self._frames, BucketFrames):
+            importlib.import_module("torch._dynamo")  # for seconds; an operator's first call would, in the first frame
 
     def to_device(self) -> None:
         """Move the weights to the device.
