@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from services.codec_worker.model.flow_matching import STEPS
 from shared.model.checkpoint import Checkpoint
 from tests.bench import checkpoints
 from tests.bench.gpu_codec import Codec, first_sound
@@ -38,6 +39,7 @@ class Size:
     small: tuple[tuple[int, int], ...]  # of those, which with int8 weights
     profiled: tuple[tuple[int, int], ...]
     timed: int  # frames
+    steps: int  # of the codec
     rounds: int  # windows
     window: int  # frames before the first sound
     slots: int
@@ -55,6 +57,7 @@ FULL = Size(
     small=((1, 2048), (16, 2048), (1, 512)),
     profiled=((1, 2048), (16, 2048)),
     timed=24,
+    steps=STEPS,
     rounds=3,
     window=372,
     slots=32,
@@ -63,12 +66,13 @@ FULL = Size(
 TINY = Size(
     prompt=20,
     frames=30,
-    batches=((1, 50), (3, 50), (2, 30)),
+    batches=((2, 50),),
     ratios=((1, 50),),
     small=((1, 50),),
-    profiled=((1, 50),),
-    timed=3,
-    rounds=1,
+    profiled=((2, 50),),
+    timed=2,
+    steps=1,
+    rounds=0,
     window=12,
     slots=3,
     copied=1 << 20,
@@ -101,7 +105,7 @@ class Bench:
                 measure(f"graphs, kernels, loop: {songs} songs", lambda s=songs, p=position: lm.ratio(s, p), 15)
             measure("parking", lambda: lm.parking(size.prompt + size.frames), 8)
         if measure("the codec's checkpoint", self.write_codec, 20):
-            self.codec = Codec(self.device, self.report, self.codec_checkpoint)
+            self.codec = Codec(self.device, self.report, self.codec_checkpoint, size.steps)
             measure("windows in float32", lambda: self.codec.windows("float32", size.rounds), 30)
             measure("windows in bfloat16", lambda: self.codec.windows("bfloat16", size.rounds), 20)
             measure("first sound", self.first_sound, 15)

@@ -42,8 +42,8 @@ PRECISIONS = {
 class Codec:
     """A codec on the device, in one dtype after the other, and its measurements."""
 
-    def __init__(self, device: Device, report: Report, checkpoint: Checkpoint) -> None:
-        self.device, self.report, self.checkpoint = device, report, checkpoint
+    def __init__(self, device: Device, report: Report, checkpoint: Checkpoint, steps: int) -> None:
+        self.device, self.report, self.checkpoint, self.steps = device, report, checkpoint, steps
         self.engine: NativeCodec | None = None
         self._exact: Tensor | None = None  # waveform in float32
         self._codes = codes_of(checkpoint, WINDOW)[: checkpoint.codec.num_quantizers]
@@ -51,7 +51,7 @@ class Codec:
     def load(self, dtype: str) -> None:
         """Read the checkpoint and move the weights to the device, twice: the first time they are page-locked."""
         self.release()
-        engine, device = NativeCodec(self.checkpoint, self.device.name, dtype), self.device
+        engine, device = NativeCodec(self.checkpoint, self.device.name, dtype, steps=self.steps), self.device
         began = time.perf_counter()
         engine.load()
         seconds, gb = time.perf_counter() - began, engine.weight_bytes / 1e9
@@ -90,7 +90,7 @@ class Codec:
     def _window(self, name: str, precision: Precision, rounds: int) -> None:
         self.device.forget_peaks()
         first = self._decode(precision)
-        taken = [self._decode(precision) for _ in range(rounds)]
+        taken = [self._decode(precision) for _ in range(rounds)] or [first]
         waveform = taken[-1][2]
         if name == "float32":
             self._exact = waveform
@@ -102,7 +102,7 @@ class Codec:
             estimator_ms=round(estimator, 2),
             scalar_ms=round(scalar, 2),
             first_ms=round(first[0] + first[1], 1),
-            snr_db=None if self._exact is None or waveform is self._exact else round(_snr(waveform, self._exact), 1),
+            snr_db=_snr(waveform, self._exact),
             audio_s=round(WINDOW * 0.08, 2),
             **self.device.peaks(),
         )
@@ -151,11 +151,12 @@ def first_sound(report: Report, lm: NativeEngine, codec: NativeCodec, prompt: in
     song = Song(prompt=prompt_of(prompt), max_frames=frames, seed=1)
     began = time.perf_counter()
     lm.admit("song", song)
+    if lm._device.type == "cuda":
+        torch.cuda.synchronize(lm._device)
     admitted = time.perf_counter()
     made: list[np.ndarray] = []
     while lm._songs:
         made += [frame for frame in lm.step().values() if frame is not None]
-    lm.drop("song")
     tokens = time.perf_counter()
     if not resident:
         lm.to_host()
@@ -178,8 +179,9 @@ def first_sound(report: Report, lm: NativeEngine, codec: NativeCodec, prompt: in
     )
 
 
-def _snr(other: Tensor, wanted: Tensor) -> float:
-    """Signal-to-noise ratio in dB."""
-    noise_power = (other - wanted).double().square().sum()
-    return float(10 * torch.log10(wanted.double().square().sum() / noise_power)) if noise_power else float("inf")
+def _snr(other: Tensor, wanted: Tensor | None) -> float | None:
+    """Signal-to-noise ratio in dB; None where both are equal, or there is nothing to compare with."""
+    if wanted is None or torch.equal(other, wanted):
+        return None
+    return round(float(10 * torch.log10(wanted.double().square().sum() / (other - wanted).double().square().sum())), 1)
 

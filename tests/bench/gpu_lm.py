@@ -41,7 +41,8 @@ class LM:
         began = time.perf_counter()
         self.engine.load()
         seconds, gb = time.perf_counter() - began, self.engine.weight_bytes / 1e9
-        self.report.emit("load", model="lm", **self.common, s=round(seconds, 2), gb_per_s=round(gb / seconds, 2))
+        row: Row = {"s": round(seconds, 2), "gb_per_s": round(gb / seconds, 2), "notes": self.engine.notes}
+        self.report.emit("load", model="lm", **self.common, **row)
 
     def moves(self) -> None:
         """Move the weights to the device and away, twice: the first time their host memory is page-locked."""
@@ -152,10 +153,12 @@ class LM:
         song = self._song(position)
         gb = self.engine.song_bytes(song) / 1e9
         for turn in (1, 2):
-            prefill = self.device.milliseconds(lambda: self.engine.admit("song", song, codes))
-            park = self.device.milliseconds(lambda: self.engine.park("song", codes))
-            restore = self.device.milliseconds(lambda: self.engine.admit("song", song, codes))
-            self.engine.drop("song")
+            try:
+                prefill = self.device.milliseconds(lambda: self.engine.admit("song", song, codes))
+                park = self.device.milliseconds(lambda: self.engine.park("song", codes))
+                restore = self.device.milliseconds(lambda: self.engine.admit("song", song, codes))
+            finally:
+                self.engine.drop("song")
             self.report.emit(
                 "parking",
                 **self.common,
