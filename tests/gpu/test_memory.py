@@ -176,7 +176,7 @@ def test_each_phase_gives_its_memory_back(say: Callable[..., None]) -> None:
 def test_turns_leave_nothing_behind(device: str, say: Callable[..., None]) -> None:
     """Fifty on a card; on the CPU a few, to see that they are made."""
     engine, codec = engines(device)
-    turns = 50 if device != "cpu" else 3
+    turns = 50 if device != "cpu" else 1
     for number in range(turns):
         turn(engine, codec)
         if number == turns // 5:

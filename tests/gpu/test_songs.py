@@ -58,7 +58,7 @@ def test_kernels_give_the_frames_of_plain_pytorch(device: str) -> None:
 def test_songs_do_not_depend_on_the_others(device: str) -> None:
     songs = songs_of(DEMO, FRAMES)
     alone = {name: generate(ready(DEMO, device, way="graphs"), song) for name, song in songs.items()}
-    for order in itertools.islice(itertools.permutations(songs), 0, 120, 50):
+    for order in itertools.islice(itertools.permutations(songs), 40, 120, 30 if device != "cpu" else 80):
         together = mingle(ready(DEMO, device, slots=len(songs), way="graphs"), {name: songs[name] for name in order})
         assert_same(together, alone)
 
