@@ -75,9 +75,7 @@ def frame_ms(card: Card, songs: int, position: int, assumed: Assumption) -> floa
     products = 2 * weights * rows / (assumed.products * card.tflop_per_s * 1e9)
     read = max(weights * BYTES / reached, products)
     return (
-        read
-        + rows * position * entries * BYTES / reached
-        + (LAUNCHES * assumed.launch_us + assumed.between_us) / 1000
+        read + rows * position * entries * BYTES / reached + (LAUNCHES * assumed.launch_us + assumed.between_us) / 1000
     )
 
 

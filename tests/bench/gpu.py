@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -96,22 +97,19 @@ class Bench:
             measure("prefill", lm.prefill, 10)
             for songs, position in size.batches:
                 profile = (songs, position) in size.profiled
-
-                def frames(songs: int = songs, position: int = position, profile: bool = profile) -> None:
-                    lm.frame(songs, position, "graphs", size.timed, profile=profile)
-
+                frames = partial(lm.frame, songs, position, "graphs", size.timed, profile=profile)
                 measure(f"frames of {songs} songs at {position}", frames, 4 + songs / 2)
             for songs, position in size.ratios:
-                measure(f"graphs, kernels, loop: {songs} songs", lambda s=songs, p=position: lm.ratio(s, p), 15)
-            measure("parking", lambda: lm.parking(size.prompt + size.frames), 8)
+                measure(f"graphs, kernels, loop: {songs} songs", partial(lm.ratio, songs, position), 15)
+            measure("parking", partial(lm.parking, size.prompt + size.frames), 8)
         if measure("the codec's checkpoint", self.write_codec, 20):
             self.codec = Codec(self.device, self.report, self.codec_checkpoint, size.steps)
-            measure("windows in float32", lambda: self.codec.windows("float32", size.rounds), 30)
-            measure("windows in bfloat16", lambda: self.codec.windows("bfloat16", size.rounds), 20)
+            measure("windows in float32", partial(self.codec.windows, "float32", size.rounds), 30)
+            measure("windows in bfloat16", partial(self.codec.windows, "bfloat16", size.rounds), 20)
             measure("first sound", self.first_sound, 15)
             self.codec.release()
         for which in ("decoder", "all"):
-            measure(f"int8 {which}", lambda which=which: self.int8(which), 40)
+            measure(f"int8 {which}", partial(self.int8, which), 40)
 
     def limits(self) -> None:
         """What the card itself can do: copies, launches, PyTorch's own products of two rows."""
@@ -163,7 +161,10 @@ class Bench:
             self.lm.frame(songs, position, "graphs", self.size.timed, profile=songs == 1 and position == 2048)
 
     def written(self, model: str, folder: Path, began: float) -> None:
-        gb, seconds = sum(file.stat().st_size for file in folder.glob("*.safetensors")) / 1e9, time.perf_counter() - began
+        gb, seconds = (
+            sum(file.stat().st_size for file in folder.glob("*.safetensors")) / 1e9,
+            time.perf_counter() - began,
+        )
         self.report.emit("checkpoint", model=model, folder=str(self.folder), gb=round(gb, 3), s=round(seconds, 2))
 
 

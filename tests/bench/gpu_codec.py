@@ -116,7 +116,9 @@ class Codec:
         plan, channels = WindowPlan(WINDOW, engine.sample_rate), self.checkpoint.codec.out_channels
         mu = model.quantizer(torch.from_numpy(plan.cut(self._codes, 0).astype(np.int64)).to(device.name))
         start = noise(1, 0, plan, channels).to(device.name)
-        solver = EulerSolver(model.estimator, schedule, mu, start, torch.zeros(0, channels, device=device.name), GUIDANCE)
+        solver = EulerSolver(
+            model.estimator, schedule, mu, start, torch.zeros(0, channels, device=device.name), GUIDANCE
+        )
         waveform: list[Tensor] = []
 
         def solve() -> None:
@@ -184,4 +186,3 @@ def _snr(other: Tensor, wanted: Tensor | None) -> float | None:
     if wanted is None or torch.equal(other, wanted):
         return None
     return round(float(10 * torch.log10(wanted.double().square().sum() / (other - wanted).double().square().sum())), 1)
-

@@ -12,10 +12,11 @@ from statistics import median
 
 import torch
 from torch import Tensor
-from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from tests.bench.gpu_report import Row
+
+_NO_KERNELS = ("Memcpy", "Memset", "Context Sync", "Event Sync", "Stream Sync", "Stream Wait")
 
 
 class Device:
@@ -52,7 +53,7 @@ class Device:
             torch.cuda.reset_peak_memory_stats(self.name)
 
     def peaks(self) -> Row:
-        """Peak of torch's allocations and of what it reserved since `forget_peaks`, and what the card has in use now."""
+        """Peaks since `forget_peaks` of torch's allocations and reserve, and what the card has in use now."""
         if not self.cuda:
             return {"peak_allocated_mb": 0, "peak_reserved_mb": 0, "used_mb": 0}
         allocated, reserved = torch.cuda.max_memory_allocated(self.name), torch.cuda.max_memory_reserved(self.name)
@@ -68,11 +69,11 @@ class Device:
         with profile(activities=[ProfilerActivity.CUDA if self.cuda else ProfilerActivity.CPU]) as recorded:
             work()
             self.synchronize()
-        where = DeviceType.CUDA if self.cuda else DeviceType.CPU
+        where = "CUDA" if self.cuda else "CPU"
         counts: Counter[str] = Counter()
         times: Counter[str] = Counter()
         for event in recorded.events() or []:
-            if event.device_type == where and not event.name.startswith(("Memcpy", "Memset")):
+            if event.device_type.name == where and not event.name.startswith(_NO_KERNELS):
                 counts[event.name] += 1
                 times[event.name] += event.time_range.elapsed_us()
         return {name: (count, float(times[name])) for name, count in counts.items()}
@@ -155,8 +156,8 @@ def captures() -> Iterator[Captures]:
         end(graph)
         found.ms.append((time.perf_counter() - began[0]) * 1000)
 
-    torch.cuda.CUDAGraph.capture_begin = timed_begin  # type: ignore[method-assign]
-    torch.cuda.CUDAGraph.capture_end = timed_end  # type: ignore[method-assign]
+    torch.cuda.CUDAGraph.capture_begin = timed_begin  # type: ignore[method-assign,assignment]
+    torch.cuda.CUDAGraph.capture_end = timed_end  # type: ignore[method-assign,assignment]
     try:
         yield found
     finally:

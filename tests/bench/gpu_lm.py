@@ -181,7 +181,8 @@ class LM:
 
     def frame_bytes(self, songs: int, position: int) -> int:
         """Bytes of weights and of keys and values that a frame of guided songs at a position must read."""
-        lm, itemsize = self.checkpoint.lm, getattr(torch, self.dtype).itemsize
+        lm = self.checkpoint.lm
+        itemsize: int = getattr(torch, self.dtype).itemsize
         weights = frame_weights(lm) * itemsize
         if self.int8 != "off":
             weights -= 7 * self._decoder_weights() * (itemsize - 1)
@@ -207,4 +208,3 @@ class LM:
         if any(frame is None for frame in self.engine.step().values()):
             raise RuntimeError("a song ended while it was measured")
         return (time.perf_counter() - began) * 1000
-

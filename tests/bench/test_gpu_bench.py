@@ -86,9 +86,13 @@ def test_a_bench_that_is_stopped_says_what_it_has_and_cleans_up(
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(30)
 
-    with pytest.raises(SystemExit) as ended, report.watched(), tempfile.TemporaryDirectory(dir=tmp_path):
-        report.emit("device", name="a card")
-        report.measure("frames", stopped, 1)
+    def run() -> None:
+        with report.watched(), tempfile.TemporaryDirectory(dir=tmp_path):
+            report.emit("device", name="a card")
+            report.measure("frames", stopped, 1)
+
+    with pytest.raises(SystemExit) as ended:
+        run()
     assert ended.value.code == 128 + signal.SIGTERM
     text = capsys.readouterr().out
     assert [row["bench"] for row in rows(text)] == ["device", "end"]

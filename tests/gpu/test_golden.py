@@ -127,7 +127,8 @@ def test_seeded_songs_are_those_of_the_cpu(device: str, name: str, golden_checkp
     """Songs of every kind made side by side on the device, in float32, beside each alone on the CPU."""
     checkpoint = golden_checkpoint if name == "golden" else DEMO
     songs = songs_of(checkpoint, 14)
-    engine, made = ready(checkpoint, device, slots=len(songs), way="graphs"), {name: [] for name in songs}
+    engine = ready(checkpoint, device, slots=len(songs), way="graphs")
+    made: dict[str, list[np.ndarray]] = {song_id: [] for song_id in songs}
     for song_id, song in songs.items():
         engine.admit(song_id, song)
     advance(engine, made)
@@ -188,8 +189,12 @@ def test_latents_and_waveform_are_the_references_in_float32(
 
 @pytest.mark.parametrize(
     ("dtype", "tf32", "least"),
-    [("float32", (True, False), 35), ("float32", (True, True), 30), ("bfloat16", (False, False), 32)]
-    + [("float16", (False, False), 40)],
+    [
+        ("float32", (True, False), 35),
+        ("float32", (True, True), 30),
+        ("bfloat16", (False, False), 32),
+        ("float16", (False, False), 40),
+    ],
 )
 def test_the_waveform_stays_close_in_every_precision(
     device: str,
@@ -222,4 +227,4 @@ def test_whole_songs_sound_as_on_the_cpu(device: str, golden_checkpoint: Checkpo
         engine.to_device()
         songs.append(np.concatenate([step.audio for step in engine.decode(codes, seed=3) if step.audio is not None]))
     assert songs[0].shape == songs[1].shape
-    assert np.array_equal(*songs) or snr(songs[0], songs[1]) > 30
+    assert np.array_equal(songs[0], songs[1]) or snr(songs[0], songs[1]) > 30

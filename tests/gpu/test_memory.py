@@ -71,6 +71,16 @@ def full_device(monkeypatch: pytest.MonkeyPatch, device: str, left: int) -> Iter
         torch.cuda.empty_cache()
 
 
+def crowd(engine: NativeEngine, song: Song, made: dict[str, list[np.ndarray]]) -> None:
+    """Admit the song again and again, with some frames between."""
+    for number in range(engine.slots):
+        name = f"song {number}"
+        engine.admit(name, song)
+        made[name] = []
+        if number % 8 == 0:
+            advance(engine, made, 1)
+
+
 def test_songs_go_on_after_the_device_was_full(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Songs are admitted until one finds no memory; those before it are as if nothing had happened."""
     slots, song = 400, Song(prompt=prompt_of(29), max_frames=200, topk=5, seed=1)
@@ -79,12 +89,7 @@ def test_songs_go_on_after_the_device_was_full(device: str, monkeypatch: pytest.
     made: dict[str, list[np.ndarray]] = {}
     with full_device(monkeypatch, device, 96 * MB):
         with pytest.raises(DeviceFull):
-            for number in range(slots):
-                name = f"song {number}"
-                engine.admit(name, song)
-                made[name] = []
-                if number % 8 == 0:
-                    advance(engine, made, 1)
+            crowd(engine, song, made)
         assert made, "not one song fitted"
         for name in list(made)[3:]:  # room for the work of a frame, as the worker makes it
             engine.drop(name)
