@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from tests.bench import gpu
-from tests.bench.__main__ import ROOT
 from tests.bench.gpu_report import Report
+from tests.bench.sides import ROOT
 
 PEAKS = {"peak_allocated_mb", "peak_reserved_mb", "used_mb"}
 FIELDS = {

@@ -30,13 +30,17 @@ def ready(
 
 
 def take(engine: NativeEngine, way: Way) -> None:
-    """Make frames of an engine without songs in another way. Graphs need CUDA: on the CPU they are left out."""
+    """Make frames of an engine without songs in another way.
+
+    Graphs need CUDA: on the CPU they are left out. Kernels on CUDA need heads of a multiple of 8 elements, which the
+    golden checkpoint's depth decoder has not: there it is the loop.
+    """
     engine._frames.release()
-    if way == "loop":
+    lm, on_cuda = engine._checkpoint.lm, engine._device.type == "cuda"
+    if way == "loop" or (on_cuda and (lm.backbone.head_dim % 8 or lm.decoder.head_dim % 8)):
         engine._frames = LoopFrames(engine._model)
     else:
-        graphs = way == "graphs" and engine._device.type == "cuda"
-        engine._frames = BucketFrames(engine._model, GraphRecorder if graphs else None)
+        engine._frames = BucketFrames(engine._model, GraphRecorder if way == "graphs" and on_cuda else None)
 
 
 def prompt_of(length: int) -> Prompt:
