@@ -10,8 +10,8 @@ REFERENCE_VENV := .venv-reference
 RUN := .venv/.installed
 DEV := .venv/.installed-dev
 
-.PHONY: help install run demo test test-reference chaos bench bench-flow bench-gateway bench-pairs cluster browser screenshots check-images lint models train-demo evaluate-demo \
-	example clean unsound
+.PHONY: help install run demo test test-reference chaos bench bench-flow bench-gateway bench-pairs gpu cluster \
+	browser screenshots check-images lint models train-demo evaluate-demo example clean unsound
 
 help:
 	@echo 'make run      install if needed, then start everything: web page, API, workers, NATS, object store'
@@ -22,6 +22,7 @@ help:
 	@echo 'make chaos    songs on a real stack while its parts are killed: MINUTES=5, SEED=random'
 	@echo 'make cluster  the same on three NATS nodes that are killed and cut off, then songs a second by pairs (needs root)'
 	@echo 'make bench    what the engines cost: see docs/performance.md for BENCH, REFERENCE, BENCH_DEVICE and BENCH_INT8'
+	@echo 'make gpu      on a machine with a CUDA card: the tests and the bench that need one, in eight minutes (docs/gpu.md)'
 	@echo 'make bench-flow   what the system itself costs a song, with an engine that costs nothing'
 	@echo 'make bench-gateway   what a POST and a thousand websockets cost the gateway'
 	@echo 'make bench-pairs   is this checkout slower than another anywhere? BASE=<its folder>, CASES=frame-float32-1'
@@ -100,6 +101,11 @@ cluster: $(DEV)
 
 bench: install
 	@$(BIN)/python -m tests.bench $(BENCH) $(if $(REFERENCE),--reference $(REFERENCE)) $(if $(BENCH_INT8),--int8 $(BENCH_INT8))
+
+# With PYTHON=… on the command line that Python is used as it is, and nothing is installed.
+gpu: $(if $(filter command,$(origin PYTHON)),,$(DEV))
+	@$(if $(filter command,$(origin PYTHON)),$(PYTHON),$(BIN)/python) tests/gpu/__main__.py $(if $(PART),--part $(PART)) \
+		$(if $(SECONDS),--seconds $(SECONDS)) $(if $(WHEELS),--wheels $(WHEELS))
 
 bench-flow: $(DEV)
 	@$(BIN)/python -m tests.bench.flow

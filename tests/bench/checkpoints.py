@@ -2,13 +2,15 @@
 
 import json
 import shutil
+import threading
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from services.codec_worker.model import HeartCodec
@@ -19,9 +21,10 @@ from shared.model.checkpoint import FLAVORS, Checkpoint, CodecConfig, Flavor, LM
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "data" / "ckpt"
 TEXT_VOCAB, AUDIO_VOCAB = 128_256, 8_197
-SHARD_BYTES = 2 << 30
+SHARD_BYTES = 1 << 30
 # Copied over and over: drawing billions of numbers would take longer than the measurement. Not a multiple of any width.
 POOL = (1 << 24) - 3
+_NAMES = {torch.bfloat16: "BF16", torch.float32: "F32"}  # of dtypes in a safetensors file
 
 MID = (
     Flavor(num_layers=8, num_heads=8, num_kv_heads=2, embed_dim=1024, intermediate_dim=3072, max_seq_len=8192),
@@ -115,35 +118,83 @@ def _endless(checkpoint: Checkpoint) -> None:
 
 
 def _write(folder: Path, shapes: Iterable[tuple[str, torch.Size]], dtype: torch.dtype) -> None:
+    """Write tensors of these names and shapes in shards. Files are written side by side, without a copy in memory."""
     for path in folder.glob("*.safetensors*"):
         path.unlink()
-    pool = torch.randn(POOL, generator=torch.Generator().manual_seed(0)).to(dtype)
+    shards: list[list[_Entry]] = [[]]
     weight_map: dict[str, str] = {}
-    shard: dict[str, Tensor] = {}
-
-    def flush() -> None:
-        name = f"model-{len(set(weight_map.values())) + 1:05}.safetensors"
-        save_file(shard, folder / name, {"format": "pt"})
-        weight_map.update(dict.fromkeys(shard, name))
-        shard.clear()
-
     for name, shape in shapes:
-        shard[name] = _random(pool, name, shape)
-        if sum(tensor.nbytes for tensor in shard.values()) >= SHARD_BYTES:
-            flush()
-    flush()
+        if sum(entry.nbytes for entry in shards[-1]) >= SHARD_BYTES:
+            shards.append([])
+        shards[-1].append(_Entry(name, shape, shape.numel() * dtype.itemsize))
+        weight_map[name] = f"model-{len(shards):05}.safetensors"
+    values = _Values(dtype)
+    with ThreadPoolExecutor(len(shards)) as pool:
+        for written in [pool.submit(_write_shard, folder / weight_map[s[0].name], s, values) for s in shards]:
+            written.result()
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
 
 
-def _random(pool: Tensor, name: str, shape: torch.Size) -> Tensor:
-    """Random weights that keep activations near 1: matrices and kernels scaled by inputs, norms and magnitudes 1."""
-    if len(shape) < 2 or name.endswith("original0"):
-        return torch.full(shape, 0.25 if shape == (1,) else 0.0 if name.endswith("bias") else 1.0, dtype=pool.dtype)
-    flat = torch.empty(shape.numel(), dtype=pool.dtype)
-    # From a place of its own on: matrices that are alike add up instead of cancelling out.
-    first = zlib.crc32(name.encode()) % len(pool)
-    for start in range(-first, len(flat), len(pool)):
-        part = flat[max(0, start) : start + len(pool)]
-        part.copy_(pool[max(0, -start) :][: len(part)])
-    inputs = shape[1] if name == "audio_head" else shape[1:].numel()
-    return flat.view(shape).mul_(1.0 if "embed" in name else inputs**-0.5)
+@dataclass(frozen=True)
+class _Entry:
+    """A tensor of a shard."""
+
+    name: str
+    shape: torch.Size
+    nbytes: int
+
+
+class _Values:
+    """Random values that keep activations near 1: matrices and kernels scaled by inputs, norms and magnitudes 1."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self._drawn = torch.randn(POOL, generator=torch.Generator().manual_seed(0))
+        self._pools: dict[float, memoryview] = {}  # one for each scale
+        self._lock = threading.Lock()
+
+    def pieces(self, entry: _Entry) -> Iterator[memoryview]:
+        """The bytes of a tensor, in order."""
+        name, shape = entry.name, entry.shape
+        if len(shape) < 2 or name.endswith("original0"):
+            value = 0.25 if shape == (1,) else 0.0 if name.endswith("bias") else 1.0
+            yield _bytes(torch.full(shape, value, dtype=self.dtype))
+            return
+        inputs = shape[1] if name == "audio_head" else shape[1:].numel()
+        pool = self._pool(1.0 if "embed" in name else inputs**-0.5)
+        # From a place of its own on: matrices that are alike add up instead of cancelling out.
+        at, left = zlib.crc32(name.encode()) % POOL * self.dtype.itemsize, entry.nbytes
+        while left:
+            piece = pool[at : at + left]
+            yield piece
+            at, left = 0, left - len(piece)
+
+    def _pool(self, scale: float) -> memoryview:
+        with self._lock:
+            if scale not in self._pools:
+                self._pools[scale] = _bytes((self._drawn * scale).to(self.dtype))
+            return self._pools[scale]
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    return tensor.reshape(-1).view(torch.uint8).numpy().data
+
+
+def _write_shard(path: Path, entries: list[_Entry], values: _Values) -> None:
+    """Write a safetensors file: the header's length as 8 bytes, the header as JSON, the tensors' bytes."""
+    header, end = {}, 0
+    for entry in entries:
+        header[entry.name] = {
+            "dtype": _NAMES[values.dtype],
+            "shape": list(entry.shape),
+            "data_offsets": [end, end + entry.nbytes],
+        }
+        end += entry.nbytes
+    text = json.dumps(header).encode()
+    with path.open("wb", buffering=0) as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for entry in entries:
+            for piece in values.pieces(entry):
+                written = 0
+                while written < len(piece):  # the system may take less at once
+                    written += file.write(piece[written:])

@@ -41,7 +41,6 @@ class Card:
             self.ledger,
             nothing,
             in_engine=nothing,
-            compiled=False,
             memory=nothing,
             state=nothing,
             metrics=nothing,
