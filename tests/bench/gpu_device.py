@@ -47,6 +47,11 @@ class Device:
         free, total = torch.cuda.mem_get_info(self.name)
         return total - free
 
+    def release(self) -> None:
+        """Give memory that torch keeps in reserve back to the driver."""
+        if self.cuda:
+            torch.cuda.empty_cache()
+
     def forget_peaks(self) -> None:
         """Begin the measurement that `peaks` ends."""
         if self.cuda:

@@ -31,6 +31,7 @@ ENGINES = {
     "safetensors": "safetensors",
     "tokenizers": "tokenizers",
     "msgspec": "msgspec",
+    "prometheus_client": "prometheus-client",
     "pytest": "pytest",
 }
 SYSTEM = {
@@ -44,7 +45,6 @@ SYSTEM = {
     "cryptography": "cryptography",
     "soundfile": "soundfile",
     "mutagen": "mutagen",
-    "prometheus_client": "prometheus-client",
     "pynvml": "nvidia-ml-py",
     "urllib3": "urllib3",
     "certifi": "certifi",
