@@ -10,6 +10,7 @@ from services.tokenizer_worker.cuda_graph import GraphRecorder
 from services.tokenizer_worker.engines.base import Song
 from services.tokenizer_worker.engines.frames import BucketFrames, LoopFrames
 from services.tokenizer_worker.engines.native import NativeEngine
+from services.tokenizer_worker.model.frame import unsuitable
 from shared.model.checkpoint import Checkpoint
 from shared.model.prompt import Prompt
 
@@ -36,8 +37,8 @@ def take(engine: NativeEngine, way: Way) -> None:
     golden checkpoint's depth decoder has not: there it is the loop.
     """
     engine._frames.release()
-    lm, on_cuda = engine._checkpoint.lm, engine._device.type == "cuda"
-    if way == "loop" or (on_cuda and (lm.backbone.head_dim % 8 or lm.decoder.head_dim % 8)):
+    on_cuda = engine._device.type == "cuda"
+    if way == "loop" or (on_cuda and unsuitable(engine._checkpoint.lm)):
         engine._frames = LoopFrames(engine._model)
     else:
         engine._frames = BucketFrames(engine._model, GraphRecorder if way == "graphs" and on_cuda else None)

@@ -15,10 +15,10 @@ from services.tokenizer_worker.engines.native import NativeEngine
 from services.tokenizer_worker.model import kernels
 from tests.bench import launches
 from tests.unit.fake_cuda import FakeCuda, fake_cuda
-from tests.unit.native_engines import TINY, one_thread, prompt_of  # noqa: F401
+from tests.unit.native_engines import DEMO, TINY, one_thread, prompt_of  # noqa: F401
 from tests.unit.test_native_engine_batch import songs
 
-SONG = Song(prompt=prompt_of(TINY), max_frames=50, seed=1)
+SONG = Song(prompt=prompt_of(DEMO), max_frames=50, seed=1)
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +49,7 @@ def cuda(engine: NativeEngine) -> FakeCuda:
 
 
 def loaded(dtype: str = "bfloat16", slots: int = 4, int8: tuple[str, ...] = ()) -> NativeEngine:
-    engine = NativeEngine(TINY, "cuda:0", dtype, slots, int8=int8)
+    engine = NativeEngine(DEMO, "cuda:0", dtype, slots, int8=int8)
     engine.load()
     return engine
 
@@ -146,6 +146,12 @@ def test_without_a_compiler_frames_are_made_one_song_at_a_time(
         assert set(engine.step()) == set(songs())
         assert cuda.counts.matching("heartmula") == 0
         engine.to_host()
+
+
+def test_heads_that_the_kernels_cannot_take_are_attended_to_in_plain_pytorch(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        (note,) = NativeEngine(TINY, "cuda:0", "bfloat16").notes
+    assert "heads of 16 and 12 are not multiples of 8" in note
 
 
 def test_attention_of_a_prefill_is_memory_efficient(engine: NativeEngine, cuda: FakeCuda) -> None:

@@ -1,9 +1,13 @@
 """Memory that songs take and return. Resident memory is printed (`pytest -s`), not asserted."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from services.tokenizer_worker.engines.base import Song
 from services.tokenizer_worker.engines.native import NativeEngine
@@ -73,3 +77,27 @@ def test_a_song_takes_what_it_was_said_to_take(cfg_scale: float, dtype: str) -> 
             engine.step()
         engine.drop("song")
         assert live_tensors()[1] == before
+
+
+class Largest(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes the largest result of an operation, views and changed arguments aside."""
+
+    nbytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor) and not func.is_view and not func._schema.is_mutable:
+            self.nbytes = max(self.nbytes, result.nbytes)
+        return result
+
+
+@torch.inference_mode()
+def test_a_long_prompt_takes_no_more_memory_on_the_way_than_one_layer_of_it() -> None:
+    """The unconditional row's keys are rotated layer by layer; of all layers at once they would be twice the cache."""
+    model = ready(DEMO, "bfloat16")._model
+    positions = 1500
+    cache = model.backbone_cache(1, positions)
+    with Largest() as largest:  # type: ignore[no-untyped-call]
+        model.backbone.repeat(model.unconditional[None], cache, positions)
+    one_layer = 2 * cache.keys[0].nbytes  # in float32
+    assert largest.nbytes <= one_layer < cache.keys.nbytes

@@ -15,6 +15,7 @@ from services.tokenizer_worker.engines.frames import BucketFrames, FrameMaker, L
 from services.tokenizer_worker.engines.parked import ParkedCaches
 from services.tokenizer_worker.engines.prefill import last_input, prefill, rows_of
 from services.tokenizer_worker.model import HeartMuLa, KVCache, load_weights
+from services.tokenizer_worker.model.frame import unsuitable
 from services.tokenizer_worker.model.kernels.compiler import missing_compiler
 from shared.device.host_memory import spare_bytes
 from shared.errors import PhaseError, SongError
@@ -238,11 +239,11 @@ class NativeEngine:
         # takes longer than the prefill.
         torch.backends.cuda.enable_cudnn_sdp(False)
         torch.backends.cuda.enable_flash_sdp(False)
-        missing = missing_compiler()
-        if missing is None:
+        obstacle = missing_compiler() or unsuitable(self._checkpoint.lm)
+        if obstacle is None:
             self._frames = BucketFrames(self._model, GraphRecorder)
         else:
-            self.notes.append(f"frames are made without this project's kernels, several times slower: {missing}")
+            self.notes.append(f"frames are made without this project's kernels, several times slower: {obstacle}")
             log.warning("%s", self.notes[-1])
 
     def _ready(self) -> HeartMuLa:

@@ -16,6 +16,7 @@ from services.tokenizer_worker.model.heartmula import HeartMuLa
 from services.tokenizer_worker.model.kernels.noise import COUNTER_STEP
 from services.tokenizer_worker.model.kernels.row_table import Field
 from services.tokenizer_worker.model.llama import NORM_EPS, Block, KVCache, Llama
+from shared.model.checkpoint import LMConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +87,14 @@ class Places:
 def _depth_rows(cache: KVCache, positions: Sequence[int]) -> Tensor:
     """Row table of a pass that feeds all rows of the depth decoder at each of the positions."""
     return kernels.row_table([(cache, row, at + 1) for at in positions for row in range(cache.keys.shape[1])])
+
+
+def unsuitable(config: LMConfig) -> str | None:
+    """Why the kernels cannot serve a model of these dimensions; None where they can, as the official ones."""
+    heads = (config.backbone.head_dim, config.decoder.head_dim)
+    if any(width % kernels.HEAD_MULTIPLE for width in heads):
+        return f"the checkpoint's heads of {heads[0]} and {heads[1]} are not multiples of {kernels.HEAD_MULTIPLE}"
+    return None
 
 
 def make_frame(model: HeartMuLa, places: Places) -> None:

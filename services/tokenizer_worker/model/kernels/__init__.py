@@ -14,11 +14,12 @@ from services.tokenizer_worker.model.kernels.noise import noise
 from services.tokenizer_worker.model.kernels.norm import add_norm, norm
 from services.tokenizer_worker.model.kernels.operators import launches
 from services.tokenizer_worker.model.kernels.rope_kv import rope_kv
-from services.tokenizer_worker.model.kernels.row_table import row_table
+from services.tokenizer_worker.model.kernels.row_table import HEAD_MULTIPLE, row_table
 from services.tokenizer_worker.model.kernels.sampling import sample
 from services.tokenizer_worker.model.kernels.swiglu import silu_mul
 
 __all__ = [
+    "HEAD_MULTIPLE",
     "add_norm",
     "attend",
     "int8_product",

@@ -9,6 +9,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+HEAD_MULTIPLE = 8
+"""A head's width has to be a multiple of it: so vectors in a cache begin at multiples of 16 bytes."""
+
 
 class Field(IntEnum):
     """Lines of a row table, int64 ``[len(Field), rows]``."""

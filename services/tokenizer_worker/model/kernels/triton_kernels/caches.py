@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from services.tokenizer_worker.model.kernels.row_table import Field
+from services.tokenizer_worker.model.kernels.row_table import HEAD_MULTIPLE, Field
 
 _KEYS = tl.constexpr(Field.KEYS.value)
 _VALUES = tl.constexpr(Field.VALUES.value)
@@ -32,8 +32,8 @@ def tile_columns(width: int, table: Tensor, rows: int) -> int:
     Raises ValueError where vectors would not begin at multiples of 16 bytes, or where a table is not one of so many
     rows, in whose place the kernels would read other memory as addresses.
     """
-    if width % 8:
-        raise ValueError(f"a head dimension has to be a multiple of 8: {width}")
+    if width % HEAD_MULTIPLE:
+        raise ValueError(f"a head dimension has to be a multiple of {HEAD_MULTIPLE}: {width}")
     if table.shape != (len(Field), rows) or not table.is_contiguous():
         raise ValueError(f"{rows} rows need a contiguous table of as many, not {tuple(table.shape)}")
     columns: int = triton.next_power_of_2(max(16, width))
