@@ -132,6 +132,7 @@ class Batch:
             self._engine.admit(batched.job_id, batched.song, before)
             self._songs.append(batched)
         except DeviceFull as error:
+            self._engine.drop(batched.job_id)  # what had been allocated for it goes back
             turn.remove(batched.cache_label)
             if self._songs:  # not now; when the batch is smaller
                 self.limit = len(self._songs)

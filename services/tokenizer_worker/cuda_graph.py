@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from shared.model.weights import memory_ran_out
+from shared.model.weights import TRITON_ERROR, memory_ran_out
 
 log = logging.getLogger(__name__)
 
@@ -20,6 +20,7 @@ Recorder = Callable[[Work], Work]
 
 # cudaErrorStreamCapture…: the work does something that a graph cannot hold. The device is as it was.
 _CAPTURE_ERRORS = range(900, 909)
+_PATIENCE = 50  # frames until a recording is tried again for which there was no memory
 
 
 class GraphRecorder:
@@ -50,8 +51,10 @@ def _state_restored(pool: "tuple[int, int]") -> Iterator[None]:
         yield
     except Exception:
         torch.cuda.set_stream(stream)
+        device = torch.cuda.current_device()
         with contextlib.suppress(RuntimeError):  # where the capture has done it
-            torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
+            torch._C._cuda_endAllocateToPool(device, pool)
+            torch._C._cuda_releasePool(device, pool)  # the reference of the capture that did not end
         raise
 
 
@@ -64,12 +67,16 @@ class Recording:
     def __init__(self, work: Work, recorder: Recorder | None) -> None:
         self._work, self._recorder = work, recorder
         self._ran = False  # as it is: that allocates, and compiles kernels
+        self._wait = 0  # frames
         self._play: Work | None = None
 
     def run(self) -> None:
         """Run the work once. Raises what it raises; running it again is allowed then."""
         if self._play is None and self._recorder is not None and Recording.possible and self._ran:
-            self._play = self._record(self._recorder)
+            if self._wait == 0:
+                self._play = self._record(self._recorder)
+            else:
+                self._wait -= 1
         (self._play or self._work)()
         self._ran = True
 
@@ -78,10 +85,14 @@ class Recording:
         try:
             play = recorder(self._work)
         except RuntimeError as error:
-            if memory_ran_out(error) or not _only_not_recordable(error):
+            causes = list(_causes(error))  # the end of a capture fails as well, and hides why
+            if any(memory_ran_out(cause) for cause in causes):
+                self._wait = _PATIENCE  # the work itself may fit
+                return None
+            if not all(map(_only_not_recordable, causes)):
                 raise
             Recording.possible = False
-            log.warning("frames cannot be recorded as a CUDA graph, and will be slower: %s", error)
+            log.warning("frames cannot be recorded as a CUDA graph, and will be slower: %s", causes[-1])
             return None
         level = logging.DEBUG if Recording.announced else logging.INFO
         Recording.announced = True
@@ -89,8 +100,15 @@ class Recording:
         return play
 
 
-def _only_not_recordable(error: RuntimeError) -> bool:
+def _causes(error: BaseException | None) -> Iterator[Exception]:
+    """An error and those during whose handling it was raised, the first one last."""
+    while isinstance(error, Exception):
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _only_not_recordable(error: Exception) -> bool:
     """Whether the device is sound, and the work is only nothing that can be recorded."""
     if isinstance(error, torch.AcceleratorError):
         return getattr(error, "error_code", None) in _CAPTURE_ERRORS
-    return True  # as torch's own refusals
+    return TRITON_ERROR not in str(error) or "captur" in str(error)

@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 
 ALIGNMENT = 256  # bytes, as CUDA aligns its allocations
 _CUDA_OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
+TRITON_ERROR = "Triton Error [CUDA]"
+"""What the text of an error begins with that Triton's launcher raises, a plain RuntimeError."""
 
 
 @dataclass(frozen=True)
@@ -111,8 +113,8 @@ class Weights:
             self._page_lock(moving)
         with device_memory():
             block = moving.to(self._device, non_blocking=True, copy=True)
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+            if self._device.type == "cuda":
+                torch.cuda.synchronize(self._device)
         for place in self._moving:
             place.point_to(block)
         self._on_device = block
@@ -174,7 +176,9 @@ def device_memory() -> Iterator[None]:
         _clear_frames(error)
         if memory_ran_out(error):
             raise DeviceFull(f"the device's memory is full: {error}") from None
-        if isinstance(error, torch.AcceleratorError):  # from then on every call fails; it may be an earlier one's error
+        if isinstance(error, torch.AcceleratorError) or TRITON_ERROR in str(
+            error
+        ):  # from then on every call fails; it may be an earlier one's error
             raise DeviceBroken(f"the device is broken for this process: {error}") from error
         raise
 
@@ -183,8 +187,9 @@ def memory_ran_out(error: Exception) -> bool:
     """Whether an error of torch says that the device's memory does not suffice."""
     if isinstance(error, torch.AcceleratorError):
         return getattr(error, "error_code", None) == _CUDA_OUT_OF_MEMORY
-    # cuBLAS and cuDNN have errors of their own, which torch passes on as text.
-    return isinstance(error, torch.OutOfMemoryError) or "STATUS_ALLOC_FAILED" in str(error)
+    # cuBLAS, cuDNN and Triton have errors of their own, which reach Python as text.
+    said = ("STATUS_ALLOC_FAILED", f"{TRITON_ERROR}: out of memory")
+    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in said)
 
 
 def _clear_frames(error: BaseException | None) -> None:

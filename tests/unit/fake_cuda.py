@@ -293,6 +293,7 @@ def fake_cuda(launches_of: LaunchesOf = _unknown) -> Iterator[FakeCuda]:
     stand_ins: dict[str, Any] = {
         "set_device": lambda *_: None,
         "current_device": lambda: 0,
+        "get_device_capability": lambda *_: (9, 0),
         "device": lambda *_: nullcontext(),
         "synchronize": lambda *_: cuda.wait("torch.cuda.synchronize"),
         "empty_cache": cuda._empty_cache,

@@ -154,6 +154,17 @@ def test_heads_that_the_kernels_cannot_take_are_attended_to_in_plain_pytorch(cap
     assert "heads of 16 and 12 are not multiples of 8" in note
 
 
+def test_a_card_for_which_triton_does_not_compile_is_used_without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = loaded()
+    with fake_cuda(kernels.launches):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (6, 1))
+        for _ in range(2):
+            engine.to_device()
+            engine.to_host()
+    (note,) = engine.notes
+    assert "older" in note
+
+
 def test_attention_of_a_prefill_is_memory_efficient(engine: NativeEngine, cuda: FakeCuda) -> None:
     engine.admit("a", replace(SONG), np.zeros((8, 9), np.int16))
     attention = {name for name in cuda.counts.launches if name.startswith("attention::")}

@@ -24,6 +24,8 @@ from shared.model.weights import Weights, device_memory
 
 log = logging.getLogger(__name__)
 
+# Compute capability from which on Triton compiles kernels: Turing's.
+_LEAST_CAPABILITY = (7, 5)
 # Looked up in host memory, a prompt at a time; on a device they would be a tenth of the weights.
 _HOST_ONLY = ("text_embeddings",)
 
@@ -32,7 +34,7 @@ _HOST_ONLY = ("text_embeddings",)
 class PendingFrame:
     """A frame of every song in the batch that the device was asked for and the host has not received."""
 
-    states: list[SongState]
+    states: list[SongState | None]  # None for a song that has been dropped since
     codes: Tensor  # int64 [songs, codebooks], on the host
     copied: torch.cuda.Event | None  # None: the codes are on the host already
 
@@ -115,7 +117,10 @@ class NativeEngine:
         Raises `PhaseError` before `load`, and `DeviceFull` with the weights still on the host.
         """
         if self._device.type == "cuda":
-            torch.cuda.set_device(self._device)  # of this thread, for events and graphs
+            torch.cuda.set_device(self._device)  # of this thread, for events, graphs and kernels
+            # Not asked before, because it opens a context on the device.
+            if torch.cuda.get_device_capability(self._device) < _LEAST_CAPABILITY:
+                self._without_kernels("the card is older than those for which Triton compiles")
         self._weights.to_device()
 
     def to_host(self) -> None:
@@ -180,7 +185,7 @@ class NativeEngine:
         if len(self._pending) > self._ahead or (self._pending and not going):
             pending = self._pending.popleft()
             for state, codes in zip(pending.states, pending.receive(), strict=True):
-                if state in names:  # it has not been dropped meanwhile
+                if state is not None:
                     state.received += 1
                     frames[names[state]] = None if (codes >= self._checkpoint.gen.audio_eos_id).any() else codes
         for name, frame in frames.items():
@@ -189,11 +194,15 @@ class NativeEngine:
         return frames
 
     def drop(self, song_id: str) -> None:
-        """Drop a song, whether the weights are on the device or not."""
-        if self._songs.pop(song_id, None) is not None:
+        """Drop a song, whether the weights are on the device or not; also one whose admission failed."""
+        dropped = self._songs.pop(song_id, None)
+        if dropped is not None:
             self._frames.part()
-            if self._device.type == "cuda":
-                torch.cuda.empty_cache()
+            for pending in self._pending:  # a frame of it may still be made, which must not keep its cache
+                pending.states = [None if state is dropped else state for state in pending.states]
+        if self._device.type == "cuda":
+            dropped = None
+            torch.cuda.empty_cache()
 
     def _going(self) -> list[SongState]:
         """Songs of which the device has more frames to make."""
@@ -216,17 +225,16 @@ class NativeEngine:
         """Start the next frame of these songs on the device. After an error they are as they were before."""
         if set(self._frames.songs) != set(going):
             self._frames.gather(going)
-        made, states = self._frames.make(), list(self._frames.songs)
-        copied = None
-        if self._device.type == "cuda":
-            codes = torch.empty(made.shape, dtype=torch.int64, pin_memory=True)
-            codes.copy_(made, non_blocking=True)
-            copied = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # waiting takes no processor
+        songs, on_cuda = self._frames.songs, self._device.type == "cuda"
+        shape = (len(songs), self._checkpoint.lm.num_codebooks)
+        # Whatever may fail comes before the frame: once that has been started, the songs are a frame further.
+        codes = torch.empty(shape, dtype=torch.int64, pin_memory=on_cuda)
+        copied = torch.cuda.Event(blocking=True) if on_cuda else None  # type: ignore[no-untyped-call]  # waits asleep
+        codes.copy_(self._frames.make(), non_blocking=on_cuda)
+        if copied is not None:
             copied.record()
-        else:
-            codes = made.clone()
-        self._pending.append(PendingFrame(states=states, codes=codes, copied=copied))
-        for state in states:
+        self._pending.append(PendingFrame(states=list(songs), codes=codes, copied=copied))
+        for state in songs:
             state.launched += 1
 
     def _choose_kernels(self) -> None:
@@ -240,10 +248,15 @@ class NativeEngine:
         torch.backends.cuda.enable_cudnn_sdp(False)
         torch.backends.cuda.enable_flash_sdp(False)
         obstacle = missing_compiler() or unsuitable(self._checkpoint.lm)
-        if obstacle is None:
-            self._frames = BucketFrames(self._model, GraphRecorder)
-        else:
-            self.notes.append(f"frames are made without this project's kernels, several times slower: {obstacle}")
+        self._frames = BucketFrames(self._model, GraphRecorder)
+        if obstacle is not None:
+            self._without_kernels(obstacle)
+
+    def _without_kernels(self, why: str) -> None:
+        """Make frames in plain PyTorch from now on. There are no songs yet."""
+        if isinstance(self._frames, BucketFrames):
+            self._frames = LoopFrames(self._model)
+            self.notes.append(f"frames are made without this project's kernels, several times slower: {why}")
             log.warning("%s", self.notes[-1])
 
     def _ready(self) -> HeartMuLa:

@@ -137,12 +137,12 @@ class ParkedCaches:
         room = len(self._free)
         if room < count:
             room += self._spare() // self._chunk_bytes
+        if room + sum(len(parked.chunks) for parked in self._parked.values()) < count:
+            return None
         while room < count and self._parked:
             oldest = next(iter(self._parked))
             room += len(self._parked[oldest].chunks)
             self.drop(oldest)
-        if room < count:
-            return None
         while len(self._free) < count:
             chunk = self._new_chunk()
             if chunk is None:
