@@ -5,6 +5,7 @@ alone imports torch; only the workers may import it.
 """
 
 import logging
+import sys
 import traceback
 import weakref
 from collections.abc import Callable, Collection, Iterator
@@ -126,8 +127,7 @@ class Weights:
             for place in self._moving:
                 place.point_to(self._host)
         self._on_device = None
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
+        free_unused(self._device)
 
     def _page_lock(self, block: Tensor) -> None:
         """Page-lock the block, once.
@@ -181,6 +181,17 @@ def device_memory() -> Iterator[None]:
         ):  # from then on every call fails; it may be an earlier one's error
             raise DeviceBroken(f"the device is broken for this process: {error}") from error
         raise
+
+
+def free_unused(device: torch.device) -> None:
+    """Give device memory that this process keeps, though no tensor uses it, back to the driver.
+
+    Raises `DeviceBroken`; not while one is handled already, as in a ``finally``: that device takes no more requests,
+    and the first error is the one that says why.
+    """
+    if device.type == "cuda" and not isinstance(sys.exception(), DeviceBroken):
+        with device_memory():
+            torch.cuda.empty_cache()
 
 
 def memory_ran_out(error: Exception) -> bool:

@@ -11,7 +11,7 @@ from services.codec_worker.model import HeartCodec
 from services.codec_worker.model.flow_matching import GUIDANCE, STEPS
 from shared.errors import ConfigError, DeviceFull, PhaseError
 from shared.model.checkpoint import Checkpoint
-from shared.model.weights import device_memory
+from shared.model.weights import device_memory, free_unused
 
 
 class HeartlibCodec:
@@ -82,8 +82,7 @@ class HeartlibCodec:
         self._on_device = False
         if self._model is not None:
             self._model.to("cpu")
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
+        free_unused(self._device)
 
     def decode(self, codes: np.ndarray, *, seed: int) -> DecodeSteps:
         """Decode the whole song in one step. Raises `PhaseError` or `DeviceFull`."""
@@ -91,15 +90,14 @@ class HeartlibCodec:
             raise PhaseError("the codec is not on the device")
         devices = [self._device] if self._device.type == "cuda" else []
         try:
-            with torch.random.fork_rng(devices=devices):
+            with device_memory(), torch.random.fork_rng(devices=devices):
                 torch.manual_seed(seed)
-                with device_memory():
-                    waveform = self._model.detokenize(torch.from_numpy(codes.astype(np.int64)), **self._options)
-            yield DecodeStep(1, 1, np.ascontiguousarray(waveform.float().cpu().numpy().T))
+                waveform = self._model.detokenize(torch.from_numpy(codes.astype(np.int64)), **self._options)
+                audio = np.ascontiguousarray(waveform.float().cpu().numpy().T)
         finally:
             waveform = None
-            if self._device.type == "cuda":
-                torch.cuda.empty_cache()
+            free_unused(self._device)
+        yield DecodeStep(1, 1, audio)
 
     def advance(self, state: DecodeState, codes: np.ndarray, *, ended: bool) -> DecodeSteps:
         """Decode the song once it has ended: the reference decodes whole songs only."""

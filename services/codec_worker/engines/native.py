@@ -21,7 +21,7 @@ from services.codec_worker.model.flow_matching import GUIDANCE, STEPS
 from services.codec_worker.model.windows import WINDOW
 from shared.errors import DeviceFull, PhaseError
 from shared.model.checkpoint import Checkpoint
-from shared.model.weights import Weights, device_memory
+from shared.model.weights import Weights, device_memory, free_unused
 
 STRETCH = 62  # latents that the waveform decoder takes at once: a twelfth of a window
 
@@ -130,8 +130,7 @@ class NativeCodec:
             with device_memory():
                 yield from steps
         finally:
-            if self._device.type == "cuda":
-                torch.cuda.empty_cache()
+            free_unused(self._device)
 
     def _decode(self, plan: WindowPlan, codes: np.ndarray, state: DecodeState, schedule: Schedule) -> DecodeSteps:
         stretches = {index: range(0, plan.needed(index), STRETCH) for index in range(state.window, plan.count)}

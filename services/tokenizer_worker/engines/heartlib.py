@@ -14,7 +14,7 @@ from services.tokenizer_worker.engines.base import Song, check_frames
 from services.tokenizer_worker.model import HeartMuLa, counter
 from shared.errors import ConfigError, DeviceFull, PhaseError, SongError
 from shared.model.checkpoint import Checkpoint, Flavor
-from shared.model.weights import device_memory
+from shared.model.weights import device_memory, free_unused
 
 
 @dataclass(kw_only=True)
@@ -114,8 +114,7 @@ class HeartlibEngine:
         if self._model is not None:
             self._free_caches()
             self._model.to("cpu")
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
+        free_unused(self._device)
 
     @torch.inference_mode()
     def admit(self, song_id: str, song: Song, frames: np.ndarray | None = None) -> None:
@@ -176,8 +175,7 @@ class HeartlibEngine:
         """Forget a song; the caches go with it."""
         if self._songs.pop(song_id, None) is not None:
             self._free_caches()
-            if self._device.type == "cuda":
-                torch.cuda.empty_cache()
+            free_unused(self._device)
 
     def park(self, song_id: str, frames: np.ndarray) -> None:
         """Forget a song: the reference's caches are for the longest song, too large to be kept."""

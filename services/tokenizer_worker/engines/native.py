@@ -20,7 +20,7 @@ from services.tokenizer_worker.model.kernels.compiler import missing_compiler
 from shared.device.host_memory import spare_bytes
 from shared.errors import PhaseError, SongError
 from shared.model.checkpoint import Checkpoint
-from shared.model.weights import Weights, device_memory
+from shared.model.weights import Weights, device_memory, free_unused
 
 log = logging.getLogger(__name__)
 
@@ -200,9 +200,8 @@ class NativeEngine:
             self._frames.part()
             for pending in self._pending:  # a frame of it may still be made, which must not keep its cache
                 pending.states = [None if state is dropped else state for state in pending.states]
-        if self._device.type == "cuda":
-            dropped = None
-            torch.cuda.empty_cache()
+        dropped = None  # it holds the cache
+        free_unused(self._device)
 
     def _going(self) -> list[SongState]:
         """Songs of which the device has more frames to make."""
