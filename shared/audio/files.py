@@ -1,6 +1,7 @@
 """Audio files: written block by block, checked before every encoder, tagged at the end, and read back."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -8,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import soundfile
+from mutagen import MutagenError
 from mutagen.flac import FLAC
 from mutagen.id3 import ID3, TCON, TIT2, TSSE, TXXX, USLT
 from mutagen.mp3 import MP3
@@ -48,10 +50,20 @@ class SongTags:
         return cls(title=request.title, tags=request.tags, lyrics=request.lyrics, seed=request.seed)
 
 
+@contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
+    """Raise `OSError` for what libsndfile and mutagen make of a full disk; what is written here is never malformed."""
+    try:
+        yield
+    except (soundfile.LibsndfileError, MutagenError, AssertionError) as error:  # soundfile asserts that all was written
+        raise OSError(f"audio could not be written to {path.parent}: {error}") from None
+
+
 class AudioWriter:
     """Writes one stereo file: 16-bit FLAC or WAV, or MP3 or Ogg Vorbis at a variable bit rate.
 
-    Use as a context manager; leaving it without an error finishes the file and tags it.
+    Use as a context manager; leaving it without an error finishes the file and tags it. A full disk is an `OSError`,
+    from the opening to the tags.
     """
 
     def __init__(self, path: Path, audio_format: AudioFormat, sample_rate: int, tags: SongTags) -> None:
@@ -59,7 +71,10 @@ class AudioWriter:
         self._path, self._format, self._tags = path, audio_format, tags
         self._block = sample_rate  # a second: encoders were seen to crash on whole songs
         level = 1 - _VORBIS_QUALITY if audio_format == "ogg" else None  # libsndfile counts the other way round
-        self._file = soundfile.SoundFile(path, "w", sample_rate, 2, encoding, format=container, compression_level=level)
+        with _disk_errors(path):
+            self._file = soundfile.SoundFile(
+                path, "w", sample_rate, 2, encoding, format=container, compression_level=level
+            )
 
     def write(self, audio: np.ndarray) -> None:
         """Append float32 or int16 ``[samples, 2]``; int16 is written to 16-bit files as it is.
@@ -77,11 +92,9 @@ class AudioWriter:
                     "the codec produced audio that is not finite; try another seed, or HEARTMULA_MODEL_DTYPE"
                 )
             audio = np.clip(audio, -1, 1)
-        for start in range(0, len(audio), self._block):
-            try:
+        with _disk_errors(self._path):
+            for start in range(0, len(audio), self._block):
                 self._file.write(audio[start : start + self._block])
-            except (soundfile.LibsndfileError, AssertionError) as error:  # it asserts that all was written
-                raise OSError(f"audio could not be written to {self._path.parent}: {error}") from None
 
     def __enter__(self) -> "AudioWriter":
         return self
@@ -89,9 +102,10 @@ class AudioWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
-        if kind is None:
-            self._write_tags()
+        with _disk_errors(self._path):
+            self._file.close()
+            if kind is None:
+                self._write_tags()
 
     def _write_tags(self) -> None:
         tags = self._tags

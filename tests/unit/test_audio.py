@@ -1,5 +1,8 @@
 """Audio files: readable, of the right length, tagged, and never made from audio that would crash an encoder."""
 
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import get_args
 
@@ -77,6 +80,33 @@ def test_audio_that_is_not_finite_fails_the_song(tmp_path: Path, bad: float) -> 
     audio[5, 1] = bad
     with pytest.raises(SongError, match="not finite"), AudioWriter(tmp_path / "song.mp3", "mp3", RATE, TAGS) as writer:
         writer.write(audio)
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """Stand in for a full disk: no file of this process gets longer than `size` bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("audio_format", FORMATS)
+def test_a_full_disk_is_never_the_songs_fault(tmp_path: Path, audio_format: AudioFormat) -> None:
+    path, audio = tmp_path / f"song.{audio_format}", tone(2)
+    tags = SongTags(title=None, tags="pop", lyrics="la " * 3000, seed=1)  # longer than any padding for them
+    with AudioWriter(path, audio_format, RATE, tags) as writer:
+        writer.write(audio)
+    whole = path.stat().st_size
+    for size in (0, 100, whole // 4, whole - 8500, whole - 1):  # opened, written to, tagged
+        with (
+            files_of_at_most(size),
+            pytest.raises(OSError, match=r"could not be written|File too large"),
+            AudioWriter(path, audio_format, RATE, tags) as writer,
+        ):
+            writer.write(audio)
 
 
 @pytest.mark.parametrize("audio_format", FORMATS)
