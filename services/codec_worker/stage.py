@@ -153,19 +153,19 @@ class DecodeStage:
         context.check()
         context.check_pause()
         job, request = context.job, context.job.request
-        context.turn.place_work("decode", self._engine.work_bytes)
-        context.publish_from_engine(
-            Stage(
-                job_id=job.job_id,
-                status="decoding",
-                progress=GENERATING_SHARE,
-                stage="decoding",
-                phase=context.turn.phase,
-                memory_used=worker.memory_used(),
-            )
-        )
         with encoding(path, request.format, self._engine.sample_rate, SongTags.of(request)) as encoder:
+            context.turn.place_work("decode", self._engine.work_bytes)
             try:
+                context.publish_from_engine(
+                    Stage(
+                        job_id=job.job_id,
+                        status="decoding",
+                        progress=GENERATING_SHARE,
+                        stage="decoding",
+                        phase=context.turn.phase,
+                        memory_used=worker.memory_used(),
+                    )
+                )
                 self._run_steps(context, worker, codes, encoder)
             finally:
                 context.turn.remove("decode")
