@@ -70,8 +70,9 @@ browser:
 
 # Three at once, because tests mostly wait. Without passive waiting torch's idle threads
 # take half of the processors' time.
+# Tests start hundreds of processes: without bytecode on the disk each would compile its packages anew.
 test: lint browser
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --numprocesses 3 --dist loadfile $(PYTEST_ARGS)
+	OMP_WAIT_POLICY=passive PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses 3 --dist loadfile $(PYTEST_ARGS)
 
 # heartlib pins older versions, which this project does not follow, and imports what it does not use here.
 $(REFERENCE_VENV)/.installed: pyproject.toml
