@@ -35,10 +35,11 @@ class Resident:
 class DeviceLedger:
     """One process's account on a device. Methods may be called from any thread; they take microseconds."""
 
-    def __init__(self, folder: Path, owner: str, capacity: int, share: int | None = None) -> None:
+    def __init__(self, folder: Path, owner: str, capacity: int, share: int | None = None, way: str = "") -> None:
         """`folder` is shared by all processes that use the device; `capacity` in bytes.
 
-        `share` is what this process may book in all; None: whatever is free.
+        `share` is what this process may book in all; None: whatever is free. `way` says how it uses the device, for
+        the other processes to compare with theirs.
         """
         self._folder, self.owner, self.capacity = folder, owner, capacity
         self._share = capacity if share is None else share
@@ -46,6 +47,8 @@ class DeviceLedger:
         self._mine: dict[str, int] = {}
         self._path = folder / f"{owner}.account"
         with self._exclusive():  # before it is locked, a reader would take it for that of a dead process
+            if way:
+                _way(self._path).write_text(way)
             self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             fcntl.flock(self._fd, fcntl.LOCK_EX)
             os.pwrite(self._fd, b"{}", 0)
@@ -87,11 +90,23 @@ class DeviceLedger:
         with self._exclusive():
             return self._read()
 
+    def ways(self) -> dict[str, str]:
+        """The owners of all other open accounts, with what each says of its way; empty where it says nothing."""
+        with self._exclusive():
+            return {path.stem: _way(path).read_text() if _way(path).exists() else "" for path in self._others()}
+
+    def deleted(self) -> bool:
+        """Whether this account's file was deleted or moved, so that no other process sees the account."""
+        try:
+            return not os.path.samestat(self._path.stat(), os.fstat(self._fd))
+        except FileNotFoundError:
+            return True
+
     def close(self) -> None:
         """Close the account."""
         self.clear()
         with self._exclusive():
-            self._path.unlink(missing_ok=True)
+            _delete(self._path)
         os.close(self._fd)
 
     @contextmanager
@@ -105,6 +120,14 @@ class DeviceLedger:
 
     def _read(self) -> list[Resident]:
         found = [Resident(self.owner, label, nbytes) for label, nbytes in self._mine.items()]
+        for path in self._others():
+            booked = json.loads(path.read_bytes() or b"{}")
+            found += [Resident(path.stem, label, nbytes) for label, nbytes in booked.items()]
+        return found
+
+    def _others(self) -> list[Path]:
+        """The accounts of the other processes that live. Those of dead ones are deleted."""
+        found = []
         for path in self._folder.glob("*.account"):
             if path == self._path:
                 continue
@@ -115,10 +138,9 @@ class DeviceLedger:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:  # its process lives
-                booked = json.loads(path.read_bytes() or b"{}")
-                found += [Resident(path.stem, label, nbytes) for label, nbytes in booked.items()]
+                found.append(path)
             else:
-                path.unlink(missing_ok=True)
+                _delete(path)
             finally:
                 os.close(fd)
         return found
@@ -139,6 +161,16 @@ class DeviceLedger:
         line = {"time": time.time(), "pid": os.getpid(), "owner": self.owner, "move": move, "label": label}
         with journal.open("a") as file:
             file.write(json.dumps(line | {"bytes": nbytes}) + "\n")
+
+
+def _way(account: Path) -> Path:
+    """The file beside an account that says how its owner uses the device."""
+    return account.with_suffix(".way")
+
+
+def _delete(account: Path) -> None:
+    account.unlink(missing_ok=True)
+    _way(account).unlink(missing_ok=True)
 
 
 def _mb(nbytes: int) -> str:

@@ -4,9 +4,12 @@ Both workers of a device compute the plan by themselves and must find the same: 
 checkpoint's dimensions and the device's capacity, and from nothing that is measured. docs/performance.md has a table.
 """
 
+import hashlib
 import logging
 from dataclasses import dataclass, replace
 from typing import Any
+
+import msgspec
 
 from shared.device.info import Device, Hardware, choose_device
 from shared.errors import ConfigError
@@ -23,6 +26,7 @@ MOST_KEPT_BACK = 2**30  # bytes
 PROMPT = 300  # positions of the prompt of the songs that are counted with
 FRAMES = (750, 1500, 2250)  # of songs of one, two and three minutes
 RESIDENT_SONGS = 4  # guided songs of two minutes beside which both models stay
+TURNS = "models take turns on it"  # what a worker says of its way to use a device; others say nothing or more
 BATCH, CPU_BATCH = 16, 8  # songs at once, where memory allows and HEARTMULA_BATCH is not set
 
 
@@ -36,6 +40,17 @@ class Placement:
     stays: bool  # the model stays on the device between turns, and so does the other worker's
     share: int  # bytes that this worker's weights, caches and decodes may take in all
     plan: MemoryPlan | None = None
+
+    @property
+    def way(self) -> str:
+        """The way to use the device, for people and for comparison: all workers on a device need the same one.
+
+        Where models stay, each relies on what the plan leaves to it; where they take turns, on being alone.
+        """
+        if not self.stays:
+            return TURNS
+        plan = "" if self.plan is None else hashlib.sha256(msgspec.json.encode(self.plan)).hexdigest()[:8]
+        return f"models stay on it, plan {plan or 'of the settings'}"
 
     @property
     def overhead(self) -> int:

@@ -2,13 +2,13 @@
 
 from collections.abc import Awaitable, Callable
 
-from shared.device.agreement import Agreement
 from shared.device.info import figures
 from shared.device.lease import HeldLease
 from shared.device.ledger import DeviceLedger
-from shared.device.memory_plan import Placement
+from shared.device.memory_plan import TURNS, Placement, share
 from shared.device.offload_phases import PLANS, Phase, Turn
 from shared.schema.job import Job
+from shared.schema.worker import Role
 from shared.worker.metrics import WorkerMetrics, timed
 from shared.worker.outcome import DeviceMemory
 from shared.worker.phase_memory import PhaseMemoryLog
@@ -18,6 +18,20 @@ from shared.worker.state import WorkerState
 _ALIKE = 64  # two amounts of memory are alike when they differ by less than this part of the device
 _MOST_SONGS = 1000  # whose attempts are counted
 _WORKERS = tuple(f"{role}." for role in PLANS)
+_OTHER: dict[Role, Role] = {"tokenizer": "codec", "codec": "tokenizer"}
+_SETTINGS = ", ".join(  # on which the plan for a device depends
+    f"HEARTMULA_{name}"
+    for name in (
+        "SEQUENTIAL_OFFLOAD",
+        "HYBRID_MODE",
+        "ENGINE",
+        "MODEL_PATH",
+        "MODEL_VERSION",
+        "MODEL_DTYPE",
+        "INT8",
+        "CPU_DEVICE_MB",
+    )
+)
 
 
 class ModelResidency:
@@ -28,14 +42,13 @@ class ModelResidency:
         stage: JobStage,
         placement: Placement,
         ledger: DeviceLedger,
-        agreement: Agreement,
         *,
         in_engine: Callable[[Callable[[], None]], Awaitable[None]],
         memory: PhaseMemoryLog,
         state: WorkerState,
         metrics: WorkerMetrics,
     ) -> None:
-        self._stage, self._placement, self._ledger, self._agreement = stage, placement, ledger, agreement
+        self._stage, self._placement, self._ledger = stage, placement, ledger
         self._in_engine = in_engine
         self._memory, self._state, self._metrics = memory, state, metrics
         self._resident = False
@@ -43,14 +56,17 @@ class ModelResidency:
 
     def obstacle(self) -> str | None:
         """Why the device must not be used, for people; None when nothing is in the way."""
-        if not self._agreement.broken():
-            return None
-        ways = ("models stay on the device", "models take turns on it")
-        mine, other = ways if self._placement.stays else ways[::-1]
-        return (
-            f"for the {self._stage.spec.role} worker {mine}, for another worker on it {other}: start all with the same "
-            "settings (HEARTMULA_SEQUENTIAL_OFFLOAD, HEARTMULA_MODEL_PATH, HEARTMULA_MODEL_DTYPE, HEARTMULA_INT8)"
-        )
+        if self._ledger.deleted():
+            return "the files of the device in HEARTMULA_DATA_DIR were deleted: restart all workers on the device"
+        mine = self._placement.way
+        for owner, said in self._ledger.ways().items():
+            way = said or TURNS  # as workers did before they said so
+            if way != mine and owner.startswith(_WORKERS):
+                return (
+                    f"this worker cannot share the device (for it {mine}) with {owner} (for that one {way}): start "
+                    f"both in the same version and with the same settings ({_SETTINGS})"
+                )
+        return None
 
     def turn(self, held: HeldLease) -> Turn:
         """Begin a new turn of the stage's role, under a lease."""
@@ -119,16 +135,24 @@ class ModelResidency:
     def _taken(self) -> int:
         """Bytes that others use of this worker's share.
 
-        Where models stay, the other role's never leaves, and is not in the share; nor are contexts and work memory.
+        Where models stay, what the plan gives the other role is not in the share, and never becomes free; nor are
+        contexts and work memory. A worker that uses more, or one too many, is waited for.
         """
         placement, residents = self._placement, self._ledger.residents()
         mine = sum(resident.nbytes for resident in residents if resident.owner == self._ledger.owner)
         booked = sum(resident.nbytes for resident in residents)
-        peers = sum(
-            resident.nbytes
-            for resident in residents
-            if resident.owner != self._ledger.owner and not (placement.stays and resident.owner.startswith(_WORKERS))
-        )
+        others = [resident for resident in residents if resident.owner != self._ledger.owner]
+        workers = sum(resident.nbytes for resident in others if resident.owner.startswith(_WORKERS))
+        peers = sum(resident.nbytes for resident in others) - min(workers, self._reserved_for_the_other())
         used = figures(placement.device, self._ledger).memory_used
         ours = placement.overhead + max(0, placement.device.reserved() - mine)  # and what our allocator holds
         return peers + max(0, used - booked - ours)
+
+    def _reserved_for_the_other(self) -> int:
+        """Bytes of the device that are the other role's where models stay."""
+        placement = self._placement
+        if not placement.stays:
+            return 0
+        if placement.plan is None:  # not known: what it uses, it keeps
+            return placement.device.capacity
+        return share(placement.plan, _OTHER[self._stage.spec.role])

@@ -17,7 +17,6 @@ from nats.aio.msg import Msg
 
 from shared import tracing
 from shared.aio import end
-from shared.device.agreement import Agreement
 from shared.device.info import figures
 from shared.device.lease import Lease
 from shared.device.ledger import DeviceLedger
@@ -62,8 +61,8 @@ class WorkerProcess:
         self._settings, self._stage, self._placement = settings, stage, placement
         self._instance = f"{host_name()[:24]}-{os.getpid()}-{secrets.token_hex(3)}"
         folder = settings.data_dir / "device" / device.gpu_id
-        self._agreement = Agreement(folder, placement.stays)
-        self._ledger = DeviceLedger(folder, f"{role}.{self._instance}", device.capacity, placement.share)
+        account = f"{role}.{self._instance}"
+        self._ledger = DeviceLedger(folder, account, device.capacity, placement.share, placement.way)
         self._lease = Lease(
             settings, gpu=device.gpu_id, role=role, instance=self._instance, exclusive=not placement.stays
         )
@@ -136,7 +135,6 @@ class WorkerProcess:
             stage,
             self._placement,
             self._ledger,
-            self._agreement,
             in_engine=worker.in_engine,
             memory=memory,
             state=state,
@@ -215,4 +213,3 @@ class WorkerProcess:
         self._executor.shutdown()
         self._store.close()
         self._ledger.close()
-        self._agreement.close()

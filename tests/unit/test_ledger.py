@@ -14,7 +14,7 @@ OTHER = """
 import sys, time
 from pathlib import Path
 from shared.device.ledger import DeviceLedger
-ledger = DeviceLedger(Path(sys.argv[1]), "codec.other", 100)
+ledger = DeviceLedger(Path(sys.argv[1]), "codec.other", 100, way="its way")
 ledger.place("heartcodec", 60)
 print("placed", flush=True)
 sys.stdin.read()
@@ -75,3 +75,29 @@ def test_a_process_books_no_more_than_its_share(tmp_path: Path) -> None:
     ledger.remove("weights")
     ledger.place("other", 45)
     ledger.close()
+
+
+def test_processes_see_each_others_ways_for_as_long_as_they_live(tmp_path: Path) -> None:
+    mine = DeviceLedger(tmp_path, "tokenizer.me", 100, way="my way")
+    silent = DeviceLedger(tmp_path, "game.1", 100)
+    with subprocess.Popen(
+        [sys.executable, "-c", OTHER, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        assert mine.ways() == {"codec.other": "its way", "game.1": ""}
+        assert silent.ways() == {"codec.other": "its way", "tokenizer.me": "my way"}
+        other.kill()
+    assert mine.ways() == {"game.1": ""}, "a killed process still counts"
+    mine.close()
+    silent.close()
+    assert not [path for path in tmp_path.iterdir() if path.suffix in (".account", ".way")]
+
+
+def test_an_account_knows_when_its_file_is_gone(tmp_path: Path) -> None:
+    ledger = DeviceLedger(tmp_path / "card", "tokenizer.me", 100)
+    assert not ledger.deleted()
+    (tmp_path / "card").rename(tmp_path / "moved")
+    assert ledger.deleted()
+    DeviceLedger(tmp_path / "card", "tokenizer.me", 100)  # another process begins anew
+    assert ledger.deleted()

@@ -1,10 +1,13 @@
 """Memory that others use of a device, told from a worker's own, and counted while nothing changes."""
 
+import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
 from services.tokenizer_worker.stage import SPEC
@@ -31,15 +34,15 @@ class Card:
         device = Device("cuda", "cuda:0", "card", "card", CAPACITY, True, None, lambda: self.reserved)
         plan = plan_memory(Settings(sequential_offload=not stays), device, TrivialSizes())
         self.placement = Placement(device, "bfloat16", 8, stays, share(plan, "tokenizer"), plan)
-        self.ledger = DeviceLedger(folder, "tokenizer.me", CAPACITY)
-        self.other = DeviceLedger(folder, "codec.other", CAPACITY)
+        self.way = self.placement.way
+        self.ledger = DeviceLedger(folder, "tokenizer.me", CAPACITY, way=self.way)
+        self.other = DeviceLedger(folder, "codec.other", CAPACITY, way=self.way)
         stage = SimpleNamespace(spec=SPEC, weight_bytes=40 * MB, song_bytes=lambda job: MB)
         nothing: Any = None
         self.residency = ModelResidency(
             stage,
             self.placement,
             self.ledger,
-            nothing,
             in_engine=nothing,
             memory=nothing,
             state=nothing,
@@ -78,6 +81,60 @@ def test_a_model_that_stays_is_not_waited_for_and_one_that_takes_turns_is(
         game.place("textures", 50 * MB)
         card.used += 50 * MB
         assert card.taken() == taken + 50 * MB
+
+
+def test_a_model_that_stays_is_waited_for_where_it_takes_more_than_its_share(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = Card(tmp_path, monkeypatch, stays=True)
+    assert card.placement.plan is not None
+    its_share = share(card.placement.plan, "codec")
+    card.other.place("heartcodec", its_share)
+    assert card.taken() == 0
+    card.other.place("songs", 70 * MB)
+    assert card.taken() == 70 * MB
+    DeviceLedger(tmp_path, "tokenizer.second", CAPACITY).place("heartmula", 40 * MB)
+    assert card.taken() == 110 * MB
+
+
+@pytest.mark.parametrize("stays", [False, True])
+def test_workers_share_a_device_only_in_one_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stays: bool) -> None:
+    card = Card(tmp_path, monkeypatch, stays=stays)
+    DeviceLedger(tmp_path, "game.1", CAPACITY)
+    assert card.residency.obstacle() is None
+    other = DeviceLedger(tmp_path, "codec.unlike", CAPACITY, way=replace(card.placement, stays=not stays).way)
+    said = card.residency.obstacle() or ""
+    assert said.startswith(f"this worker cannot share the device (for it {card.way}) with codec.unlike (for that one ")
+    for name in ("ENGINE", "HYBRID_MODE", "MODEL_VERSION", "CPU_DEVICE_MB", "INT8"):
+        assert f"HEARTMULA_{name}" in said
+    other.close()
+    assert card.residency.obstacle() is None
+
+
+def test_a_model_does_not_stay_beside_a_worker_with_another_plan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = Card(tmp_path, monkeypatch, stays=True)
+    assert card.placement.plan is not None
+    plan = msgspec.structs.replace(card.placement.plan, codec_work=1)
+    DeviceLedger(tmp_path, "codec.unlike", CAPACITY, way=replace(card.placement, plan=plan).way)
+    assert "codec.unlike" in (card.residency.obstacle() or "")
+
+
+@pytest.mark.parametrize("stays", [False, True])
+def test_a_worker_of_an_older_version_takes_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stays: bool) -> None:
+    """It has an account, and says nothing of its way."""
+    card = Card(tmp_path, monkeypatch, stays=stays)
+    DeviceLedger(tmp_path, "codec.older", CAPACITY)
+    assert (card.residency.obstacle() is not None) is stays
+
+
+def test_a_worker_whose_account_was_deleted_has_to_be_restarted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = Card(tmp_path / "card", monkeypatch, stays=True)
+    shutil.rmtree(tmp_path / "card")
+    assert "restart all workers" in (card.residency.obstacle() or "")
 
 
 def test_attempts_are_counted_while_as_much_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
