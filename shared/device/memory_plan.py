@@ -42,6 +42,11 @@ class Placement:
     plan: MemoryPlan | None = None
 
     @property
+    def exclusive(self) -> bool:
+        """Whether only one role at a time computes: where models take turns, and on a CPU, whose cores each uses all."""
+        return not self.stays or self.device.kind == "cpu"
+
+    @property
     def way(self) -> str:
         """The way to use the device, for people and for comparison: all workers on a device need the same one.
 

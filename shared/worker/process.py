@@ -64,7 +64,7 @@ class WorkerProcess:
         account = f"{role}.{self._instance}"
         self._ledger = DeviceLedger(folder, account, device.capacity, placement.share, placement.way)
         self._lease = Lease(
-            settings, gpu=device.gpu_id, role=role, instance=self._instance, exclusive=not placement.stays
+            settings, gpu=device.gpu_id, role=role, instance=self._instance, exclusive=placement.exclusive
         )
         self._store = ObjectStore(settings)
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="engine")

@@ -32,8 +32,11 @@ async def test_both_models_stay_where_memory_allows_and_else_take_turns(
         assert plans[0] is not None
         assert plans[0] == plans[1]
         assert (plans[0].resident, plans[0].capacity) == (stay, mb * 2**20)
+        device = (await workers(flow))[0].gpu.id
         for _ in range(2):
             assert (await flow.ended(await flow.submit(1))).status == "completed"
+        locks = [path.name for path in (settings.data_dir / "device").glob("*.lock")]
+        assert locks == [f"{device}.lock"], "on a CPU the roles compute one after the other, whatever stays"
         journal = flow.journal()
         moves = sorted((move["move"], move["label"]) for move in journal if str(move["label"]).startswith("heart"))
         if stay:

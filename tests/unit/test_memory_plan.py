@@ -180,6 +180,13 @@ def test_one_model_alone_on_a_device_and_the_reference_are_as_the_settings_say(c
         assert found.dtype == ("float32" if "engine" in changes else "bfloat16")
 
 
+def test_roles_compute_at_once_only_on_a_gpu_on_which_both_models_stay() -> None:
+    on_cpu = placed(Settings(device="cpu"), "codec")
+    assert (on_cpu.stays, on_cpu.exclusive) == (True, True)
+    on_gpu = replace(on_cpu, device=card(23.6))
+    assert (on_gpu.exclusive, replace(on_gpu, stays=False).exclusive) == (False, True)
+
+
 def rows(size: int) -> list[str]:
     """The rows of the documentation's table for a card."""
 
