@@ -43,7 +43,7 @@ class Placement:
 
     @property
     def exclusive(self) -> bool:
-        """Whether only one role at a time computes: where models take turns, and on a CPU, whose cores each uses all."""
+        """Whether only one role at a time computes: where models take turns, and on a CPU, for each uses all cores."""
         return not self.stays or self.device.kind == "cpu"
 
     @property

@@ -129,7 +129,7 @@ class JobRunner:
         if outcome.breaks_device and isinstance(error, DeviceBroken):
             self._worker.draining.begin(error)
         if outcome.problem:
-            self._state.report(outcome.problem)
+            self._state.report(outcome.problem, outcome.delay)
         if outcome.ends_turn:
             self.turn_error = error
         if outcome.doubts_store:

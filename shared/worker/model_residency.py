@@ -16,6 +16,7 @@ from shared.worker.stage import JobStage
 from shared.worker.state import WorkerState
 
 _ALIKE = 64  # two amounts of memory are alike when they differ by less than this part of the device
+_MISCOUNT = 10  # less than this part of the device may be ours, miscounted, where it seems to be others'
 _MOST_SONGS = 1000  # whose attempts are counted
 _WORKERS = tuple(f"{role}." for role in PLANS)
 _OTHER: dict[Role, Role] = {"tokenizer": "codec", "codec": "tokenizer"}
@@ -112,6 +113,11 @@ class ModelResidency:
             self._resident = False
             self._ledger.clear()
 
+    def begin(self, job: Job) -> None:
+        """Publish that songs can be worked on: one begins. A song that did not fit has to prove it first."""
+        if job.job_id not in self._waits:
+            self._state.report(None)
+
     def memory_for(self, job: Job) -> DeviceMemory:
         """Memory of the device that a song needs, and that others use, when it did not fit."""
         taken = self._taken()
@@ -125,12 +131,15 @@ class ModelResidency:
             needed=self._stage.weight_bytes + self._stage.song_bytes(job),
             share=self._placement.share,
             taken=taken,
+            miscount=self._placement.device.capacity // _MISCOUNT,
             waits=waits,
+            stays=self._placement.stays,
         )
 
     def forget(self, job_id: str) -> None:
         """Count no further how often a song did not fit: it did, or left for another reason."""
-        self._waits.pop(job_id, None)
+        if self._waits.pop(job_id, None) is not None:
+            self._state.report(None)
 
     def _taken(self) -> int:
         """Bytes that others use of this worker's share.

@@ -21,13 +21,17 @@ from shared.worker.signals import JobStopped, Paused
 
 MAX_FAILURES = 3  # errors that a song may raise before it fails
 
-MOST_WAITS = 30  # attempts at which a song finds as little memory as before; then it has waited for half an hour
-_LONGEST_DELAY = 60.0  # seconds between two of them
+MOST_WAITS = 30  # attempts at which a song misses the same few bytes; then it has waited for half an hour
+_DELAYS = (2.0, 4.0, 8.0, 16.0, 32.0, 60.0)  # seconds before the next of them; the last one again and again
 
-_ADVICE = (
-    "a shorter song (max_duration_ms), cfg_scale 1, HEARTMULA_INT8=all or a smaller HEARTMULA_MODEL_DTYPE needs less, "
-    "HEARTMULA_SEQUENTIAL_OFFLOAD=true leaves more"
-)
+_ADVICE: dict[Role, str] = {
+    "tokenizer": (
+        "a shorter song (max_duration_ms), cfg_scale 1, HEARTMULA_INT8=all or a smaller HEARTMULA_MODEL_DTYPE "
+        "needs less"
+    ),
+    "codec": "a smaller HEARTMULA_MODEL_DTYPE needs less",  # whatever the song: it is decoded window by window
+}
+_ADVICE_WHERE_MODELS_STAY = ", HEARTMULA_SEQUENTIAL_OFFLOAD=true leaves more"
 
 
 class Settlement(Enum):
@@ -63,7 +67,9 @@ class DeviceMemory:
     needed: int  # by the weights and the song
     share: int  # what this worker may ever use: without contexts, work memory, and the model of a worker that stays
     taken: int  # of that, what others use now, and may stop to use
+    miscount: int  # less than this may be ours, miscounted
     waits: int  # attempts at the song before this one that found as much taken
+    stays: bool  # this worker's model stays on the device, and the other one's
 
 
 _GIVEN_BACK = Outcome(settlement=Settlement.GIVE_BACK, result="handed_back", reason="")
@@ -88,7 +94,7 @@ def classify(error: Exception, *, role: Role, failures: int, memory: DeviceMemor
             return replace(_GIVEN_BACK, reason=reason, delay=2, ends_turn=True, doubts_store=away)
         case DeviceFull():
             assert memory is not None
-            return _does_not_fit(reason, failures, memory)
+            return _does_not_fit(reason, role, failures, memory)
         case OSError():  # a full disk, for which the song is not to blame
             return replace(
                 _GIVEN_BACK, reason=reason, delay=5, ends_turn=True, problem=f"this worker cannot write: {reason}"
@@ -103,23 +109,23 @@ def classify(error: Exception, *, role: Role, failures: int, memory: DeviceMemor
             return _counted(f"the {role} worker failed: {reason or 'its log says how'}", failures)
 
 
-def _does_not_fit(reason: str, failures: int, memory: DeviceMemory) -> Outcome:
+def _does_not_fit(reason: str, role: Role, failures: int, memory: DeviceMemory) -> Outcome:
     """Outcome for a song that does not fit: memory that others use becomes free again, missing memory never does.
 
-    What others use may be ours, miscounted; so a song does not wait for ever while nothing changes.
+    A little of what others use may be ours, miscounted; so a song does not wait for ever while that does not change.
     """
-    advised = f"{reason}; {_ADVICE}"
+    advised = f"{reason}; {_ADVICE[role]}{_ADVICE_WHERE_MODELS_STAY if memory.stays else ''}"
     if memory.needed > memory.share:
         return Outcome(settlement=Settlement.FAIL, result="failed", reason=advised)
     if memory.needed <= memory.share - memory.taken:
         return _counted(advised, failures)
-    if memory.waits >= MOST_WAITS:
+    if memory.waits >= MOST_WAITS and memory.taken < memory.miscount:
         held = f"others have held {memory.taken / 2**20:.0f} MB of the device through {MOST_WAITS} attempts"
         return Outcome(settlement=Settlement.FAIL, result="failed", reason=f"{advised}; {held}: end them")
     return replace(
         _GIVEN_BACK,
         reason=reason,
-        delay=min(2.0 ** (1 + memory.waits), _LONGEST_DELAY),
+        delay=_DELAYS[min(memory.waits, len(_DELAYS) - 1)],
         ends_turn=True,
         problem=f"waiting for memory on the device: {reason}",
     )

@@ -25,7 +25,7 @@ class WorkerState:
         self.since = time.time()  # when the present activity began
         self._waiting = False
         self._problem: str | None = None
-        self._reported_at = 0.0  # monotonic
+        self._problem_ends = 0.0  # monotonic
         self._progress = 0
         self._loading_since: float | None = None  # monotonic
 
@@ -54,9 +54,12 @@ class WorkerState:
 
     # --- problems
 
-    def report(self, problem: str | None) -> None:
-        """Publish why no song can be worked on, or with None that the problem is over."""
-        self._reported_at = time.monotonic()
+    def report(self, problem: str | None, again_in: float = 0.0) -> None:
+        """Publish why no song can be worked on, or with None that the problem is over.
+
+        `again_in` is the number of seconds after which the problem is met again, if it lasts.
+        """
+        self._problem_ends = time.monotonic() + again_in + _PROBLEM_SECONDS
         if problem != self._problem:
             self._problem = problem
             self.changed.set()
@@ -66,7 +69,7 @@ class WorkerState:
     @property
     def problem(self) -> str | None:
         """Why no song can be worked on, for users; None when none is known or it was not reported for a while."""
-        return self._problem if time.monotonic() - self._reported_at < _PROBLEM_SECONDS else None
+        return self._problem if time.monotonic() < self._problem_ends else None
 
     # --- progress
 

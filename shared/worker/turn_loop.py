@@ -119,7 +119,7 @@ class TurnLoop:
                 self._publish_loading(first)
                 await self._residency.load(turn)
                 await self._residency.enter(turn, plan.work)
-                self._state.report(None)
+                self._residency.begin(first.job)
             except BaseException:
                 await self._settlement.give_back(first, delay=1)
                 await first.close()

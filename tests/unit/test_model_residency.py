@@ -20,6 +20,7 @@ from shared.schema.request import GenerateRequest
 from shared.settings import Settings
 from shared.worker import model_residency
 from shared.worker.model_residency import ModelResidency
+from shared.worker.state import WorkerState
 
 MB = 2**20
 CAPACITY = 2**34
@@ -38,6 +39,7 @@ class Card:
         self.ledger = DeviceLedger(folder, "tokenizer.me", CAPACITY, way=self.way)
         self.other = DeviceLedger(folder, "codec.other", CAPACITY, way=self.way)
         stage = SimpleNamespace(spec=SPEC, weight_bytes=40 * MB, song_bytes=lambda job: MB)
+        self.state = WorkerState()
         nothing: Any = None
         self.residency = ModelResidency(
             stage,
@@ -45,7 +47,7 @@ class Card:
             self.ledger,
             in_engine=nothing,
             memory=nothing,
-            state=nothing,
+            state=self.state,
             metrics=nothing,
         )
         monkeypatch.setattr(model_residency, "figures", lambda *_: SimpleNamespace(memory_used=self.used))
@@ -153,3 +155,33 @@ def test_attempts_are_counted_while_as_much_is_taken(tmp_path: Path, monkeypatch
     assert waits(foreign // 2) == 1
     card.residency.forget("a")
     assert waits(foreign // 2) == 0
+
+
+def test_what_may_be_a_miscount_is_a_part_of_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for stays in (False, True):
+        found = Card(tmp_path / str(stays), monkeypatch, stays=stays).residency.memory_for(JOB)
+        assert (found.miscount, found.stays) == (CAPACITY // 10, stays)
+
+
+def test_a_problem_is_published_until_the_song_that_met_it_was_made_or_another_one_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = Card(tmp_path, monkeypatch, stays=False)
+    residency, state = card.residency, card.state
+
+    def problem() -> str | None:
+        return state.problem
+
+    state.report("no codec worker")
+    residency.begin(JOB)
+    assert problem() is None
+    for ends in ("made", "another begins"):
+        residency.memory_for(JOB)
+        state.report("waiting for memory")
+        residency.begin(JOB)
+        assert problem() == "waiting for memory", "it was tried again, and may fail again"
+        if ends == "made":
+            residency.forget(JOB.job_id)
+        else:
+            residency.begin(msgspec.structs.replace(JOB, job_id="b"))
+        assert problem() is None

@@ -27,15 +27,13 @@ from shared.errors import (
     Unreadable,
     WrongSequence,
 )
+from shared.schema.worker import Role
 from shared.worker.outcome import MAX_FAILURES, MOST_WAITS, DeviceMemory, Outcome, Settlement, classify
 from shared.worker.signals import JobStopped, Paused, Signal
 
 MB = 2**20
-MEMORY = DeviceMemory(needed=50 * MB, share=60 * MB, taken=0, waits=0)
-ADVICE = (
-    "; a shorter song (max_duration_ms), cfg_scale 1, HEARTMULA_INT8=all or a smaller HEARTMULA_MODEL_DTYPE needs "
-    "less, HEARTMULA_SEQUENTIAL_OFFLOAD=true leaves more"
-)
+MEMORY = DeviceMemory(needed=50 * MB, share=60 * MB, taken=0, miscount=20 * MB, waits=0, stays=False)
+ADVICE = "; a smaller HEARTMULA_MODEL_DTYPE needs less"
 
 
 def stopped(reason: str) -> Outcome:
@@ -151,6 +149,24 @@ def test_a_song_waits_longer_each_time_and_not_for_ever_while_as_much_is_taken()
     assert outcomes[-1] == failed(
         f"x{ADVICE}; others have held 11 MB of the device through {MOST_WAITS} attempts: end them"
     )
+
+
+def test_a_song_waits_without_end_for_memory_that_can_only_be_others() -> None:
+    memory = replace(MEMORY, taken=20 * MB)
+    for waits in (MOST_WAITS, 100_000):
+        outcome = classify(DeviceFull("x"), role="codec", failures=0, memory=replace(memory, waits=waits))
+        assert (outcome.settlement, outcome.delay) == (Settlement.GIVE_BACK, 60)
+
+
+@pytest.mark.parametrize("role", ["tokenizer", "codec"])
+@pytest.mark.parametrize("stays", [False, True])
+def test_what_is_advised_helps(role: Role, stays: bool) -> None:
+    memory = replace(MEMORY, needed=MEMORY.share + 1, stays=stays)
+    advice = classify(DeviceFull("x"), role=role, failures=0, memory=memory).reason
+    assert "HEARTMULA_MODEL_DTYPE" in advice
+    assert ("HEARTMULA_SEQUENTIAL_OFFLOAD=true leaves more" in advice) is stays, "they take turns already"
+    for change in ("shorter song", "cfg_scale", "HEARTMULA_INT8"):
+        assert (change in advice) is (role == "tokenizer"), "the codec needs as much for every song"
 
 
 @pytest.mark.parametrize("taken", [0, 30 * MB])
