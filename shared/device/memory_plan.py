@@ -199,18 +199,19 @@ def _overhead(plan: MemoryPlan) -> list[str]:
     return [f"CUDA {_size(plan.contexts)}", f"kept back {_size(plan.kept_back)}"] if plan.contexts else []
 
 
-# Changes of settings that need less memory; the second kind is proposed where none of the first would do.
-_ADVICE: tuple[dict[str, dict[str, Any]], ...] = (
-    {
-        "HEARTMULA_SEQUENTIAL_OFFLOAD=auto": {"sequential_offload": None},
-        "HEARTMULA_INT8=all": {"int8": "all"},
-        "HEARTMULA_MODEL_DTYPE=bfloat16": {"model_dtype": "bfloat16"},
-    },
-    {
-        "HEARTMULA_SEQUENTIAL_OFFLOAD=auto and HEARTMULA_INT8=all": {"sequential_offload": None, "int8": "all"},
-        "HEARTMULA_MODEL_DTYPE=bfloat16 and HEARTMULA_INT8=all": {"model_dtype": "bfloat16", "int8": "all"},
-    },
-)
+def _less_memory(device: Device) -> tuple[dict[str, dict[str, Any]], ...]:
+    """Changes of settings that need less memory; the second kind is for where none of the first would do."""
+    offload: dict[str, Any] = {"sequential_offload": None}
+    int8: dict[str, Any] = {"int8": "all"}
+    half = "bfloat16" if device.fast_bf16 or device.kind == "cpu" else "float16"
+    dtype: dict[str, Any] = {"model_dtype": half}
+    dtype_name = f"HEARTMULA_MODEL_DTYPE={half}"
+    one = {"HEARTMULA_SEQUENTIAL_OFFLOAD=auto": offload, "HEARTMULA_INT8=all": int8, dtype_name: dtype}
+    two = {
+        "HEARTMULA_SEQUENTIAL_OFFLOAD=auto and HEARTMULA_INT8=all": offload | int8,
+        f"{dtype_name} and HEARTMULA_INT8=all": dtype | int8,
+    }
+    return one, two
 
 
 def _refusal(settings: Settings, device: Device, sizes: Sizes) -> str:
@@ -226,12 +227,12 @@ def _refusal(settings: Settings, device: Device, sizes: Sizes) -> str:
     else:
         what, parts = "the language model", [_language_model(plan), *songs]
     needs = ", ".join([*parts, *_overhead(plan)])
-    for changes in _ADVICE:
-        if ways := [way for way, change in changes.items() if _choices(replace(settings, **change), device, sizes)]:
-            advice = f"set {' or '.join(ways)}"
-            break
-    else:
-        advice = "only a device with more memory will do"
+    ways: list[str] = []
+    for changes in _less_memory(device):
+        ways = ways or [way for way, change in changes.items() if _choices(replace(settings, **change), device, sizes)]
+    if device.kind == "cuda" and _codec_fits(plan) and not (resident and ways):
+        ways.append("HEARTMULA_HYBRID_MODE=true, with which only the codec uses this device")
+    advice = f"set {' or '.join(ways)}" if ways else "only a device with more memory will do"
     return f"{device.name} has {_size(device.capacity)}, too little for {what} ({needs}): {advice}"
 
 

@@ -90,7 +90,8 @@ def test_eight_gigabytes_are_refused_with_the_setting_that_helps() -> None:
         said = refused(CARDS[8], sequential_offload=offload)
         assert said == (
             "the card has 7.8 GiB, too little for the language model (language model 6.6 GiB (bfloat16) and 0.1 GiB to "
-            "work, a guided song of one minute 0.2 GiB, CUDA 1.2 GiB, kept back 0.4 GiB): set HEARTMULA_INT8=all"
+            "work, a guided song of one minute 0.2 GiB, CUDA 1.2 GiB, kept back 0.4 GiB): set HEARTMULA_INT8=all or "
+            "HEARTMULA_HYBRID_MODE=true, with which only the codec uses this device"
         )
     assert planned(CARDS[8], int8="all").songs[0] > 1
 
@@ -102,7 +103,7 @@ def test_eight_gigabytes_are_refused_with_the_setting_that_helps() -> None:
         (7.8, {"sequential_offload": False}, "both models at once", "_OFFLOAD=auto and HEARTMULA_INT8=all"),
         (11.7, {"model_dtype": "float32"}, "the language model", "HEARTMULA_MODEL_DTYPE=bfloat16"),
         (7.8, {"model_dtype": "float32"}, "the language model", "HEARTMULA_MODEL_DTYPE=bfloat16 and HEARTMULA_INT8"),
-        (5.4, {"int8": "all"}, "the language model", "only a device with more memory"),
+        (5.4, {"int8": "all"}, "the language model", "set HEARTMULA_HYBRID_MODE=true, with which only the codec"),
         (3.9, {}, "the language model", "only a device with more memory"),
     ],
 )
@@ -112,6 +113,25 @@ def test_what_does_not_fit_is_refused_with_what_to_change(
     said = refused(gib, **settings)
     assert f"too little for {what} (" in said
     assert advice in said
+
+
+def test_only_a_card_before_ampere_is_advised_to_use_float16() -> None:
+    for gib, advice in ((11.7, "or HEARTMULA_MODEL_DTYPE=float16 or"), (7.8, "HEARTMULA_MODEL_DTYPE=float16 and")):
+        with pytest.raises(ConfigError, match=advice):
+            plan_memory(Settings(model_dtype="float32"), card(gib, fast_bf16=False), OFFICIAL)
+    with pytest.raises(ConfigError, match="HEARTMULA_MODEL_DTYPE=bfloat16"):
+        plan_memory(Settings(), replace(card(9, fast_bf16=False), kind="cpu"), OFFICIAL)
+
+
+def test_what_keeps_only_the_codec_on_a_card_is_advised_where_the_codec_fits() -> None:
+    """For a codec on a card of its own too: its worker counts with both models otherwise."""
+    hybrid = "HEARTMULA_HYBRID_MODE=true"
+    assert hybrid in refused(7.8)
+    assert hybrid not in refused(11.7, sequential_offload=False), "both models can use the card, in turns"
+    assert hybrid not in refused(3.9), "it does not hold the codec"
+    with pytest.raises(ConfigError, match="too little for the language model") as caught:
+        plan_memory(Settings(int8="all"), replace(card(5), kind="cpu"), OFFICIAL)
+    assert hybrid not in str(caught.value), "the language model would be on the same machine"
 
 
 def test_a_codec_that_does_not_fit_is_named() -> None:
