@@ -57,9 +57,11 @@ class WorkerState:
     def report(self, problem: str | None, again_in: float = 0.0) -> None:
         """Publish why no song can be worked on, or with None that the problem is over.
 
-        `again_in` is the number of seconds after which the problem is met again, if it lasts.
+        `again_in` is the number of seconds after which the problem is met again, if it lasts. Where the same one is
+        reported twice, the later end counts.
         """
-        self._problem_ends = time.monotonic() + again_in + _PROBLEM_SECONDS
+        ends = time.monotonic() + again_in + _PROBLEM_SECONDS
+        self._problem_ends = max(ends, self._problem_ends) if problem == self._problem else ends
         if problem != self._problem:
             self._problem = problem
             self.changed.set()

@@ -18,6 +18,7 @@ def test_a_problem_lasts_until_it_is_not_met_again(
 
     assert problem() is None
     state.report("the disk is full", again_in)
+    state.report("the disk is full")
     now += lasts - 0.1
     assert problem() == "the disk is full"
     now += 0.1
