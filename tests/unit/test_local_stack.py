@@ -43,7 +43,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def log_message(self, *args):
         pass
 def stop(*args):
-    print("gateway stops", flush=True)
+    os.write(1, b"gateway stops" + os.linesep.encode())  # print may be in the middle of another line
     sys.exit()
 signal.signal(signal.SIGTERM, stop)
 print("gateway", os.getpid(), flush=True)
@@ -71,7 +71,7 @@ sys.exit(__main__.main())
 WORKER = """
 import os, signal, sys, time
 def stop(*args):
-    print("worker stops", flush=True)
+    os.write(1, b"worker stops" + os.linesep.encode())
     sys.exit()
 signal.signal(signal.SIGTERM, stop)
 print("worker", os.getpid(), os.environ["HEARTMULA_NATS_URL"], os.environ["OMP_NUM_THREADS"], flush=True)
