@@ -156,8 +156,8 @@ def test_heads_that_the_kernels_cannot_take_are_attended_to_in_plain_pytorch(cap
 
 def test_a_card_for_which_triton_does_not_compile_is_used_without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = loaded()
-    with fake_cuda(kernels.launches):
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (6, 1))
+    with fake_cuda(kernels.launches), monkeypatch.context() as patch:
+        patch.setattr(torch.cuda, "get_device_capability", lambda *_: (6, 1))
         for _ in range(2):
             engine.to_device()
             engine.to_host()

@@ -16,7 +16,7 @@ from services.tokenizer_worker.engines.parked import ParkedCaches
 from services.tokenizer_worker.engines.prefill import last_input, prefill, rows_of
 from services.tokenizer_worker.model import HeartMuLa, KVCache, load_weights
 from services.tokenizer_worker.model.frame import unsuitable
-from services.tokenizer_worker.model.kernels.compiler import missing_compiler
+from services.tokenizer_worker.model.kernels.compiler import LEAST_CAPABILITY, missing_compiler
 from shared.device.host_memory import spare_bytes
 from shared.errors import PhaseError, SongError
 from shared.model.checkpoint import Checkpoint
@@ -24,8 +24,6 @@ from shared.model.weights import Weights, device_memory, free_unused
 
 log = logging.getLogger(__name__)
 
-# Compute capability from which on Triton compiles kernels: Turing's.
-_LEAST_CAPABILITY = (7, 5)
 # Looked up in host memory, a prompt at a time; on a device they would be a tenth of the weights.
 _HOST_ONLY = ("text_embeddings",)
 
@@ -119,7 +117,7 @@ class NativeEngine:
         if self._device.type == "cuda":
             torch.cuda.set_device(self._device)  # of this thread, for events, graphs and kernels
             # Not asked before, because it opens a context on the device.
-            if torch.cuda.get_device_capability(self._device) < _LEAST_CAPABILITY:
+            if torch.cuda.get_device_capability(self._device) < LEAST_CAPABILITY:
                 self._without_kernels("the card is older than those for which Triton compiles")
         self._weights.to_device()
 

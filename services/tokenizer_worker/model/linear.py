@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from services.tokenizer_worker.model.kernels import int8_product
-from services.tokenizer_worker.model.kernels.compiler import missing_compiler
+from services.tokenizer_worker.model.kernels.compiler import LEAST_CAPABILITY, missing_compiler
 from shared.model.matrix_product import linear
 
 # int8 on the CPU: PyTorch's own kernel up to so many rows; beyond, it is cheaper to convert the weights first.
@@ -47,13 +47,17 @@ class Matrix(nn.Module):
 
 def _linear_int8(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     rows = x.reshape(-1, x.shape[-1])
-    if x.is_cuda and len(rows) <= _INT8_ROWS_CUDA and missing_compiler() is None:
+    if x.is_cuda and len(rows) <= _INT8_ROWS_CUDA and _has_kernels(x.device):
         out: Tensor = int8_product(rows, weight, scale)
     elif not x.is_cuda and len(rows) <= _INT8_ROWS:
         out = torch._weight_int8pack_mm(rows.contiguous(), weight, scale)
     else:
         out = F.linear(rows, weight.to(x.dtype)) * scale
     return out.view(*x.shape[:-1], -1)
+
+
+def _has_kernels(device: torch.device) -> bool:
+    return missing_compiler() is None and torch.cuda.get_device_capability(device) >= LEAST_CAPABILITY
 
 
 def empty(*shape: int, dtype: torch.dtype) -> nn.Parameter:

@@ -8,6 +8,9 @@ import sysconfig
 from functools import cache
 from pathlib import Path
 
+LEAST_CAPABILITY = (7, 5)
+"""Compute capability from which on Triton compiles kernels: Turing's."""
+
 # A header of Python and one of the C library, which a compiler's package does not always bring along.
 _SOURCE = "#include <Python.h>\n#include <stdlib.h>\n"
 
