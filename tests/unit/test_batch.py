@@ -127,6 +127,27 @@ class Ahead(Engine):
         return last
 
 
+class Full(Engine):
+    """An engine whose device is full as it admits a song."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+        self.dropped: list[str] = []
+
+    def admit(self, song_id: str, song: Song, frames: np.ndarray | None = None) -> None:
+        raise DeviceFull("half of the cache is allocated")
+
+    def drop(self, song_id: str) -> None:
+        self.dropped.append(song_id)
+
+
+async def test_what_was_allocated_for_a_song_that_did_not_fit_goes_back(executor: Executor) -> None:
+    songs = Songs(engine := Full(), executor)
+    batched = await songs.make("a", 7)
+    assert isinstance(batched.future.exception(), DeviceFull)
+    assert engine.dropped == ["a"]
+
+
 async def test_frames_may_come_a_step_later(executor: Executor) -> None:
     songs = Songs(Ahead(), executor)
     made = await asyncio.gather(*(songs.make(name, frames) for name, frames in (("a", 7), ("b", 1), ("c", 30))))
