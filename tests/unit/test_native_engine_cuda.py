@@ -170,6 +170,8 @@ def test_attention_of_a_prefill_is_memory_efficient(engine: NativeEngine, cuda: 
     attention = {name for name in cuda.counts.launches if name.startswith("attention::")}
     assert attention <= {"attention::efficient", "attention::mask"}
     assert "attention::efficient" in attention
+    still = torch.backends.cuda.flash_sdp_enabled()  # type: ignore[no-untyped-call]
+    assert still, "what is chosen holds there alone: the CPU has a flash kernel too"
 
 
 @pytest.mark.usefixtures("engine")

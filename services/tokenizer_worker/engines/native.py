@@ -235,15 +235,11 @@ class NativeEngine:
             state.launched += 1
 
     def _choose_kernels(self) -> None:
-        """Decide how frames are made on CUDA, and what torch may take for its own products and attention."""
+        """Decide how frames are made on CUDA, and how exact products of torch are."""
         # What float32 promises, and sums of 16-bit products in float32 to their end.
         torch.set_float32_matmul_precision("highest")
         torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
         torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
-        # Prefills attend with a mask, which flash attention does not take. cuDNN would plan every new shape anew, which
-        # takes longer than the prefill.
-        torch.backends.cuda.enable_cudnn_sdp(False)
-        torch.backends.cuda.enable_flash_sdp(False)
         obstacle = missing_compiler() or unsuitable(self._checkpoint.lm)
         self._frames = BucketFrames(self._model, GraphRecorder)
         if obstacle is not None:

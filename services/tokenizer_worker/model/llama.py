@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from services.tokenizer_worker.model.linear import Matrix, empty
 from shared.model.checkpoint import Flavor
@@ -84,6 +85,17 @@ class Span:
     mask: Tensor | None  # bool [H / KV · S, end]: which of these positions; all of them without a mask
 
 
+def attention(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+    """Scaled dot-product attention of ``q [rows, heads, S, h]``; on CUDA by the memory-efficient kernel.
+
+    Flash attention takes no mask. cuDNN makes a plan for every new shape, which takes longer than a prefill.
+    """
+    if not q.is_cuda:
+        return F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
+    with sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
+        return F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
+
+
 Layer = tuple[Tensor, Tensor]
 """Keys and values of a song in one layer, ``[rows, KV heads, positions, h]`` both."""
 
@@ -126,8 +138,8 @@ class Block(nn.Module):
         for index, ((keys, values), span) in enumerate(zip(layers, spans, strict=True)):
             keys[:, :, span.start : span.end] = k[index::count]
             values[:, :, span.start : span.end] = v[index::count]
-            found[index::count] = F.scaled_dot_product_attention(
-                q[index::count], keys[:, :, : span.end], values[:, :, : span.end], attn_mask=span.mask
+            found[index::count] = attention(
+                q[index::count], keys[:, :, : span.end], values[:, :, : span.end], span.mask
             )
         return found.view(rows, self.heads, steps, -1).transpose(1, 2).reshape(rows, steps, -1)
 
