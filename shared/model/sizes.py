@@ -49,6 +49,22 @@ class Sizes(Protocol):
         """Upper estimate of what decoding takes beside the weights."""
 
 
+def codec_work(config: CodecConfig, stretch: int = STRETCH_LATENTS) -> int:
+    """Upper estimate of what decoding takes beside the weights, of which `stretch` latents at a time become a waveform.
+
+    A block of the estimator in fp32, and eight copies of the widest activation, of which four live at once and the
+    others are what allocators keep.
+    """
+    samples, widest = stretch, 0
+    for n, factor in enumerate(config.upsample_factors, start=1):
+        samples *= factor
+        widest = max(widest, samples * (config.init_channel << (len(config.upsample_factors) - n)))
+    widest = max(widest, samples * config.num_samples * config.init_channel)
+    heads, wide = config.num_attention_heads, 2 * config.num_attention_heads * config.attention_head_dim
+    estimator = 2 * WINDOW_LATENTS * (2 * heads * WINDOW_LATENTS + 16 * wide)
+    return 4 * (estimator + 8 * 2 * widest)
+
+
 @dataclass(frozen=True)
 class CheckpointSizes:
     """Sizes of the models of a checkpoint, as the native engines hold them."""
@@ -93,15 +109,8 @@ class CheckpointSizes:
         return _block(_codec(self.codec_config, ITEM_BYTES[dtype]))
 
     def codec_work(self) -> int:
-        """See `Sizes`: a block of the estimator in fp32, and eight copies of the waveform's widest activation."""
-        config, samples, widest = self.codec_config, STRETCH_LATENTS, 0
-        for n, factor in enumerate(config.upsample_factors, start=1):
-            samples *= factor
-            widest = max(widest, samples * (config.init_channel << (len(config.upsample_factors) - n)))
-        widest = max(widest, samples * config.num_samples * config.init_channel)
-        heads, wide = config.num_attention_heads, 2 * config.num_attention_heads * config.attention_head_dim
-        estimator = 2 * WINDOW_LATENTS * (2 * heads * WINDOW_LATENTS + 16 * wide)
-        return 4 * (estimator + 8 * 2 * widest)
+        """See `Sizes`."""
+        return codec_work(self.codec_config)
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from shared.errors import DeviceBroken, DeviceFull, PhaseError
+from shared.model.sizes import ALIGNMENT as ALIGNMENT
 
 log = logging.getLogger(__name__)
 
-ALIGNMENT = 256  # bytes, as CUDA aligns its allocations
 _CUDA_OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
 TRITON_ERROR = "Triton Error [CUDA]"
 """What the text of an error begins with that Triton's launcher raises, a plain RuntimeError."""

@@ -31,6 +31,15 @@ MID = (
     Flavor(num_layers=3, num_heads=8, num_kv_heads=4, embed_dim=1024, intermediate_dim=3072, max_seq_len=2048),
 )
 LARGE = (FLAVORS["llama-3B"], FLAVORS["llama-300M"])
+OFFICIAL_LM = LMConfig(
+    version="3B",
+    backbone=LARGE[0],
+    decoder=LARGE[1],
+    text_vocab_size=TEXT_VOCAB,
+    audio_vocab_size=AUDIO_VOCAB,
+    num_codebooks=8,
+    muq_dim=512,
+)
 CODEC = CodecConfig(
     dim=512,
     codebook_size=8192,

@@ -12,20 +12,10 @@ few rows reach; and o, what passes between two frames.
 
 from dataclasses import dataclass
 
-from shared.model.checkpoint import FLAVORS, LMConfig
-from tests.bench.checkpoints import AUDIO_VOCAB, TEXT_VOCAB, frame_weights
+from tests.bench.checkpoints import OFFICIAL_LM, frame_weights
 
 LAUNCHES = 526  # a frame, from 1 to 16 songs, and 28 fewer for 32: `make bench BENCH=launches` counts them
 BYTES = 2  # of a weight, and of an entry of a cache: bfloat16
-CONFIG = LMConfig(
-    version="3B",
-    backbone=FLAVORS["llama-3B"],
-    decoder=FLAVORS["llama-300M"],
-    text_vocab_size=TEXT_VOCAB,
-    audio_vocab_size=AUDIO_VOCAB,
-    num_codebooks=8,
-    muq_dim=512,
-)
 
 
 @dataclass(frozen=True)
@@ -64,12 +54,12 @@ RATIO = 1.8  # aim: sixteen songs at position 2,048, times one
 
 def floor_ms(card: Card) -> float:
     """Milliseconds in which a card reads the weights of a frame once."""
-    return frame_weights(CONFIG) * BYTES / card.gb_per_s / 1e6
+    return frame_weights(OFFICIAL_LM) * BYTES / card.gb_per_s / 1e6
 
 
 def frame_ms(card: Card, songs: int, position: int, assumed: Assumption) -> float:
     """Milliseconds of a frame of so many guided songs at a position."""
-    weights, backbone, rows = frame_weights(CONFIG), CONFIG.backbone, 2 * songs
+    weights, backbone, rows = frame_weights(OFFICIAL_LM), OFFICIAL_LM.backbone, 2 * songs
     entries = 2 * backbone.num_layers * backbone.num_kv_heads * backbone.head_dim  # of a position and row
     reached = assumed.reach * card.gb_per_s * 1e6  # bytes a millisecond
     products = 2 * weights * rows / (assumed.products * card.tflop_per_s * 1e9)

@@ -133,7 +133,7 @@ class LM:
         return ms
 
     def ratio(self, songs: int, position: int) -> None:
-        """The same frames three ways in turn, and what graphs and kernels gain over a plain loop of the same model."""
+        """Measure frames made in three ways, and the time of a plain loop relative to graphs and kernels."""
         ms = {way: self.frame(songs, position, way, 12) for way in ("graphs", "kernels", "loop")}
         if all(ms.values()):
             self.report.emit(

@@ -15,7 +15,7 @@ from services.tokenizer_worker.engines.native import NativeEngine
 from services.tokenizer_worker.model import kernels
 from shared.model.checkpoint import Checkpoint, open_checkpoint
 from shared.model.prompt import Prompt
-from tests.bench.checkpoints import AUDIO_VOCAB, GOLDEN, LARGE, TEXT_VOCAB
+from tests.bench.checkpoints import GOLDEN, OFFICIAL_LM
 from tests.bench.rows import emit
 from tests.bench.sides import Options
 from tests.unit.fake_cuda import fake_cuda
@@ -25,13 +25,8 @@ PROMPT = Prompt(tuple(range(1, 21)), tuple(range(21, 300)))
 
 
 def true_size() -> Checkpoint:
-    """The official shapes, of a checkpoint whose weights nobody reads."""
-    checkpoint = open_checkpoint(GOLDEN)
-    backbone, decoder = LARGE
-    lm = msgspec.structs.replace(
-        checkpoint.lm, backbone=backbone, decoder=decoder, audio_vocab_size=AUDIO_VOCAB, text_vocab_size=TEXT_VOCAB
-    )
-    return msgspec.structs.replace(checkpoint, lm=lm)
+    """A checkpoint of the official shapes, whose weights are never read."""
+    return msgspec.structs.replace(open_checkpoint(GOLDEN), lm=OFFICIAL_LM)
 
 
 def without_weights(engine: NativeEngine) -> NativeEngine:

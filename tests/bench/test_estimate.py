@@ -16,7 +16,7 @@ def test_documents_give_the_estimates() -> None:
 
 
 def test_without_losses_a_frame_is_its_bytes() -> None:
-    """Of weights, the floor; of a song, 0.46 to 0.47 GB at 2,048 positions."""
+    """Weights alone take the time of the floor; a song at 2,048 positions reads 0.46 to 0.47 GB besides."""
     for card in CARDS:
         assert frame_ms(card, 1, 0, IDEAL) == pytest.approx(floor_ms(card))
         added = frame_ms(card, 1, 2048, IDEAL) - floor_ms(card)

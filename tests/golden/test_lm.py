@@ -1,7 +1,6 @@
 """The native language model against vectors recorded from the reference. Dimensions come from the checkpoint."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,16 +16,9 @@ from services.tokenizer_worker.engines.native import NativeEngine
 from services.tokenizer_worker.model import HeartMuLa, Sampler, heartmula, load_weights
 from shared.model.checkpoint import Checkpoint
 from shared.model.prompt import Prompt, Prompter
+from tests.unit.native_engines import one_thread  # noqa: F401
 
 FP32 = 1e-4  # largest absolute difference allowed; observed: 5e-6
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)  # the matrices are tiny
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ folder is needed but the engines: see `tests.gpu.__main__`.
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 
 from shared.model.checkpoint import Checkpoint, open_checkpoint
 from tests.golden.conftest import golden_folder, guidance_scales
+from tests.unit.native_engines import one_thread  # noqa: F401
 
 ROOT = Path(__file__).parents[2]
 DEMO = open_checkpoint(ROOT / "ckpt/demo")
@@ -32,14 +33,6 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """CUDA is only asked for once such a test begins: collecting tests opens no context."""
     if item.get_closest_marker("gpu") is not None and not torch.cuda.is_available():
         pytest.skip("PyTorch sees no CUDA device here")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)  # the matrices are tiny
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -34,7 +34,7 @@ def random(shape: Sequence[int], dtype: torch.dtype, seed: int = 0) -> Tensor:
 
 
 def moved(rows: list[tuple[KVCache, int, int]], device: str, dtype: torch.dtype) -> list[tuple[KVCache, int, int]]:
-    """The same rows with copies of their caches."""
+    """Copy rows together with their caches."""
     return [
         (KVCache(c.keys.to(device, dtype, copy=True), c.values.to(device, dtype, copy=True)), row, length)
         for c, row, length in rows

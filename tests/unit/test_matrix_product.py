@@ -13,7 +13,7 @@ FP32, BF16 = torch.float32, torch.bfloat16
 @pytest.mark.parametrize(
     ("instructions", "dtype", "inputs", "ways"),
     [
-        # Measured on Xeons with AMX; also what CPUs get that nobody measured.
+        # Measured on Xeons with AMX; also for CPUs that were not measured.
         ("AMX", FP32, 1024, {1: Way.LINEAR, 2: Way.LINEAR, 3: Way.TURNED, 32: Way.TURNED, 33: Way.LINEAR}),
         ("AMX", FP32, 8192, {2: Way.LINEAR, 3: Way.TURNED, 32: Way.TURNED}),
         ("AMX", BF16, 1024, {1: Way.VECTOR, 2: Way.TURNED, 128: Way.TURNED, 129: Way.LINEAR}),

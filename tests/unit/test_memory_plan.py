@@ -10,24 +10,16 @@ import pytest
 from shared.device.info import Device, Hardware
 from shared.device.memory_plan import Placement, describe, place, plan_memory, share
 from shared.errors import ConfigError
-from shared.model.checkpoint import FLAVORS, Checkpoint, LMConfig, open_checkpoint
+from shared.model.checkpoint import Checkpoint, open_checkpoint
 from shared.model.sizes import CheckpointSizes, TrivialSizes
 from shared.schema.worker import MemoryPlan
 from shared.settings import Settings
-from tests.bench.checkpoints import AUDIO_VOCAB, CODEC, TEXT_VOCAB
+from tests.bench.checkpoints import CODEC, OFFICIAL_LM
 
 ROOT = Path(__file__).parents[2]
 DEMO = open_checkpoint(ROOT / "ckpt/demo")
 OFFICIAL = CheckpointSizes(
-    LMConfig(
-        version="3B",
-        backbone=FLAVORS["llama-3B"],
-        decoder=FLAVORS["llama-300M"],
-        text_vocab_size=TEXT_VOCAB,
-        audio_vocab_size=AUDIO_VOCAB,
-        num_codebooks=8,
-        muq_dim=512,
-    ),
+    OFFICIAL_LM,
     CODEC,
 )
 # Cards by the size on the box, and what such cards report, in GiB.

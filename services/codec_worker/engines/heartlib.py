@@ -11,6 +11,7 @@ from services.codec_worker.model import HeartCodec
 from services.codec_worker.model.flow_matching import GUIDANCE, STEPS
 from shared.errors import ConfigError, DeviceFull, PhaseError
 from shared.model.checkpoint import Checkpoint
+from shared.model.sizes import WINDOW_LATENTS, codec_work
 from shared.model.weights import device_memory, free_unused
 
 
@@ -51,7 +52,7 @@ class HeartlibCodec:
     @property
     def work_bytes(self) -> int:
         """Upper estimate of the memory for decoding: the reference makes the whole waveform of a window at once."""
-        return self._blank.work_bytes(744, 744)
+        return codec_work(self._checkpoint.codec, WINDOW_LATENTS)
 
     def load(self) -> None:
         """Load the checkpoint. Raises `ConfigError` for any error of heartlib."""

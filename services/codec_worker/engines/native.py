@@ -18,12 +18,12 @@ from services.codec_worker.model import (
     products,
 )
 from services.codec_worker.model.flow_matching import GUIDANCE, STEPS
-from services.codec_worker.model.windows import WINDOW
 from shared.errors import DeviceFull, PhaseError
 from shared.model.checkpoint import Checkpoint
+from shared.model.sizes import STRETCH_LATENTS, codec_work
 from shared.model.weights import Weights, device_memory, free_unused
 
-STRETCH = 62  # latents that the waveform decoder takes at once: a twelfth of a window
+STRETCH = STRETCH_LATENTS  # that the waveform decoder takes at once: a twelfth of a window
 
 
 class NativeCodec:
@@ -60,7 +60,7 @@ class NativeCodec:
     @property
     def work_bytes(self) -> int:
         """Bytes that one window needs beside the weights; an upper estimate."""
-        return self._model.work_bytes(2 * WINDOW, STRETCH)
+        return codec_work(self._checkpoint.codec)
 
     def load(self) -> None:
         """Read the weights into host memory. Raises `ConfigError`."""

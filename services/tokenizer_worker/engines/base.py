@@ -22,6 +22,11 @@ class Song:
     cfg_scale: float = 1.5  # 1 runs one row instead of two
     seed: int = 0  # same song, same engine, same frames
 
+    @property
+    def rows(self) -> int:
+        """Rows that the song takes: a conditional one and, with guidance, an unconditional one."""
+        return 1 if self.cfg_scale == 1 else 2
+
 
 class TokenEngine(Protocol):
     """An engine that makes frames for up to `slots` songs at once. Its methods block: call them in their own thread.

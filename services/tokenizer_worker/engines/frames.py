@@ -26,11 +26,6 @@ class SongState:
     received: int  # frames of these that have reached the host
 
     @property
-    def guided(self) -> bool:
-        """Whether the song has an unconditional row beside its conditional one."""
-        return self.song.cfg_scale != 1
-
-    @property
     def position(self) -> int:
         """The position that is fed next."""
         return self.song.prompt.length + self.launched - 1
@@ -82,8 +77,8 @@ class LoopFrames:
     def gather(self, songs: Sequence[SongState]) -> None:
         """See `FrameMaker`."""
         self.part()  # its memory first
-        songs = sorted(songs, key=lambda state: not state.guided)
-        guided = [state for state in songs if state.guided]
+        songs = sorted(songs, key=lambda state: -state.song.rows)
+        guided = [state for state in songs if state.song.rows == 2]
         sampler = Sampler(
             [state.song.temperature for state in songs],
             [state.song.topk for state in songs],
@@ -135,8 +130,7 @@ class BucketFrames:
         places, _ = self._bucket(len(songs))
         places.enter([_entrant(state) for state in songs])
         for index, state in enumerate(songs):
-            rows = places.embedded[index :: places.count]
-            state.embedded = rows if state.guided else rows[:1]
+            state.embedded = places.embedded[index :: places.count][: state.song.rows]
         self.songs = list(songs)
 
     def make(self) -> Tensor:
@@ -146,7 +140,7 @@ class BucketFrames:
         return places.codes[: len(self.songs)]
 
     def part(self) -> None:
-        """See `FrameMaker`. Places hold no tensor of a song, and nobody looks at them before they are taken again."""
+        """See `FrameMaker`. Places hold no tensor of a song, and are taken anew before the next frame."""
         self.songs = []
 
     def release(self) -> None:

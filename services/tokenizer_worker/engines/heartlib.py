@@ -73,7 +73,7 @@ class HeartlibEngine:
         positions = lm.backbone.max_seq_len
         slots = lm.backbone.num_layers * lm.backbone.embed_dim * positions
         slots += lm.decoder.num_layers * lm.decoder.embed_dim * lm.num_codebooks
-        return 2 * _rows(song) * slots * self._dtype.itemsize + positions**2 + lm.num_codebooks**2
+        return 2 * song.rows * slots * self._dtype.itemsize + positions**2 + lm.num_codebooks**2
 
     def load(self) -> None:
         """Load the checkpoint. Raises `ConfigError` for any error of heartlib, and for missing tensors."""
@@ -145,7 +145,7 @@ class HeartlibEngine:
         tokens[length:, :-1] = torch.from_numpy(frames.T.astype(np.int64))
         try:
             with device_memory():
-                self._model.setup_caches(_rows(song))
+                self._model.setup_caches(song.rows)
         except DeviceFull:
             self._free_caches()
             raise
@@ -185,7 +185,7 @@ class HeartlibEngine:
         """Keep nothing, so free nothing."""
 
     def _next_frame(self, state: SongState) -> np.ndarray | None:
-        song, lm, rows = state.song, self._checkpoint.lm, _rows(state.song)
+        song, lm, rows = state.song, self._checkpoint.lm, state.song.rows
         positions = torch.arange(state.cached, len(state.tokens), device=self._device)  # [S], those not yet fed
         tokens = state.tokens[state.cached :]  # [S, codebooks + 1]
         unmasked = torch.zeros_like(tokens, dtype=torch.bool)
@@ -232,7 +232,3 @@ class HeartlibEngine:
     def _free_caches(self) -> None:
         for layer in [*self._model.backbone.layers, *self._model.decoder.layers]:
             layer.attn.kv_cache = None
-
-
-def _rows(song: Song) -> int:
-    return 1 if song.cfg_scale == 1 else 2

@@ -13,7 +13,7 @@ from services.tokenizer_worker.cuda_graph import GraphRecorder
 from services.tokenizer_worker.engines.base import Song, check_frames
 from services.tokenizer_worker.engines.frames import BucketFrames, FrameMaker, LoopFrames, SongState
 from services.tokenizer_worker.engines.parked import ParkedCaches
-from services.tokenizer_worker.engines.prefill import last_input, prefill, rows_of
+from services.tokenizer_worker.engines.prefill import last_input, prefill
 from services.tokenizer_worker.model import HeartMuLa, KVCache, load_weights
 from services.tokenizer_worker.model.frame import unsuitable
 from services.tokenizer_worker.model.kernels.compiler import LEAST_CAPABILITY, missing_compiler
@@ -99,7 +99,7 @@ class NativeEngine:
 
         Activations come on top: those of a frame of all songs, and 512 positions' worth at `admit`.
         """
-        rows, positions = rows_of(song), song.prompt.length + song.max_frames
+        rows, positions = song.rows, song.prompt.length + song.max_frames
         cache = KVCache.size(self._checkpoint.lm.backbone, rows, positions, self._dtype)
         return cache + self._frames.bytes_per_song(rows)
 
@@ -154,7 +154,7 @@ class NativeEngine:
             frames = np.zeros((lm.num_codebooks, 0), np.int16)
         check_frames(frames, lm.num_codebooks, min(lm.audio_vocab_size, self._checkpoint.gen.audio_eos_id))
         made = torch.from_numpy(frames[:, : song.max_frames].T.astype(np.int64)).to(self._device)  # [T, 8]
-        cache = model.backbone_cache(rows_of(song), positions)
+        cache = model.backbone_cache(song.rows, positions)
         if not self._parked.restore(song_id, song, frames, cache):
             prefill(model, song, made, cache)
         state = SongState(

@@ -5,14 +5,10 @@ from torch import Tensor
 
 from services.tokenizer_worker.engines.base import Song
 from services.tokenizer_worker.model import HeartMuLa, KVCache
+from shared.model.sizes import PREFILL
 
 # Positions that are prefilled at once: what a prefill takes beside the caches does not grow with the song.
-_PREFILL = 512
-
-
-def rows_of(song: Song) -> int:
-    """Rows that a song takes: a conditional one and, with guidance, an unconditional one."""
-    return 1 if song.cfg_scale == 1 else 2
+_PREFILL = PREFILL
 
 
 def prefill(model: HeartMuLa, song: Song, frames: Tensor, cache: KVCache) -> None:
@@ -21,7 +17,7 @@ def prefill(model: HeartMuLa, song: Song, frames: Tensor, cache: KVCache) -> Non
     The prompt goes by itself, so that its part of the cache is, to the bit, what it was when the song began. In the
     unconditional row all positions are equal and are computed once.
     """
-    rows, length = rows_of(song), song.prompt.length
+    rows, length = song.rows, song.prompt.length
     prompt = model.embed_prompt(song.prompt.tags, song.prompt.lyrics, rows)  # [rows, P, D]
     conditional = cache.rows(slice(0, 1))
     for start in range(0, length - 1, _PREFILL):
@@ -38,5 +34,5 @@ def prefill(model: HeartMuLa, song: Song, frames: Tensor, cache: KVCache) -> Non
 def last_input(model: HeartMuLa, song: Song, frames: Tensor) -> Tensor:
     """Embedding of the last position of the prompt and frames, int64 ``[T, 8]``: ``[rows, D]``, to be fed next."""
     if len(frames):
-        return model.embed_frames(frames[-1:]).expand(rows_of(song), -1)
-    return model.embed_prompt((), song.prompt.lyrics[-1:], rows_of(song))[:, -1]
+        return model.embed_frames(frames[-1:]).expand(song.rows, -1)
+    return model.embed_prompt((), song.prompt.lyrics[-1:], song.rows)[:, -1]

@@ -67,11 +67,11 @@ class Places:
         return depth + tables + 2 * config.backbone.embed_dim * model.dtype.itemsize + 8 * config.num_codebooks + 24
 
     def enter(self, songs: Sequence[Entrant]) -> None:
-        """Let these songs have the first places, and nobody the others. Nothing of their caches is copied."""
-        count, nobody = self.count, [None] * (self.count - len(songs))
+        """Give these songs the first places, and leave the others empty. Nothing of their caches is copied."""
+        count, empty = self.count, [None] * (self.count - len(songs))
         conditional = [(song.cache, 0, song.position + 1) for song in songs]
         guided = [(song.cache, 1, song.position + 1) if song.cfg_scale != 1 else None for song in songs]
-        table = kernels.row_table([*conditional, *nobody, *guided, *nobody])
+        table = kernels.row_table([*conditional, *empty, *guided, *empty])
         numbers = torch.ones(2, count, dtype=torch.int64)  # counters, top-k
         fractions = torch.ones(2, count)
         for place, song in enumerate(songs):

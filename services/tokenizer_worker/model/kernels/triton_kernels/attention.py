@@ -74,7 +74,7 @@ def _attend(
         place = head * SPLITS + split
         tl.store(sums + place * 2, largest, member < GROUP)
         tl.store(sums + place * 2 + 1, total, member < GROUP)
-        if first < end:  # nobody reads the result of an empty split
+        if first < end:  # the result of an empty split is never read
             tl.store(partial + place[:, None] * H + column[None, :], acc, is_query)
 
 
