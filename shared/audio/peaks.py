@@ -3,10 +3,12 @@
 In the JSON form of BBC's audiowaveform, which players know.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import msgspec
 import numpy as np
+
+from shared.errors import ObjectError
 
 CONTENT_TYPE = "application/json"
 MOST = 4000  # points; even, and above it two become one
@@ -53,6 +55,29 @@ class Peaks:
         self._count = MOST // 2
         self._points[: self._count] = np.stack([pairs[:, :, 0].min(axis=1), pairs[:, :, 1].max(axis=1)], axis=1)
         self._per_point *= 2
+
+    def pack(self) -> dict[str, np.ndarray]:
+        """Return what `unpack` needs to go on from here, in another process too: arrays of a few kilobytes."""
+        return {
+            "rate_and_samples_per_point": np.array([self._sample_rate, self._per_point], np.int64),
+            "points": self._points[: self._count].copy(),  # float32 [points, 2]
+            "rest": self._rest.copy(),  # float32 [samples]
+        }
+
+    @classmethod
+    def unpack(cls, packed: Mapping[str, np.ndarray]) -> "Peaks":
+        """Return the peaks that `pack` was called for. Raises `ObjectError` when they are damaged."""
+        try:
+            sample_rate, per_point = packed["rate_and_samples_per_point"].tolist()
+            points, rest = packed["points"], packed["rest"]
+            if points.shape[1:] != (2,) or len(points) >= MOST or rest.ndim != 1:
+                raise ValueError(f"points {points.shape}, rest {rest.shape}")
+        except (KeyError, ValueError) as error:
+            raise ObjectError(f"the peaks cannot be read: {error}") from None
+        peaks = cls(sample_rate)
+        peaks._per_point, peaks._count, peaks._rest = per_point, len(points), rest
+        peaks._points[: len(points)] = points
+        return peaks
 
     def json(self) -> bytes:
         """The peaks of everything that was added, as a `PeaksBody`."""

@@ -2,7 +2,7 @@
 
 import resource
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import get_args
 
@@ -11,7 +11,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from shared.audio.files import AudioWriter, SongTags, read_audio, sample_rate_of
+from shared.audio.files import AudioWriter
+from shared.audio.pcm import pcm16
+from shared.audio.reading import read_audio, sample_rate_of
+from shared.audio.tags import SongTags
 from shared.errors import ObjectError, SongError
 from shared.schema.request import AudioFormat
 
@@ -122,13 +125,36 @@ def test_audio_is_read_a_second_at_a_time_as_it_is_read_whole(tmp_path: Path, au
 
 
 @pytest.mark.parametrize("audio_format", FORMATS)
-def test_whole_numbers_are_written_as_they_are_or_as_fractions(tmp_path: Path, audio_format: AudioFormat) -> None:
-    path, audio = tmp_path / f"song.{audio_format}", (tone(3) * 32767).astype(np.int16)
-    with AudioWriter(path, audio_format, RATE, TAGS) as writer:
-        writer.write(audio)
+def test_whole_numbers_are_written_as_they_are_and_as_fractions_are(tmp_path: Path, audio_format: AudioFormat) -> None:
+    path, audio = tmp_path / f"song.{audio_format}", tone(3)
+    files = []
+    for each in (audio, pcm16(audio)):
+        with AudioWriter(path, audio_format, RATE, TAGS) as writer:
+            writer.write(each)
+        files.append(path.read_bytes())
+    assert files[0] == files[1]
     read, _ = soundfile.read(path, dtype="int16")
-    difference = np.abs(read.astype(int) - audio)[:-2000].max()
+    difference = np.abs(read.astype(int) - pcm16(audio))[:-2000].max()
     assert difference < (1600 if audio_format in LOSSY else 1)
+
+
+@pytest.mark.parametrize("audio_format", FORMATS)
+def test_a_song_that_is_given_up_raises_nothing_of_its_own(tmp_path: Path, audio_format: AudioFormat) -> None:
+    """Neither what it was given up for is hidden, nor does the file stay open; on a disk that became full too."""
+
+    def give_up(error: Exception) -> None:
+        with ExitStack() as disk, AudioWriter(tmp_path / "song", audio_format, RATE, TAGS) as writer:
+            writer.write(tone(1.5))
+            disk.enter_context(files_of_at_most(1000))
+            raise error
+
+    for error in (KeyError("cancelled"), OSError("the store is away")):
+        with pytest.raises(type(error)) as raised:
+            give_up(error)
+        assert raised.value is error
+    with files_of_at_most(1000), pytest.raises(OSError, match="could not be written"):
+        give_up(KeyError("cancelled"))
+    assert not [link for link in Path("/proc/self/fd").iterdir() if link.exists() and link.resolve().name == "song"]
 
 
 def test_damaged_audio_is_an_error(tmp_path: Path) -> None:

@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from shared.audio.peaks import FINEST, MOST, peaks_of
+from shared.audio.peaks import FINEST, MOST, Peaks, peaks_of
+from shared.errors import ObjectError
 
 
 def noise(samples: int) -> np.ndarray:
@@ -47,3 +48,31 @@ def test_whole_numbers_look_like_fractions() -> None:
         json.loads(peaks_of([each], 8000))["data"] for each in (audio, (audio * 32768).round().astype(np.int16))
     )
     assert np.abs(np.subtract(one, two)).max() <= 1
+
+
+@pytest.mark.parametrize("samples", [FINEST + 1, FINEST * MOST - 1, FINEST * MOST * 2 + 7])
+@pytest.mark.parametrize("share", [0, 0.3, 0.77, 1])
+def test_peaks_that_were_saved_go_on_as_if_nothing_had_been(samples: int, share: float) -> None:
+    audio, cut = (noise(samples) * 32767).astype(np.int16), round(share * samples)
+    before = Peaks(48_000)
+    before.add(audio[:cut])
+    packed = before.pack()
+    before.add(audio[cut:])  # changes nothing that was packed
+    after = Peaks.unpack(packed)
+    after.add(audio[cut:])
+    assert after.json() == before.json() == peaks_of([audio], 48_000)
+
+
+def packed() -> dict[str, np.ndarray]:
+    peaks = Peaks(48_000)
+    peaks.add(noise(5000))
+    return peaks.pack()
+
+
+@pytest.mark.parametrize("name", packed())
+def test_saved_peaks_that_are_damaged_are_an_error(name: str) -> None:
+    whole = packed()
+    for damage in ({}, {name: np.zeros((MOST + 1, 3), np.float32)}):
+        damaged = {key: value for key, value in whole.items() if key != name} | damage
+        with pytest.raises(ObjectError, match="peaks cannot be read"):
+            Peaks.unpack(damaged)
