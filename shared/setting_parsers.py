@@ -51,6 +51,15 @@ def integer(low: int, high: int) -> Callable[[str], int]:
     return parse
 
 
+def window(value: str) -> tuple[int, int]:
+    """Frames of a window and frames from one to the next."""
+    found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", value.strip())
+    length, hop = (int(found[1]), int(found[2])) if found else (0, 0)
+    if not 1 <= hop <= length:
+        raise ValueError("must be two whole numbers such as 372/320, the second not larger than the first")
+    return length, hop
+
+
 def number(low: float, high: float, kind: str = "a number") -> Callable[[str], float]:
     def parse(value: str) -> float:
         try:

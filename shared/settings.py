@@ -65,6 +65,21 @@ class Settings:
     trivial_step_ms: int = _setting(
         "HEARTMULA_TRIVIAL_STEP_MS", parse.integer(0, 10_000), 0, "how long a step of the trivial engine takes"
     )
+    trivial_window: tuple[int, int] = _setting(
+        "HEARTMULA_TRIVIAL_WINDOW",
+        parse.window,
+        (372, 320),
+        "frames of a window of the trivial codec, and frames from one to the next: 372/320, as the codec's",
+    )
+    trivial_window_ms: int = _setting(
+        "HEARTMULA_TRIVIAL_WINDOW_MS", parse.integer(0, 60_000), 0, "how long a window of the trivial codec takes"
+    )
+    trivial_swap_ms: int = _setting(
+        "HEARTMULA_TRIVIAL_SWAP_MS",
+        parse.integer(0, 60_000),
+        0,
+        "how long the trivial engines take to move to the device, and as long back",
+    )
     sequential_offload: bool | None = _setting(
         "HEARTMULA_SEQUENTIAL_OFFLOAD",
         parse.flag_or_auto,

@@ -9,9 +9,10 @@ import msgspec
 from nats.js import JetStreamContext
 
 from shared.errors import Unavailable
+from shared.frames import samples_of
 from shared.nats.errors import nats_errors
 from shared.nats.subjects import event_subject
-from shared.schema.event import AnyEvent, Cancelled, Completed, Failed, Progress, cloud_event
+from shared.schema.event import AnyEvent, Audio, Cancelled, Completed, Failed, Progress, cloud_event
 from shared.schema.job import ENDED, Job, Status
 from shared.write_failures import write_failed
 
@@ -37,7 +38,7 @@ class EventPublisher:
         """Publish one event and wait until the stream has it."""
         kind = str(type(event).__struct_config__.tag)
         payload = msgspec.json.encode(cloud_event(event, next(self._ids)))
-        # After a crash the end of a song may be published again; within two minutes the stream keeps one of them.
+        # After a crash the end of a song may be published again; within an hour the stream keeps one of them.
         headers = {"Nats-Msg-Id": f"{event.job_id}:{kind}"} if event.status in ENDED else None
         try:
             with nats_errors(f"event {kind} of {event.job_id} not published"):
@@ -72,6 +73,28 @@ def progress_at_start(status: Status) -> float:
     return {"decoding": GENERATING_SHARE, "completed": 100.0}.get(status, 0.0)
 
 
+def progress_of(job: Job) -> float:
+    """Progress, in per cent, as far as a song's record tells. It does not tell how many tokens are made."""
+    if job.status == "decoding" and job.frames and job.decode is not None and job.decode.sample_rate:
+        return progress_in_decoding(job.decode.samples / samples_of(job.frames, job.decode.sample_rate))
+    return progress_at_start(job.status)
+
+
+def progress_in_decoding(share: float) -> float:
+    """Progress, in per cent, of a song of which so much is decoded, from 0 to 1."""
+    return round(GENERATING_SHARE + (DECODING_END - GENERATING_SHARE) * share, 1)
+
+
+def audible(job: Job) -> Audio:
+    """How much of a song can be heard, from its record."""
+    return Audio(
+        job_id=job.job_id,
+        status=job.status,
+        progress=progress_of(job),
+        playable_seconds=job.playable_seconds,
+    )
+
+
 def generating(job_id: str, done: int, total: int, rate: float | None) -> Progress:
     """Progress of a song whose tokens are being made; `rate` in frames a second."""
     share = GENERATING_SHARE * done / max(total, 1)
@@ -87,5 +110,5 @@ def generating(job_id: str, done: int, total: int, rate: float | None) -> Progre
 
 def decoding(job_id: str, done: int, total: int) -> Progress:
     """Progress of a song that is being decoded, in engine steps."""
-    share = GENERATING_SHARE + (DECODING_END - GENERATING_SHARE) * done / max(total, 1)
-    return Progress(job_id=job_id, status="decoding", progress=round(share, 1), done=done, total=total)
+    progress = progress_in_decoding(done / max(total, 1))
+    return Progress(job_id=job_id, status="decoding", progress=progress, done=done, total=total)

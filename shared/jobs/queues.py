@@ -1,4 +1,4 @@
-"""Puts songs into the two queues. A queue holds one message a song, so publishing again changes nothing.
+"""Puts songs into the two queues. A queue holds one message a song and lane, so publishing again changes nothing.
 
 Workers are notified when the message is on disk: they would hear of the publication itself before it counts.
 """
@@ -16,7 +16,9 @@ from nats.js.errors import APIError
 from shared.errors import QueueFull, StreamFull, Unavailable
 from shared.nats.errors import nats_errors
 from shared.nats.subjects import decode_subject, token_subject, work_subject
+from shared.schema.base import SCHEMA, UNFINISHED_SCHEMA
 from shared.schema.job import DecodeJob, Job, TokenJob
+from shared.schema.request import Priority
 from shared.schema.worker import Role
 from shared.tracing import trace_headers
 from shared.write_failures import write_failed
@@ -28,7 +30,8 @@ async def queue_tokens(nc: Client, job: Job) -> PubAck | None:
     Raises `QueueFull`, or `Unavailable` when NATS did not say that it has the message (it may have it).
     """
     order = TokenJob(job_id=job.job_id, tenant=job.tenant)
-    return await _publish(nc, "tokenizer", token_subject(job.request.priority, job.job_id), order)
+    lane = job.request.priority
+    return await _publish(nc, "tokenizer", token_subject(lane, job.job_id), order, lane)
 
 
 async def queue_group(nc: Client, jobs: Sequence[Job]) -> list[int] | None:
@@ -57,22 +60,48 @@ async def queue_group(nc: Client, jobs: Sequence[Job]) -> list[int] | None:
     return [int(answer["seq"]) - len(jobs) + number for number in range(1, len(jobs) + 1)]
 
 
-async def queue_decode(nc: Client, job: Job, tokens_key: str, frames: int) -> PubAck | None:
-    """Queue a song for its audio; all its tokens are stored under `tokens_key`. Otherwise as `queue_tokens`."""
+async def queue_decode(
+    nc: Client, job: Job, tokens_key: str, frames: int, *, last: bool = True, listened: bool = False
+) -> PubAck | None:
+    """Queue a song for its audio; its tokens, all of them if `last`, are stored under `tokens_key`.
+
+    A song that is `listened` to is queued in the lane that goes first. Otherwise as `queue_tokens`.
+    """
     order = DecodeJob(
-        job_id=job.job_id, tenant=job.tenant, tokens_key=tokens_key, first_frame=0, frames=frames, last=True
+        schema=SCHEMA if last else UNFINISHED_SCHEMA,
+        job_id=job.job_id,
+        tenant=job.tenant,
+        tokens_key=tokens_key,
+        first_frame=0,
+        frames=frames,
+        last=last,
     )
-    return await _publish(nc, "codec", decode_subject(job.job_id), order)
+    lane: Priority = "high" if listened else "normal"
+    return await _publish(nc, "codec", decode_subject(job.job_id, lane), order, lane)
 
 
-async def _publish(nc: Client, role: Role, subject: str, order: TokenJob | DecodeJob) -> PubAck | None:
+async def queue_windows(nc: Client, job: Job, *, listened: bool = False) -> PubAck | None:
+    """Queue a song for the audio of what its record says is there. None also where it says that nothing is.
+
+    Otherwise as `queue_tokens`.
+    """
+    if job.tokens_key is None:
+        return None
+    if job.status == "decoding" and job.frames:
+        return await queue_decode(nc, job, job.tokens_key, job.frames, listened=listened)
+    if job.status == "generating" and job.saved_frames:
+        return await queue_decode(nc, job, job.tokens_key, job.saved_frames, last=False, listened=listened)
+    return None
+
+
+async def _publish(nc: Client, role: Role, subject: str, order: TokenJob | DecodeJob, lane: Priority) -> PubAck | None:
     # An id of its own: a song may come into the same queue again, within the window in which the server drops
     # repetitions of an id.
     headers = {"Nats-Msg-Id": f"{order.job_id}:{secrets.token_hex(4)}"} | trace_headers()
     try:
         with _queue_errors():
             ack = await nc.jetstream().publish(subject, msgspec.json.encode(order), headers=headers)
-            await nc.publish(work_subject(role))
+            await nc.publish(work_subject(role), lane.encode())
     except _Waiting:
         return None
     return ack

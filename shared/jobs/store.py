@@ -5,9 +5,10 @@
     queued ──▶ generating ──▶ decoding ──▶ completed
        └──────────┴──────────────┴──────▶ failed | cancelled
 
-A song whose tokens turn out to be damaged or gone goes back from decoding to queued. A record that has ended never
-changes again. Message redelivery and deduplication are conveniences; this is the guard that makes a song end exactly
-once.
+Decoding begins before a song is `decoding`: as soon as the tokens of a whole window are saved. `shared.jobs.claims` has
+the two stages' claims. A song whose tokens turn out to be damaged or gone goes back from decoding to queued. A record
+that has ended never changes again. Message redelivery and deduplication are conveniences; this is the guard that makes
+a song end exactly once.
 """
 
 import time
@@ -41,7 +42,14 @@ def change(job: Job, **changes: Any) -> Job:
     if new.status not in ALLOWED[job.status]:
         raise JobConflict(f"the song is {job.status} and cannot become {new.status}")
     if new.status in ENDED:
-        new = msgspec.structs.replace(new, completed_at=time.time(), fencing_token=None)
+        new = msgspec.structs.replace(
+            new,
+            completed_at=time.time(),
+            fencing_token=None,
+            saved_frames=None,
+            decode=None,
+            first_part=new.edition,
+        )
     return new
 
 

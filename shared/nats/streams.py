@@ -25,7 +25,7 @@ from shared.errors import NotFound, Unavailable
 from shared.nats.errors import nats_errors
 from shared.nats.subjects import (
     DEC,
-    DEC_CONSUMER,
+    DEC_CONSUMERS,
     EVENTS,
     FAULTS,
     GPU_LOCK,
@@ -55,10 +55,10 @@ _LEAST_STORAGE = 32 << 20  # bytes
 _TOO_LITTLE_STORAGE = 10047
 
 
-def _queue(name: str, subject: str, limit: int) -> StreamConfig:
+def _queue(name: str, subjects: list[str], limit: int) -> StreamConfig:
     return StreamConfig(
         name=name,
-        subjects=[subject],
+        subjects=subjects,
         retention=RetentionPolicy.WORK_QUEUE,
         storage=StorageType.FILE,
         discard=DiscardPolicy.NEW,
@@ -101,9 +101,9 @@ def streams(queue_limit: int, replicas: int = 1, storage: int = _STORAGE) -> lis
 def _streams(queue_limit: int) -> list[StreamConfig]:
     advisory = "$JS.EVENT.ADVISORY.CONSUMER.MSG_TERMINATED"
     return [
-        _queue(TOK, "jobs.tok.*.*", queue_limit),
+        _queue(TOK, ["jobs.tok.*.*"], queue_limit),
         # Larger than TOK: a song whose tokens were paid for must always find room.
-        _queue(DEC, "jobs.dec.*", 4 * queue_limit),
+        _queue(DEC, ["jobs.dec.*", "jobs.live.*"], 4 * queue_limit),
         StreamConfig(
             name=EVENTS,
             subjects=["events.*.*.*"],
@@ -111,6 +111,8 @@ def _streams(queue_limit: int) -> list[StreamConfig]:
             persist_mode=PersistMode.ASYNC,  # with sync always, a file stream stalls at 1,000 events a second
             max_age=DAY,
             max_msgs_per_subject=200,
+            # The end of a song may be published again when its message of the other lane gets its turn.
+            duplicate_window=3600,
             allow_direct=True,
         ),
         StreamConfig(
@@ -148,6 +150,7 @@ def consumers(ack_wait: float) -> list[tuple[str, ConsumerConfig]]:
         )
 
     lanes = [(TOK, pull(name, f"jobs.tok.{lane}.*")) for lane, name in TOK_CONSUMERS.items()]
+    lanes += [(DEC, pull(DEC_CONSUMERS["normal"], "jobs.dec.*")), (DEC, pull(DEC_CONSUMERS["high"], "jobs.live.*"))]
     # Pushed to one of the gateways: each record at once, and again after the time that a gateway asks for.
     hooks = ConsumerConfig(
         durable_name=HOOKS_CONSUMER,
@@ -158,7 +161,7 @@ def consumers(ack_wait: float) -> list[tuple[str, ConsumerConfig]]:
         max_deliver=-1,
         max_ack_pending=100_000,  # webhooks that wait for their next try are pending, and must not stop the others
     )
-    return [*lanes, (DEC, pull(DEC_CONSUMER, "jobs.dec.*")), (f"KV_{JOBS}", hooks)]
+    return [*lanes, (f"KV_{JOBS}", hooks)]
 
 
 async def bootstrap(js: JetStreamContext, settings: Settings) -> None:
@@ -231,7 +234,8 @@ async def purge_job(js: JetStreamContext, job_id: str) -> None:
     acknowledgement.
     """
     lanes = [(TOK, token_subject(lane, job_id)) for lane in TOK_CONSUMERS]
-    for stream, subject in [*lanes, (DEC, decode_subject(job_id))]:
+    lanes += [(DEC, decode_subject(job_id, lane)) for lane in DEC_CONSUMERS]
+    for stream, subject in lanes:
         with contextlib.suppress(NotFound), nats_errors("the queues cannot be purged"):  # never there
             message = await js.get_msg(stream, subject=subject)
             with contextlib.suppress(BadRequestError):  # gone meanwhile

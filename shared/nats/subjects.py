@@ -7,7 +7,7 @@ SERVICES = ("operator", "bootstrap", "gateway", "tokenizer", "codec")  # NATS us
 TOK, DEC, EVENTS, FAULTS = "TOK", "DEC", "EVENTS", "FAULTS"
 JOBS, GPU_LOCK, WORKERS = "JOBS", "GPU_LOCK", "WORKERS"
 TOK_CONSUMERS: dict[Priority, str] = {"high": "tok-high", "normal": "tok-normal"}
-DEC_CONSUMER = "dec"
+DEC_CONSUMERS: dict[Priority, str] = {"high": "dec-live", "normal": "dec"}  # songs with listeners, and the others
 HOOKS_CONSUMER, HOOKS_DELIVERY, HOOKS_GROUP = "hooks", "ctl.hooks", "gateways"
 PROBE_SUBJECT = f"$KV.{JOBS}.probe"  # a key that no record has; a gateway writes it to see whether it can
 
@@ -24,9 +24,14 @@ def token_subject(priority: Priority, job_id: str) -> str:
     return f"jobs.tok.{priority}.{subject_token(job_id)}"
 
 
-def decode_subject(job_id: str) -> str:
-    """The subject of a `DecodeJob`."""
-    return f"jobs.dec.{subject_token(job_id)}"
+def decode_subject(job_id: str, lane: Priority = "normal") -> str:
+    """The subject of a `DecodeJob`; the lane is `high` for a song that somebody listens to."""
+    return f"jobs.{'live' if lane == 'high' else 'dec'}.{subject_token(job_id)}"
+
+
+def decode_lane(subject: str) -> Priority:
+    """The lane of a `DecodeJob`, by its subject."""
+    return "high" if subject.startswith("jobs.live.") else "normal"
 
 
 def dead_subject(stage: str, job_id: str) -> str:
@@ -42,6 +47,11 @@ def event_subject(tenant: str, job_id: str, kind: str) -> str:
 def cancel_subject(job_id: str) -> str:
     """The subject that asks the worker of a job to stop; not stored."""
     return f"ctl.cancel.{subject_token(job_id)}"
+
+
+def listen_subject(job_id: str) -> str:
+    """The subject of a `Listening`: somebody listens to a song that is being made; not stored."""
+    return f"ctl.listen.{subject_token(job_id)}"
 
 
 def work_subject(stage: str) -> str:

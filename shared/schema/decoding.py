@@ -11,9 +11,10 @@ import msgspec
 from prometheus_client import Counter
 
 from shared.errors import Unreadable
-from shared.schema.base import JOB_ID, SCHEMA, TENANT_NAME
+from shared.schema.base import JOB_ID, SCHEMA, TENANT_NAME, UNFINISHED_SCHEMA
 from shared.schema.event import CloudEvent
 from shared.schema.job import DecodeJob, Job, TokenJob
+from shared.schema.listening import Listening
 from shared.schema.worker import LeaseRecord, WorkerStatus
 
 _T = TypeVar("_T")
@@ -22,7 +23,8 @@ _Order = TypeVar("_Order", bound=TokenJob | DecodeJob)
 # One counter for the whole process, registered by the module that serves metrics.
 UNREADABLE = Counter(
     "heartmula_unreadable",
-    "Times that something in NATS could not be read and was skipped: a record, message, event, heartbeat or lease",
+    "Times that something in NATS could not be read and was skipped: a record, message, event, heartbeat, lease or "
+    "report of listeners",
     ["what"],
     registry=None,
 )
@@ -35,6 +37,7 @@ _KNOWN: dict[type, tuple[str, msgspec.json.Decoder[Any]]] = {
         (CloudEvent, "event"),
         (WorkerStatus, "heartbeat"),
         (LeaseRecord, "lease"),
+        (Listening, "listener"),
     )
 }
 for _what, _ in _KNOWN.values():
@@ -68,7 +71,8 @@ def read_record(subject: str, data: bytes | None) -> Job:
     if subject.split(".")[2:] != [job.tenant, job.job_id] or not TENANT_NAME.fullmatch(job.tenant):
         raise _unreadable("record", "it names another song than its subject")
     _require_id("record", job.job_id)
-    for folder, key in (("tokens", job.tokens_key), ("audio", job.audio_key)):
+    parts = [("audio", part.key) for part in job.decode.parts] if job.decode else []
+    for folder, key in [("tokens", job.tokens_key), ("audio", job.audio_key), *parts]:
         if key is not None and not _is_own(folder, job.job_id, key):
             raise _unreadable("record", f"its {folder} are not under {folder}/{job.job_id}/")
     return job
@@ -77,7 +81,7 @@ def read_record(subject: str, data: bytes | None) -> Job:
 def read_order(subject: str, data: bytes, kind: type[_Order]) -> _Order:
     """A queue's message, which has to be about the song of its subject and its objects. Raises `Unreadable`."""
     order = decode(data, kind)
-    _require_known("message", order.schema)
+    _require_known("message", order.schema, UNFINISHED_SCHEMA if isinstance(order, DecodeJob) else SCHEMA)
     if subject.rpartition(".")[2] != order.job_id:
         raise _unreadable("message", "it names another song than its subject")
     _require_id("message", order.job_id)
@@ -97,6 +101,14 @@ def read_event(subject: str, data: bytes | None) -> CloudEvent:
     return event
 
 
+def read_listening(subject: str, data: bytes | None) -> Listening:
+    """What a gateway says of listeners, which has to be about the song of its subject. Raises `Unreadable`."""
+    found = decode(data, Listening)
+    if subject.rpartition(".")[2] != found.job_id:
+        raise _unreadable("listener", "it is about another song than its subject")
+    return found
+
+
 def read_heartbeat(subject: str, data: bytes | None) -> WorkerStatus:
     """A heartbeat, which has to be that of the worker in its subject. Raises `Unreadable`."""
     worker = decode(data, WorkerStatus)
@@ -105,8 +117,8 @@ def read_heartbeat(subject: str, data: bytes | None) -> WorkerStatus:
     return worker
 
 
-def _require_known(what: str, schema: int) -> None:
-    if schema > SCHEMA:
+def _require_known(what: str, schema: int, newest: int = SCHEMA) -> None:
+    if schema > newest:
         raise _unreadable(what, f"it was written by a newer version (schema {schema})", newer=True)
 
 

@@ -46,6 +46,12 @@ class Progress(SongEvent, frozen=True, kw_only=True, tag="progress"):
     eta: str | None = None  # as in `Queued`
 
 
+class Audio(SongEvent, frozen=True, kw_only=True, tag="audio"):
+    """More of the song can be heard, while the rest is being made."""
+
+    playable_seconds: float  # from the song's beginning
+
+
 class Completed(SongEvent, frozen=True, kw_only=True, tag="completed"):
     """The audio can be fetched."""
 
@@ -65,7 +71,7 @@ class Cancelled(SongEvent, frozen=True, kw_only=True, tag="cancelled"):
     """The song was cancelled."""
 
 
-AnyEvent = Queued | Stage | Progress | Completed | Failed | Cancelled
+AnyEvent = Queued | Stage | Progress | Audio | Completed | Failed | Cancelled
 
 
 class CloudEvent(msgspec.Struct, frozen=True, kw_only=True):

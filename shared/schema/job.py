@@ -4,8 +4,9 @@ from typing import Literal
 
 import msgspec
 
+from shared.frames import seconds_of
 from shared.schema.base import SCHEMA, Seconds
-from shared.schema.request import GenerateRequest
+from shared.schema.request import GenerateRequest, Priority, WebhookEvent
 
 Status = Literal["queued", "generating", "decoding", "completed", "failed", "cancelled"]
 ENDED: frozenset[Status] = frozenset({"completed", "failed", "cancelled"})
@@ -20,15 +21,55 @@ class TokenJob(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DecodeJob(msgspec.Struct, frozen=True, kw_only=True):
-    """A stretch of a song's tokens waits for its audio."""
+    """A song waits for its audio: for all of it, or for the windows whose tokens are whole.
 
-    schema: int = SCHEMA
+    The record says how far tokens and audio are; the tokens named here are those that there were at the time.
+    """
+
+    schema: int = SCHEMA  # `UNFINISHED_SCHEMA` where it is not `last`
     job_id: str
     tenant: str
     tokens_key: str  # object key of int16 [8, frames]
     first_frame: int
     frames: int
-    last: bool  # no further stretch follows
+    last: bool  # these are all tokens of the song
+
+
+class AudioPart(msgspec.Struct, frozen=True, kw_only=True):
+    """A piece of the song's FLAC stream that is stored while the song is made; the first begins with the header."""
+
+    key: str  # of the object
+    size: int  # bytes
+    samples: int  # a channel
+
+
+class Decode(msgspec.Struct, frozen=True, kw_only=True):
+    """The codec's stage of a song that has not ended: it may begin while tokens are still being made."""
+
+    fencing_token: int | None = msgspec.field(default=None, name="fence")  # of the turn that decodes the song
+    attempts: int = 0  # turns that began and neither saved anything nor gave the song back
+    failures: int = 0  # of those, how many raised an error instead of dying with their worker
+    lane: Priority | None = None  # of the message by which the song was claimed; it may wait in both
+    sample_rate: int | None = None  # Hz; of the parts
+    parts: tuple[AudioPart, ...] = ()  # what is decoded so far, a part a window
+
+    @property
+    def samples(self) -> int:
+        """Samples a channel that can be heard."""
+        return sum(part.samples for part in self.parts)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the FLAC stream so far."""
+        return sum(part.size for part in self.parts)
+
+
+class AudioWebhook(msgspec.Struct, frozen=True, kw_only=True):
+    """The state of the webhook about a song's first audio, once it has been tried."""
+
+    since: Seconds  # of the first attempt
+    again: Seconds | None  # of the next attempt; None: it was delivered, or is given up
+    calling: bool = False  # an attempt may be under way, until `again` at the latest
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,7 +78,9 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     schema: int = SCHEMA
     job_id: str
     tenant: str
-    request: GenerateRequest  # of this song alone: max_duration_ms and seed filled in, tags tidied, one variant
+    # Of this song alone: max_duration_ms and seed filled in, tags tidied, one variant, without `webhook_events`, which
+    # versions that do not know them could not read.
+    request: GenerateRequest
     tags_sent: str | None = None  # tags as they came, where tidying changed them
     status: Status = "queued"
     created_at: Seconds
@@ -46,14 +89,35 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     group: str | None = None  # id of the first of its variants, where several were asked for at once
     variant: int | None = None  # which of them it is, from 1
     digest: str | None = None  # of what was submitted, where a key makes submitting it again harmless
-    fencing_token: int | None = msgspec.field(default=None, name="fence")  # of the turn that works on the song
-    attempts: int = 0  # turns that began on the current stage and neither saved anything nor gave the song back
+    webhook_events: tuple[WebhookEvent, ...] = ("ended",)
+    audio_webhook: AudioWebhook | None = None
+    fencing_token: int | None = msgspec.field(default=None, name="fence")  # of the turn that makes its tokens
+    attempts: int = 0  # turns that began to make tokens and neither saved anything nor gave the song back
     failures: int = 0  # of those, how many raised an error instead of dying with their worker
     tokens_key: str | None = None  # object key of its tokens; while they are made, of the latest checkpoint
     remade: int = 0  # how often its tokens were damaged or gone and had to be made again
-    frames: int | None = None  # tokens made, 80 ms each
+    saved_frames: int | None = None  # at least so many are saved while they are made, 80 ms each
+    frames: int | None = None  # all tokens of the song, 80 ms each
+    decode: Decode | None = None
+    first_part: str | None = None  # key of the part that its audio began with while it was made; kept when that is gone
     audio_key: str | None = None
     audio_bytes: int | None = None
     duration_s: float | None = None
     sample_rate: int | None = None
     error: str | None = None
+
+    @property
+    def edition(self) -> str | None:
+        """Which stream of the song this is: the same one continues in the finished file. None before the first part.
+
+        It changes where decoding begins again, with audio that may differ.
+        """
+        parts = self.decode.parts if self.decode is not None else ()
+        return parts[0].key if parts else self.first_part
+
+    @property
+    def playable_seconds(self) -> float:
+        """Seconds of the song, from its beginning, that can be heard."""
+        if self.decode is not None and self.decode.sample_rate:
+            return seconds_of(self.decode.samples, self.decode.sample_rate)
+        return self.duration_s or 0.0

@@ -7,6 +7,7 @@ from msgspec import Meta
 
 Priority = Literal["high", "normal"]
 AudioFormat = Literal["flac", "wav", "mp3", "ogg"]
+WebhookEvent = Literal["ended", "audio"]
 DEFAULT_DURATION_MS = 120_000
 MAX_SEED = 2**53 - 1  # what JSON carries exactly everywhere
 
@@ -27,4 +28,8 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     title: Annotated[str, Meta(max_length=300)] | None = None
     priority: Priority = "normal"
     webhook_url: Annotated[str, Meta(max_length=2_000, description="called when the song has ended")] | None = None
+    webhook_events: Annotated[
+        tuple[WebhookEvent, ...],
+        Meta(min_length=1, max_length=2, description="when to call it: at the song's end, at its first audio"),
+    ] = ("ended",)
     variants: Annotated[int, Meta(ge=1, le=4, description="songs to make of it, with seeds in a row")] = 1

@@ -5,11 +5,14 @@ Keys carry the fencing token of the turn that wrote them, so that a worker which
 - ``tokens/<job>/<fencing token>.safetensors``
 - ``audio/<job>/<fencing token>.<format>``; beside it, with the same fencing token, its renditions: other formats and
   ``audio/<job>/<fencing token>.peaks.json``
+- while a song is made, ``audio/<job>/<fencing token>.<window>.part``: its FLAC stream, a piece a window; beside the
+  last of them ``….state``, from which decoding goes on, and ``….peaks.json``
 """
 
 import asyncio
 import io
 import random
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -50,6 +53,26 @@ def tokens_key(job_id: str, fencing_token: int) -> str:
 def audio_key(job_id: str, fencing_token: int, suffix: str) -> str:
     """The key of a song's audio."""
     return f"audio/{job_id}/{fencing_token}.{suffix}"
+
+
+def part_key(job_id: str, fencing_token: int, window: int) -> str:
+    """The key of the piece of a song's FLAC stream that a window made final."""
+    return f"audio/{job_id}/{fencing_token}.{window}.part"
+
+
+def state_key(part: str) -> str:
+    """The key of the state of decoding after a part."""
+    return f"{part.removesuffix('.part')}.state"
+
+
+def part_peaks_key(part: str) -> str:
+    """The key of the peaks of a song up to the end of a part."""
+    return f"{part.removesuffix('.part')}.peaks.json"
+
+
+def is_of_stream(key: str) -> bool:
+    """Whether an object is a part of a song's stream, or lies beside one: it has no use once the song has ended."""
+    return re.fullmatch(r"audio/[^/]+/\d+\.\d+\.(part|state|peaks\.json)", key) is not None
 
 
 def converted_key(audio: str, suffix: AudioFormat) -> str:
@@ -165,6 +188,19 @@ class ObjectStore:
 
         def read() -> bytes:
             response = self._client.get_object(bucket_name=self.bucket, object_name=key)
+            try:
+                return bytes(response.read())
+            finally:
+                response.close()
+                response.release_conn()
+
+        return await self._run(read)
+
+    async def read(self, key: str, offset: int, length: int) -> bytes:
+        """Read `length` bytes of an object from `offset`; fewer where it ends."""
+
+        def read() -> bytes:
+            response = self._client.get_object(bucket_name=self.bucket, object_name=key, offset=offset, length=length)
             try:
                 return bytes(response.read())
             finally:

@@ -21,6 +21,7 @@ from shared.nats.subjects import (
     decode_subject,
     event_subject,
     job_subject,
+    listen_subject,
     lock_key,
     record_subject,
     submit_subject,
@@ -28,7 +29,17 @@ from shared.nats.subjects import (
     work_subject,
 )
 from shared.settings import Settings
-from shared.storage.objects import PROBES, audio_key, converted_key, keys_with_renditions, peaks_key, tokens_key
+from shared.storage.objects import (
+    PROBES,
+    audio_key,
+    converted_key,
+    keys_with_renditions,
+    part_key,
+    part_peaks_key,
+    peaks_key,
+    state_key,
+    tokens_key,
+)
 from tests.compatibility.stored import JOB
 
 ROOT = Path(__file__).parents[2]
@@ -95,6 +106,8 @@ async def nats() -> Any:
             "job, high": token_subject("high", JOB),
             "job, normal": token_subject("normal", JOB),
             "decode": decode_subject(JOB),
+            "decode, with listeners": decode_subject(JOB, "high"),
+            "listeners": listen_subject(JOB),
             "dead": dead_subject("tokenizer", JOB),
             "event": event_subject("alice", JOB, "progress"),
             "events": event_subject("alice", JOB, "*"),
@@ -133,6 +146,9 @@ async def nats() -> Any:
             "audio": audio_key(JOB, 12, "flac"),
             "converted": converted_key(audio_key(JOB, 12, "flac"), "mp3"),
             "peaks": peaks_key(audio_key(JOB, 12, "flac")),
+            "part": part_key(JOB, 12, 3),
+            "state after a part": state_key(part_key(JOB, 12, 3)),
+            "peaks up to a part": part_peaks_key(part_key(JOB, 12, 3)),
             "all of a song": sorted(keys_with_renditions(audio_key(JOB, 12, "wav"))),
             "probes": PROBES,
         },

@@ -16,17 +16,29 @@ import numpy as np
 
 from deploy.local.credentials import Credentials, load_credentials
 from services.gateway.auth.api_keys import digest_of_key
-from services.gateway.background.webhooks.payload import Payload, payload_of, sign
+from services.gateway.background.webhooks.payload import AudioPayload, Payload, audio_payload_of, payload_of, sign
 from services.gateway.songs.index import cursor_of, place_of
 from services.gateway.submission.idempotency import digest_of, songs_of
 from shared.audio.peaks import PeaksBody, peaks_of
 from shared.device.lease_queue import LeaseView, read_view
 from shared.device.ledger import DeviceLedger
-from shared.nats.subjects import decode_subject, event_subject, job_subject, token_subject
-from shared.schema.base import timestamp
-from shared.schema.decoding import decode, read_event, read_heartbeat, read_order, read_record
-from shared.schema.event import AnyEvent, Cancelled, CloudEvent, Completed, Failed, Progress, Queued, Stage, cloud_event
-from shared.schema.job import DecodeJob, Job, TokenJob
+from shared.nats.subjects import decode_subject, event_subject, job_subject, listen_subject, token_subject
+from shared.schema.base import UNFINISHED_SCHEMA, timestamp
+from shared.schema.decoding import decode, read_event, read_heartbeat, read_listening, read_order, read_record
+from shared.schema.event import (
+    AnyEvent,
+    Audio,
+    Cancelled,
+    CloudEvent,
+    Completed,
+    Failed,
+    Progress,
+    Queued,
+    Stage,
+    cloud_event,
+)
+from shared.schema.job import AudioPart, AudioWebhook, Decode, DecodeJob, Job, TokenJob
+from shared.schema.listening import Listening
 from shared.schema.request import GenerateRequest
 from shared.schema.worker import GpuFigures, LeaseRecord, MemoryPlan, PhaseMemory, WorkerStatus
 from shared.storage.token_file import TokenMeta, pack, unpack
@@ -86,7 +98,19 @@ COMPLETED = msgspec.structs.replace(
 )
 FAILED = msgspec.structs.replace(_ENDED, status="failed", error="the song raised 3 errors")
 CANCELLED = msgspec.structs.replace(_QUEUED, status="cancelled", completed_at=BEGAN + 2)
-RECORDS = {
+_PARTS = tuple(
+    AudioPart(key=f"audio/{JOB}/{fence}.{window}.part", size=1_900_000 + window, samples=1_228_800)
+    for window, fence in enumerate((43, 45))
+)
+HEARD = msgspec.structs.replace(
+    _GENERATING,
+    webhook_events=("ended", "audio"),
+    audio_webhook=AudioWebhook(since=BEGAN + 30, again=BEGAN + 55, calling=True),
+    saved_frames=692,
+    decode=Decode(fencing_token=45, attempts=1, failures=1, lane="high", sample_rate=48_000, parts=_PARTS),
+)
+# All fields of these existed before songs could be heard while they are made.
+EARLIER_RECORDS = {
     "queued": _QUEUED,
     "queued, a variant": _VARIANT,
     "queued again for its tokens": msgspec.structs.replace(
@@ -98,6 +122,16 @@ RECORDS = {
     "failed": FAILED,
     "cancelled": CANCELLED,
 }
+RECORDS = {
+    **EARLIER_RECORDS,
+    "generating, can be heard": HEARD,
+    "completed, was heard before": msgspec.structs.replace(
+        COMPLETED,
+        webhook_events=("audio",),
+        audio_webhook=AudioWebhook(since=BEGAN + 30, again=None),
+        first_part=_PARTS[0].key,
+    ),
+}
 
 
 def _record(job: Job) -> Stored:
@@ -108,6 +142,8 @@ def _record(job: Job) -> Stored:
 
 _TOKEN_JOB = TokenJob(job_id=JOB, tenant=TENANT)
 _DECODE_JOB = DecodeJob(job_id=JOB, tenant=TENANT, tokens_key=TOKENS, first_frame=0, frames=250, last=True)
+_WINDOWS_JOB = msgspec.structs.replace(_DECODE_JOB, schema=UNFINISHED_SCHEMA, frames=692, last=False)
+_LISTENING = Listening(job_id=JOB, gateway="host-0a1b2c3d", listeners=2, buffered=12.5)
 
 # --- events
 
@@ -123,6 +159,7 @@ EVENTS: dict[str, AnyEvent] = {
     "progress, with eta": Progress(
         job_id=JOB, status="decoding", progress=89.5, done=5, total=10, eta=timestamp(BEGAN + 9)
     ),
+    "audio": Audio(job_id=JOB, status="generating", progress=0.0, playable_seconds=51.2),
     "completed": Completed(
         job_id=JOB,
         status="completed",
@@ -281,12 +318,17 @@ def _read_account(data: bytes) -> dict[str, int]:
 
 STORED: dict[str, Stored] = {
     **{f"record: {name}": _record(job) for name, job in RECORDS.items()},
+    **{f"record: {name}, before streams": replace(_record(job), earlier=True) for name, job in EARLIER_RECORDS.items()},
     "token job": Stored(
         _TOKEN_JOB, msgspec.json.encode, lambda data: read_order(token_subject("high", JOB), data, TokenJob)
     ),
     "decode job": Stored(
         _DECODE_JOB, msgspec.json.encode, lambda data: read_order(decode_subject(JOB), data, DecodeJob)
     ),
+    "decode job, of windows": Stored(
+        _WINDOWS_JOB, msgspec.json.encode, lambda data: read_order(decode_subject(JOB, "high"), data, DecodeJob)
+    ),
+    "listeners": Stored(_LISTENING, msgspec.json.encode, partial(read_listening, listen_subject(JOB))),
     **{f"event: {name}": _event(event) for name, event in EVENTS.items()},
     "heartbeat: idle": _heartbeat(_IDLE),
     "heartbeat: working": _heartbeat(WORKING),
@@ -301,6 +343,9 @@ STORED: dict[str, Stored] = {
         )
         for job in (COMPLETED, FAILED, CANCELLED)
     },
+    "webhook: audio": Stored(
+        audio_payload_of(HEARD), msgspec.json.encode, partial(msgspec.json.decode, type=AudioPayload)
+    ),
     "cursor of a list": Stored(
         (BEGAN + 0.125, JOB), lambda place: cursor_of(place).encode(), lambda data: place_of(data.decode())
     ),
@@ -330,6 +375,7 @@ def derived() -> dict[str, Any]:
         "song id of a key without tenants": songs_of("order-1", 1),
         "digest of a short request": digest_of(SHORT),
         "digest of a full request": digest_of(FULL),
+        "digest of a request with webhook events": digest_of(msgspec.structs.replace(FULL, webhook_events=("audio",))),
         "digest of an API key": digest_of_key("hm_example"),
         "signature of a webhook": sign(b"0123456789abcdef01234567", f"{JOB}-completed", 1_767_225_661, b"{}"),
     }

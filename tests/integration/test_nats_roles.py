@@ -18,11 +18,13 @@ from deploy.setup import main, set_up
 from shared.device.lease import Lease
 from shared.errors import Unavailable
 from shared.nats.connection import connect
-from shared.nats.streams import LOCK_MAX_AGE, require_streams, streams
-from shared.nats.subjects import TENANT, record_subject
+from shared.nats.streams import LOCK_MAX_AGE, consumers, require_streams, streams
+from shared.nats.subjects import DEC, DEC_CONSUMERS, TENANT, decode_subject, listen_subject, record_subject
 from shared.schema.job import Job
+from shared.schema.listening import Listening
 from shared.schema.worker import LeaseRecord
 from shared.settings import Settings
+from shared.worker.listeners import Listeners
 from tests.integration.flow import as_role, environment, open_flow
 from tests.integration.gateway_fixtures import SONG, eventually, running_gateway
 
@@ -34,6 +36,7 @@ FORBIDDEN: dict[Role, tuple[str, ...]] = {
         "$JS.API.DIRECT.GET.KV_JOBS.$KV.JOBS.local.j",
         "$JS.API.CONSUMER.MSG.NEXT.TOK.tok-high",
         "jobs.tok.high.j",
+        "jobs.live.j",
         "$KV.JOBS.local.j",
         "$KV.GPU_LOCK.g.codec.i",
         "events.local.j.progress",
@@ -46,6 +49,7 @@ FORBIDDEN: dict[Role, tuple[str, ...]] = {
         "$JS.API.STREAM.PURGE.TOK",
         "$JS.API.CONSUMER.MSG.NEXT.TOK.tok-high",
         "$JS.API.CONSUMER.MSG.NEXT.DEC.dec",
+        "$JS.API.CONSUMER.MSG.NEXT.DEC.dec-live",
         "$JS.ACK.TOK.tok-high.1.1.1.1.0",
         "$JS.API.CONSUMER.DELETE.TOK.tok-high",
         "$KV.GPU_LOCK.g.codec.i",
@@ -58,6 +62,7 @@ FORBIDDEN: dict[Role, tuple[str, ...]] = {
         "$JS.API.STREAM.DELETE.TOK",
         "$JS.API.STREAM.PURGE.KV_JOBS",
         "$JS.API.CONSUMER.MSG.NEXT.DEC.dec",
+        "$JS.API.CONSUMER.MSG.NEXT.DEC.dec-live",
         "$JS.ACK.DEC.dec.1.1.1.1.0",
         "$JS.API.CONSUMER.CREATE.TOK.x.jobs.tok.*.*",
         "$KV.GPU_LOCK.g",
@@ -66,6 +71,7 @@ FORBIDDEN: dict[Role, tuple[str, ...]] = {
         "$KV.WORKERS.codec.i",
         "submit.local",
         "ctl.cancel.j",
+        "ctl.listen.j",
         "dead.codec.j",
     ),
     "codec": (
@@ -80,15 +86,18 @@ FORBIDDEN: dict[Role, tuple[str, ...]] = {
         "$KV.WORKERS.tokenizer.i",
         "submit.local",
         "ctl.cancel.j",
+        "ctl.listen.j",
         "dead.tokenizer.j",
     ),
     "client": (
         "submit.other",
         "events.local.j.completed",
         "jobs.tok.high.j",
+        "jobs.live.j",
         "$KV.JOBS.local.j",
         "$KV.JOBS.probe",
         "ctl.cancel.j",
+        "ctl.listen.j",
         "record.other.j",
         # An answer of JetStream goes wherever its request says, and no right is asked for: so no requests either.
         "$JS.API.DIRECT.GET.KV_JOBS.$KV.JOBS.local.j",
@@ -104,7 +113,17 @@ FORBIDDEN_TO_HEAR = {
     "gateway": (">", "_INBOX_client.>", "jobs.>", "ctl.>"),
     "tokenizer": (">", "submit.*", "events.>", "_INBOX_codec.>", "ctl.work.codec"),
     "codec": (">", "submit.*", "events.>", "_INBOX_tokenizer.>", "ctl.work.tokenizer"),
-    "client": (">", "events.>", "events.other.>", "_INBOX_gateway.>", "_INBOX.>", "submit.*", "$KV.>", "ctl.cancel.*"),
+    "client": (
+        ">",
+        "events.>",
+        "events.other.>",
+        "_INBOX_gateway.>",
+        "_INBOX.>",
+        "submit.*",
+        "$KV.>",
+        "ctl.cancel.*",
+        "ctl.listen.*",
+    ),
 }
 
 
@@ -155,6 +174,27 @@ async def test_a_role_cannot_subscribe_to_what_it_may_not_read(server: NatsServe
             await client.subscribe(subject)
             await _wait_for_denials(denied, 1)
             assert any(f'subscription to "{subject.lower()}' in line for line in denied), subject
+
+
+@pytest.mark.parametrize("worker", ["tokenizer", "codec"])
+async def test_workers_learn_from_gateways_who_listens(server: NatsServer, worker: Role) -> None:
+    async with denials(server, worker) as (nc, refused), denials(server, "gateway") as (gateway, denied):
+        listeners = Listeners()
+        await listeners.open(nc)
+        await nc.flush()
+        report = Listening(job_id="j", gateway="g", listeners=1, buffered=3.0)
+        await gateway.publish(listen_subject("j"), msgspec.json.encode(report))
+        async with asyncio.timeout(10):
+            while listeners.dry_in("j") is None:
+                await asyncio.sleep(0.01)
+        assert (refused, denied) == ([], [])
+
+
+@pytest.mark.parametrize("role", ["gateway", "tokenizer", "codec"])
+async def test_songs_with_listeners_may_be_queued_by_every_service(server: NatsServer, role: Role) -> None:
+    async with denials(server, role) as (nc, denied):
+        await nc.jetstream().publish(decode_subject(f"of-{role}", "high"), b"{}")
+        assert not denied
 
 
 async def test_a_worker_deletes_the_stale_lease_of_the_other_role(server: NatsServer, tmp_path: Path) -> None:
@@ -224,6 +264,21 @@ async def test_services_wait_until_nats_has_been_set_up(settings: Settings) -> N
     await process.wait()
     async with open_flow(settings):
         pass
+
+
+async def test_a_queue_of_an_earlier_version_gets_its_second_lane_and_keeps_its_songs(server: NatsServer) -> None:
+    client = await nats.connect(server.url)
+    js = client.jetstream()
+    await js.delete_stream(DEC)
+    (queue,) = (stream for stream in streams(500) if stream.name == DEC)
+    await js.add_stream(replace(queue, subjects=["jobs.dec.*"]))
+    (lane,) = (consumer for _, consumer in consumers(20) if consumer.durable_name == DEC_CONSUMERS["normal"])
+    await js.add_consumer(DEC, lane)
+    await js.publish(decode_subject("old"), b"{}")
+    await set_up(Settings(nats_url=server.url_of("bootstrap")))
+    await js.publish(decode_subject("old", "high"), b"{}")
+    assert {info.name: info.num_pending for info in await js.consumers_info(DEC)} == {"dec": 1, "dec-live": 1}
+    await client.close()
 
 
 async def test_setting_up_again_changes_what_was_set_otherwise(

@@ -34,8 +34,8 @@ async def test_songs_are_refused_before_a_record_cannot_grow(settings: Settings)
     async with running_gateway(settings, settings.data_dir) as gateway:
         job_id = await gateway.submit()
         config = (await gateway.js.stream_info(f"KV_{JOBS}")).config
-        await gateway.js.update_stream(replace(config, max_bytes=200_000))
-        for number in range(16):
+        await gateway.js.update_stream(replace(config, max_bytes=400_000))
+        for number in range(32):
             long = msgspec.structs.replace(await gateway.job(job_id), job_id=str(number), error="x" * 10_000)
             await gateway.jobs.create(long)
 

@@ -1,0 +1,24 @@
+"""Windows of the codec as far as other stages know them: how many codes make audio final."""
+
+from dataclasses import dataclass
+
+from shared.settings import Settings
+
+
+@dataclass(frozen=True)
+class CodecWindows:
+    """Lengths in codes (frames of 80 ms). Window n has the codes from ``n · hop`` to ``n · hop + length``."""
+
+    length: int = 372
+    hop: int = 320
+
+    def final(self, frames: int) -> int:
+        """Number of windows of which all codes are there, of a song that goes on."""
+        return max(0, (frames - self.length) // self.hop + 1)
+
+
+def windows_of(settings: Settings) -> CodecWindows | None:
+    """The windows of the engine that the settings name; None where it waits for the song's end."""
+    if settings.engine == "heartlib":
+        return None
+    return CodecWindows(*settings.trivial_window) if settings.engine == "trivial" else CodecWindows()
