@@ -26,7 +26,8 @@ def build_engine(settings: Settings, checkpoint: Checkpoint) -> tuple[TokenEngin
         from services.tokenizer_worker.engines.trivial import TrivialEngine
 
         placement = place(settings, checkpoint, Hardware(), "tokenizer")
-        return TrivialEngine(settings.trivial_step_ms, placement.slots), placement, "trivial"
+        engine: TokenEngine = TrivialEngine(settings.trivial_step_ms, placement.slots, swap_ms=settings.trivial_swap_ms)
+        return engine, placement, "trivial"
     from shared.device.torch_devices import hardware
 
     if settings.compile:

@@ -35,7 +35,8 @@ class BatchedSong:
     @property
     def codes(self) -> np.ndarray:
         """All frames, int16 ``[8, T]``."""
-        return np.stack(self.frames, axis=1) if self.frames else np.zeros((8, 0), np.int16)
+        frames = self.frames[:]  # from the event loop, while the engine's thread adds more
+        return np.stack(frames, axis=1) if frames else np.zeros((8, 0), np.int16)
 
     @property
     def job_id(self) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 
 from shared.errors import JobConflict, ObjectError, Unavailable
 from shared.jobs.store import JobStore, change
+from shared.model.codec_windows import CodecWindows
 from shared.schema.job import Job
 from shared.storage.objects import ObjectStore, tokens_key
 from shared.storage.token_file import TokenMeta, pack, unpack
@@ -21,17 +22,26 @@ log = logging.getLogger(__name__)
 class SavedTokens:
     """The saved tokens of one song in one turn: one object, which is overwritten with more and more tokens.
 
-    The record names it from the first save on; what an earlier turn saved is deleted then.
+    The record names it from the first save on; what an earlier turn saved is deleted then. How many tokens are saved
+    is in the record for the codec, which decodes whole windows: it changes with each of them, and only if asked for.
     """
 
     def __init__(
-        self, context: JobContext, jobs: JobStore, store: ObjectStore, model: str, on_saved: Callable[[], None]
+        self,
+        context: JobContext,
+        jobs: JobStore,
+        store: ObjectStore,
+        model: str,
+        windows: CodecWindows | None,
+        on_saved: Callable[[], None],
     ) -> None:
         """`model` names the model that makes the tokens; `on_saved` is called after each save."""
+        self.frames = 0  # that are saved by this turn
         self._context, self._jobs, self._store = context, jobs, store
-        self._model, self._on_saved = model, on_saved
+        self._model, self._windows, self._on_saved = model, windows, on_saved
         self.key = tokens_key(context.job.job_id, context.turn.fencing_token)
         self._named = False  # the record names our object
+        self._noted = 0  # whole windows of it that the record tells of
         self._writing = asyncio.Lock()
         self._latest: np.ndarray | None = None  # int16 [8, T] that waits to be saved
         self._saving: asyncio.Task[None] | None = None
@@ -71,30 +81,57 @@ class SavedTokens:
     async def save(self, codes: np.ndarray, *, ended: bool) -> None:
         """Save int16 `codes` ``[8, T]`` now. Unless they are the whole song, the record names them too.
 
+        Where more of the song is saved already, less of it is not written over that.
         Raises `JobStopped` or `JobConflict` when the song no longer belongs to this worker, `Unavailable`.
         """
         async with self._writing:
-            job = self._context.job
-            meta = TokenMeta(job_id=job.job_id, model=self._model, seed=job.request.seed or 0, ended=ended)
-            with span("store tokens"):
-                await self._store.put(self.key, pack(codes, meta))
-        self._on_saved()
+            if ended or codes.shape[1] > self.frames:
+                await self._write(codes, ended)
         if not ended:
             await self.name_in_record()
 
+    async def _write(self, codes: np.ndarray, ended: bool) -> None:
+        job = self._context.job
+        meta = TokenMeta(job_id=job.job_id, model=self._model, seed=job.request.seed or 0, ended=ended)
+        with span("store tokens"):
+            await self._store.put(self.key, pack(codes, meta))
+        self.frames = codes.shape[1]
+        self._on_saved()
+
     async def name_in_record(self) -> None:
-        """Write the key of the saved tokens into the record. Raises as `save` does."""
+        """Have the record name the saved tokens. Raises as `save` does."""
         if not self._named:
-            job = self._context.job
-            await self._jobs.update(job.job_id, job.tenant, self._name)
+            await self._write_record()
+
+    async def note_windows(self) -> Job | None:
+        """Have the record tell of the whole windows that are saved. Raises as `save` does.
+
+        Returns the record as it was written; None when it told of them before.
+        """
+        if self._named and self._whole_windows() <= self._noted:
+            return None
+        return await self._write_record()
+
+    async def _write_record(self) -> Job:
+        windows, claimed = 0, self._context.job
+
+        def name(job: Job) -> Job:
+            nonlocal windows
+            windows = self._whole_windows()  # as of this attempt: another write may have come in between
+            if job.status != "generating" or job.fencing_token != self._context.turn.fencing_token:
+                raise JobStopped(f"the song is {job.status} and no longer belongs to this worker")
+            # It has got further: whatever happened before did not keep it from that.
+            return change(job, tokens_key=self.key, attempts=0, saved_frames=self.frames if windows else None)
+
+        job = await self._jobs.update(claimed.job_id, claimed.tenant, name)
+        self._noted = max(windows, self._noted)
+        if not self._named:
             self._named = True
             await self.delete_older()
+        return job
 
-    def _name(self, job: Job) -> Job:
-        if job.status != "generating" or job.fencing_token != self._context.turn.fencing_token:
-            raise JobStopped(f"the song is {job.status} and no longer belongs to this worker")
-        # It has got further: whatever happened before did not keep it from that.
-        return change(job, tokens_key=self.key, attempts=0)
+    def _whole_windows(self) -> int:
+        return self._windows.final(self.frames) if self._windows is not None else 0
 
     async def delete_older(self) -> None:
         """Delete the tokens that an earlier turn saved. A failure is only logged."""

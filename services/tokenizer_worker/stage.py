@@ -1,22 +1,25 @@
 """The tokenizer's stage: prompt → frames → token tensor in the object store → decode job."""
 
+import contextlib
 import time
 from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-from nats.aio.client import Client
 from nats.js import JetStreamContext
 
 from services.tokenizer_worker.batch import Batch, BatchedSong
 from services.tokenizer_worker.engines.base import Song, TokenEngine
+from services.tokenizer_worker.handed_on import HandedOn
 from services.tokenizer_worker.saved_tokens import SavedTokens
+from services.tokenizer_worker.window_publisher import WindowPublisher
 from shared.device.offload_phases import Phase
 from shared.errors import LeaseLost, QueueFull, SongError, Unavailable
 from shared.frames import frames_nearest, frames_within
 from shared.jobs.events import GENERATING_SHARE, generating
-from shared.jobs.queues import queue_decode
-from shared.jobs.store import JobStore, change
+from shared.jobs.queues import queue_decode, queue_windows
+from shared.jobs.store import change
+from shared.model.codec_windows import windows_of
 from shared.model.prompt import Prompter
 from shared.nats.errors import nats_errors
 from shared.nats.subjects import DEC, TOK, TOK_CONSUMERS
@@ -24,9 +27,9 @@ from shared.schema.event import Stage
 from shared.schema.job import Job, TokenJob
 from shared.settings import Settings
 from shared.worker.job_context import JobContext
-from shared.worker.retry import Retry
 from shared.worker.signals import JobStopped, Paused
 from shared.worker.stage import StageSpec
+from shared.worker.window_policy import margin
 from shared.worker.worker_context import WorkerContext
 
 SPEC = StageSpec(
@@ -49,6 +52,8 @@ class TokenStage:
         self.model = model
         self._engine, self._prompter = engine, prompter
         self._batch = Batch(engine)
+        self._windows = windows_of(settings)
+        self._handed_on = HandedOn(self._windows)
         self._save_every = max(1, frames_nearest(settings.checkpoint_seconds))
         self.rate = self._batch.rate
         self.load = engine.load
@@ -84,9 +89,13 @@ class TokenStage:
             )
         return None
 
+    async def dry_in(self, worker: WorkerContext) -> float | None:
+        """Seconds until a listener runs dry whose song waits for the codec; None where none does soon."""
+        return await self._handed_on.dry_in(worker.listeners, worker.jobs, within=margin(worker.away()))
+
     async def run(self, context: JobContext, worker: WorkerContext) -> None:
         """Make the tokens of one song, continuing from the saved ones, and queue the song for decoding."""
-        saved = SavedTokens(context, worker.jobs, worker.store, self.model, worker.count_progress)
+        saved = SavedTokens(context, worker.jobs, worker.store, self.model, self._windows, worker.count_progress)
         try:
             codes, ended = await saved.load()  # int16 [8, T]
             if not ended:
@@ -95,9 +104,13 @@ class TokenStage:
             if codes.shape[1] == 0:
                 raise SongError("the model ended the song before it began: try another seed, other lyrics or tags")
             await worker.retry(lambda: saved.save(codes, ended=True), context)
-            await _hand_on(context, saved, codes.shape[1], worker.nc, worker.jobs, worker.retry)
+            await _hand_on(context, saved, codes.shape[1], worker)
+            self._handed_on.add(context.job)
         finally:
             await saved.close()
+
+    async def settled(self, context: JobContext, worker: WorkerContext) -> None:
+        """Do nothing: the song was handed on before."""
 
     async def _generate(
         self, context: JobContext, worker: WorkerContext, saved: SavedTokens, before: np.ndarray
@@ -112,26 +125,43 @@ class TokenStage:
             _stage_event(context, "generating", resumed, song.max_frames, phase=phase, memory_used=memory_used)
         )
         began = time.monotonic()
+        publisher = self._publisher(context, worker, saved, song.max_frames)
 
         def on_frame(batched: BatchedSong) -> None:
             done = len(batched.frames)
+            if publisher is not None:
+                publisher.made(batched)
             rate = (done - resumed) / max(time.monotonic() - began, 1e-6)
             context.progress(lambda: generating(job.job_id, done, song.max_frames, rate), final=done == song.max_frames)
             if (done - resumed) % self._save_every == 0 and done < song.max_frames:
                 batched.future.get_loop().call_soon_threadsafe(saved.save_soon, batched.codes)
 
-        batched = await self._batch.generate(
-            context, song, before, worker.engine, on_frame, returns=lambda: not worker.draining.active
-        )
-        context.off_device.set()
+        try:
+            batched = await self._batch.generate(
+                context, song, before, worker.engine, on_frame, returns=lambda: not worker.draining.active
+            )
+        finally:
+            context.off_device.set()
+            if publisher is not None:
+                await publisher.close()
         await saved.close()
         error, codes = batched.future.exception(), batched.codes
         if isinstance(error, Paused | LeaseLost) and codes.shape[1] > resumed:
             await worker.retry(lambda: saved.save(codes, ended=False), context)
+            if publisher is not None:
+                await worker.retry(publisher.leave, context)
             context.publish(_stage_event(context, "paused", codes.shape[1], song.max_frames))
         if error is not None:
             raise error
         return codes
+
+    def _publisher(
+        self, context: JobContext, worker: WorkerContext, saved: SavedTokens, most: int
+    ) -> WindowPublisher | None:
+        """The publisher of a song's windows; None where a song of at most so many frames has none before its end."""
+        if self._windows is None or not self._windows.final(most):
+            return None
+        return WindowPublisher(context, worker, saved, self._windows, self._handed_on)
 
     def _song(self, job: Job) -> Song:
         request = job.request
@@ -167,17 +197,17 @@ def _stage_event(
     )
 
 
-async def _hand_on(
-    context: JobContext, saved: SavedTokens, frames: int, nc: Client, jobs: JobStore, retry: Retry
-) -> None:
+async def _hand_on(context: JobContext, saved: SavedTokens, frames: int, worker: WorkerContext) -> None:
     """Publish the decode job, then move the record on.
 
     In this order, because a song that is published twice is decoded once, and a record that was moved on without a
-    message would wait for ever.
+    message would wait for ever. Where the song waits already, a codec worker may have it that read the record before
+    this, and publishing changes nothing: so it is published again after that.
     """
-    job = context.job
+    job, nc, retry = context.job, worker.nc, worker.retry
+    listened = worker.listeners.dry_in(job.job_id) is not None
     try:
-        await retry(lambda: queue_decode(nc, job, saved.key, frames))
+        published = await retry(lambda: queue_decode(nc, job, saved.key, frames, listened=listened))
     except QueueFull:
         await retry(saved.name_in_record)
         raise Unavailable("nats", "too many songs wait to be decoded") from None  # this ends the turn
@@ -185,8 +215,9 @@ async def _hand_on(
     def move_on(record: Job) -> Job:
         if record.status == "completed":  # the codec was quicker
             return record
-        if record.status == "decoding":
-            return record if record.tokens_key == saved.key else change(record, tokens_key=saved.key, frames=frames)
+        if record.status == "decoding":  # the codec began, or a retry
+            known = (record.tokens_key, record.frames) == (saved.key, frames)
+            return record if known else change(record, tokens_key=saved.key, frames=frames, saved_frames=None)
         if record.status != "generating" or record.fencing_token != context.turn.fencing_token:
             raise JobStopped(f"the song is {record.status} and no longer belongs to this worker")
         return change(
@@ -195,11 +226,15 @@ async def _hand_on(
             tokens_key=saved.key,
             frames=frames,
             fencing_token=None,
+            saved_frames=None,
             attempts=0,
             failures=0,
             error=None,
         )
 
-    await retry(lambda: jobs.update(job.job_id, job.tenant, move_on))
-    await saved.delete_older()
+    moved = await retry(lambda: worker.jobs.update(job.job_id, job.tenant, move_on))
     context.publish(Stage(job_id=job.job_id, status="decoding", progress=GENERATING_SHARE, stage="waiting"))
+    if published is None:
+        with contextlib.suppress(QueueFull):  # the reconciler finds a record without a message
+            await retry(lambda: queue_windows(nc, moved, listened=listened))
+    await saved.delete_older()

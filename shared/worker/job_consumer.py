@@ -8,6 +8,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable
+from typing import Any
 
 from nats.aio.client import Client
 from nats.aio.msg import Msg
@@ -15,12 +16,13 @@ from nats.js import JetStreamContext
 
 from shared.device.offload_phases import Turn
 from shared.errors import JobConflict, NewerRecord, SongError, Unavailable, Unreadable
+from shared.jobs.claims import claim_of, with_claim
 from shared.jobs.events import EventPublisher
-from shared.jobs.store import JobStore, change
+from shared.jobs.store import JobStore
 from shared.nats.errors import nats_errors
-from shared.nats.subjects import work_subject
+from shared.nats.subjects import decode_lane, work_subject
 from shared.schema.decoding import read_order
-from shared.schema.job import Job
+from shared.schema.job import DecodeJob, Job, TokenJob
 from shared.worker.draining import Draining
 from shared.worker.job_context import JobContext
 from shared.worker.job_settlement import JobSettlement
@@ -34,6 +36,7 @@ log = logging.getLogger(__name__)
 MAX_ATTEMPTS = 5  # workers that may die while working on a song without getting it any further
 _POLL_SECONDS = 1.0  # between two looks at the queue when no work is announced
 _FETCH_SECONDS = 2.0
+_EMPTY_SECONDS = 1.0  # for which a high lane that was empty counts as empty, unless work in it is announced
 
 
 class JobConsumer:
@@ -65,12 +68,15 @@ class JobConsumer:
         self._announced = False  # a song waits
         self._last_probe = 0.0  # monotonic
         self._highs = 0  # songs of the high lane in a row
+        self._high_empty = -_EMPTY_SECONDS  # when the high lane was last seen to be empty (monotonic)
 
     async def open(self) -> None:
         """Subscribe to announcements of work. Raises `Unavailable`."""
 
-        async def on_work(_: Msg) -> None:
+        async def on_work(message: Msg) -> None:
             self._announced = True
+            if message.data != b"normal":
+                self._high_empty = -_EMPTY_SECONDS
             self._wake.set()
 
         with nats_errors("announcements of work cannot be subscribed to"):
@@ -110,16 +116,26 @@ class JobConsumer:
         """
         self._announced = False
         while True:
-            for lane in lanes(self._highs):
-                name = self._spec.consumers.get(lane)
-                if name is not None and (message := await self._fetch(name)):
-                    self._highs = self._highs + 1 if lane == "high" else 0
-                    break
-            else:
+            message = await self._look(skip_empty=True) or await self._look(skip_empty=False)
+            if message is None:
                 self._highs = 0
                 return None
             if context := await self._claim(turn, message):
                 return context
+
+    async def _look(self, *, skip_empty: bool) -> QueueMessage | None:
+        """The next message. With `skip_empty`, a high lane that was empty just now is not looked at for each song."""
+        for lane in lanes(self._highs):
+            if skip_empty and lane == "high" and time.monotonic() < self._high_empty + _EMPTY_SECONDS:
+                continue
+            if lane == "high":
+                self._high_empty = time.monotonic()  # unless work is announced while it is looked at
+            if message := await self._fetch(self._spec.consumers[lane]):
+                self._highs = self._highs + 1 if lane == "high" else 0
+                if lane == "high":
+                    self._high_empty = -_EMPTY_SECONDS
+                return message
+        return None
 
     async def _fetch(self, consumer: str) -> QueueMessage | None:
         """Fetch a message if there is one. A pull request that waits would stall across a reconnect."""
@@ -157,7 +173,7 @@ class JobConsumer:
         def claim(job: Job) -> Job:
             nonlocal seen
             seen = job
-            return self._claimed(job, turn)
+            return self._claimed(job, turn, order, message)
 
         try:
             job = await self._jobs.update(order.job_id, order.tenant, claim)
@@ -176,6 +192,7 @@ class JobConsumer:
             await self._settlement.fail(message, order.job_id, order.tenant, str(error))
             return None
         return JobContext(
+            self._spec.role,
             message,
             order,
             job,
@@ -186,20 +203,24 @@ class JobConsumer:
             count_progress=self._count_progress,
         )
 
-    def _claimed(self, job: Job, turn: Turn) -> Job:
+    def _claimed(self, job: Job, turn: Turn, order: TokenJob | DecodeJob, message: QueueMessage) -> Job:
         """A record as this turn claims it. Raises `JobStopped` when the stage is done, `SongError` after too many."""
+        role = self._spec.role
         if job.status not in self._spec.accepts:
             raise JobStopped(f"the song is {job.status} already")
-        attempts = job.attempts + 1 if job.status == self._spec.status else 1
+        attempts = 1 if job.status == "queued" else claim_of(job, role).attempts + 1
         if attempts > MAX_ATTEMPTS:
             raise SongError(f"its worker died {MAX_ATTEMPTS} times while working on it")
-        return change(
-            job,
-            status=self._spec.status,
-            fencing_token=turn.fencing_token,
-            attempts=attempts,
-            started_at=job.started_at or time.time(),
-        )
+        claim: dict[str, Any] = {"fencing_token": turn.fencing_token, "attempts": attempts}
+        changes: dict[str, Any] = {"started_at": job.started_at or time.time()}
+        if isinstance(order, DecodeJob):
+            claim["lane"] = decode_lane(message.subject)
+            # Nothing is moved on by a message alone: its tokens may have been lost since, and be made again.
+            if job.status == "decoding":  # whoever made its tokens is done; earlier versions of the codec claim by this
+                changes["fencing_token"] = None
+        else:
+            changes["status"] = self._spec.status
+        return with_claim(job, role, claim=claim, **changes)
 
 
 async def _leave_to_newer(message: QueueMessage, what: str) -> None:

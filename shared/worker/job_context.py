@@ -9,10 +9,13 @@ from collections.abc import Callable
 from shared.aio import end
 from shared.device.offload_phases import Turn
 from shared.errors import NewerRecord, Unavailable
+from shared.jobs.claims import claim_of
 from shared.jobs.events import EventPublisher
 from shared.jobs.store import JobStore
+from shared.nats.subjects import decode_lane
 from shared.schema.event import AnyEvent, Progress
 from shared.schema.job import ENDED, DecodeJob, Job, TokenJob
+from shared.schema.worker import Role
 from shared.worker.message import QueueMessage
 from shared.worker.signals import JobStopped, Paused
 
@@ -28,6 +31,7 @@ class JobContext:
 
     def __init__(
         self,
+        role: Role,
         message: QueueMessage,
         order: TokenJob | DecodeJob,
         job: Job,
@@ -42,7 +46,7 @@ class JobContext:
 
         `count_progress` is called for every step, from the engine's thread.
         """
-        self.message, self.order, self.job, self.turn = message, order, job, turn
+        self.role, self.message, self.order, self.job, self.turn = role, message, order, job, turn
         self.off_device = asyncio.Event()  # nothing of this song is on the device any more
         self._pause = threading.Event()
         self._stop = threading.Event()
@@ -85,6 +89,15 @@ class JobContext:
         """Whether the song is known to be cancelled, or another worker's."""
         return self._stop.is_set()
 
+    def holds(self, job: Job) -> bool:
+        """Whether the song still belongs to this turn by a later record of it."""
+        return claim_of(job, self.role).fencing_token == self.turn.fencing_token
+
+    def superseded(self, job: Job) -> bool:
+        """Whether a later record shows that the song was claimed by its message in the other lane."""
+        lane = job.decode.lane if self.role == "codec" and job.decode is not None else None
+        return lane is not None and lane != decode_lane(self.message.subject)
+
     def stop(self) -> None:
         """Let the next `check` raise `JobStopped`: the song was cancelled."""
         self._stop.set()
@@ -123,5 +136,5 @@ class JobContext:
                     now = await self._jobs.get(self.job.job_id, self.job.tenant)
                 except NewerRecord:  # another worker has written it since
                     now = None
-                if now is None or now.status in ENDED or now.fencing_token != self.job.fencing_token:
+                if now is None or now.status in ENDED or not self.holds(now):
                     self.stop()

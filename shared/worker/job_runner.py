@@ -5,6 +5,7 @@ import logging
 import time
 
 from shared.errors import DeviceBroken, DeviceFull, SongError
+from shared.jobs.claims import claim_of
 from shared.storage.write_gate import WriteGate
 from shared.tracing import record_wait, span
 from shared.worker.job_context import JobContext
@@ -102,6 +103,7 @@ class JobRunner:
             with span(status, message.headers, job_id=job_id):
                 await self._stage.run(context, self._worker)
             await self._worker.retry(message.acknowledge)
+            await self._stage.settled(context, self._worker)
             result = "done"
             self._residency.forget(job_id)
             self._state.count_progress()
@@ -123,7 +125,8 @@ class JobRunner:
         else:
             memory = None
             self._residency.forget(context.job.job_id)
-        return classify(error, role=self._stage.spec.role, failures=context.job.failures, memory=memory)
+        failures = claim_of(context.job, context.role).failures
+        return classify(error, role=self._stage.spec.role, failures=failures, memory=memory)
 
     def _apply_to_worker(self, outcome: Outcome, error: Exception) -> None:
         if outcome.breaks_device and isinstance(error, DeviceBroken):
@@ -163,7 +166,8 @@ class JobRunner:
         """Delete the objects of a cancelled song. Those of a song that another worker has now belong to that one."""
         worker = self._worker
         job = await worker.retry(lambda: worker.jobs.get(context.job.job_id, context.job.tenant))
-        if job is not None and job.status in self._stage.spec.accepts:  # another worker has the message too
+        if job is not None and job.status in self._stage.spec.accepts:
+            await self._settlement.leave(context, job)
             return
         if job is not None and job.status == "cancelled":
             for prefix in (f"tokens/{job.job_id}/", f"audio/{job.job_id}/"):

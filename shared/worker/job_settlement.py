@@ -7,8 +7,9 @@ from nats.aio.client import Client
 from nats.js import JetStreamContext
 
 from shared.errors import JobConflict, ObjectError, QueueFull, SongError, Unavailable
+from shared.jobs.claims import claim_of, with_claim
 from shared.jobs.events import EventPublisher, end_event
-from shared.jobs.queues import queue_tokens
+from shared.jobs.queues import queue_tokens, queue_windows
 from shared.jobs.store import JobStore, change
 from shared.nats.errors import nats_errors
 from shared.nats.subjects import dead_subject, work_subject
@@ -47,18 +48,26 @@ class JobSettlement:
         Unless `attempt_counts`, the attempt is taken out of its record again.
         """
 
+        now: Job | None = None
+
         def uncount(job: Job) -> Job:
-            if job.fencing_token != context.turn.fencing_token:
+            nonlocal now
+            now = job
+            if not context.holds(job):
                 raise JobStopped("another worker has the song and its message")
-            if attempt_counts or job.status in ENDED or not job.attempts:
+            attempts = claim_of(job, self._role).attempts
+            if attempt_counts or job.status in ENDED or not attempts:
                 return job
-            return change(job, attempts=job.attempts - 1)
+            return with_claim(job, self._role, claim={"attempts": attempts - 1})
 
         job_id = context.job.job_id
         try:
             await self._jobs.update(job_id, context.job.tenant, uncount)
         except JobStopped as reason:
             log.info("%s: not given back, %s", job_id, reason)
+            if now is not None:
+                with contextlib.suppress(Unavailable):
+                    await self.leave(context, now)
             return
         except (JobConflict, Unavailable) as error:
             log.warning("%s: given back, but its attempt counts: %s", job_id, error)
@@ -70,6 +79,21 @@ class JobSettlement:
                 await self._nc.flush(1)
         log.info("%s: given back", job_id)
 
+    async def leave(self, context: JobContext, job: Job) -> None:
+        """Leave a song to the turn that has claimed it since, by its record.
+
+        That turn may have the same message, which was delivered again: then the message stays. Where it has the song's
+        message in the other lane, ours would only bring the song back here, and take it from that turn. But while ours
+        was there, the song could not be queued in our lane, and that turn may be over: then it is queued now.
+        """
+        if not context.superseded(job):
+            return
+        await context.message.acknowledge()
+        now = await self._jobs.get(job.job_id, job.tenant)
+        if now is not None and now.status == "decoding":
+            with contextlib.suppress(QueueFull):  # the reconciler finds a record without a message
+                await queue_windows(self._nc, now)
+
     async def remake_tokens(self, context: JobContext, reason: str) -> None:
         """Put a song whose tokens are damaged or missing back into the queue for tokens.
 
@@ -80,16 +104,18 @@ class JobSettlement:
         def requeue(job: Job) -> Job:
             if job.status == "queued" and job.remade == claimed.remade + 1:  # written before, and the answer got lost
                 return job
-            if job.status != "decoding" or job.fencing_token != context.turn.fencing_token:
+            if job.status != "decoding" or not context.holds(job):
                 raise JobStopped(f"the song is {job.status} and no longer belongs to this worker")
             if job.remade >= MAX_REMADE:
                 raise SongError(reason)
-            return change(
+            # What was decoded stays: the tokens that are made again are the same, as a rule.
+            return with_claim(
                 job,
+                self._role,
+                claim={"fencing_token": None, "attempts": 0},
                 status="queued",
                 remade=job.remade + 1,
                 attempts=0,
-                fencing_token=None,
                 tokens_key=None,
                 frames=None,
             )
@@ -106,9 +132,10 @@ class JobSettlement:
         """Record an error as the song's `failures`-th, and try the song again after `delay` seconds."""
 
         def note(job: Job) -> Job:
-            if job.status in ENDED or job.fencing_token != context.turn.fencing_token:
+            if job.status in ENDED or not context.holds(job):
                 return job
-            return change(job, failures=failures, attempts=max(0, job.attempts - 1), error=reason)
+            attempts = max(0, claim_of(job, self._role).attempts - 1)
+            return with_claim(job, self._role, claim={"failures": failures, "attempts": attempts}, error=reason)
 
         await self._jobs.update(context.job.job_id, context.job.tenant, note)
         await context.message.give_back(delay)
@@ -120,12 +147,16 @@ class JobSettlement:
             return job if job.status in ENDED else change(job, status="failed", error=reason)
 
         log.error("%s: failed, %s", job_id, reason)
+        job: Job | None = None
         with contextlib.suppress(JobConflict):
             job = await self._jobs.update(job_id, tenant, fail)
             await self._events.publish(tenant, end_event(job))
         await self.dead_letter(message, job_id, reason)
+        if job is None or job.status != "failed":  # another worker has completed it meanwhile
+            return
         with contextlib.suppress(Unavailable, ObjectError):
-            await self._store.delete(f"tokens/{job_id}/")
+            for prefix in (f"tokens/{job_id}/", f"audio/{job_id}/"):
+                await self._store.delete(prefix)
 
     async def finish(self, message: QueueMessage, job: Job | None) -> None:
         """Complete what a worker that died after its last write to the record may have left undone.
@@ -134,9 +165,12 @@ class JobSettlement:
         """
         if job is not None and job.status in ENDED:
             await self._events.publish(job.tenant, end_event(job))
-        elif job is not None and job.status == "queued":  # sent back for its tokens
+        elif job is not None:
             with contextlib.suppress(QueueFull):  # the reconciler finds a record without a message
-                await queue_tokens(self._nc, job)
+                if job.status == "queued":  # sent back for its tokens
+                    await queue_tokens(self._nc, job)
+                elif job.status == "decoding" and self._role == "tokenizer":  # handed on
+                    await queue_windows(self._nc, job)
         await message.acknowledge()
 
     async def dead_letter(self, message: QueueMessage, job_id: str, reason: str) -> None:

@@ -37,6 +37,7 @@ from shared.worker.heartbeat import Heartbeat
 from shared.worker.job_consumer import JobConsumer
 from shared.worker.job_runner import JobRunner
 from shared.worker.job_settlement import JobSettlement
+from shared.worker.listeners import Listeners
 from shared.worker.metrics import WorkerMetrics
 from shared.worker.model_residency import ModelResidency
 from shared.worker.phase_memory import PhaseMemoryLog
@@ -120,7 +121,7 @@ class WorkerProcess:
         js = nc.jetstream()
         jobs, events = JobStore(js), EventPublisher(js)
         memory = PhaseMemoryLog(lambda: figures(self._placement.device, self._ledger).memory_used)
-        gate = WriteGate(store)
+        gate, listeners = WriteGate(store), Listeners()
         worker = WorkerContext(
             nc=nc,
             jobs=jobs,
@@ -130,6 +131,9 @@ class WorkerProcess:
             draining=self._draining,
             count_progress=state.count_progress,
             memory_used=lambda: memory.now,
+            listeners=listeners,
+            models_stay=self._placement.stays or settings.hybrid_mode,
+            away=lambda: state.away,
         )
         residency = ModelResidency(
             stage,
@@ -168,6 +172,7 @@ class WorkerProcess:
             stage,
             js,
             self._lease,
+            worker,
             consumer=consumer,
             runner=runner,
             settlement=settlement,
@@ -197,6 +202,7 @@ class WorkerProcess:
 
         with nats_errors("cancellations cannot be subscribed to"):
             await nc.subscribe("ctl.cancel.*", cb=on_cancel)
+        await listeners.open(nc)
         await consumer.open()
         return heartbeat, turn_loop
 

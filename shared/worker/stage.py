@@ -72,9 +72,18 @@ class JobStage(Protocol):
         Raises `Unavailable` or `NotFound`.
         """
 
+    async def dry_in(self, worker: WorkerContext) -> float | None:
+        """Seconds until a listener runs dry whom the other role can help with what this stage left to it.
+
+        None where there is none, or none who would run dry soon. Raises nothing.
+        """
+
     async def run(self, context: JobContext, worker: WorkerContext) -> None:
         """Do the stage for one song and hand it on: when this returns, the message may be acknowledged.
 
         Several run at once. Each sets ``context.off_device`` as soon as nothing of its song is on the device.
         Raises `Paused` when the song is to continue from where it was, `TokensLost` when its tokens must be made again.
         """
+
+    async def settled(self, context: JobContext, worker: WorkerContext) -> None:
+        """Look after a song whose message was acknowledged: what came up meanwhile found a message in the queue."""

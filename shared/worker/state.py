@@ -23,6 +23,7 @@ class WorkerState:
         self.changed = asyncio.Event()  # the next heartbeat is sent now
         self.turn: Turn | None = None  # the turn that is being taken
         self.since = time.time()  # when the present activity began
+        self.away = 0.0  # seconds for which the device was last away from this worker, as `TurnPolicy.away` counts them
         self._waiting = False
         self._problem: str | None = None
         self._problem_ends = 0.0  # monotonic

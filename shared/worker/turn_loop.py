@@ -15,7 +15,7 @@ from shared.causes import describe_error
 from shared.device.lease import HeldLease, Lease
 from shared.device.offload_phases import PLANS, Turn
 from shared.errors import DeviceBroken, DeviceFull, LeaseLost, NotFound, Unavailable, WrongSequence
-from shared.jobs.events import progress_at_start
+from shared.jobs.events import progress_of
 from shared.schema.event import Stage
 from shared.storage.objects import ObjectStore
 from shared.storage.write_gate import WriteGate
@@ -29,6 +29,7 @@ from shared.worker.model_residency import ModelResidency
 from shared.worker.stage import JobStage
 from shared.worker.state import WorkerState
 from shared.worker.turn_policy import Decision, Situation, TurnPolicy
+from shared.worker.worker_context import WorkerContext
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +47,7 @@ class TurnLoop:
         stage: JobStage,
         js: JetStreamContext,
         lease: Lease,
+        worker: WorkerContext,
         *,
         consumer: JobConsumer,
         runner: JobRunner,
@@ -60,10 +62,11 @@ class TurnLoop:
         wake: asyncio.Event,
     ) -> None:
         """`wake` is set when work is announced, a song leaves the device, or draining begins."""
-        self._stage, self._js, self._lease = stage, js, lease
+        self._stage, self._js, self._lease, self._worker = stage, js, lease, worker
         self._consumer, self._runner, self._settlement, self._residency = consumer, runner, settlement, residency
         self._store, self._gate, self._policy = store, gate, policy
         self._state, self._metrics, self._draining, self._wake = state, metrics, draining, wake
+        self._leaving = 0.0  # seconds that it took to leave the device at the end of the last turn
 
     async def run(self) -> None:
         """Take turns until draining, then wait for the songs in hand. Raises `DeviceBroken` when it cannot go on."""
@@ -98,6 +101,7 @@ class TurnLoop:
     async def _take_turn(self) -> None:
         plan = PLANS[self._stage.spec.role]
         # 1. Wait for the device.
+        asked = time.monotonic()
         with timed(self._metrics.wait):
             held = await self._acquire()
         if held is None:
@@ -125,11 +129,14 @@ class TurnLoop:
                 await first.close()
                 raise
             # 4. Work on songs until the turn is over.
+            self._state.away = self._policy.away(self._leaving + time.monotonic() - asked)
             await self._work(turn, held, first)
             await self._residency.enter(turn, plan.leave)
         finally:
             # 5. Move the model off the device and release the lease.
+            leaving = time.monotonic()
             await self._leave(held)
+            self._leaving = time.monotonic() - leaving
             self._metrics.turn.observe(time.monotonic() - began)
 
     async def _acquire(self) -> HeldLease | None:
@@ -148,11 +155,13 @@ class TurnLoop:
 
     def _publish_loading(self, context: JobContext) -> None:
         job = context.job
+        if job.status != self._stage.spec.status:  # its stage is that of the other role still
+            return
         context.publish(
             Stage(
                 job_id=job.job_id,
                 status=job.status,
-                progress=progress_at_start(job.status),
+                progress=progress_of(job),
                 stage="loading",
                 phase=PLANS[self._stage.spec.role].load,
                 memory_used=self._residency.memory_used,
@@ -171,7 +180,7 @@ class TurnLoop:
             if self._wake.is_set() or time.monotonic() - looked > 1:
                 self._wake.clear()
                 more, looked = True, time.monotonic()
-            decision = self._decide(held, began, more)
+            decision = await self._decide(held, began, more)
             if decision is Decision.ADMIT:
                 try:
                     context = await self._consumer.next(turn)
@@ -191,20 +200,24 @@ class TurnLoop:
         if self._runner.turn_error is not None:
             raise self._runner.turn_error
 
-    def _decide(self, held: HeldLease, began: float, more: bool) -> Decision:
+    async def _decide(self, held: HeldLease, began: float, more: bool) -> Decision:
         """Decide what to do next. `began` is when work began (monotonic); `more` says whether songs may be waiting."""
         if self._draining.active or self._runner.turn_error is not None or not held.alive:
             return Decision.YIELD
         running = len(self._runner.on_device())
         unsettled = len(self._runner) - running
         asked = [view.since for view in held.waiting() if view.role != self._stage.spec.role]
+        lasted, away = time.monotonic() - began, self._state.away
+        cut = asked and self._policy.may_be_cut(lasted, away)  # else nothing depends on listeners
         return self._policy.decide(
             Situation(
                 running=running,
                 slots=self._stage.slots,
                 waiting=more and unsettled < _BACKLOG and self._store.trouble is None,
-                held=time.monotonic() - began,
+                held=lasted,
                 wanted=time.time() - min(asked) if asked else None,
+                dry_in=await self._stage.dry_in(self._worker) if cut else None,
+                away=away,
             )
         )
 

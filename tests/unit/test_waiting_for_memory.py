@@ -30,7 +30,7 @@ async def test_a_song_that_waits_a_minute_for_memory_is_reported_all_the_time(mo
         during.append(state.problem)
         raise DeviceFull("too little")
 
-    song = SimpleNamespace(job_id="a", failures=0, status="generating")
+    song = SimpleNamespace(job_id="a", attempts=1, failures=0, fencing_token=1, decode=None, status="generating")
     message = MagicMock(redelivered=True, headers=None, queued_at=0.0)
     context: Any = MagicMock(job=song, message=message, off_device=asyncio.Event(), close=AsyncMock())
     stage: Any = SimpleNamespace(spec=SPEC, slots=1, obstacle=AsyncMock(return_value=None), run=attempt)
@@ -47,12 +47,14 @@ async def test_a_song_that_waits_a_minute_for_memory_is_reported_all_the_time(mo
         "wake": asyncio.Event(),
     }
     settlement: Any = AsyncMock()
+    worker: Any = MagicMock(draining=draining)
     await TurnLoop(
         stage,
         MagicMock(),
         MagicMock(acquire=AsyncMock(return_value=held)),
         consumer=AsyncMock(next=AsyncMock(return_value=context)),
-        runner=JobRunner(stage, MagicMock(), settlement, **parts),
+        worker=worker,
+        runner=JobRunner(stage, worker, settlement, **parts),
         settlement=settlement,
         store=MagicMock(),
         policy=MagicMock(),

@@ -13,15 +13,16 @@ CODEBOOKS, CODES = 8, 64
 class TrivialEngine:
     """Makes `max_frames` frames that follow from the seed alone, at a settable pace.
 
-    A step takes `step_ms` however many songs are in the batch, as on a GPU.
+    A step takes `step_ms` however many songs are in the batch, as on a GPU; moving to the device or back takes
+    `swap_ms`.
     """
 
     notes: tuple[str, ...] = ()
     weight_bytes = TrivialSizes.LANGUAGE_MODEL
 
-    def __init__(self, step_ms: int, slots: int = 1) -> None:
+    def __init__(self, step_ms: int, slots: int = 1, *, swap_ms: int = 0) -> None:
         self.slots = slots
-        self._pause = step_ms / 1000
+        self._pause, self._swap = step_ms / 1000, swap_ms / 1000
         self._songs: dict[str, tuple[Song, int]] = {}
 
     def song_bytes(self, song: Song) -> int:
@@ -32,11 +33,13 @@ class TrivialEngine:
         """Read nothing: there are no weights."""
 
     def to_device(self) -> None:
-        """Move nothing: there are no weights."""
+        """Move nothing: there are no weights. It takes its time."""
+        time.sleep(self._swap)
 
     def to_host(self) -> None:
         """Forget the songs."""
         self._songs.clear()
+        time.sleep(self._swap)
 
     def admit(self, song_id: str, song: Song, frames: np.ndarray | None = None) -> None:
         """Begin a song, or go on with it: a frame needs no frame before it."""
