@@ -8,6 +8,7 @@ from shared.device.info import Hardware
 from shared.device.memory_plan import Placement, place
 from shared.entrypoint import run
 from shared.model.checkpoint import Checkpoint, open_checkpoint
+from shared.model.codec_windows import CodecWindows
 from shared.settings import Settings
 from shared.worker.process import WorkerProcess
 
@@ -21,7 +22,9 @@ def build_engine(settings: Settings, checkpoint: Checkpoint) -> tuple[CodecEngin
         from services.codec_worker.engines.trivial import TrivialCodec
 
         placement = place(settings, checkpoint, Hardware(), "codec")
-        return TrivialCodec(settings.trivial_step_ms), placement, "trivial"
+        windows = CodecWindows(*settings.trivial_window)
+        times = {"window_ms": settings.trivial_window_ms, "swap_ms": settings.trivial_swap_ms}
+        return TrivialCodec(settings.trivial_step_ms, windows=windows, **times), placement, "trivial"
     from shared.device.torch_devices import hardware
 
     placement = place(settings, checkpoint, hardware(), "codec")

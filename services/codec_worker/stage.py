@@ -1,36 +1,27 @@
-"""The codec's stage: token tensor → audio file → object store → completed record."""
+"""The codec's stage: tokens → windows of audio → parts in the object store, and at the end the finished song."""
 
-import asyncio
-import functools
+import contextlib
 import logging
-import shutil
-import time
 from collections.abc import Sequence
-from contextlib import closing
-from dataclasses import dataclass
-from pathlib import Path
+from enum import Enum, auto
 
-import numpy as np
 from nats.js import JetStreamContext
 
-from services.codec_worker.encoder import Encoder, encoding
+from services.codec_worker.decoding_loop import DecodingLoop
 from services.codec_worker.engines.base import CodecEngine
-from services.codec_worker.token_fetch import fetch_tokens, token_keys
-from shared.audio.files import CONTENT_TYPES, SongTags
-from shared.audio.peaks import CONTENT_TYPE as PEAKS_TYPE
-from shared.errors import Unavailable
-from shared.frames import seconds_of
-from shared.jobs.events import DECODING_END, GENERATING_SHARE, decoding, end_event
-from shared.jobs.store import JobStore, change
-from shared.nats.subjects import DEC, DEC_CONSUMER
-from shared.schema.event import Stage
+from services.codec_worker.finishing import Finisher
+from services.codec_worker.song_in_work import SongInWork, open_song
+from services.codec_worker.song_record import SongRecord
+from services.codec_worker.song_writer import SongWriter
+from services.codec_worker.token_fetch import Tokens, fetch_tokens
+from shared.errors import QueueFull, TokensLost
+from shared.jobs.queues import queue_windows
+from shared.model.codec_windows import windows_of
+from shared.nats.subjects import DEC, DEC_CONSUMERS
 from shared.schema.job import DecodeJob, Job
 from shared.settings import Settings
-from shared.storage.objects import audio_key, peaks_key
-from shared.storage.tempdirs import clear_scratch, scratch_folder
-from shared.tracing import span
+from shared.storage.tempdirs import clear_scratch
 from shared.worker.job_context import JobContext
-from shared.worker.signals import JobStopped, Paused
 from shared.worker.stage import StageSpec
 from shared.worker.throughput import Throughput
 from shared.worker.worker_context import WorkerContext
@@ -41,24 +32,19 @@ SPEC = StageSpec(
     role="codec",
     status="decoding",
     stream=DEC,
-    consumers={"normal": DEC_CONSUMER},
+    consumers=DEC_CONSUMERS,
     order=DecodeJob,
-    accepts=frozenset({"generating", "decoding"}),  # the tokens are made, even where the record does not say so yet
+    accepts=frozenset({"generating", "decoding"}),  # tokens are there, even where the record does not say so yet
     weights_label="heartcodec",
 )
 _SHORT_SECONDS = 0.1  # of decoding, below which the tokens of several songs are fetched ahead
-_FINISH_SECONDS = 5.0  # a worker that shuts down finishes a song that needs no longer than this
 
 
-@dataclass(frozen=True, kw_only=True)
-class StoredAudio:
-    """The audio of a song in the object store."""
+class _End(Enum):
+    """How a turn of a song ended, where it matters once its message is settled."""
 
-    key: str
-    size: int  # bytes
-    samples: int  # a channel
-    sample_rate: int  # Hz
-    frames: int  # 80 ms each, from which it was decoded
+    COMPLETED = auto()
+    MADE_PLACE = auto()  # for others, although more of it can be decoded
 
 
 class DecodeStage:
@@ -70,8 +56,11 @@ class DecodeStage:
         self.model = model
         self.rate = Throughput()
         self._engine = engine
+        self._windows = windows_of(settings)
         self._scratch = settings.data_dir / "tmp"
-        self._output = settings.output_path
+        self._loop = DecodingLoop(engine, self.rate)
+        self._finisher = Finisher(self._loop, settings)
+        self._ends: dict[str, _End] = {}  # by song; until its message is settled
         self.to_device = engine.to_device
         self.to_host = engine.to_host
 
@@ -107,124 +96,81 @@ class DecodeStage:
         """Return None: the codec's stage has no next queue that could be full."""
         return None
 
+    async def dry_in(self, worker: WorkerContext) -> float | None:
+        """Return None: a turn of the codec ends early for nobody."""
+        return None
+
     async def run(self, context: JobContext, worker: WorkerContext) -> None:
-        """Decode one song, store it and complete its record."""
-        job, order, phase = context.job, context.order, context.turn.phase
-        assert isinstance(order, DecodeJob)
-        codes = await fetch_tokens(job, order, worker.store, worker.jobs)  # int16 [8, T]
-        with scratch_folder(self._scratch) as folder:
-            path = folder / f"{job.job_id}.{job.request.format}"
-            samples, peaks = await worker.in_engine(functools.partial(self._decode, context, worker, codes, path))
-            context.off_device.set()
-            context.publish(
-                Stage(job_id=job.job_id, status="decoding", progress=DECODING_END, stage="storing", phase=phase)
-            )
-            key = audio_key(job.job_id, context.turn.fencing_token, job.request.format)
-            with span("store audio"):
-                content_type = CONTENT_TYPES[job.request.format]
-                await worker.retry(lambda: worker.store.put_file(key, path, content_type), context)
-                await worker.retry(lambda: worker.store.put(peaks_key(key), peaks, PEAKS_TYPE), context)
-            if self._output is not None:
-                await asyncio.to_thread(_copy, path, self._output)
-            size = path.stat().st_size
-        audio = StoredAudio(
-            key=key, size=size, samples=samples, sample_rate=self._engine.sample_rate, frames=codes.shape[1]
-        )
-        try:
-            done = await worker.retry(lambda: complete(worker.jobs, job, context.turn.fencing_token, audio))
-        except JobStopped:
-            for stored in (key, peaks_key(key)):
-                await worker.store.delete_one(stored)
-            raise
-        context.publish(end_event(done))
-        for key in token_keys(job, order):  # the reconciler finds others, of tokenizers that had lost their lease
-            try:
-                await worker.store.delete_one(key)
-            except Unavailable as error:
-                log.warning("%s was not deleted: %s", key, error)
+        """Decode what is final of a song after what earlier turns decoded, and complete it when it has ended."""
+        self._ends.pop(context.job.job_id, None)
+        record = SongRecord(worker.jobs, context.job, context.turn.fencing_token)
+        tokens = await self._tokens(context, worker, record)
+        song = await open_song(context, worker, record, tokens, self._engine) if tokens is not None else None
+        if tokens is None or song is None:
+            await worker.retry(record.uncount_attempt)
+            return
+        if not tokens.ended:
+            end = None if await self._decode_windows(song) else _End.MADE_PLACE
+        elif await self._finisher.run(song):
+            self.rate.song(tokens.codes.shape[1])
+            end = _End.COMPLETED
+        else:
+            end = _End.MADE_PLACE
+        if end is not None:
+            self._ends[song.job_id] = end
 
-    def _decode(self, context: JobContext, worker: WorkerContext, codes: np.ndarray, path: Path) -> tuple[int, bytes]:
-        """Decode int16 `codes` ``[8, T]`` into an audio file, in the engine's thread.
+    async def _tokens(self, context: JobContext, worker: WorkerContext, record: SongRecord) -> Tokens | None:
+        """The tokens of a song, as many as there are. None where they cannot be read while they are being made.
 
-        Returns the number of samples a channel, and the peaks as they are stored. Raises `Paused` before the first
-        step; later only when the worker shuts down and much is left to do, because what was decoded would have to be
-        decoded again.
+        The tokenizer puts the song into the queue again then. Raises `TokensLost` where they were all there, and
+        `Unavailable`. A song whose tokens are all there is `decoding` from here on.
         """
-        context.check()
-        context.check_pause()
-        job, request = context.job, context.job.request
-        with encoding(path, request.format, self._engine.sample_rate, SongTags.of(request)) as encoder:
-            context.turn.place_work("decode", self._engine.work_bytes)
-            try:
-                context.publish_from_engine(
-                    Stage(
-                        job_id=job.job_id,
-                        status="decoding",
-                        progress=GENERATING_SHARE,
-                        stage="decoding",
-                        phase=context.turn.phase,
-                        memory_used=worker.memory_used(),
-                    )
-                )
-                self._run_steps(context, worker, codes, encoder)
-            finally:
-                context.turn.remove("decode")
-            return encoder.samples, encoder.finish()
+        job, order = context.job, context.order
+        assert isinstance(order, DecodeJob)
+        early = job.status == "generating"
+        try:
+            tokens = await fetch_tokens(job, order, worker.store, worker.jobs, whole=not early)
+        except TokensLost as error:
+            if not early:
+                raise
+            log.info("%s: not decoded yet, %s", job.job_id, error)
+            return None
+        if early and tokens.ended:
+            await worker.retry(lambda: record.move_to_decoding(tokens.key, tokens.codes.shape[1]))
+        return tokens
 
-    def _run_steps(self, context: JobContext, worker: WorkerContext, codes: np.ndarray, encoder: Encoder) -> None:
-        """Run all steps of a song and hand its audio to the encoder. However it ends, the engine has let go of it."""
-        job, began = context.job, time.monotonic()
-        with closing(self._engine.decode(codes, seed=job.request.seed or 0)) as steps:
-            while True:
-                context.check()
-                step = next(steps, None)
-                if step is None:
-                    break
-                if step.audio is not None:
-                    encoder.write(step.audio)
-                done, total = step.done, step.total
-                left = (time.monotonic() - began) / done * (total - done)  # seconds
-                if worker.draining.active and left > _FINISH_SECONDS:
-                    raise Paused("the worker is shutting down")
-                context.progress(functools.partial(decoding, job.job_id, done, total), final=done == total)
-        self.rate.add(codes.shape[1], began)
-        self.rate.song(codes.shape[1])
+    async def _decode_windows(self, song: SongInWork) -> bool:
+        before = song.parts.parts
+        was_all = await self._loop.run(song, SongWriter(song.stream, song.parts, None, flac=True))
+        if song.parts.parts == before:
+            await song.worker.retry(song.record.uncount_attempt)
+        return was_all
 
+    async def settled(self, context: JobContext, worker: WorkerContext) -> None:
+        """Queue the song again where more of it can be decoded by now."""
+        claimed = context.job
+        end = self._ends.pop(claimed.job_id, None)
+        if end is _End.COMPLETED:
+            return
+        job = await worker.retry(lambda: worker.jobs.get(claimed.job_id, claimed.tenant))
+        if job is None:
+            return
+        listened = worker.listeners.dry_in(claimed.job_id) is not None
+        wanted = worker.models_stay or listened
+        if end is _End.MADE_PLACE or self._is_waiting(job, claimed, wanted=wanted):
+            with contextlib.suppress(QueueFull):  # the reconciler finds a record without a message
+                await worker.retry(lambda: queue_windows(worker.nc, job, listened=listened))
 
-async def complete(jobs: JobStore, job: Job, fencing_token: int, audio: StoredAudio) -> Job:
-    """Complete a song's record under the fencing token of its turn; may be repeated. Returns the record.
+    def _is_waiting(self, job: Job, claimed: Job, *, wanted: bool) -> bool:
+        """Whether there is something to decode that was not there when the song was `claimed`.
 
-    Raises `JobStopped` when the song no longer belongs to this worker, `JobConflict` when it has no record,
-    `Unavailable`.
-    """
-
-    def completed(record: Job) -> Job:
-        if record.status == "completed" and record.audio_key == audio.key:  # written before, and the answer got lost
-            return record
-        if record.status != "decoding" or record.fencing_token != fencing_token:
-            raise JobStopped(f"the song is {record.status} and no longer belongs to this worker")
-        return change(
-            record,
-            status="completed",
-            audio_key=audio.key,
-            audio_bytes=audio.size,
-            duration_s=seconds_of(audio.samples, audio.sample_rate),
-            sample_rate=audio.sample_rate,
-            frames=audio.frames,
-            tokens_key=None,
-            error=None,
-        )
-
-    return await jobs.update(job.job_id, job.tenant, completed)
-
-
-def _copy(path: Path, folder: Path) -> None:
-    """Copy a file under another name first, so that programs which watch the folder never see half a file."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / f".{path.name}.part"
-        shutil.copyfile(path, partial)
-        partial.replace(folder / path.name)
-    except OSError as error:
-        # The song is safe in the object store; a full or missing folder must not cost it.
-        log.error("HEARTMULA_OUTPUT_PATH: %s was not written there: %s", path.name, error)
+        Windows of a song that still goes on are decoded only where they are `wanted` at once.
+        """
+        if job.status == "decoding":
+            return True
+        if job.status != "generating" or self._windows is None or not wanted:
+            return False
+        if (job.tokens_key, job.saved_frames) == (claimed.tokens_key, claimed.saved_frames):
+            return False  # what was not decoded of it cannot be
+        decoded = len(job.decode.parts) if job.decode is not None else 0
+        return self._windows.final(job.saved_frames or 0) > decoded

@@ -45,8 +45,15 @@ def environment(settings: Settings, role: Role) -> dict[str, str]:
     for item in fields(Settings):
         value = getattr(settings, item.name)
         if value != item.default:
-            env[item.metadata["variable"]] = str(value).lower() if isinstance(value, bool) else str(value)
+            env[item.metadata["variable"]] = _text(value)
     return env | {"OMP_NUM_THREADS": "1"}
+
+
+def _text(value: object) -> str:
+    """A setting as its variable has it."""
+    if isinstance(value, tuple):  # frames of a window, and from one to the next
+        return "/".join(map(str, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 class Flow:

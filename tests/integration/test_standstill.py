@@ -44,7 +44,7 @@ async def test_a_song_that_is_decoded_for_long_moves_though_its_record_does_not(
         flow.settings = replace(settings, trivial_step_ms=1000)
         await flow.worker("codec")
         job_id = await flow.submit(40)  # 20 steps
-        record = await flow.until(job_id, lambda job: job.status == "decoding" and job.fencing_token is not None)
+        record = await flow.until(job_id, lambda job: job.status == "decoding" and job.decode is not None)
         before = await movement(flow, "codec")
 
         async def further() -> bool:

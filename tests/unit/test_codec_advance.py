@@ -1,21 +1,35 @@
 """A song decoded while it is made: the samples of the whole song, however it was fed and wherever it was put away."""
 
 import dataclasses
+import functools
+import shutil
 from collections.abc import Iterable
+from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
 from services.codec_worker.engines.base import CodecEngine, DecodeState
 from services.codec_worker.engines.native import NativeCodec
 from services.codec_worker.engines.trivial import TrivialCodec
+from services.codec_worker.song_file import SongFile
+from services.codec_worker.song_stream import Piece, SavedDecode, SongStream
+from shared.audio.files import AudioWriter
+from shared.audio.flac import stream_header
+from shared.audio.peaks import Peaks
+from shared.audio.tags import SongTags
 from shared.errors import ObjectError
 from shared.model.checkpoint import Checkpoint
+from shared.model.codec_windows import CodecWindows
+from shared.schema.job import AudioPart
+from shared.schema.request import AudioFormat
 from tests.unit.native_engines import DEMO, TINY, one_thread
 
 __all__ = ["one_thread"]
 
 SEED = 7
+TAGS = SongTags(title="A song", tags="piano", lyrics="la", seed=SEED)
 CODES = np.random.default_rng(0).integers(0, 64, (8, 1400), dtype=np.int16)
 
 
@@ -36,9 +50,15 @@ def demo() -> NativeCodec:
     return on_device(DEMO, 1)
 
 
+_WHOLE: dict[tuple[str, bytes], np.ndarray] = {}
+
+
 def whole(engine: CodecEngine, codes: np.ndarray) -> np.ndarray:
-    """The song's audio ``[samples, 2]``, decoded at once."""
-    return joined(step.audio for step in engine.decode(codes, seed=SEED))
+    """The song's audio ``[samples, 2]``, decoded at once; remembered, because it takes seconds."""
+    song = engine.identity, codes.tobytes()
+    if song not in _WHOLE:
+        _WHOLE[song] = joined(step.audio for step in engine.decode(codes, seed=SEED))
+    return _WHOLE[song]
 
 
 def joined(stretches: Iterable[np.ndarray | None]) -> np.ndarray:
@@ -154,12 +174,126 @@ def test_what_is_packed_comes_back_to_the_last_bit(tiny: NativeCodec) -> None:
     assert (again.context.shape, again.overlap.shape) == ((104, 256), (2, 52 * 48))
 
 
-@pytest.mark.parametrize("frames", [1, 24, 25, 26, 60])
-def test_the_engine_without_a_model_can_do_it_too(frames: int) -> None:
-    engine = TrivialCodec(0)
-    listener = Listener(engine, TrivialCodec(0))
+@pytest.mark.parametrize("frames", [1, 25, 49, 50, 51, 60, 90, 91, 130, 131])
+@pytest.mark.parametrize("hop", [40, 50])
+def test_the_engine_without_a_model_has_windows_too(frames: int, hop: int) -> None:
+    windows = CodecWindows(50, hop)
+    engine = TrivialCodec(0, windows=windows)
+    listener = Listener(engine, TrivialCodec(0, windows=windows))
     for cut in range(frames):
         listener.feed(CODES[:, :cut])
-    assert len(listener.audio) == (frames - 1) // 25 * 25 * 640
+        assert len(listener.audio) == windows.final(cut) * hop * 640
     listener.feed(CODES[:, :frames], ended=True)
-    assert np.array_equal(listener.audio, whole(engine, CODES[:, :frames]))
+    song = whole(engine, CODES[:, :frames])
+    assert np.array_equal(listener.audio, song)
+    assert len(song) == frames * 640
+
+
+def test_steps_of_the_engine_without_a_model_are_counted_as_those_of_the_other() -> None:
+    engine = TrivialCodec(0, windows=CodecWindows(100, 80))
+    steps = list(engine.decode(CODES[:, :255], seed=SEED))  # 80 + 80 + 95 frames, at most 25 a step
+    assert [(step.done, step.total) for step in steps] == [(n + 1, 12) for n in range(12)]
+    assert [step.window_left for step in steps] == [3, 2, 1, 0] * 3
+    assert [step.done for step in steps if step.state is not None] == [4, 8]
+    state = steps[3].state
+    assert state is not None
+    changed = CODES.copy()
+    changed[0, 99] += 1
+    with pytest.raises(ValueError, match="do not begin with"):
+        engine.advance(state, changed, ended=True)
+
+
+def test_how_much_a_window_still_takes_is_known(tiny: NativeCodec) -> None:
+    left = [step.window_left for step in tiny.decode(CODES[:, :800], seed=SEED)]
+    a_window = list(range(13, -1, -1))  # two Euler steps, twelve stretches of waveform
+    assert left[:28] == a_window * 2
+    assert left[28:] == list(range(len(left) - 29, -1, -1))
+
+
+@dataclasses.dataclass(frozen=True)
+class Made:
+    """A song in pieces, and how many of them earlier turns stored."""
+
+    pieces: list[Piece]
+    stored: int
+
+
+@functools.cache
+def made(engine: NativeCodec, frames: int, cuts: tuple[int, ...]) -> Made:
+    """A song of which each process decodes what is final, stores it, and leaves the rest to another."""
+    packed, pieces, stored = begun(engine).pack(), list[Piece](), 0
+    for cut in cuts:
+        saved = SavedDecode.unpack(packed)
+        stream, window, ended = SongStream(saved, engine.sample_rate), list[np.ndarray | None](), cut == frames
+        for step in engine.advance(saved.state, CODES[:, :cut], ended=ended):
+            window.append(step.audio)
+            if step.state is not None:
+                pieces.append(stream.add(joined(window)))
+                packed = stream.save(step.state)
+                window.clear()
+        if ended:
+            pieces.append(stream.add(joined(window), last=True))
+        else:
+            stored = len(pieces)
+    return Made(pieces, stored)
+
+
+def begun(engine: NativeCodec) -> SavedDecode:
+    return SavedDecode(
+        engine=engine.identity,
+        state=DecodeState(seed=SEED),
+        header=stream_header(engine.sample_rate, TAGS),
+        rest=np.zeros((0, 2), np.int16),
+        peaks=Peaks(engine.sample_rate),
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "frames", "cuts", "formats"),
+    [
+        ("tiny", 1013, (1013,), ("flac", "wav", "ogg")),  # MP3 knows no such sample rate
+        ("tiny", 1013, (372, 1013), ("flac", "wav", "ogg")),
+        ("tiny", 1013, (400, 692, 699, 1013), ("flac", "wav", "ogg")),
+        ("demo", 700, (400, 692, 700), ("flac", "wav", "ogg", "mp3")),
+    ],
+)
+def test_the_files_of_a_song_that_was_decoded_bit_by_bit_are_those_of_the_whole_song(
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    name: str,
+    frames: int,
+    cuts: tuple[int, ...],
+    formats: tuple[AudioFormat, ...],
+) -> None:
+    engine: NativeCodec = request.getfixturevalue(name)
+    song, header, rate = made(engine, frames, cuts), begun(engine).header, engine.sample_rate
+    for audio_format in formats:
+        with AudioWriter(tmp_path / "whole", audio_format, rate, TAGS) as writer:
+            writer.write(whole(engine, CODES[:, :frames]))
+        with SongFile(tmp_path, "song", audio_format, header, rate, TAGS) as file:
+            for index, piece in enumerate(song.pieces):
+                if index < song.stored:
+                    part = AudioPart(key="k", size=len(piece.frames), samples=len(piece.pcm))
+                    file.add_part(part, piece.frames)
+                else:
+                    file.add(piece)
+            file.finish()
+        assert file.path.read_bytes() == (tmp_path / "whole").read_bytes(), audio_format
+
+
+def test_other_settings_and_other_weights_are_another_engine(tiny: NativeCodec, demo: NativeCodec) -> None:
+    others = [NativeCodec(TINY, "cpu", "float32", steps=3), NativeCodec(TINY, "cpu", "float32", steps=2, guidance=1.0)]
+    assert len({engine.identity for engine in (tiny, demo, *others)}) == 4
+    assert NativeCodec(TINY, "cpu", "bfloat16", steps=2).identity == tiny.identity, "cards differ in what they can"
+
+
+def test_weights_that_were_trained_further_are_another_engine(tmp_path: Path, tiny: NativeCodec) -> None:
+    folder = tmp_path / TINY.codec_path.name
+    shutil.copytree(TINY.codec_path, folder)
+    checkpoint = msgspec.structs.replace(TINY, codec_path=folder)
+    assert NativeCodec(checkpoint, "cpu", "float32", steps=2).identity == tiny.identity
+    weights = next(folder.glob("*.safetensors"))
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    assert NativeCodec(checkpoint, "cpu", "float32", steps=2).identity != tiny.identity

@@ -19,6 +19,7 @@ class DecodeStep:
     total: int  # steps that this call takes
     audio: np.ndarray | None = None  # float32 [samples, 2], the next stretch of the song that is final
     state: DecodeState | None = None  # with the last step of a window that another may follow
+    window_left: int = 0  # steps that the window in work still takes
 
 
 DecodeSteps: TypeAlias = Generator[DecodeStep, None, None]
@@ -29,6 +30,13 @@ class CodecEngine(Protocol):
     """An engine that makes audio from token frames. Its methods block: call them in a thread of their own."""
 
     sample_rate: int  # Hz
+
+    @property
+    def identity(self) -> str:
+        """What the audio follows from beside codes and seed: the weights, and each setting that can be heard.
+
+        A song that another engine began to decode is begun again. Raises `OSError` when the checkpoint is gone.
+        """
 
     @property
     def notes(self) -> Sequence[str]:

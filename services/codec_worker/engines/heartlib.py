@@ -1,12 +1,14 @@
 """The reference implementation behind the `CodecEngine` interface, for comparison. It is an optional dependency."""
 
 import importlib
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 
 from services.codec_worker.engines.base import DecodeState, DecodeStep, DecodeSteps
+from services.codec_worker.engines.identity import identity_of
 from services.codec_worker.model import HeartCodec
 from services.codec_worker.model.flow_matching import GUIDANCE, STEPS
 from shared.errors import ConfigError, DeviceFull, PhaseError
@@ -36,11 +38,17 @@ class HeartlibCodec:
         self._checkpoint = checkpoint
         self._device = torch.device(device)
         self._dtype: torch.dtype = getattr(torch, dtype)
-        self._options = {"num_steps": steps, "guidance_scale": guidance, "disable_progress": True}
+        self._options: dict[str, Any] = {"num_steps": steps, "guidance_scale": guidance, "disable_progress": True}
         self._model: Any = None
         self._on_device = False
         with torch.device("meta"):
             self._blank = HeartCodec(checkpoint.codec, torch.float32)
+
+    @cached_property
+    def identity(self) -> str:
+        """The weights and the settings. Raises `OSError` when the checkpoint is gone."""
+        options = self._options
+        return identity_of("heartlib", self._checkpoint, options["num_steps"], options["guidance_scale"])
 
     @property
     def weight_bytes(self) -> int:

@@ -1,11 +1,14 @@
 """The native codec engine: this project's own HeartCodec behind the `CodecEngine` interface."""
 
+from functools import cached_property
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from services.codec_worker.engines.base import DecodeState, DecodeStep, DecodeSteps
 from services.codec_worker.engines.decode_state import digest
+from services.codec_worker.engines.identity import identity_of
 from services.codec_worker.model import (
     ConvCache,
     EulerSolver,
@@ -51,6 +54,11 @@ class NativeCodec:
         self._steps, self._guidance = steps, guidance
         self._schedule: Schedule | None = None  # on the host, from `load` on
         self._ready: Schedule | None = None  # on the device, as long as the weights are
+
+    @cached_property
+    def identity(self) -> str:
+        """The weights and the settings. Raises `OSError` when the checkpoint is gone."""
+        return identity_of("native", self._checkpoint, self._steps, self._guidance)
 
     @property
     def weight_bytes(self) -> int:
@@ -116,8 +124,7 @@ class NativeCodec:
         shapes = (plan.context, self._checkpoint.codec.out_channels), (2, plan.overlap_samples)
         if (state.context.shape, state.overlap.shape) != shapes:
             raise ValueError(f"a state of {state.context.shape} and {state.overlap.shape} is not of this codec")
-        end = plan.end(state.window - 1)
-        if codes.shape[1] < end or digest(codes[:, :end]) != state.codes:
+        if not state.continues(codes):
             raise ValueError("these codes do not begin with those that were decoded before")
 
     def _released(self, steps: DecodeSteps) -> DecodeSteps:
@@ -141,17 +148,18 @@ class NativeCodec:
         splicer = Splicer(plan, window=state.window, emitted=state.samples, overlap=kept)
         for index, starts in stretches.items():
             solver, conv_cache = self._begin(plan, codes, state, schedule), ConvCache()
+            left = len(schedule) + len(starts)
             while not solver.finished:
                 self._advance(solver)
-                done += 1
-                yield DecodeStep(done, total)
+                done, left = done + 1, left - 1
+                yield DecodeStep(done, total, window_left=left)
             for start in starts:
                 stop, after = min(start + STRETCH, starts.stop), None
                 audio = splicer.add(self._waveform(solver.latents, start, stop, conv_cache))
                 if stop == starts.stop and not plan.is_last(index):
                     state = after = self._after(plan, codes, state, solver, splicer)
-                done += 1
-                yield DecodeStep(done, total, audio, after)
+                done, left = done + 1, left - 1
+                yield DecodeStep(done, total, audio, after, left)
 
     # Inference mode is entered within each step: around a generator it would leak into its caller. TF32 is for the
     # estimator alone: a rounding error of the waveform decoder is noise in the song, and it is 7 % of the work.
@@ -175,6 +183,7 @@ class NativeCodec:
             seed=state.seed,
             window=state.window + 1,
             samples=splicer.emitted,
+            taken=plan.end(state.window),
             codes=digest(codes[:, : plan.end(state.window)]),
             context=solver.latents[-plan.context :].cpu().numpy().copy(),  # a view would keep all latents
             overlap=splicer.overlap.copy(),

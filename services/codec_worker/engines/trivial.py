@@ -1,50 +1,97 @@
 """A codec engine without a model: every frame becomes a beep of 80 ms. For testing the flow of jobs."""
 
 import time
+from itertools import pairwise
 
 import numpy as np
 
 from services.codec_worker.engines.base import DecodeState, DecodeStep, DecodeSteps
+from services.codec_worker.engines.decode_state import digest
 from shared.frames import samples_of
+from shared.model.codec_windows import CodecWindows
 from shared.model.sizes import TrivialSizes
 
 FRAMES_A_STEP = 25
+_WINDOWS = CodecWindows()  # those of HeartCodec
 
 
 class TrivialCodec:
-    """Makes beeps whose pitch follows codebook 0 and whose loudness follows codebook 1, at a settable pace."""
+    """Makes beeps whose pitch follows codebook 0 and whose loudness follows codebook 1, at a settable pace.
+
+    It has windows as HeartCodec has them: when the codes of one are there, all but its overlap with the next sound. A
+    step makes two seconds of audio and takes `step_ms`; where `window_ms` is set, a window takes that, however long it
+    is. Moving to the device or back takes `swap_ms`.
+    """
 
     notes: tuple[str, ...] = ()
     sample_rate = 8000
     weight_bytes = TrivialSizes.CODEC
     work_bytes = TrivialSizes.CODEC_WORK
 
-    def __init__(self, step_ms: int) -> None:
-        self._pause = step_ms / 1000
+    def __init__(self, step_ms: int, *, windows: CodecWindows = _WINDOWS, window_ms: int = 0, swap_ms: int = 0) -> None:
+        self._windows = windows
+        self._step, self._window, self._swap = step_ms / 1000, window_ms / 1000, swap_ms / 1000
+
+    @property
+    def identity(self) -> str:
+        """The windows."""
+        return f"trivial, windows {self._windows.length}/{self._windows.hop}"
 
     def load(self) -> None:
         """Read nothing: there are no weights."""
 
     def to_device(self) -> None:
-        """Nothing to move."""
+        """Move nothing: there are no weights. It takes its time."""
+        time.sleep(self._swap)
 
     def to_host(self) -> None:
-        """Nothing to move."""
+        """Move nothing, likewise."""
+        time.sleep(self._swap)
 
     def decode(self, codes: np.ndarray, *, seed: int) -> DecodeSteps:
         """Make beeps, two seconds of audio a step."""
         return self.advance(DecodeState(seed=seed), codes, ended=True)
 
     def advance(self, state: DecodeState, codes: np.ndarray, *, ended: bool) -> DecodeSteps:
-        """Make beeps, two seconds of audio a step: a window. Before the song's end, whole steps only."""
-        frames = codes.shape[1]
-        stop = -(-frames // FRAMES_A_STEP) if ended else frames // FRAMES_A_STEP
-        for window in range(state.window, stop):
-            time.sleep(self._pause)
-            part = codes[:, window * FRAMES_A_STEP : (window + 1) * FRAMES_A_STEP]
-            samples = samples_of(window * FRAMES_A_STEP + part.shape[1], self.sample_rate)
-            after = DecodeState(seed=state.seed, window=window + 1, samples=samples)
-            yield DecodeStep(window + 1 - state.window, stop - state.window, self._beeps(part), after)
+        """Make beeps, two seconds of audio a step, window by window.
+
+        Raises `ValueError` for codes that do not continue those that `state` comes from.
+        """
+        if not state.continues(codes):
+            raise ValueError("these codes do not begin with those that were decoded before")
+        return self._decode(state, codes, ended)
+
+    def _decode(self, state: DecodeState, codes: np.ndarray, ended: bool) -> DecodeSteps:
+        stretches = self._stretches(state.window, codes.shape[1], ended)
+        done, total = 0, sum(len(cuts) - 1 for _, cuts in stretches)
+        for window, cuts in stretches:
+            for start, stop in pairwise(cuts):
+                time.sleep(self._window / (len(cuts) - 1) if self._window else self._step)
+                done += 1
+                last_of_window = stop == cuts[-1]
+                after = self._after(state.seed, window, codes, ended) if last_of_window else None
+                left = sum(cut > stop for cut in cuts)
+                yield DecodeStep(done, total, self._beeps(codes[:, start:stop]), after, left)
+
+    def _stretches(self, first: int, frames: int, ended: bool) -> list[tuple[int, list[int]]]:
+        """The windows that can be made from the one of index `first` on, each with the frames at which steps begin."""
+        length, hop = self._windows.length, self._windows.hop
+        count = max(1, -(-(frames - (length - hop)) // hop)) if ended else self._windows.final(frames)
+        found = []
+        for window in range(first, max(count, first + 1) if ended else count):
+            start = window * hop
+            stop = frames if ended and window >= count - 1 else start + hop
+            if start < stop:
+                found.append((window, [*range(start, stop, FRAMES_A_STEP), stop]))
+        return found
+
+    def _after(self, seed: int, window: int, codes: np.ndarray, ended: bool) -> DecodeState | None:
+        """The state after a window; None where the song ends with it."""
+        end = window * self._windows.hop + self._windows.length
+        if ended and end >= codes.shape[1]:
+            return None
+        samples = samples_of((window + 1) * self._windows.hop, self.sample_rate)
+        return DecodeState(seed=seed, window=window + 1, samples=samples, taken=end, codes=digest(codes[:, :end]))
 
     def _beeps(self, codes: np.ndarray) -> np.ndarray:
         """Beeps of int16 ``[8, T]`` codes, float32 ``[samples, 2]``."""

@@ -1,0 +1,120 @@
+"""A song as the tokenizer leaves it for the codec: its record, its tokens so far, and messages in the codec's queue."""
+
+import io
+import time
+import uuid
+from pathlib import Path
+
+import numpy as np
+
+from services.codec_worker.engines.trivial import TrivialCodec
+from shared.audio.files import AudioWriter
+from shared.audio.tags import SongTags
+from shared.jobs.queues import queue_windows
+from shared.jobs.store import change
+from shared.model.codec_windows import CodecWindows
+from shared.nats.subjects import TENANT
+from shared.schema.job import Job
+from shared.schema.request import AudioFormat, GenerateRequest
+from shared.settings import Settings
+from shared.storage.objects import tokens_key
+from shared.storage.token_file import TokenMeta, pack
+from tests.integration.flow import Flow
+
+TURN = 1  # of the tokenizer
+
+
+class SongBeingMade:
+    """One song, whose tokens come bit by bit."""
+
+    def __init__(self, flow: Flow, job: Job, codes: np.ndarray) -> None:
+        self._flow, self.job, self.codes = flow, job, codes
+        self.job_id = job.job_id
+        self.key = tokens_key(job.job_id, TURN)
+
+    @classmethod
+    async def begin(cls, flow: Flow, frames: int, audio_format: AudioFormat = "flac", seed: int = 7) -> "SongBeingMade":
+        """A song of so many frames, none of which is there yet."""
+        request = GenerateRequest(
+            lyrics="la", tags="piano", seed=seed, max_duration_ms=80 * frames, format=audio_format
+        )
+        job = Job(
+            job_id=str(uuid.uuid4()),
+            tenant=TENANT,
+            request=request,
+            created_at=time.time(),
+            status="generating",
+            fencing_token=TURN,
+            attempts=1,
+        )
+        await flow.jobs.create(job)
+        codes = np.random.default_rng(seed).integers(0, 64, (8, frames), dtype=np.int16)
+        return cls(flow, job, codes)
+
+    async def save(self, frames: int, *, ended: bool = False) -> None:
+        """Store the first frames."""
+        meta = TokenMeta(job_id=self.job_id, model="m", seed=self.job.request.seed or 0, ended=ended)
+        await self._flow.store.put(self.key, pack(self.codes[:, :frames], meta))
+
+    async def make(self, frames: int, *, listened: bool = False, queue: bool = True) -> None:
+        """Store the first frames, tell the record of them, and queue the song for its windows."""
+        await self.save(frames)
+        await self._note(tokens_key=self.key, saved_frames=frames)
+        if queue:
+            await self.queue(listened=listened)
+
+    async def end(self, *, queue: bool = True) -> None:
+        """Store all frames, and hand the song on."""
+        frames = self.codes.shape[1]
+        await self.save(frames, ended=True)
+        await self._note(
+            status="decoding", tokens_key=self.key, frames=frames, fencing_token=None, saved_frames=None, attempts=0
+        )
+        if queue:
+            await self.queue()
+
+    async def queue(self, *, listened: bool = False) -> None:
+        """Put the song into the codec's queue."""
+        await queue_windows(self._flow.js._nc, await self.record(), listened=listened)
+
+    async def record(self) -> Job:
+        """The record as it is now."""
+        job = await self._flow.jobs.get(self.job_id)
+        assert job is not None
+        return job
+
+    async def _note(self, **changes: object) -> None:
+        await self._flow.jobs.update(self.job_id, TENANT, lambda job: change(job, **changes))
+
+    async def parts(self, count: int) -> Job:
+        """Wait until the record names so many parts."""
+        return await self._flow.until(
+            self.job_id, lambda job: job.decode is not None and len(job.decode.parts) >= count
+        )
+
+    async def stream(self) -> bytes:
+        """The bytes of the stream so far."""
+        job = await self.record()
+        assert job.decode is not None
+        return b"".join([await self._flow.store.get(part.key) for part in job.decode.parts])
+
+    async def objects(self) -> list[str]:
+        """The names of the song's objects, without their folders."""
+        found = [await self._flow.keys(f"{folder}/{self.job_id}/") for folder in ("audio", "tokens")]
+        return [key.rpartition("/")[2] for keys in found for key in keys]
+
+    def expected(self, settings: Settings, folder: Path, audio_format: AudioFormat) -> bytes:
+        """The file of the song in a format, decoded and written at once by the trivial engine."""
+        codec = TrivialCodec(0, windows=CodecWindows(*settings.trivial_window))
+        steps = codec.decode(self.codes, seed=self.job.request.seed or 0)
+        path = folder / f"expected.{audio_format}"
+        with AudioWriter(path, audio_format, codec.sample_rate, SongTags.of(self.job.request)) as writer:
+            writer.write(np.concatenate([step.audio for step in steps if step.audio is not None]))
+        return path.read_bytes()
+
+
+def samples(data: bytes) -> np.ndarray:
+    """All samples of an audio file."""
+    from shared.audio.reading import read_audio
+
+    return np.concatenate(list(read_audio(io.BytesIO(data))))
