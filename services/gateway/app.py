@@ -44,6 +44,7 @@ def create_app(container: Container) -> Litestar:
         "song_index": container.song_index,
         "songs": container.songs,
         "static_files": StaticFiles(),
+        "streams": container.streams,
         "submission": container.submission,
     }
     handlers = [*songs.ROUTES, *audio.ROUTES, *system.ROUTES, *session.ROUTES, *api_docs.ROUTES, event_stream]

@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import secrets
 from collections.abc import Callable
 
 from services.gateway.api.audio_response import AudioResponses
+from services.gateway.api.audio_stream import AudioStreams
 from services.gateway.api.nats_requests import NatsRequests
 from services.gateway.api.reply_subjects import ReplySubjects
 from services.gateway.auth.api_keys import ApiKeys, read_keys
@@ -13,6 +15,9 @@ from services.gateway.auth.quota import Quotas
 from services.gateway.background.reconciler import Reconciler
 from services.gateway.background.webhooks.consumer import Webhooks
 from services.gateway.events.broadcaster import Broadcaster
+from services.gateway.media.encodings import Encodings
+from services.gateway.media.growing_songs import GrowingSongs
+from services.gateway.media.listeners import ListenerReports
 from services.gateway.media.renditions import Renditions
 from services.gateway.monitoring.devices import Devices
 from services.gateway.monitoring.health import PROBE_SECONDS, Health
@@ -32,6 +37,7 @@ from shared.errors import ConfigError, HeartMulaError, Unavailable
 from shared.jobs.events import EventPublisher
 from shared.jobs.store import JobStore
 from shared.model.checkpoint import open_checkpoint
+from shared.model.codec_windows import windows_of
 from shared.model.prompt import Prompter
 from shared.nats.connection import Connection, broker, connect
 from shared.nats.errors import nats_errors
@@ -67,7 +73,12 @@ class Container:
         self.songs = Songs(self.js, self.jobs, self.song_index, self.broadcaster, self.eta)
         self.canceller = Canceller(nc, self.songs, self.jobs, self.events, store, self.tasks)
         self.event_feeds = EventFeeds(self.js, self.songs, self.broadcaster, self.eta)
-        self.audio = AudioResponses(store, self.renditions, self.tasks)
+        self.audio = AudioResponses(store, self.jobs, self.renditions, self.tasks)
+        gateway_name = f"{host_name()[:24]}-{secrets.token_hex(4)}"
+        reports = ListenerReports(nc, windows_of(settings), gateway_name)
+        self.growing_songs = GrowingSongs(self.jobs, self.broadcaster, reports)
+        self.encodings = Encodings(store, self.growing_songs, settings.data_dir / "tmp", self.tasks)
+        self.streams = AudioStreams(store, self.growing_songs, self.encodings, self.audio)
         self.model_limits = ModelLimits(prompter)
         self.submission = Submission(
             nc,
@@ -122,6 +133,8 @@ class Container:
 
     async def close(self) -> None:
         """Accept no more songs, finish what was begun, and disconnect."""
+        self.streams.close()
+        self.encodings.close()
         self.renditions.close()
         with contextlib.suppress(Unavailable):
             await self.nats_requests.stop()

@@ -29,7 +29,8 @@ class GatewayServer(uvicorn.Server):
     """uvicorn's server for one gateway. It installs no signal handlers: the caller does."""
 
     def __init__(self, container: Container) -> None:
-        self._broadcaster, settings = container.broadcaster, container.settings
+        self._broadcaster, self._streams = container.broadcaster, container.streams
+        settings = container.settings
         protocol = functools.partial(HttpConnection, Connections(_most_connections()))
         super().__init__(
             uvicorn.Config(
@@ -54,11 +55,13 @@ class GatewayServer(uvicorn.Server):
         yield
 
     def stop(self) -> None:
-        """Shut down: websockets close with 1012, event streams end, responses under way are finished.
+        """Shut down: websockets close with 1012, event streams end, streams of audio are cut, other responses finished.
 
         A second call does not wait for them.
         """
-        self._broadcaster.end_subscriptions()  # uvicorn would wait for event streams as for other responses
+        # uvicorn would wait for these as for other responses.
+        self._streams.close()
+        self._broadcaster.end_subscriptions()
         self.force_exit = self.should_exit
         self.should_exit = True
 

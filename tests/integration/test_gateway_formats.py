@@ -6,17 +6,27 @@ import io
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
 import mutagen
 import numpy as np
 import pytest
 import soundfile
+from litestar.response.base import ASGIResponse
 
 from deploy.local.servers.embedded import NatsServer, S3Server
-from shared.audio.files import AudioWriter, SongTags
+from services.gateway.api.audio_response import AudioResponse
+from services.gateway.api.conditional import Conditions
+from services.gateway.errors import ApiError
+from shared.audio.files import AudioWriter
 from shared.audio.peaks import peaks_of
-from shared.schema.request import AudioFormat
-from shared.storage.objects import peaks_key
-from tests.integration.gateway_fixtures import RunningGateway, fresh_settings, running_gateway
+from shared.audio.tags import SongTags
+from shared.jobs.store import change
+from shared.nats.subjects import TENANT
+from shared.schema.job import AudioPart, Decode, Job
+from shared.schema.request import AudioFormat, GenerateRequest
+from shared.settings import Settings
+from shared.storage.objects import audio_key, part_key, part_peaks_key, peaks_key
+from tests.integration.gateway_fixtures import RunningGateway, fresh_settings, in_process, running_gateway
 
 RATE = 8000
 TYPES = {"flac": "audio/flac", "wav": "audio/wav", "mp3": "audio/mpeg", "ogg": "audio/ogg"}
@@ -76,6 +86,19 @@ async def test_audio_comes_in_every_format_whatever_it_was_made_in(
         tags = mutagen.File(io.BytesIO(answer.content)).tags
         assert "Lied" in str(tags["TIT2"] if name in ("wav", "mp3") else tags["title"])
     assert await objects(gateway, job_id) == {f"7.{name}" for name in TYPES}
+
+
+async def test_formats_are_made_without_loss_where_the_song_has_its_flac(
+    gateway: RunningGateway, tmp_path: Path
+) -> None:
+    job_id = await finished(gateway, tmp_path, "mp3")
+    path = tmp_path / "song.flac"
+    with AudioWriter(path, "flac", RATE, SongTags.of((await gateway.job(job_id)).request)) as writer:
+        writer.write(music())
+    await gateway.store.put_file(audio_key(job_id, 7, "flac"), path, "audio/flac")
+    answer = await gateway.http.get(f"/generate/{job_id}/result", params={"format": "wav"})
+    found, _ = soundfile.read(io.BytesIO(answer.content), dtype="int16")
+    assert np.array_equal(found, soundfile.read(path, dtype="int16")[0])
 
 
 async def test_a_converted_song_is_served_like_any_other(gateway: RunningGateway, tmp_path: Path) -> None:
@@ -142,6 +165,27 @@ async def test_peaks_are_served_as_the_worker_made_them(gateway: RunningGateway,
     assert (await gateway.http.get(f"/generate/{job_id}/peaks", headers={"If-None-Match": etag})).status_code == 304
 
 
+async def test_a_song_that_is_made_has_the_peaks_of_what_can_be_heard(gateway: RunningGateway) -> None:
+    job_id = await gateway.submit()
+    url = f"/generate/{job_id}/peaks"
+    await gateway.move_to(job_id, "generating")
+    assert (await gateway.http.get(url)).status_code == 409
+    etags = set()
+    for number in range(2):
+        part = await gateway.decode_window(job_id)
+        made = peaks_of([music(number + 1)], RATE)
+        await gateway.store.put(part_peaks_key(part.key), made)
+        answer = await gateway.http.get(url)
+        assert (answer.content, answer.headers["content-type"]) == (made, "application/json")
+        etag = answer.headers["etag"]
+        assert "no-cache" in answer.headers["cache-control"]
+        assert (await gateway.http.get(url, headers={"If-None-Match": etag})).status_code == 304
+        head = await gateway.http.head(url)
+        assert (head.content, head.headers["content-length"], head.headers["etag"]) == (b"", str(len(made)), etag)
+        etags.add(etag)
+    assert len(etags) == 2
+
+
 async def test_a_song_without_peaks_gets_them_when_they_are_asked_for(gateway: RunningGateway, tmp_path: Path) -> None:
     job_id = await finished(gateway, tmp_path)
     found = (await gateway.http.get(f"/generate/{job_id}/peaks")).json()
@@ -149,3 +193,30 @@ async def test_a_song_without_peaks_gets_them_when_they_are_asked_for(gateway: R
     assert len(found["data"]) == 2 * found["length"]
     assert max(found["data"]) == pytest.approx(np.abs(music().mean(axis=1)).max() * 127, abs=1)
     assert await objects(gateway, job_id) == {"7.flac", "7.peaks.json"}
+
+
+async def test_peaks_that_are_replaced_while_they_are_asked_for_are_read_anew(settings: Settings) -> None:
+    async with in_process(settings) as (gateway, _, _):
+        asked = Conditions("GET")
+        job = Job(job_id="j", tenant=TENANT, request=GenerateRequest(lyrics="la"), created_at=0, status="decoding")
+        first, second = (part_key("j", 5, window) for window in range(2))
+
+        def with_parts(*keys: str) -> Job:
+            parts = tuple(AudioPart(key=key, size=1, samples=RATE) for key in keys)
+            return msgspec.structs.replace(job, decode=Decode(fencing_token=5, sample_rate=RATE, parts=parts))
+
+        await gateway.jobs.create(with_parts(first, second))
+        await gateway.store.put(part_peaks_key(second), b"of both")
+        found = await gateway.audio.peaks(with_parts(first), asked)  # the record as it was before
+        assert isinstance(found, ASGIResponse)
+        assert found.body == b"of both"
+        await gateway.store.delete_one(part_peaks_key(second))  # as after a restored backup
+        with pytest.raises(ApiError, match="the song is decoding"):
+            await gateway.audio.peaks(with_parts(first), asked)
+        audio, of_all = audio_key("j", 6, "flac"), peaks_of([music(1)], RATE)
+        await gateway.store.put(audio, b"audio")
+        await gateway.store.put(peaks_key(audio), of_all)
+        await gateway.jobs.update("j", TENANT, lambda job: change(job, status="completed", audio_key=audio))
+        found = await gateway.audio.peaks(with_parts(first, second), asked)
+        assert isinstance(found, AudioResponse)
+        assert (found.status, found.key) == (200, peaks_key(audio))

@@ -70,7 +70,13 @@ async def test_nothing_about_songs_is_answered_without_a_key(gateway: RunningGat
     job_id = await submit(gateway, ALICE)
     base = f"/generate/{job_id}"
     routes = [("GET", p) for p in ("/generate", base, f"{base}/status", f"{base}/result", f"{base}/peaks")]
-    routes += [("GET", f"{base}/events"), ("GET", "/api/gpu"), ("GET", "/api/session"), ("DELETE", base)]
+    routes += [
+        ("GET", f"{base}/stream"),
+        ("GET", f"{base}/events"),
+        ("GET", "/api/gpu"),
+        ("GET", "/api/session"),
+        ("DELETE", base),
+    ]
     routes += [("POST", "/generate"), ("POST", "/api/fit"), ("POST", "/api/session")]
     wrong: tuple[dict[str, str], ...] = (
         {},
@@ -95,6 +101,7 @@ async def test_a_tenant_sees_its_own_songs_only(gateway: RunningGateway) -> None
     mine, other = await submit(gateway, ALICE), await submit(gateway, BOB)
     base = f"/generate/{mine}"
     routes = [("GET", p) for p in (base, f"{base}/status", f"{base}/result", f"{base}/peaks", f"{base}/events")]
+    routes.append(("GET", f"{base}/stream"))
     for method, path in [*routes, ("DELETE", f"{base}?forget=true"), ("DELETE", base)]:
         answer = await gateway.http.request(method, path, headers=BOB)
         assert (answer.status_code, answer.json()["type"]) == (404, "/problems/unknown-job"), path

@@ -1,4 +1,4 @@
-"""Responses with finished audio and its peaks: streamed from the object store, with ranges for browsers to seek."""
+"""Responses with finished audio and peaks: streamed from the object store, with ranges for browsers to seek."""
 
 import asyncio
 import contextlib
@@ -6,21 +6,25 @@ import logging
 import unicodedata
 from collections.abc import Coroutine
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 from urllib.parse import quote
 
-from litestar.types import Receive, Scope, Send
+from litestar.response.base import ASGIResponse
+from litestar.types import ASGIApp, Receive, Scope, Send
 
-from services.gateway.api.conditional import ByteRange, Conditions, NotSatisfiable, parse_range, tag_matches
-from services.gateway.errors import ApiError
+from services.gateway.api.conditional import ByteRange, Conditions, NotSatisfiable, parse_range, tag_matches, tag_of
+from services.gateway.api.http_protocol import cut
+from services.gateway.api.responses import until_gone
+from services.gateway.errors import ApiError, unknown_job
 from services.gateway.media.renditions import Renditions
 from services.gateway.tasks import BackgroundTasks
 from shared.audio.files import CONTENT_TYPES
 from shared.audio.peaks import CONTENT_TYPE as PEAKS_TYPE
 from shared.errors import HeartMulaError, ObjectError
+from shared.jobs.store import JobStore
 from shared.schema.job import Job
 from shared.schema.request import AudioFormat
-from shared.storage.objects import ObjectReader, ObjectStore
+from shared.storage.objects import ObjectReader, ObjectStore, part_peaks_key
 
 log = logging.getLogger(__name__)
 
@@ -28,10 +32,10 @@ _STALLED_SECONDS = 300.0  # a player that is paused reads nothing for a while
 
 
 class AudioResponses:
-    """Answers requests for finished songs from the object store."""
+    """Answers requests for finished songs, and for the peaks of songs that are being made, from the object store."""
 
-    def __init__(self, store: ObjectStore, renditions: Renditions, tasks: BackgroundTasks) -> None:
-        self._store, self._renditions, self._tasks = store, renditions, tasks
+    def __init__(self, store: ObjectStore, jobs: JobStore, renditions: Renditions, tasks: BackgroundTasks) -> None:
+        self._store, self._jobs, self._renditions, self._tasks = store, jobs, renditions, tasks
 
     async def audio(self, job: Job, wanted: AudioFormat | None, asked: Conditions) -> "AudioResponse":
         """A song's audio in the `wanted` format, or as it was made. Raises `ApiError` where there is none.
@@ -45,10 +49,31 @@ class AudioResponses:
         kind = {"Content-Type": CONTENT_TYPES[form], "Content-Disposition": disposition(job, form)}
         return await self._respond(key, kind, asked)
 
-    async def peaks(self, job: Job, asked: Conditions) -> "AudioResponse":
-        """A song's peaks, as `shared.audio.peaks.PeaksBody`. Raises `ApiError` where there are none."""
+    async def peaks(self, job: Job, asked: Conditions) -> ASGIApp:
+        """A song's peaks, as `shared.audio.peaks.PeaksBody`: while it is made, those of what can be heard of it.
+
+        Raises `ApiError` where there are none.
+        """
+        job, so_far = await self._peaks_so_far(job)
+        if so_far is not None:
+            return _bytes_response(so_far, asked)
         key = await _made(self._renditions.peaks(job, await self._audio_key(job)))
-        return await self._respond(key, {"Content-Type": PEAKS_TYPE}, asked)
+        return cast("ASGIApp", await self._respond(key, {"Content-Type": PEAKS_TYPE}, asked))
+
+    async def _peaks_so_far(self, job: Job) -> tuple[Job, bytes | None]:
+        """The peaks of what can be heard of a song that is being made, None where there are none; and its record."""
+        while job.decode is not None and job.decode.parts:
+            last = job.decode.parts[-1].key
+            with contextlib.suppress(ObjectError):
+                return job, await self._store.get(part_peaks_key(last))
+            # Gone with the next part, or with the end of the song: its record says which.
+            now = await self._jobs.get(job.job_id, job.tenant)
+            if now is None:
+                raise unknown_job()
+            if now.decode is not None and now.decode.parts and now.decode.parts[-1].key == last:
+                break
+            job = now
+        return job, None
 
     async def _audio_key(self, job: Job) -> str:
         """The key of the audio as it was made, which exists. Raises `ApiError`."""
@@ -58,11 +83,9 @@ class AudioResponses:
                     if job.audio_key:
                         await self._store.stat(job.audio_key)
                         return job.audio_key
-                raise _expired()
-            case "cancelled":
-                raise ApiError(410, "no-audio", "the song was cancelled")
-            case "failed":
-                raise ApiError(410, "no-audio", f"the song failed: {job.error or 'the log of the worker says why'}")
+                raise expired()
+            case "cancelled" | "failed":
+                raise no_audio(job)
         detail = f"the song is {job.status}; ask for its status until it is completed"
         raise ApiError(409, "not-ready", detail, headers={"Retry-After": "2"})
 
@@ -70,7 +93,7 @@ class AudioResponses:
         try:
             stat = await self._store.stat(key)
         except ObjectError:
-            raise _expired() from None
+            raise expired() from None
         etag = '"{}"'.format(stat.etag.strip('"'))
         common = kind | {
             "ETag": etag,
@@ -83,15 +106,7 @@ class AudioResponses:
 
         if tag_matches(asked.if_none_match or "", etag):
             return response(304, {}, None)
-        part = None
-        # A range has a meaning for GET only. If-Range needs this very tag: a date proves nothing here.
-        if asked.method == "GET" and (asked.if_range is None or asked.if_range.strip() == etag):
-            try:
-                part = parse_range(asked.range or "", stat.size)
-            except NotSatisfiable:
-                detail = f"there are {stat.size} bytes; ask for a range within them"
-                bounds = {"Content-Range": f"bytes */{stat.size}", "Accept-Ranges": "bytes"}
-                raise ApiError(416, "range-not-satisfiable", detail, headers=bounds) from None
+        part = requested_part(asked, stat.size, etag)
         if part is not None:
             bounds = {
                 "Content-Range": f"bytes {part.first}-{part.last}/{stat.size}",
@@ -102,6 +117,29 @@ class AudioResponses:
         return response(200, {"Content-Length": str(stat.size)}, whole)
 
 
+def requested_part(asked: Conditions, size: int, etag: str | None) -> ByteRange | None:
+    """The part of audio of a known size that a client wants; None for all of it. Raises a 416 `ApiError`."""
+    # A range has a meaning for GET only. If-Range needs this very tag: a date proves nothing here.
+    if asked.method != "GET" or (asked.if_range is not None and asked.if_range.strip() != etag):
+        return None
+    try:
+        return parse_range(asked.range or "", size)
+    except NotSatisfiable:
+        detail = f"there are {size} bytes; ask for a range within them"
+        bounds = {"Content-Range": f"bytes */{size}", "Accept-Ranges": "bytes"}
+        raise ApiError(416, "range-not-satisfiable", detail, headers=bounds) from None
+
+
+def _bytes_response(body: bytes, asked: Conditions) -> ASGIApp:
+    """A response that is sent whole or not at all: what it holds grows with the song."""
+    headers = {"ETag": tag_of(body), "Cache-Control": "private, no-cache"}
+    if tag_matches(asked.if_none_match or "", headers["ETag"]):
+        return ASGIResponse(status_code=304, headers=headers)
+    headers |= {"Content-Type": PEAKS_TYPE, "Content-Length": str(len(body))}
+    head = asked.method == "HEAD"
+    return ASGIResponse(body=b"" if head else body, headers=headers, is_head_response=head)
+
+
 async def _made(making: Coroutine[Any, Any, str]) -> str:
     try:
         return await making
@@ -109,7 +147,15 @@ async def _made(making: Coroutine[Any, Any, str]) -> str:
         raise ApiError(410, "no-audio", str(error)) from None
 
 
-def _expired() -> ApiError:
+def no_audio(job: Job) -> ApiError:
+    """Build the 410 error for a song that failed or was cancelled."""
+    if job.status == "cancelled":
+        return ApiError(410, "no-audio", "the song was cancelled")
+    return ApiError(410, "no-audio", f"the song failed: {job.error or 'the log of the worker says why'}")
+
+
+def expired() -> ApiError:
+    """Build the 410 error for audio that is gone."""
     return ApiError(410, "no-audio", "the audio has expired or was deleted; make the song again with the same seed")
 
 
@@ -143,8 +189,8 @@ class AudioResponse:
         try:
             reader = await self.store.open(self.key, self.part.first, self.part.length)
         except ObjectError:
-            raise _expired() from None
-        gone = asyncio.create_task(_until_gone(receive))
+            raise expired() from None
+        gone = asyncio.create_task(until_gone(receive))
         reading: asyncio.Task[bytes | None] | None = None
         try:
             await self._start(send)
@@ -160,8 +206,10 @@ class AudioResponse:
                     return
         except HeartMulaError as error:  # too late for a problem detail: the connection is cut instead
             log.warning("%s: broken off: %s", self.key, error)
+            await cut(scope)
         except TimeoutError:
             log.info("%s: stopped, the client does not read", self.key)
+            await cut(scope)
         finally:
             gone.cancel()
             self.tasks.spawn(_release(reader, reading))
@@ -169,11 +217,6 @@ class AudioResponse:
     async def _start(self, send: Send) -> None:
         headers = [(name.lower().encode(), value.encode("latin-1")) for name, value in self.headers.items()]
         await send({"type": "http.response.start", "status": self.status, "headers": headers})
-
-
-async def _until_gone(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 async def _next_block(reader: ObjectReader) -> bytes | None:

@@ -57,6 +57,20 @@ def parse_range(header: str, size: int) -> ByteRange | None:
     return ByteRange(first, last)
 
 
+def parse_growing_range(header: str) -> tuple[int, int | None] | None:
+    """Parse a Range header for content that still grows: first byte, and last where it is named.
+
+    None where it is to be ignored: several ranges, the last bytes of content without an end, and all of the content, as
+    ffmpeg asks for it, which reads nothing of a part whose length is not known.
+    """
+    found = _RANGE.fullmatch(header)
+    if not found or len(header) > 100 or not found[1]:
+        return None
+    first, last = int(found[1]), int(found[2]) if found[2] else None
+    ignored = (first, last) == (0, None) or (last is not None and last < first)
+    return None if ignored else (first, last)
+
+
 def tag_matches(header: str, etag: str) -> bool:
     """Whether an If-None-Match header names the tag."""
     return header.strip() == "*" or etag in _TAG.findall(header)

@@ -6,10 +6,12 @@ uvicorn alone waits forever for a request's head and body, and accepts until the
 import asyncio
 import logging
 import math
+from collections.abc import Callable
 from enum import Enum, auto
 from typing import Any, cast
 
 import msgspec
+from litestar.types import Scope
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from services.gateway.errors import MEDIA_TYPE, ApiError
@@ -22,6 +24,17 @@ STILL_SECONDS = 10.0  # for which a body may make no progress
 LINGER_SECONDS = 300.0  # for a client to read the rest of a response, once the connection is to be closed
 MAX_HEAD = 64 * 1024  # bytes
 _WARN_SECONDS = 60.0  # between two log lines about too many connections
+_CUT = "heartmula.cut"  # extension of a scope
+
+
+async def cut(scope: Scope) -> None:
+    """Close a request's connection at once, so that the client sees its response end too early.
+
+    uvicorn alone would wait until the client has read what was sent, and some never do.
+    """
+    if (found := (scope.get("extensions") or {}).get(_CUT)) is not None:
+        cast("Callable[[], None]", found["cut"])()
+        await asyncio.sleep(0)  # the loop reports the loss of the connection, which uvicorn expects before the end
 
 
 class Connections:
@@ -100,6 +113,7 @@ class HttpConnection(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """Begin with the head, at the first byte of a request."""
         super().on_message_begin()
+        cast("dict[str, Any]", self.scope)["extensions"] = {_CUT: {"cut": self.drop}}
         self._part, self._since, self._head_bytes = Part.HEAD, self.loop.time(), 0
 
     def on_headers_complete(self) -> None:

@@ -4,6 +4,7 @@ Litestar hands all of them over as text. Its own conversion takes `1` for true, 
 a parameter that was left out. Here a wrong value is a 422 problem that names the parameter and says what is allowed.
 """
 
+import re
 from collections.abc import Sequence
 from typing import Annotated, Any, TypeVar, get_args
 
@@ -17,6 +18,7 @@ from shared.schema.request import AudioFormat
 MAX_PAGE = 100  # songs
 _STATUSES: tuple[Status, ...] = get_args(Status)
 _FORMATS: tuple[AudioFormat, ...] = get_args(AudioFormat)
+_SECONDS = re.compile(r"[0-9]{1,5}(\.[0-9]{1,3})?")
 _Choice = TypeVar("_Choice", bound=str)
 
 
@@ -43,6 +45,15 @@ StatusFilter = Annotated[str | None, _query("only songs in this state", enum=lis
 Forget = Annotated[str, _query("remove an ended song instead", "boolean", default=False)]
 # The audio of a song.
 Format = Annotated[str | None, _query("another format than the song was made in", enum=list(_FORMATS))]
+StreamFormat = Annotated[str, _query("the format to hear it in", enum=list(_FORMATS), default="flac")]
+From = Annotated[
+    str,
+    QueryParameter(
+        name="from",
+        description="the second to begin at; it begins at most 4,095 samples earlier",
+        schema_extra=_schema("number", minimum=0, default=0),
+    ),
+]
 Range = Annotated[str | None, _header("Range", "one range of bytes: `bytes=0-1023`, `bytes=1024-`, `bytes=-1024`")]
 IfRange = Annotated[str | None, _header("If-Range", "the ETag of the audio that the range belongs to")]
 IfNoneMatch = Annotated[str | None, _header("If-None-Match", "the ETag of an earlier answer: 304 where it still holds")]
@@ -80,6 +91,18 @@ def status_filter(text: str | None) -> Status | None:
 def audio_format(text: str | None) -> AudioFormat | None:
     """Read `format`. Raises a 422 `ApiError`."""
     return None if text is None else _choice("format", text, _FORMATS)
+
+
+def stream_format(text: str) -> AudioFormat:
+    """Read `format` of a stream. Raises a 422 `ApiError`."""
+    return _choice("format", text, _FORMATS)
+
+
+def start_second(text: str) -> float:
+    """Read `from`. Raises a 422 `ApiError`."""
+    if not _SECONDS.fullmatch(text):
+        raise _wrong("from", "from has to be a number of seconds, as 90 or 12.5")
+    return float(text)
 
 
 def truth(name: str, text: str) -> bool:

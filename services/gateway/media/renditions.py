@@ -14,8 +14,10 @@ from weakref import WeakValueDictionary
 import numpy as np
 
 from services.gateway.errors import ApiError
-from shared.audio.files import CONTENT_TYPES, AudioWriter, SongTags, read_audio, sample_rate_of
+from shared.audio.files import CONTENT_TYPES, AudioWriter
 from shared.audio.peaks import CONTENT_TYPE, peaks_of
+from shared.audio.reading import read_audio, sample_rate_of
+from shared.audio.tags import SongTags
 from shared.errors import ObjectError
 from shared.jobs.store import JobStore
 from shared.schema.job import Job
@@ -46,6 +48,8 @@ class Renditions:
     async def converted(self, job: Job, audio: str, wanted: AudioFormat) -> str:
         """Return the key of a song's audio in another format; `audio` is the key of the audio as it was made.
 
+        It is made from the song's FLAC where there is one, without the loss of MP3 and Ogg, as its stream was.
+
         Raises `ObjectError` when there is no audio or it is damaged, a 503 `ApiError` when it cannot be made now.
         """
 
@@ -54,8 +58,9 @@ class Renditions:
                 for block in self._blocks(source):
                     writer.write(block)
 
-        key = converted_key(audio, wanted)
-        await self._ensure(job, audio, key, CONTENT_TYPES[wanted], convert)
+        key, flac = converted_key(audio, wanted), converted_key(audio, "flac")
+        source = flac if wanted != "flac" and await self._exists(flac) else audio
+        await self._ensure(job, source, key, CONTENT_TYPES[wanted], convert)
         return key
 
     async def peaks(self, job: Job, audio: str) -> str:
