@@ -28,14 +28,14 @@ from deploy.local.servers.embedded import NatsServer, S3Server, free_port
 from deploy.setup import set_up
 from services.gateway.container import Container
 from services.gateway.server import GatewayServer
-from shared.jobs.events import EventPublisher
+from shared.jobs.events import EventPublisher, audible
 from shared.jobs.store import JobStore, change
 from shared.nats.subjects import EVENTS, TENANT, WORKERS, event_subject
 from shared.schema.event import AnyEvent, Completed, Progress, Stage
-from shared.schema.job import Job, Status
+from shared.schema.job import AudioPart, Decode, Job, Status
 from shared.schema.worker import GpuFigures, Role, WorkerStatus
 from shared.settings import Settings
-from shared.storage.objects import ObjectStore, audio_key
+from shared.storage.objects import ObjectStore, audio_key, part_key, part_peaks_key, state_key
 from tests.integration.flow import PATIENCE, as_role, environment
 
 TINY = Path(__file__).parents[1] / "golden/data/ckpt"  # whose model has room for 256 positions
@@ -145,6 +145,22 @@ class RunningGateway:
     async def stage(self, job_id: str) -> None:
         """Publish that generating began."""
         await self.publish(Stage(job_id=job_id, status="generating", progress=0, stage="generating", phase=1))
+
+    async def decode_window(self, job_id: str, seconds: float = 25.6, fence: int = 5) -> AudioPart:
+        """Store a further part of a song that is being made, as a codec worker does; returns it."""
+        before = (await self.job(job_id)).decode or Decode(fencing_token=fence, sample_rate=48_000)
+        key = part_key(job_id, fence, len(before.parts))
+        part = AudioPart(key=key, size=10, samples=round(seconds * 48_000))
+        await self.store.put(key, b"0123456789")
+        await self.store.put(state_key(key), b"state")
+        await self.store.put(part_peaks_key(key), b'{"version": 2}', "application/json")
+        decode = msgspec.structs.replace(before, parts=(*before.parts, part))
+        job = await self.jobs.update(job_id, TENANT, functools.partial(change, decode=decode))
+        if before.parts:
+            for name in (state_key, part_peaks_key):
+                await self.store.delete_one(name(before.parts[-1].key))
+        await self.publish(audible(job))
+        return part
 
     async def complete(self, job_id: str, audio: bytes = b"0123456789" * 100) -> None:
         """Finish a song: audio, record, event."""

@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -159,6 +160,34 @@ async def test_a_song_from_the_request_to_the_file(settings: Settings, tmp_path:
             assert (code, "tokenizer" in out, err) == (0, True, "")
 
 
+async def test_a_song_is_heard_while_it_is_made_whatever_is_cut(settings: Settings, tmp_path: Path) -> None:
+    settings = replace(settings, trivial_step_ms=15, trivial_window=(50, 25))
+    async with running_gateway(settings, tmp_path) as gateway, open_flow(gateway.settings, "tokenizer", "codec"):
+        async with Relay(gateway.settings.port).serve() as relay, Client(relay.url) as client:
+            job_id = (await client.generate("la", max_duration_ms=14_000)).job_id
+            events = asyncio.create_task(_events(client.watch(job_id)))
+            words = ["play", job_id, "--output", "song.mp3", "--player", "true"]  # which ends at once
+            saving = await begin(gateway.base, *words, folder=tmp_path)
+            audio, growths = bytearray(), 0
+            async for block in client.stream(job_id):
+                audio += block
+                growths += 1
+                if growths in (1, 3):
+                    relay.cut()
+                elif growths == 2:
+                    await gateway.stop(signal.SIGKILL)
+                    await gateway.start()
+            file = (await client.download(job_id, tmp_path / "file.flac")).read_bytes()
+            converted = (await client.download(job_id, tmp_path / "file.mp3", format="mp3")).read_bytes()
+            heard = [event.playable_seconds for event in await events if event.kind == "audio"]
+        code, out, _ = await finish(saving)
+        assert (code, out, (tmp_path / "song.mp3").read_bytes() == converted) == (0, "song.mp3\n", True)
+    assert len(audio) == len(file)
+    assert growths > 1
+    assert audio[42:] == file[42:]  # the header does not know how long the song is
+    assert heard
+
+
 async def test_a_request_whose_answer_was_lost_makes_one_song(gateway: RunningGateway) -> None:
     before = (await gateway.js.stream_info(TOK)).state.messages
     async with Relay(gateway.settings.port).serve() as relay:
@@ -287,6 +316,10 @@ async def test_an_interrupted_command_says_how_to_watch_again(gateway: RunningGa
     code, _, err = await finish(watching)
     assert (code, f"heartmula watch {job_id}" in err) == (130, True)
     assert (await gateway.job(job_id)).status == "queued"
+
+
+async def _events(events: AsyncIterator[Event]) -> list[Event]:
+    return [event async for event in events]
 
 
 async def _statuses(events: AsyncIterator[Event]) -> list[str]:

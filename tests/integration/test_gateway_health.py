@@ -80,6 +80,27 @@ async def test_a_full_queue_for_audio_is_a_problem(settings: Settings) -> None:
         assert (await gateway.http.post("/generate", json=SONG)).status_code == 202
 
 
+async def test_a_song_with_listeners_waits_for_its_audio_once(settings: Settings) -> None:
+    async with running_gateway(settings, settings.data_dir) as gateway:
+        for subject in (
+            decode_subject("a"),
+            decode_subject("b"),
+            decode_subject("b", "high"),
+            decode_subject("c", "high"),
+        ):
+            await gateway.js.publish(subject, b"{}")
+
+        async def counted() -> bool:
+            depths = [(await gateway.http.get(path)).json()["queue"] for path in ("/health", "/api/gpu")]
+            metrics = (await gateway.http.get("/metrics")).text
+            return (
+                all(depth == {"tokens": 0, "decode": 3} for depth in depths)
+                and 'heartmula_queue_songs{queue="decode"} 3.0' in metrics
+            )
+
+        await eventually(counted, "songs in both lanes were not counted once")
+
+
 async def test_what_dead_workers_leave_behind_is_named_or_dropped(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -38,6 +38,7 @@ async def test_nats_clients_ask_for_songs(settings: Settings) -> None:
             "job_id": job_id,
             "status": "queued",
             "status_url": f"{base}/status",
+            "stream_url": f"{base}/stream",
             "result_url": f"{base}/result",
             "events_url": f"{base}/events",
             "queue_position": 0,

@@ -143,7 +143,14 @@ async def test_progress_says_when_the_song_will_be_ready(settings: Settings) -> 
             # 30 frames at 0.5 a second, then 50 at 1 a second
             assert 60 < seconds_from_now((await watcher.frame())["data"]["eta"]) <= 110
             assert 60 < seconds_from_now((await state(gateway, job_id))["eta"]) <= 110
-            await gateway.move_to(job_id, "decoding", frames=20)  # it ended early
+            await gateway.decode_window(job_id, 3.2)  # 40 frames of its audio
+            assert (await watcher.frame())["type"] == "heartmula.song.audio"
+            await gateway.publish(progress)
+            assert seconds_from_now((await watcher.frame())["data"]["eta"]) <= 70
+            assert seconds_from_now((await state(gateway, job_id))["eta"]) <= 70
+            await gateway.move_to(job_id, "decoding", frames=60)
+            assert seconds_from_now((await state(gateway, job_id))["eta"]) <= 20
+            await gateway.move_to(job_id, "decoding", frames=20, decode=None)  # it ended early
             assert seconds_from_now((await state(gateway, job_id))["eta"]) <= 20
             await gateway.publish(Progress(job_id=job_id, status="decoding", progress=90, done=3, total=4))
             assert seconds_from_now((await watcher.frame())["data"]["eta"]) <= 5

@@ -20,10 +20,10 @@ from services.gateway.monitoring.metrics import ReconcilerCounts
 from shared.jobs.store import JobStore
 from shared.nats.streams import bootstrap, streams
 from shared.nats.subjects import DEC, HOOKS_CONSUMER, JOBS, TENANT, TOK, decode_subject, token_subject
-from shared.schema.job import DecodeJob, Job, Status, TokenJob
-from shared.schema.request import GenerateRequest
+from shared.schema.job import AudioPart, Decode, DecodeJob, Job, Status, TokenJob
+from shared.schema.request import GenerateRequest, Priority
 from shared.settings import Settings
-from shared.storage.objects import PROBES, ObjectStore
+from shared.storage.objects import PROBES, ObjectStore, part_key, part_peaks_key, state_key
 from tests.integration.gateway_fixtures import eventually, running_gateway
 
 NOTHING = Reconciled()
@@ -56,9 +56,11 @@ class Leftovers:
             await self.js.publish(token_subject("normal", job_id), msgspec.json.encode(order))
         return job
 
-    async def order_decoding(self, job_id: str, key: str, frames: int) -> None:
-        order = DecodeJob(job_id=job_id, tenant=TENANT, tokens_key=key, first_frame=0, frames=frames, last=True)
-        await self.js.publish(decode_subject(job_id), msgspec.json.encode(order))
+    async def order_decoding(
+        self, job_id: str, key: str, frames: int, *, lane: Priority = "normal", last: bool = True
+    ) -> None:
+        order = DecodeJob(job_id=job_id, tenant=TENANT, tokens_key=key, first_frame=0, frames=frames, last=last)
+        await self.js.publish(decode_subject(job_id, lane), msgspec.json.encode(order))
 
     async def put(self, *keys: str) -> None:
         for key in keys:
@@ -122,6 +124,52 @@ async def test_objects_that_no_song_needs_are_deleted(leftovers: Leftovers) -> N
     assert await leftovers.passing_consumers() == []
 
 
+def growing(*parts: str, fence: int, sample_rate: int = 48_000) -> Decode:
+    """The codec's stage of a song of which these parts are recorded."""
+    found = tuple(AudioPart(key=key, size=1, samples=sample_rate) for key in parts)
+    return Decode(fencing_token=fence, sample_rate=sample_rate, parts=found)
+
+
+@pytest.mark.parametrize("status", ["queued", "generating", "decoding"])
+async def test_a_song_that_can_be_heard_while_it_is_made_keeps_what_it_goes_on_from(
+    leftovers: Leftovers, status: Status
+) -> None:
+    """Its parts are of several turns. Those that decoding dropped, or that a dead worker never recorded, go."""
+    parts = [part_key("live", 5, 0), part_key("live", 5, 1), part_key("live", 8, 2)]
+    job = await leftovers.song(
+        "live",
+        status,
+        ordered=True,
+        fencing_token=7,
+        tokens_key="tokens/live/7.safetensors",
+        frames=1000 if status == "decoding" else None,
+        decode=growing(*parts, fence=9),
+    )
+    unrecorded = part_key("live", 9, 3)  # of the turn that has the song now
+    needed = {*parts, state_key(parts[-1]), part_peaks_key(parts[-1]), "tokens/live/7.safetensors", unrecorded}
+    await leftovers.put(
+        *needed,
+        *(state_key(parts[0]), part_peaks_key(parts[0]), state_key(parts[1]), part_peaks_key(parts[1])),
+        *(part_key("live", 4, 0), state_key(part_key("live", 4, 0)), part_key("live", 8, 1), "audio/live/8.flac"),
+    )
+    assert await leftovers.reconciler.reconcile() == Reconciled(objects=8)
+    assert await leftovers.keys() == needed
+    assert await leftovers.jobs.get("live") == job
+    assert await leftovers.reconciler.reconcile() == NOTHING
+
+
+async def test_parts_of_songs_that_have_ended_are_deleted(leftovers: Leftovers) -> None:
+    await leftovers.song("done", "completed", audio_key="audio/done/9.mp3", first_part=part_key("done", 9, 0))
+    await leftovers.song("failed", "failed")
+    kept = {"audio/done/9.mp3", "audio/done/9.flac", "audio/done/9.peaks.json", "audio/lost/3.flac"}
+    await leftovers.put(*kept)
+    for job_id in ("done", "failed", "lost"):  # of the last one there is no record
+        part = part_key(job_id, 9, 0)
+        await leftovers.put(part, state_key(part), part_peaks_key(part))
+    assert await leftovers.another(keep=3600).reconcile() == Reconciled(objects=9)
+    assert await leftovers.keys() == kept
+
+
 async def test_young_objects_and_songs_are_left_alone(leftovers: Leftovers) -> None:
     await leftovers.song("lost", "queued")
     await leftovers.put("tokens/unknown/1.safetensors", "audio/unknown/1.flac")
@@ -157,15 +205,46 @@ async def test_a_song_with_tokens_is_queued_for_its_audio(leftovers: Leftovers) 
     assert await leftovers.reconciler.reconcile() == NOTHING
 
 
+@pytest.mark.parametrize("last", [True, False], ids=["all", "windows"])
+@pytest.mark.parametrize("lane", ["high", "normal"])
+async def test_a_song_that_waits_for_its_audio_in_either_lane_is_queued(
+    leftovers: Leftovers, lane: Priority, last: bool
+) -> None:
+    key = "tokens/live/5.safetensors"
+    await leftovers.song("live", "decoding", tokens_key=key, frames=50)
+    await leftovers.put(key)
+    await leftovers.order_decoding("live", key, 50, lane=lane, last=last)
+    assert await leftovers.reconciler.reconcile() == NOTHING
+
+
+@pytest.mark.parametrize("lane", ["high", "normal"])
+async def test_a_song_whose_windows_wait_needs_its_tokens_all_the_same(leftovers: Leftovers, lane: Priority) -> None:
+    """A message about whole windows stands for no further tokens; one about all tokens does."""
+    for job_id in ("half", "whole"):
+        await leftovers.song(
+            job_id, "generating", tokens_key=f"tokens/{job_id}/5.safetensors", saved_frames=400, fencing_token=5
+        )
+        await leftovers.order_decoding(job_id, f"tokens/{job_id}/5.safetensors", 400, lane=lane, last=job_id == "whole")
+    assert await leftovers.reconciler.reconcile() == Reconciled(songs=1)
+    assert await leftovers.token_job("half") is not None
+    assert await leftovers.token_job("whole") is None
+    assert (await leftovers.js.stream_info(DEC)).state.messages == 2
+    assert await leftovers.reconciler.reconcile() == NOTHING
+
+
 async def test_a_song_whose_tokens_are_not_known_begins_again(leftovers: Leftovers) -> None:
-    await leftovers.song("lost", "decoding", attempts=2, frames=50)
+    part = part_key("lost", 6, 0)
+    await leftovers.song("lost", "decoding", attempts=2, frames=50, decode=growing(part, fence=6))
+    await leftovers.put(part, state_key(part))
     assert await leftovers.reconciler.reconcile() == Reconciled(songs=1)
     job = await leftovers.jobs.get("lost")
     assert job is not None
     assert (job.status, job.attempts, job.frames, job.remade) == ("queued", 0, None, 1)
     assert await leftovers.token_job("lost") is not None
+    assert job.decode == msgspec.structs.replace(growing(part, fence=6), fencing_token=None)  # to go on from
     assert await leftovers.message(DEC, decode_subject("lost")) is None
     assert await leftovers.reconciler.reconcile() == NOTHING
+    assert await leftovers.keys() == {part, state_key(part)}
 
 
 async def test_songs_that_are_alive_are_left_alone(leftovers: Leftovers) -> None:

@@ -7,9 +7,11 @@ from collections.abc import AsyncIterator
 from functools import partial
 
 import pytest
+from nats.js.errors import NotFoundError
 
 from deploy.local.servers.embedded import NatsServer, S3Server
-from shared.nats.subjects import TENANT, submit_subject
+from shared.jobs.queues import queue_windows
+from shared.nats.subjects import DEC, DEC_CONSUMERS, TENANT, decode_subject, submit_subject
 from shared.schema.request import DEFAULT_DURATION_MS
 from tests.integration.gateway_fixtures import SONG, TINY, RunningGateway, eventually, fresh_settings, running_gateway
 
@@ -86,6 +88,26 @@ async def test_an_ended_song_is_removed_with_all_that_belongs_to_it(gateway: Run
                 assert (await one.http.get(f"/generate/{job_id}{path}")).status_code == 404
         again = await gateway.http.delete(f"/generate/{job_id}", params={"forget": "true"})
         assert again.status_code == 404
+
+
+async def test_a_song_that_can_be_heard_is_cancelled_with_its_parts_and_both_messages(gateway: RunningGateway) -> None:
+    job_id = await gateway.submit()
+    await gateway.move_to(job_id, "generating", tokens_key=f"tokens/{job_id}/3.safetensors", saved_frames=400)
+    await gateway.decode_window(job_id)
+    job = await gateway.job(job_id)
+    for listened in (True, False):
+        assert await queue_windows(gateway.nc, job, listened=listened) is not None
+    assert (await gateway.http.delete(f"/generate/{job_id}")).status_code == 200
+    for lane in DEC_CONSUMERS:
+        with pytest.raises(NotFoundError):
+            await gateway.js.get_msg(DEC, subject=decode_subject(job_id, lane))
+
+    async def gone() -> bool:
+        return not await gateway.store.list(f"audio/{job_id}/")
+
+    await eventually(gone, "its parts are still there")
+    state = (await gateway.http.get(f"/generate/{job_id}/status")).json()
+    assert (state["status"], state["playable_seconds"]) == ("cancelled", 0)
 
 
 async def test_failed_and_cancelled_songs_are_removed_too(gateway: RunningGateway) -> None:

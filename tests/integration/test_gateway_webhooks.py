@@ -1,79 +1,29 @@
 """Webhooks, received by a real server."""
 
 import asyncio
-import base64
-import contextlib
-import json
 import signal
 import socket
 import threading
 import time
-import uuid
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
-import nats
 import pytest
 import standardwebhooks
-from nats.aio.client import Client
-from prometheus_client import CollectorRegistry, Counter
 
 from services.gateway.background.webhooks import consumer, delivery, payload, slots
-from shared.jobs.store import JobStore, change
-from shared.nats.streams import bootstrap
-from shared.nats.subjects import FAULTS, TENANT
-from shared.schema.job import Job, Status
-from shared.schema.request import GenerateRequest
+from shared.nats.subjects import FAULTS
+from shared.schema.job import Job
 from shared.settings import Settings
-from tests.integration.gateway_fixtures import SONG, RunningGateway, eventually, running_gateway
-
-WORD = "whsec_" + base64.b64encode(b"0123456789abcdef0123456789abcdef").decode()
-
-
-@dataclass
-class Receiver:
-    """An HTTP server that receives webhooks. It gives the answers that are listed, then 204."""
-
-    answers: list[bytes] = field(default_factory=list)
-    got: list[tuple[dict[str, str], bytes]] = field(default_factory=list)
-    at_once = most_at_once = 0
-    hold: asyncio.Event | None = None  # answers wait for it
-    port: int = 0
-
-    async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
-            head = (await reader.readuntil(b"\r\n\r\n")).decode()
-            lines = head.split("\r\n")
-            headers = dict(line.lower().split(": ", 1) for line in lines[1:] if line)
-            signed = dict(line.split(": ", 1) for line in lines[1:] if line)
-            headers |= {name.lower(): value for name, value in signed.items()}
-            body = await reader.readexactly(int(headers["content-length"]))
-            self.got.append((headers, body))
-            self.at_once += 1
-            self.most_at_once = max(self.most_at_once, self.at_once)
-            try:
-                if self.hold:
-                    await self.hold.wait()
-            finally:
-                self.at_once -= 1
-            answer = self.answers.pop(0) if self.answers else b"204 No Content"
-            writer.write(b"HTTP/1.1 " + answer + b"\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
-            await writer.drain()
-        writer.close()
-
-    def url(self, host: str = "127.0.0.1") -> str:
-        return f"http://{host}:{self.port}/done?of=mine"
+from tests.integration.gateway_fixtures import SONG, RunningGateway, running_gateway
+from tests.integration.webhook_receiver import WORD, Receiver, Songs, end, open_songs, received, receiving, settled
 
 
 @pytest.fixture
 async def receiver() -> AsyncIterator[Receiver]:
-    found = Receiver()
-    server = await asyncio.start_server(found.handle, "127.0.0.1", 0)
-    found.port = server.sockets[0].getsockname()[1]
-    yield found
-    server.close()
+    async with receiving() as found:
+        yield found
 
 
 @pytest.fixture
@@ -84,60 +34,6 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def calling(settings: Settings) -> Settings:
     return replace(settings, webhook_secret=WORD, webhook_private=True)
-
-
-class Songs:
-    """Ends songs, and runs the part of a gateway that delivers their webhooks in this process."""
-
-    def __init__(self, nc: Client, settings: Settings) -> None:
-        self.nc, self.js, self.settings = nc, nc.jetstream(), settings
-        self.jobs = JobStore(self.js)
-        self.outcomes = Counter("outcomes", "", ["outcome"], registry=CollectorRegistry())
-
-    async def start(self) -> None:
-        self.hooks = consumer.Webhooks(self.nc, self.settings, self.outcomes)
-        await self.hooks.start()
-
-    async def submit(self, url: str) -> str:
-        request = GenerateRequest(lyrics="la", seed=1, max_duration_ms=800, webhook_url=url)
-        job = Job(job_id=str(uuid.uuid4()), tenant=TENANT, request=request, created_at=time.time())
-        await self.jobs.create(job)
-        return job.job_id
-
-
-@asynccontextmanager
-async def open_songs(settings: Settings) -> AsyncIterator[Songs]:
-    nc = await nats.connect(settings.nats_url)
-    await bootstrap(nc.jetstream(), settings)
-    songs = Songs(nc, settings)
-    await songs.start()
-    yield songs
-    await songs.hooks.close()
-    await nc.close()
-
-
-async def end(gateway: RunningGateway | Songs, job_id: str, status: Status = "failed", **more: Any) -> Job:
-    return await JobStore(gateway.js).update(job_id, "local", lambda job: change(job, status=status, **more))
-
-
-async def received(receiver: Receiver, count: int) -> list[dict[str, Any]]:
-    async def all_there() -> bool:
-        return len(receiver.got) >= count
-
-    await eventually(all_there, f"{len(receiver.got)} webhooks came, not {count}")
-    return [json.loads(body) for _, body in receiver.got]
-
-
-async def settled(gateway: RunningGateway | Songs) -> None:
-    last = (await gateway.js.stream_info("KV_JOBS")).state.last_seq
-
-    async def nothing_left() -> bool:
-        info = await gateway.js.consumer_info("KV_JOBS", "hooks")
-        # A record that was just written is neither pending nor delivered for a moment (1 % of the time when measured).
-        delivered = info.delivered is not None and info.delivered.stream_seq >= last
-        return delivered and not (info.num_pending or info.num_ack_pending)
-
-    await eventually(nothing_left, "a webhook is not settled")
 
 
 async def test_the_address_of_a_song_is_called_with_a_signature_that_proves_who_calls(
@@ -256,7 +152,7 @@ async def shorter_wait(gateway: RunningGateway | Songs) -> None:
 async def test_a_receiver_that_hangs_does_not_hold_up_others(
     calling: Settings, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(delivery, "_TIMEOUT", 3600.0)  # else the timeout would end them
+    monkeypatch.setattr(delivery, "TIMEOUT", 3600.0)  # else the timeout would end them
     slow = Receiver(hold=asyncio.Event())
     server = await asyncio.start_server(slow.handle, "127.0.0.2", 0)
     slow.port = server.sockets[0].getsockname()[1]
@@ -277,7 +173,7 @@ async def test_many_hosts_that_hang_do_not_hold_up_others(
     calling: Settings, receiver: Receiver, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """More hosts hang than deliveries may run: those that are slow make room, and come again later."""
-    monkeypatch.setattr(delivery, "_TIMEOUT", 3600.0)  # else the timeout would end them
+    monkeypatch.setattr(delivery, "TIMEOUT", 3600.0)  # else the timeout would end them
     monkeypatch.setattr(slots, "SLOW_AFTER", 0.2)
     slow = Receiver(hold=asyncio.Event())
     server = await asyncio.start_server(slow.handle, "127.0.0.2", 0)
@@ -335,7 +231,7 @@ async def test_every_error_is_counted_and_tried_again(
             raise errors.pop()
         return real(job)
 
-    monkeypatch.setattr(delivery, "payload_of", payload_of)
+    monkeypatch.setattr(payload, "payload_of", payload_of)
     async with open_songs(calling) as songs:
         await end(songs, await songs.submit(receiver.url()))
         await received(receiver, 1)

@@ -10,7 +10,7 @@ import websockets
 from deploy.local.servers.embedded import NatsServer, S3Server
 from services.gateway.auth.api_keys import Caller
 from shared.nats.subjects import EVENTS
-from shared.schema.event import Failed, Queued
+from shared.schema.event import Audio, Failed, Queued, Stage
 from shared.settings import Settings
 from tests.integration.gateway_fixtures import RunningGateway, eventually, fresh_settings, in_process, running_gateway
 
@@ -47,6 +47,35 @@ async def test_a_client_sees_a_snapshot_then_every_event_then_the_end(gateway: R
     assert ids[0] > int(snapshot["id"])
     assert {frame["specversion"] for frame in frames} == {"1.0"}
     assert frames[-1]["data"]["result_url"] == f"/generate/{job_id}/result"
+
+
+async def test_a_client_learns_how_much_can_be_heard(gateway: RunningGateway) -> None:
+    job_id = await gateway.submit()
+    async with gateway.watch(job_id) as watcher:
+        first = await watcher.frame()
+        assert first["playable_seconds"] == 0
+        await gateway.move_to(job_id, "generating")
+        await gateway.progress(job_id, 40)
+        await gateway.decode_window(job_id)
+        await gateway.decode_window(job_id)
+        frames = [await watcher.frame() for _ in range(3)]
+        assert [frame["type"] for frame in frames[1:]] == ["heartmula.song.audio"] * 2
+        assert [frame["data"]["playable_seconds"] for frame in frames[1:]] == [25.6, 51.2]
+        assert [frame["data"]["progress"] for frame in frames] == [40, 40, 40]  # audio is no step back
+        state = (await gateway.http.get(f"/generate/{job_id}/status")).json()
+        assert (state["playable_seconds"], state["progress"], state["status"]) == (51.2, 40, "generating")
+        await gateway.move_to(job_id, "decoding", frames=700)
+        await gateway.publish(Stage(job_id=job_id, status="decoding", progress=80, stage="waiting"))
+        # What the codec sends may have been made before the last token.
+        await gateway.publish(Audio(job_id=job_id, status="generating", progress=0, playable_seconds=51.2))
+        frames = [await watcher.frame() for _ in range(2)]
+        assert [(frame["data"]["status"], frame["data"]["progress"]) for frame in frames] == [("decoding", 80)] * 2
+    async with gateway.watch(job_id, after=first["id"]) as watcher:
+        assert (await watcher.frame())["playable_seconds"] == 51.2
+        missed = [await watcher.frame() for _ in range(5)]
+        assert [event["data"].get("playable_seconds") for event in missed] == [None, 51.2, 51.2, None, 51.2]
+    await gateway.complete(job_id)
+    assert (await gateway.http.get(f"/generate/{job_id}")).json()["playable_seconds"] == 4
 
 
 async def test_a_client_that_comes_back_gets_what_it_missed_once(gateway: RunningGateway) -> None:

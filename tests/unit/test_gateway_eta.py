@@ -72,6 +72,15 @@ def test_a_song_that_is_decoded_needs_what_is_left_of_it() -> None:
     assert Pace(10, None, 200).decoding(None, 200) is None
 
 
+def test_what_was_decoded_before_the_last_token_needs_no_further_time() -> None:
+    assert PACE.generating(progress(40, 100, rate=5), 80) == pytest.approx(60 / 5 + 20 / 100)
+    assert PACE.generating(progress(40, 100, rate=5), 120) == pytest.approx(60 / 5)
+    assert PACE.decoding(None, 200, 150) == pytest.approx(0.5)
+    assert PACE.decoding(progress(1, 4), 200, 150) == pytest.approx(0.5)
+    assert PACE.decoding(progress(7, 8), 200, 150) == pytest.approx(0.25)
+    assert PACE.decoding(None, 200, 250) == 0
+
+
 def test_only_a_time_that_moved_noticeably_is_sent_again() -> None:
     assert not moved(None, None, 0)
     assert moved(None, 10, 0)

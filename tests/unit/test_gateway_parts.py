@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 
@@ -13,7 +14,7 @@ from services.gateway.errors import to_api_error
 from services.gateway.events.broadcaster import SUBSCRIPTION_EVENTS, Subscription
 from services.gateway.events.stored_events import StoredEvent
 from shared.errors import QueueFull
-from shared.schema.event import AnyEvent, Failed, Progress, Stage, cloud_event
+from shared.schema.event import AnyEvent, Audio, Failed, Progress, Stage, cloud_event
 from shared.schema.job import Job
 from shared.schema.request import GenerateRequest
 
@@ -28,6 +29,10 @@ def progress(sequence: int) -> StoredEvent:
 
 def stage(sequence: int) -> StoredEvent:
     return stored(sequence, Stage(job_id="j", status="generating", progress=0, stage="generating"))
+
+
+def audio(sequence: int) -> StoredEvent:
+    return stored(sequence, Audio(job_id="j", status="generating", progress=0, playable_seconds=25.6))
 
 
 def test_torch_is_not_imported() -> None:
@@ -47,6 +52,18 @@ async def test_a_slow_listener_loses_old_progress_and_nothing_else() -> None:
     assert sequences[-1] == 1000
     assert sequences == sorted(sequences)
     assert sequences[-2] == SUBSCRIPTION_EVENTS * 3 - 1
+
+
+@pytest.mark.parametrize(("last", "kept"), [(progress, [1, 20, 1000]), (stage, [1, 20, 1000]), (audio, [1, 1000])])
+async def test_a_slow_listener_keeps_the_latest_word_of_what_can_be_heard(
+    last: Callable[[int], StoredEvent], kept: list[int]
+) -> None:
+    subscription = Subscription()
+    subscription.put(stage(1))
+    for sequence in range(2, SUBSCRIPTION_EVENTS + 1):
+        subscription.put(audio(sequence) if sequence in (10, 20) else progress(sequence))
+    subscription.put(last(1000))
+    assert [item.sequence for item in [await subscription.get() for _ in range(len(subscription))] if item] == kept
 
 
 async def test_a_listener_that_would_lose_a_state_has_to_begin_anew() -> None:

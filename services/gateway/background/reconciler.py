@@ -12,7 +12,7 @@ import random
 import time
 from collections.abc import Coroutine
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 from nats.aio.client import Client
@@ -21,17 +21,26 @@ from nats.js.api import PubAck
 from services.gateway.monitoring.metrics import ReconcilerCounts
 from shared.aio import end
 from shared.errors import HeartMulaError, JobConflict, NotFound, QueueFull, Unreadable
+from shared.jobs.claims import claim_of, with_claim
 from shared.jobs.queues import queue_decode, queue_tokens
 from shared.jobs.scan import Record, scan
-from shared.jobs.store import JobStore, change
+from shared.jobs.store import JobStore
 from shared.nats.errors import nats_errors
 from shared.nats.streams import DAY, JOB_TTL
-from shared.nats.subjects import DEC, TOK, decode_subject
+from shared.nats.subjects import DEC, DEC_CONSUMERS, TOK, decode_subject
 from shared.schema.base import JOB_ID
 from shared.schema.decoding import read_order
 from shared.schema.job import ENDED, DecodeJob, Job
+from shared.schema.worker import Role
 from shared.settings import Settings
-from shared.storage.objects import ObjectStore, StoredObject, keys_with_renditions
+from shared.storage.objects import (
+    ObjectStore,
+    StoredObject,
+    is_of_stream,
+    keys_with_renditions,
+    part_peaks_key,
+    state_key,
+)
 
 log = logging.getLogger(__name__)
 
@@ -58,8 +67,8 @@ class Reconciler:
     ) -> None:
         """`counts` is kept up to date.
 
-        Audio without a record is kept for `keep` seconds. Records expire after that time; one that is gone earlier was
-        lost, and its audio must not be lost with it.
+        Finished audio without a record is kept for `keep` seconds. Records expire after that time; one that is gone
+        earlier was lost, and its audio must not be lost with it.
         """
         self._counts = counts
         self._nc, self._js, self._store = nc, nc.jetstream(timeout=5), store
@@ -142,36 +151,44 @@ class Reconciler:
 
     async def _delete_unneeded(self, job_id: str, tenant: str, objects: list[StoredObject]) -> int:
         """Delete the objects that the song does not need by its current record; returns how many."""
-        ordered = await self._ordered_tokens(job_id)
+        ordered = {order.tokens_key for order in await self._decode_orders(job_id) if order is not None}
         job = await self._jobs.get(job_id, tenant)
         unwanted = job is None and await self._jobs.was_deleted(job_id, tenant)
         deleted = 0
         for item in objects:
-            awaited = job is not None and job.status not in ENDED and item.key == ordered
+            awaited = job is not None and job.status not in ENDED and item.key in ordered
             if unwanted or not (awaited or self._needed(job, item)):
                 await self._store.delete_one(item.key)
                 deleted += 1
         return deleted
 
-    async def _ordered_tokens(self, job_id: str) -> str | None:
-        """Key of the tokens that a waiting decode job names; the record may name others by now."""
-        try:
-            with nats_errors("the queue for audio cannot be read"):
-                message = await self._js.get_msg(DEC, subject=decode_subject(job_id))
-            return read_order(message.subject or "", message.data or b"", DecodeJob).tokens_key
-        except (NotFound, Unreadable):
-            return None
+    async def _decode_orders(self, job_id: str) -> list[DecodeJob | None]:
+        """The decode jobs of a song that wait or are in work, of both lanes; None for one that cannot be read.
+
+        They may name other tokens than the record does by now.
+        """
+        found: list[DecodeJob | None] = []
+        for lane in DEC_CONSUMERS:
+            with contextlib.suppress(NotFound), nats_errors("the queue for audio cannot be read"):
+                message = await self._js.get_msg(DEC, subject=decode_subject(job_id, lane))
+                try:
+                    found.append(read_order(message.subject or "", message.data or b"", DecodeJob))
+                except Unreadable:
+                    found.append(None)
+        return found
 
     def _needed(self, job: Job | None, item: StoredObject) -> bool:
         """Whether a song needs an object, by its record."""
         if job is None:
-            return item.key.startswith("audio/") and item.modified > time.time() - self._keep
+            finished = item.key.startswith("audio/") and not is_of_stream(item.key)
+            return finished and item.modified > time.time() - self._keep
         if job.status in ("failed", "cancelled"):
             return False
         if job.status == "completed":
             return job.audio_key is not None and item.key in keys_with_renditions(job.audio_key)
-        name = item.key.rpartition("/")[2].partition(".")[0]
-        return item.key == job.tokens_key or name == str(job.fencing_token)
+        written_by = item.key.rpartition("/")[2].partition(".")[0]
+        turns = {str(claim_of(job, role).fencing_token) for role in get_args(Role)}
+        return item.key == job.tokens_key or item.key in _stream_keys(job) or written_by in turns
 
     # --- songs
 
@@ -181,9 +198,11 @@ class Reconciler:
         The queues are read before the record: workers put a song into the next queue, or end its record, before they
         remove it from the queue it was in. So a record that is still the same has no message under way.
         """
-        for stream, subject in ((TOK, f"jobs.tok.*.{job.job_id}"), (DEC, decode_subject(job.job_id))):
-            with contextlib.suppress(NotFound), nats_errors("the queues cannot be read"):
-                await self._js.get_msg(stream, subject=subject)
+        with contextlib.suppress(NotFound), nats_errors("the queues cannot be read"):
+            await self._js.get_msg(TOK, subject=f"jobs.tok.*.{job.job_id}")
+            return False
+        for order in await self._decode_orders(job.job_id):
+            if order is None or order.last or job.status == "decoding":  # others lead to no further tokens
                 return False
         if await self._jobs.get(job.job_id, job.tenant) != job:
             return False
@@ -193,6 +212,12 @@ class Reconciler:
             # Its tokens are not known. The record first: a worker ignores a message whose song is in another state.
             await self._jobs.update(job.job_id, job.tenant, _from_the_beginning)
         return await _queued(job, queue_tokens(self._nc, job))
+
+
+def _stream_keys(job: Job) -> set[str]:
+    """Keys of what a song's stream is made of while it grows; the decoding goes on from what is beside the last."""
+    parts = [part.key for part in job.decode.parts] if job.decode else []
+    return {*parts, *(name(parts[-1]) for name in (state_key, part_peaks_key) if parts)}
 
 
 async def _queued(job: Job, publishing: Coroutine[Any, Any, PubAck | None]) -> bool:
@@ -213,6 +238,15 @@ def _unchanged(job: Job) -> Job:
 def _from_the_beginning(job: Job) -> Job:
     if job.status != "decoding":
         raise JobConflict(f"the song is {job.status} by now")
-    return change(
-        job, status="queued", fencing_token=None, attempts=0, tokens_key=None, frames=None, remade=job.remade + 1
+    return with_claim(
+        job,
+        "codec",
+        claim={"fencing_token": None, "attempts": 0},
+        status="queued",
+        fencing_token=None,
+        attempts=0,
+        tokens_key=None,
+        saved_frames=None,
+        frames=None,
+        remade=job.remade + 1,
     )

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 from collections import OrderedDict, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from nats.aio.client import Client
 from nats.aio.msg import Msg
@@ -17,7 +17,7 @@ from shared.errors import NotFound, Unavailable
 from shared.nats.errors import nats_errors
 from shared.nats.ordered_consumer import ordered
 from shared.nats.subjects import EVENTS
-from shared.schema.event import Cancelled, Completed, Failed, Progress
+from shared.schema.event import Audio, Cancelled, Completed, Failed, Progress
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,10 @@ _REMEMBERED_SONGS = 10_000  # whose progress is remembered
 
 
 class Subscription:
-    """Events for one subscriber. A slow one gets the latest: it loses old progress, never a change of state."""
+    """Events for one subscriber. A slow one gets the latest: it loses old progress, never a change of state.
+
+    Of how much can be heard it keeps the latest event: the next one may be a long time in coming.
+    """
 
     def __init__(self) -> None:
         self.lost = False  # events were lost: the subscriber has to begin anew
@@ -43,11 +46,10 @@ class Subscription:
     def put(self, stored: StoredEvent) -> None:
         """Add an event; never waits."""
         if len(self._waiting) >= SUBSCRIPTION_EVENTS:
-            changes = [item for item in self._waiting if not isinstance(item.event.data, Progress)]
-            if len(changes) >= SUBSCRIPTION_EVENTS:
+            self._waiting = deque(_indispensable(self._waiting, stored))
+            if len(self._waiting) >= SUBSCRIPTION_EVENTS:
                 self.give_up()
                 return
-            self._waiting = deque(changes)
         self._waiting.append(stored)
         self._came = True
         self._filled.set()
@@ -78,6 +80,12 @@ class Subscription:
         if not self._waiting:
             self._filled.clear()
         return stored
+
+
+def _indispensable(waiting: Sequence[StoredEvent], new: StoredEvent) -> list[StoredEvent]:
+    """The events without progress, and of those about how much can be heard only the latest, unless `new` is one."""
+    latest = next((item for item in (new, *reversed(waiting)) if isinstance(item.event.data, Audio)), None)
+    return [item for item in waiting if item is latest or not isinstance(item.event.data, Progress | Audio)]
 
 
 class Broadcaster:
@@ -123,6 +131,11 @@ class Broadcaster:
         """End every subscription, later ones too: this process ends."""
         self._closing = True
         self._give_up_all()
+
+    @property
+    def closing(self) -> bool:
+        """Whether this process ends: every new subscription has lost its events already."""
+        return self._closing
 
     @property
     def subscriptions(self) -> int:

@@ -11,6 +11,7 @@ from shared.nats.errors import nats_errors
 from shared.nats.subjects import EVENTS
 from shared.schema.decoding import read_event
 from shared.schema.event import CloudEvent
+from shared.schema.job import Status
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +31,8 @@ class StoredEvent:
 
     sequence: int
     event: CloudEvent
-    frames: dict[tuple[float, bool], Frame] = field(default_factory=dict)  # as sent, by progress and whether live
+    # As sent, by progress, state and whether live.
+    frames: dict[tuple[float, Status, bool], Frame] = field(default_factory=dict)
 
 
 def stored_event(sequence: int, subject: str, data: bytes | None) -> StoredEvent | None:

@@ -47,7 +47,10 @@ class WorkerCount(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class QueueDepth(msgspec.Struct, frozen=True, kw_only=True):
-    """Songs that wait for a stage or are in it; None when NATS does not say."""
+    """Songs that wait for a stage or are in it; None when NATS does not say.
+
+    A song that is decoded while its tokens are still being made is in both.
+    """
 
     tokens: int | None = None
     decode: int | None = None
@@ -195,14 +198,24 @@ class Health:
             with nats_errors("NATS does not answer"):
                 async with asyncio.timeout(PROBE_SECONDS):
                     tok, dec = await asyncio.gather(self._js.stream_info(TOK), self._js.stream_info(DEC))
+                    twice = await self._in_both_lanes()
                     ages = {"tokens": await self._age(TOK, tok.state), "decode": await self._age(DEC, dec.state)}
         except NotFound:
             missing = "the queues are missing: run `python -m deploy.setup`"
             return Server(ok=False, error=missing), QueueDepth(), False, {}
         except Unavailable as error:
             return Server(ok=False, error=self._nc.trouble or str(error)), QueueDepth(), False, {}
-        depth = QueueDepth(tokens=tok.state.messages, decode=dec.state.messages)
+        depth = QueueDepth(tokens=tok.state.messages, decode=max(0, dec.state.messages - twice))
         return Server(ok=True), depth, dec.state.messages >= (dec.config.max_msgs or math.inf), ages
+
+    async def _in_both_lanes(self) -> int:
+        """Songs with a message in both lanes of the queue for audio, such as one that somebody began to listen to."""
+        listened = await self._songs_in("jobs.live.*")
+        return len(listened & await self._songs_in("jobs.dec.*")) if listened else 0
+
+    async def _songs_in(self, lane: str) -> set[str]:
+        info = await self._js.stream_info(DEC, subjects_filter=lane)
+        return {subject.rpartition(".")[2] for subject in info.state.subjects or ()}
 
     async def _age(self, stream: str, state: StreamState) -> float:
         """Seconds since the oldest message of a queue was stored; 0 where there is none."""

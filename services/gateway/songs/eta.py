@@ -13,7 +13,7 @@ from statistics import fmean
 from services.gateway.monitoring.worker_registry import WorkerRegistry
 from services.gateway.songs.queue_position import QueuePositions
 from shared.errors import Unavailable
-from shared.frames import frames_within
+from shared.frames import frames_nearest, frames_within
 from shared.schema.base import timestamp
 from shared.schema.event import Progress
 from shared.schema.job import Job
@@ -44,18 +44,25 @@ class Pace:
             return None
         return (songs_before * self.song_frames + frames) * (1 / self.tokens + 1 / self.audio)
 
-    def generating(self, progress: Progress) -> float | None:
-        """Seconds until a song is ready whose tokens are being made, at its own rate."""
+    def generating(self, progress: Progress, decoded: int = 0) -> float | None:
+        """Seconds until a song is ready whose tokens are being made, at its own rate.
+
+        `decoded` frames of it are audio already. The rest is taken to be decoded after its last token. Where both
+        models stay on the device that makes the estimate a little late, and less so with every window.
+        """
         if self.audio is None or not progress.rate or progress.rate < 0:
             return None
-        return max(0, progress.total - progress.done) / progress.rate + progress.total / self.audio
+        return max(0, progress.total - progress.done) / progress.rate + max(0, progress.total - decoded) / self.audio
 
-    def decoding(self, progress: Progress | None, frames: int) -> float | None:
-        """Seconds until a song of `frames` is ready whose audio is being made. No progress: nothing is decoded yet."""
+    def decoding(self, progress: Progress | None, frames: int, decoded: int = 0) -> float | None:
+        """Seconds until a song of `frames` is ready whose audio is being made.
+
+        `decoded` frames of it are stored. No progress: its decoding has not gone on since its last token.
+        """
         if self.audio is None:
             return None
-        done = min(1.0, progress.done / max(progress.total, 1)) if progress else 0.0
-        return (1 - done) * frames / self.audio
+        done = frames * progress.done / max(progress.total, 1) if progress else 0.0
+        return max(0.0, frames - max(done, decoded)) / self.audio
 
 
 def pace(workers: Sequence[WorkerStatus]) -> Pace:
@@ -104,9 +111,13 @@ class EtaEstimator:
     def __init__(self, positions: QueuePositions, workers: WorkerRegistry) -> None:
         self._positions, self._workers = positions, workers
 
-    async def estimate(self, job: Job, progress: Progress | None = None) -> Expectation:
-        """Estimate place and ETA of a song, given its latest progress. Raises `Unavailable`."""
+    async def estimate(self, job: Job, progress: Progress | None = None, playable: float | None = None) -> Expectation:
+        """Estimate place and ETA of a song, given its latest progress and how many seconds of it can be heard.
+
+        None: as many as its record says. Raises `Unavailable`.
+        """
         current = pace(await self._workers.live())
+        decoded = frames_nearest(job.playable_seconds if playable is None else playable)
         position, seconds = None, None
         match job.status:
             case "queued":
@@ -114,10 +125,10 @@ class EtaEstimator:
                 if position is not None:
                     seconds = current.waiting(position, longest_frames(job.request))
             case "generating" if progress and progress.status == "generating":
-                seconds = current.generating(progress)
+                seconds = current.generating(progress, decoded)
             case "decoding":
-                decoded = progress if progress and progress.status == "decoding" else None
-                seconds = current.decoding(decoded, job.frames or longest_frames(job.request))
+                steps = progress if progress and progress.status == "decoding" else None
+                seconds = current.decoding(steps, job.frames or longest_frames(job.request), decoded)
         return Expectation(position, None if seconds is None else time.time() + seconds)
 
     async def estimate_accepted(self, job: Job, sequence: int) -> Expectation:

@@ -15,7 +15,7 @@ from services.gateway.songs.eta import EtaEstimator, Expectation, moved
 from services.gateway.songs.status import Songs, StatusBody
 from shared.jobs.events import end_event
 from shared.nats.subjects import event_subject
-from shared.schema.event import AnyEvent, CloudEvent, Progress, Queued, cloud_event
+from shared.schema.event import AnyEvent, Audio, CloudEvent, Progress, Queued, cloud_event
 from shared.schema.job import ENDED, Job
 
 # After so many looks at the place of a waiting song its record is read: an event may be lost, the record is not.
@@ -76,6 +76,7 @@ class _EventFeed:
         self._tenant, self._job_id, self._send = tenant, job_id, send
         self._sent = 0  # sequence of the latest event that the client knows
         self._progress = 0.0
+        self._playable = 0.0  # seconds that can be heard, as the client knows
         self._job: Job  # as of the snapshot; its status as of the latest event
         self._expected = Expectation()  # as the client was sent it
 
@@ -93,7 +94,7 @@ class _EventFeed:
             await self._live(subscription)
 
     async def _snapshot(self, last: int) -> None:
-        self._job = await self._songs.find(self._tenant, self._job_id)
+        await self._read_record()
         body = await self._songs.describe(self._job)
         self._progress, self._expected = body.progress, Expectation.parse(body.queue_position, body.eta)
         snapshot = SnapshotBody(id=str(last), **msgspec.structs.asdict(body))
@@ -133,7 +134,7 @@ class _EventFeed:
             await self._send_derived(end_event(self._job, self._progress))
             return True
         if quiet % _RECORD_LOOKS == 0:
-            self._job = await self._songs.find(self._tenant, self._job_id)
+            await self._read_record()
         if self._job.status == "queued":
             expected = await self._eta.estimate(self._job)
             sent = self._expected
@@ -159,20 +160,39 @@ class _EventFeed:
     async def _event(self, stored: StoredEvent, *, live: bool) -> None:
         data = stored.event.data
         self._progress = max(self._progress, data.progress)
+        if isinstance(data, Audio):
+            data = self._audio(data, live=live)
         if live and data.status != self._job.status:
             self._job = msgspec.structs.replace(self._job, status=data.status)
         if live and data.status == "decoding" and self._job.frames is None:
-            self._job = await self._songs.find(self._tenant, self._job_id)  # it knows the length by now
+            await self._read_record()  # it knows the length by now
             self._job = msgspec.structs.replace(self._job, status=data.status)
         # Most clients of a song see the same frames: what was encoded for one is sent to all.
-        frame = stored.frames.get((self._progress, live))
+        place = self._progress, data.status, live
+        frame = stored.frames.get(place)
         if frame is None:
             data = msgspec.structs.replace(data, progress=self._progress)
             if live and isinstance(data, Progress):
-                data = msgspec.structs.replace(data, eta=(await self._eta.estimate(self._job, data)).eta)
+                data = msgspec.structs.replace(
+                    data, eta=(await self._eta.estimate(self._job, data, self._playable)).eta
+                )
             frame = _frame(msgspec.structs.replace(stored.event, id=str(stored.sequence), data=data))
-            stored.frames[self._progress, live] = frame
+            stored.frames[place] = frame
         await self._send(frame)
+
+    def _audio(self, event: Audio, *, live: bool) -> Audio:
+        """How much can be heard, in agreement with what the client knows already.
+
+        The codec sends these events beside those of the tokenizer: its word of the state may be older.
+        """
+        if not live:  # the snapshot said more, or as much
+            return msgspec.structs.replace(event, playable_seconds=max(self._playable, event.playable_seconds))
+        self._playable = event.playable_seconds
+        return msgspec.structs.replace(event, status="decoding") if self._job.status == "decoding" else event
+
+    async def _read_record(self) -> None:
+        self._job = await self._songs.find(self._tenant, self._job_id)
+        self._playable = self._job.playable_seconds
 
 
 def _frame(event: CloudEvent) -> Frame:

@@ -30,6 +30,7 @@ class StatusBody(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     progress: float  # 0–100, never goes back
     created_at: str  # RFC 3339, as all times here
     completed_at: str | None  # when it ended, however it ended
+    playable_seconds: Annotated[float, Meta(description="seconds from the song's beginning that can be heard")]
     stage: str | None = None  # what is being done, while it runs
     queue_position: int | None = None  # songs before it, while it waits
     eta: str | None = None  # when it is expected to be completed
@@ -115,6 +116,7 @@ class Songs:
             progress=self._progress(job, latest),
             created_at=timestamp(job.created_at),
             completed_at=None if job.completed_at is None else timestamp(job.completed_at),
+            playable_seconds=job.playable_seconds,
             stage=stage,
             queue_position=expected.position,
             eta=expected.eta,

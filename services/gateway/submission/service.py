@@ -37,6 +37,7 @@ from shared.tracing import span
 
 log = logging.getLogger(__name__)
 
+_ENDED_ALONE = GenerateRequest(lyrics="").webhook_events  # in a record; see `Job.request`
 _CONFLICTS = 10  # in a row, after which a request is refused
 
 
@@ -46,6 +47,7 @@ class AcceptedBody(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     job_id: str
     status: Status
     status_url: str
+    stream_url: str
     result_url: str
     events_url: str
     queue_position: int | None = None  # songs before it
@@ -71,6 +73,7 @@ class Accepted:
             job_id=self.job.job_id,
             status=self.job.status,
             status_url=f"{base}/status",
+            stream_url=f"{base}/stream",
             result_url=f"{base}/result",
             events_url=f"{base}/events",
             queue_position=self.expected.position,
@@ -144,7 +147,7 @@ class Submission:
     def _validate(self, caller: Caller, data: bytes, key: str | None) -> _Order:
         """Step 1. Raises `InvalidRequest` or `ApiError`."""
         asked = decode_request(data)
-        self._webhooks.check(asked.webhook_url)
+        self._webhooks.check(asked)
         if key is None:
             return _Order(caller, asked, [str(uuid.uuid4()) for _ in range(asked.variants)])
         return _Order(caller, asked, songs_of(key, asked.variants, caller.tenant), digest_of(asked))
@@ -237,7 +240,8 @@ class Submission:
                 job = order.created.get(job_id) or Job(
                     job_id=job_id,
                     tenant=order.caller.tenant,
-                    request=msgspec.structs.replace(request, seed=seed, variants=1),
+                    request=msgspec.structs.replace(request, seed=seed, variants=1, webhook_events=_ENDED_ALONE),
+                    webhook_events=order.asked.webhook_events,
                     tags_sent=order.asked.tags if order.asked.tags != request.tags else None,
                     created_at=time.time(),
                     group=order.ids[0] if len(order.ids) > 1 else None,

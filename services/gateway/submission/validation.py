@@ -23,12 +23,18 @@ _MEASURED_AT_ONCE = 4  # texts that wait to be measured, or are
 
 _DIVIDES = re.compile("[,\uff0c\u3001\n\r\u2028\u2029]")  # commas, those of Chinese among them, and line breaks
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # and halves of surrogate pairs
-_AT = re.compile(r" - at `\$(?:\.(\w+))?`$")
+_AT = re.compile(r" - at `\$(?:\.(\w+)(?:\[\d+\])?)?`$")
 _NAMED = re.compile(r"(?:unknown|required) field `(.*)`", re.DOTALL)
 _TYPES = {"int": "a whole number", "float": "a number", "str": "text", "bool": "true or false", "null": "null"} | {
     "array": "a list",
     "object": "an object",
 }
+_CHOICES = {
+    "format": "flac, wav, mp3 or ogg",
+    "priority": "high or normal",
+    "webhook_events": "a list of ended and audio",
+}
+_UNITS = {"str": " characters", "array": " entries"}
 
 
 class FitRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -111,15 +117,11 @@ def _in_words(message: str, fields: tuple[str, ...]) -> InvalidRequest:
         return InvalidRequest(field, f"must be {wanted}, not {_TYPES.get(wrong[2], wrong[2])}")
     if limit := re.fullmatch(r"Expected `(\w+)` (of length )?([<>]=) ([\d.]+)", message):
         bound = "at most" if limit[3] == "<=" else "at least"
-        return InvalidRequest(field, f"must {'have' if limit[2] else 'be'} {bound} {limit[4]}{_unit(limit[2])}")
+        unit = _UNITS[limit[1]] if limit[2] else ""
+        return InvalidRequest(field, f"must {'have' if limit[2] else 'be'} {bound} {limit[4]}{unit}")
     if choice := re.fullmatch(r"Invalid enum value (.*)", message):
-        allowed = {"format": "flac, wav, mp3 or ogg", "priority": "high or normal"}.get(field, "another value")
-        return InvalidRequest(field, f"must be {allowed}, not {choice[1][:100]}")
+        return InvalidRequest(field, f"must be {_CHOICES.get(field, 'another value')}, not {choice[1][:100]}")
     return InvalidRequest(field, message)
-
-
-def _unit(length: str | None) -> str:
-    return " characters" if length else ""
 
 
 def _check_text(field: str, text: str, allowed: str) -> None:

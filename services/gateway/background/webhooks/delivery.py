@@ -5,15 +5,13 @@ import base64
 import time
 
 import httpx
-import msgspec
 
 from services.gateway.background.webhooks.addresses import Address, LookUps, is_public, parse_url
-from services.gateway.background.webhooks.payload import payload_of, sign
+from services.gateway.background.webhooks.payload import Call, sign
 from shared.errors import InvalidRequest
-from shared.schema.job import Job
 from shared.settings import Settings
 
-_TIMEOUT = 15.0  # seconds for a delivery
+TIMEOUT = 15.0  # seconds for a delivery
 
 
 class DeliveryFailed(Exception):
@@ -34,7 +32,7 @@ class Sender:
         # No proxy: it would resolve the name again, and reach hosts that must not be reached. No connection is used
         # again: they are kept by address, and the certificate that one name has shown there says nothing about another.
         unshared = httpx.Limits(max_connections=None, max_keepalive_connections=0)
-        self._http = httpx.AsyncClient(timeout=_TIMEOUT, trust_env=False, follow_redirects=False, limits=unshared)
+        self._http = httpx.AsyncClient(timeout=TIMEOUT, trust_env=False, follow_redirects=False, limits=unshared)
 
     @property
     def enabled(self) -> bool:
@@ -51,25 +49,24 @@ class Sender:
             raise InvalidRequest("webhook_url", "cannot be used: HEARTMULA_WEBHOOK_SECRET is not set on this service")
         return parse_url(url, private=self._private)
 
-    async def send(self, job: Job, target: httpx.URL) -> None:
-        """Deliver the webhook of a song that has ended. Raises `DeliveryFailed`, httpx's errors or `OSError`."""
+    async def send(self, call: Call, target: httpx.URL) -> None:
+        """Deliver a webhook. Raises `DeliveryFailed`, httpx's errors or `OSError`."""
         port = target.port or (443 if target.scheme == "https" else 80)
-        body = msgspec.json.encode(payload_of(job))
-        message_id, now = f"{job.job_id}-{job.status}", int(time.time())
+        now = int(time.time())
         headers = {
             "Host": target.netloc.decode(),
             "Content-Type": "application/json",
             "User-Agent": "HeartMuLa-on-JetStream",
-            "webhook-id": message_id,
+            "webhook-id": call.id,
             "webhook-timestamp": str(now),
-            "webhook-signature": sign(self._secret, message_id, now, body),
+            "webhook-signature": sign(self._secret, call.id, now, call.body),
         }
         name = target.raw_host.decode()
-        async with asyncio.timeout(_TIMEOUT):
+        async with asyncio.timeout(TIMEOUT):
             # To the address that was checked, not to the name, which could lead to another one by now.
             checked = target.copy_with(host=str(await self._address(name, port)), port=port)
             request = self._http.build_request(
-                "POST", checked, content=body, headers=headers, extensions={"sni_hostname": name}
+                "POST", checked, content=call.body, headers=headers, extensions={"sni_hostname": name}
             )
             answer = await self._http.send(request, stream=True)
             await answer.aclose()  # its body does not matter

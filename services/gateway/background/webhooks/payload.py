@@ -6,6 +6,7 @@ https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-w
 import base64
 import hashlib
 import hmac
+from dataclasses import dataclass
 
 import msgspec
 
@@ -31,11 +32,68 @@ class Ended(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Payload(msgspec.Struct, frozen=True, kw_only=True):
-    """The body of a webhook."""
+    """The body of a webhook about an ended song."""
 
     type: str  # heartmula.song.completed, .failed or .cancelled
     timestamp: str  # when the song ended
     data: Ended
+
+
+class Audible(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The data of a webhook about a song that can be heard while it is made."""
+
+    job_id: str
+    status: Status
+    created_at: str  # RFC 3339
+    playable_seconds: float  # at least, from the song's beginning
+    stream_url: str  # below the service's address
+    title: str | None = None
+    seed: int | None = None
+    group: str | None = None
+
+
+class AudioPayload(msgspec.Struct, frozen=True, kw_only=True):
+    """The body of a webhook about a song's first audio."""
+
+    type: str = "heartmula.song.audio"
+    timestamp: str  # when it was first tried to be delivered
+    data: Audible
+
+
+@dataclass(frozen=True)
+class Call:
+    """What is sent to an address: its ``webhook-id``, which is the same when it is sent again, and its body."""
+
+    id: str
+    body: bytes
+
+
+def end_call(job: Job) -> Call:
+    """Make the call about a song that has ended."""
+    return Call(f"{job.job_id}-{job.status}", msgspec.json.encode(payload_of(job)))
+
+
+def audio_call(job: Job) -> Call:
+    """Make the call about the first audio of a song whose record says that it is being tried."""
+    return Call(f"{job.job_id}-audio", msgspec.json.encode(audio_payload_of(job)))
+
+
+def audio_payload_of(job: Job) -> AudioPayload:
+    """Make the body for a song that can be heard, and whose record says since when it is tried to deliver that."""
+    assert job.audio_webhook is not None
+    return AudioPayload(
+        timestamp=timestamp(job.audio_webhook.since),
+        data=Audible(
+            job_id=job.job_id,
+            status=job.status,
+            created_at=timestamp(job.created_at),
+            playable_seconds=job.playable_seconds,
+            stream_url=f"/generate/{job.job_id}/stream",
+            title=job.request.title,
+            seed=job.request.seed,
+            group=job.group,
+        ),
+    )
 
 
 def payload_of(job: Job) -> Payload:
