@@ -10,7 +10,15 @@
 """
 
 from services.client.client import DEFAULT_URL, Client
-from services.client.errors import ClientError, Refused, ServiceFault, UnexpectedAnswer, UnknownSong, Unreachable
+from services.client.errors import (
+    ClientError,
+    Refused,
+    ServiceFault,
+    SongIncomplete,
+    UnexpectedAnswer,
+    UnknownSong,
+    Unreachable,
+)
 from services.client.responses import Accepted, Device, Devices, Event, Health, Song, Songs, Worker
 
 __all__ = [
@@ -25,6 +33,7 @@ __all__ = [
     "Refused",
     "ServiceFault",
     "Song",
+    "SongIncomplete",
     "Songs",
     "UnexpectedAnswer",
     "UnknownSong",

@@ -5,7 +5,8 @@ import ipaddress
 import logging
 import time
 import uuid
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any, Self, TypeVar
 from urllib.parse import quote, urlsplit
@@ -14,21 +15,18 @@ import httpx
 import msgspec
 import websockets
 
-from services.client.download import fetch
+from services.client.download import MAX_HEADER, fetch, put_header
 from services.client.errors import ServiceFault, UnexpectedAnswer, Unreachable, cause, error_from
 from services.client.responses import Accepted, Devices, Event, Health, Song, Songs, read_frame, snapshot_of
+from services.client.retries import AWAY, INTERVAL, RETRY_WAITS, TEMPORARY, wait_for
+from services.client.stream import AudioStream
 from shared.schema.job import Status
-from shared.schema.request import AudioFormat, Priority
+from shared.schema.request import AudioFormat, Priority, WebhookEvent
 
 log = logging.getLogger(__name__)
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 
-_RETRY_WAITS = (0.3, 0.6, 1.2)  # seconds before each further attempt
-_TEMPORARY = (502, 503, 504)  # statuses of a failure that may pass
-_MAX_RETRY_WAIT = 30.0  # seconds, whatever Retry-After says
-_WATCH_INTERVAL = 1.0  # seconds between attempts to reconnect
-_WATCH_TIMEOUT = 60.0  # seconds for which a service that has answered may be unreachable
 _SOCKET_ERRORS = (OSError, TimeoutError, websockets.WebSocketException, msgspec.MsgspecError, UnicodeDecodeError)
 
 T = TypeVar("T")
@@ -80,6 +78,7 @@ class Client:
         priority: Priority | None = None,
         variants: int | None = None,
         webhook_url: str | None = None,
+        webhook_events: Sequence[WebhookEvent] | None = None,
         key: str | None = None,
     ) -> Accepted:
         """Request a song. The service chooses what is None.
@@ -100,6 +99,7 @@ class Client:
             "priority": priority,
             "variants": variants,
             "webhook_url": webhook_url,
+            "webhook_events": webhook_events,
         }
         body = msgspec.json.encode({name: value for name, value in fields.items() if value is not None})
         headers = {"Content-Type": "application/json", "Idempotency-Key": key or str(uuid.uuid4())}
@@ -145,7 +145,43 @@ class Client:
         `fetch` describes `path` and which downloads are resumed.
         """
         url = f"{_path(job_id)}/result" + (f"?format={format}" if format else "")
-        return await fetch(self._http, url, job_id, path, on_progress, _RETRY_WAITS)
+        return await fetch(self._http, url, job_id, path, on_progress)
+
+    async def stream(
+        self,
+        job_id: str,
+        *,
+        format: AudioFormat | None = None,  # noqa: A002, the name in the API
+        start: float = 0.0,
+        on_name: Callable[[str | None], None] | None = None,
+    ) -> AsyncGenerator[bytes, None]:
+        """Yield the audio of a song as it grows: FLAC or `format`, from its beginning or from `start` seconds.
+
+        Waits, without a limit, for a song that cannot be heard yet, and resumes a lost connection at the byte where it
+        was. Ends when all of a completed song has been yielded; raises `SongIncomplete` when all has been yielded of a
+        song that failed or was cancelled. `on_name` is called before the first bytes, with the service's name for the
+        file, or None.
+        """
+        params = {"format": format, "from": f"{start:.3f}" if start else None}
+        wanted = {name: value for name, value in params.items() if value is not None}
+        audio = AudioStream(self._http, f"{_path(job_id)}/stream", wanted, lambda: self.status(job_id))
+        begun = False
+        async with aclosing(aiter(audio)) as blocks:
+            async for block in blocks:
+                if on_name and not begun:
+                    on_name(audio.file_name)
+                begun = True
+                yield block
+
+    async def finish_file(self, job_id: str, path: Path, *, format: AudioFormat | None = None) -> bool:  # noqa: A002
+        """Complete a file that holds all that `stream` yielded of a completed song from its beginning.
+
+        A stream begins before its length is known; this gives the file the header of the finished song, so that it
+        equals a downloaded one. Returns False, and changes nothing, where the service's file is of another size.
+        """
+        headers = {"Range": f"bytes=0-{MAX_HEADER - 1}", "Accept-Encoding": "identity"}
+        params = {"format": format} if format else {}
+        return put_header(await self._send("GET", f"{_path(job_id)}/stream", params=params, headers=headers), path)
 
     async def watch(self, job_id: str) -> AsyncGenerator[Event, None]:
         """Yield the state of a song, then each of its events once, up to its end.
@@ -182,7 +218,7 @@ class Client:
                     state = snapshot_of(await self.status(job_id))
                     answered = time.monotonic()
                 except (Unreachable, ServiceFault):
-                    if answered is None or time.monotonic() - answered > _WATCH_TIMEOUT:
+                    if answered is None or time.monotonic() - answered > AWAY:
                         raise
                 else:
                     if not state.ended and not _same(state, latest):
@@ -191,7 +227,7 @@ class Client:
             if state is not None and state.ended:  # and the event was missed
                 yield state
                 return
-            await asyncio.sleep(_WATCH_INTERVAL)
+            await asyncio.sleep(INTERVAL)
 
     def _socket_url(self, job_id: str, after: str | None) -> str:
         url = f"ws{self.url.removeprefix('http')}{_path(job_id)}/events"
@@ -199,19 +235,19 @@ class Client:
 
     async def _send(self, method: str, path: str, *, accept: int | None = None, **options: Any) -> httpx.Response:
         """Send a request, and repeat it where its answer was lost: each of the service's requests may be repeated."""
-        for wait in (*_RETRY_WAITS, None):
+        for wait in (*RETRY_WAITS, None):
             try:
                 answer = await self._http.request(method, path, **options)
                 if answer.status_code < 400 or answer.status_code == accept:
                     return answer
                 failure = error_from(answer)
-                if wait is None or answer.status_code not in _TEMPORARY:
+                if wait is None or answer.status_code not in TEMPORARY:
                     raise failure
             except httpx.TransportError as error:
                 failure = Unreachable(f"no answer from {self.url}: {cause(error)}")
                 if wait is None:
                     raise failure from error
-            wait = min(max(wait, failure.retry_after or 0), _MAX_RETRY_WAIT)
+            wait = wait_for(wait, failure.retry_after)
             log.log(logging.WARNING if wait >= 1 else logging.DEBUG, "%s; trying again in %g s", failure, wait)
             await asyncio.sleep(wait)
         raise AssertionError("the last attempt returns or raises")
@@ -233,7 +269,7 @@ def _read(answer: httpx.Response, kind: type[T]) -> T:
 
 def _same(one: Event, other: Event | None) -> bool:
     """Whether two events show the same state."""
-    names = ("status", "progress", "stage", "queue_position", "eta")
+    names = ("status", "progress", "stage", "queue_position", "eta", "playable_seconds")
     return other is not None and all(getattr(one, name) == getattr(other, name) for name in names)
 
 

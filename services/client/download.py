@@ -5,15 +5,18 @@ import itertools
 import logging
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import unquote
 
 import httpx
 
 from services.client.errors import UnexpectedAnswer, Unreachable, cause, error_from
+from services.client.retries import RETRY_WAITS
 
 log = logging.getLogger(__name__)
+
+MAX_HEADER = 1 << 20  # bytes; lyrics in it are the most
 
 
 class _Target:
@@ -22,7 +25,7 @@ class _Target:
     def __init__(self, answer: httpx.Response, job_id: str, path: Path | None) -> None:
         self.etag = answer.headers.get("etag", "")
         self.size = int(answer.headers.get("content-length", -1))
-        self.path = _choose(path, _file_name(answer) or job_id)
+        self.path = choose_path(path, file_name(answer) or job_id)
         # The ETag is in the name, so that a download never resumes a part of other audio.
         tag = re.sub(r"[^0-9A-Za-z-]", "", self.etag)[:80] or job_id
         self.part = self.path.with_name(f"{self.path.name}.{tag}.part")
@@ -39,15 +42,14 @@ async def fetch(
     job_id: str,
     path: Path | None,
     on_progress: Callable[[int, int], None] | None,
-    waits: Sequence[float],
 ) -> Path:
     """Save the audio at `url`; returns the file.
 
     `path` is a file, which is replaced, and gets the service's suffix if it has none; or a folder, or None for the
     current one, where the file gets the name that the service gave it and replaces no other. Until it is complete its
     name ends with ``.part``. A lost connection is resumed, and so is a partial file of an earlier call. `on_progress`
-    is called with the received and the total bytes. `waits` are the seconds before each further attempt in a row that
-    receives nothing; after the last the download fails.
+    is called with the received and the total bytes. After a fourth attempt in a row that receives nothing, the download
+    fails.
     Raises a `ClientError`, and `OSError` where the file cannot be written.
     """
     target: _Target | None = None
@@ -70,9 +72,9 @@ async def fetch(
             break
         except httpx.TransportError as error:
             failures = 0 if target and target.received > received else failures + 1
-            if failures > len(waits):
+            if failures > len(RETRY_WAITS):
                 raise Unreachable(f"the connection was lost: {cause(error)}") from error
-            wait = waits[max(0, failures - 1)]
+            wait = RETRY_WAITS[max(0, failures - 1)]
             log.warning("the connection was lost; going on in %g s", wait)
             await asyncio.sleep(wait)
     if target.size >= 0 and target.received != target.size:
@@ -80,6 +82,18 @@ async def fetch(
         raise UnexpectedAnswer(f"the audio has {target.size} bytes, but other ones came; try again")
     os.replace(target.part, target.path)
     return target.path
+
+
+def put_header(answer: httpx.Response, path: Path) -> bool:
+    """Write the finished song's first bytes, which `answer` has, over those of a file that was saved while it grew.
+
+    Returns whether that was done: the two have to be of one size.
+    """
+    if answer.headers.get("content-range") != f"bytes 0-{len(answer.content) - 1}/{path.stat().st_size}":
+        return False
+    with path.open("r+b") as file:
+        file.write(answer.content)
+    return True
 
 
 async def _write(answer: httpx.Response, target: _Target, on_progress: Callable[[int, int], None] | None) -> None:
@@ -94,7 +108,8 @@ async def _write(answer: httpx.Response, target: _Target, on_progress: Callable[
                 on_progress(done, target.size)
 
 
-def _choose(path: Path | None, name: str) -> Path:
+def choose_path(path: Path | None, name: str) -> Path:
+    """Return the file for `path`, as `fetch` describes it; `name` is the service's."""
     if path is not None and not path.is_dir():
         return path if path.suffix else path.with_name(path.name + Path(name).suffix)
     found = (path or Path()) / name
@@ -104,7 +119,7 @@ def _choose(path: Path | None, name: str) -> Path:
     return next(candidate for candidate in free if not candidate.exists())
 
 
-def _file_name(answer: httpx.Response) -> str | None:
+def file_name(answer: httpx.Response) -> str | None:
     """Return the service's name for the file, without folders (RFC 6266: the encoded name takes precedence)."""
     header = answer.headers.get("content-disposition", "")
     if encoded := re.search(r"filename\*=UTF-8''([^;\s]+)", header, re.IGNORECASE):

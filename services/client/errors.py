@@ -7,7 +7,8 @@
     ├── UnexpectedAnswer    the answer does not come from this service
     ├── Refused             4xx: the request has to be changed or repeated later
     │   └── UnknownSong     no song has this id
-    └── ServiceFault        5xx: the service, or a server that it needs, failed
+    ├── ServiceFault        5xx: the service, or a server that it needs, failed
+    └── SongIncomplete      the song failed or was cancelled: a stream of it ended before its end
 """
 
 import math
@@ -15,6 +16,8 @@ from typing import Any
 
 import httpx
 import msgspec
+
+from services.client.responses import Song
 
 
 class ClientError(Exception):
@@ -64,6 +67,24 @@ class UnknownSong(Refused):
 
 class ServiceFault(ClientError):
     """The service, or a server that it needs, failed."""
+
+
+class SongIncomplete(ClientError):
+    """The song failed or was cancelled, and what there was of its audio has been received."""
+
+    kind = "The song is incomplete"
+
+    def __init__(self, song: Song) -> None:
+        """`song` is its final state."""
+        super().__init__(how_it_ended(song))
+        self.song = song
+
+
+def how_it_ended(song: Song) -> str:
+    """Say how a song ended that was not completed."""
+    if song.status == "failed":
+        return f"the song failed: {song.error or 'the log of the worker says why'}"
+    return f"the song was {song.status}"
 
 
 class _Problem(msgspec.Struct):

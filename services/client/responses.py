@@ -26,6 +26,7 @@ class Song(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     job_id: str
     status: str  # queued, generating, decoding, completed, failed or cancelled
     progress: float = 0.0  # 0–100
+    playable_seconds: float = 0.0  # of audio that `Client.stream` yields at once; 0 from a service that has no streams
     created_at: str = ""
     completed_at: str | None = None  # when it reached its final state, whichever that is
     stage: str | None = None  # current step, while it runs
@@ -63,7 +64,7 @@ class Songs(msgspec.Struct, frozen=True, kw_only=True):
 class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A change of a song. Fields that an event does not carry are None."""
 
-    kind: str  # snapshot (the current state), queued, stage, progress, completed, failed or cancelled
+    kind: str  # snapshot (the current state), queued, stage, progress, audio, completed, failed or cancelled
     job_id: str
     status: str
     progress: float  # 0–100
@@ -76,6 +77,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     done: int | None = None  # completed steps of the stage, out of `total`
     total: int | None = None
     rate: float | None = None  # steps per second
+    playable_seconds: float | None = None  # of audio that can be heard
     error: str | None = None
 
     @property
@@ -190,5 +192,6 @@ def snapshot_of(song: Song) -> Event:
         stage=song.stage,
         queue_position=song.queue_position,
         eta=song.eta,
+        playable_seconds=song.playable_seconds or None,
         error=song.error,
     )

@@ -2,11 +2,11 @@
 
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from services.client.client import Client
 from services.client.errors import Refused, ServiceFault, UnknownSong, error_from
 from services.client.responses import Device, Devices, Lease, Queues, Song, Songs, Worker, read_frame
 
-COMMANDS = ["generate", "watch", "status", "list", "cancel", "download", "gpu", "models"]
+COMMANDS = ["generate", "watch", "status", "list", "cancel", "download", "play", "gpu", "models"]
 
 
 def run(*words: str, **more: str) -> Result:
@@ -55,16 +55,32 @@ def test_commands_are_completed(shell: str) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--lyrics", "a", "--lyrics-file", "-"], "either --lyrics or --lyrics-file"),
-        (["--lyrics", "a", "--no-wait", "-o", "x.wav"], "--output needs --wait"),
-        (["--lyrics", "a", "--format", "mp3", "-o", "x.wav"], "ends with .wav"),
-        (["--lyrics", "a", "--seconds", "0"], "--seconds"),
-        (["--lyrics-file", "/nowhere/song.txt"], "No such file"),
+        ("generate --lyrics a --lyrics-file -", "either --lyrics or --lyrics-file"),
+        ("generate --lyrics a --no-wait -o x.wav", "--output needs --wait"),
+        ("generate --lyrics a --format mp3 -o x.wav", "ends with .wav"),
+        ("generate --lyrics a --seconds 0", "--seconds"),
+        ("generate --lyrics-file /nowhere/song.txt", "No such file"),
+        ("generate --lyrics a --play --no-wait", "--play needs --wait"),
+        ("generate --lyrics a --play --player x-y", "there is no program x-y"),
+        ("generate --lyrics a --player ffplay", "--player needs --play"),
+        ("play 1 --player x-y", "there is no program x-y"),
+        ("play 1 --player '\"'", "is no command"),
+        ("play 1 --player ''", "is no command"),
+        ("play 1 --format mp3 -o x.wav", "ends with .wav"),
+        ("play 1 -o no/x.wav", "there is no folder no"),
+        ("play 1 --from -1", "--from"),
+        ("play 1 -o - --player ffplay", "leave --player out"),
+        ("--json play 1 -o -", "name a file"),
     ],
 )
-def test_wrong_usage_is_reported_before_anything_is_sent(words: Sequence[str], said: str) -> None:
-    result = run("generate", *words)
+def test_wrong_usage_is_reported_before_anything_is_sent(words: str, said: str) -> None:
+    result = run(*shlex.split(words), HEARTMULA_URL="http://127.0.0.1:1")
     assert (result.exit_code, said in result.output) == (2, True), result.output
+
+
+def test_players_are_completed() -> None:
+    words = {"COMP_WORDS": "heartmula play 1 --player ff", "COMP_CWORD": "4"}
+    assert run(_HEARTMULA_COMPLETE="bash_complete", **words).output.split(",")[-1].strip() == "ffplay"
 
 
 def test_lyrics_that_are_not_utf_8_are_refused() -> None:
@@ -102,10 +118,14 @@ def test_an_invalid_address_is_refused(url: str) -> None:
 
 
 def test_a_title_is_shown_unchanged() -> None:
-    song = Song(job_id="1", status="completed", progress=100, title="[Verse] :smile:", duration=75.2)
+    song = Song(
+        job_id="1", status="completed", progress=100, title="[Verse] :smile:", duration=75.2, playable_seconds=9
+    )
     for shown in (text(song_table(song)), text(songs_table(Songs(songs=[song])))):
         assert "[Verse] :smile:" in shown
-        assert "1:15" in shown
+        assert ("1:15" in shown, "0:09" in shown) == (True, False)
+    growing = text(song_table(Song(job_id="1", status="generating", playable_seconds=51.2)))
+    assert re.search(r"can be heard +0:51", growing)
 
 
 def test_a_device_is_shown_with_memory_holder_queue_and_problems() -> None:
@@ -140,6 +160,10 @@ def test_frames_of_a_newer_service_are_decoded() -> None:
         b'{"type": "snapshot", "id": "7", "job_id": "1", "status": "queued", "progress": 0, "new": 1}'
     )
     assert (snapshot.kind, snapshot.id, snapshot.status) == ("snapshot", "7", "queued")
+    heard = (
+        b'{"id": "9", "data": {"kind": "audio", "job_id": "1", "status": "x", "progress": 5, "playable_seconds": 25.6}}'
+    )
+    assert (read_frame(heard).kind, read_frame(heard).playable_seconds) == ("audio", 25.6)
     data = b'{"kind": "hummed", "job_id": "1", "status": "generating", "progress": 5, "hum": {}}'
     event = read_frame(b'{"id": "8", "type": "heartmula.song.hummed", "time": "now", "data": ' + data + b"}")
     assert (event.kind, event.id, event.time, event.progress) == ("hummed", "8", "now", 5.0)

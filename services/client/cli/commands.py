@@ -1,23 +1,25 @@
 """The commands of ``heartmula``, one function each."""
 
-import asyncio
 import sys
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn, get_args
+from typing import NoReturn, get_args
 
 import click
-import msgspec
 
-from services.client.cli.arguments import choose_format, read_lyrics
+from services.client.cli.arguments import choose_format
 from services.client.cli.follow import follow, save
+from services.client.cli.generate import generate
 from services.client.cli.output import Display, devices_view, models_of, models_table, song_table, songs_table
+from services.client.cli.play import play_songs, playing
+from services.client.cli.player import player_option
 from services.client.cli.runtime import ExitStatus, connected, connection_options, remember
 from services.client.client import DEFAULT_URL, Client
 from shared.schema.job import Status
-from shared.schema.request import AudioFormat, Priority
+from shared.schema.request import AudioFormat
 
-_EPILOG = """Exit codes: 0 done; 1 the song failed, was cancelled or could not be saved; 2 wrong usage; 3 the service
-cannot be reached or does not work; 4 the service refused the request; 130 interrupted.
+_EPILOG = """Exit codes: 0 done; 1 the song failed, was cancelled or could not be saved or
+played; 2 wrong usage; 3 the service cannot be reached or does not work; 4 the service refused the
+request; 130 interrupted.
 
 Completion, for bash (zsh and fish likewise): eval "$(_HEARTMULA_COMPLETE=bash_source heartmula)"
 """
@@ -45,72 +47,7 @@ def cli() -> None:
     """
 
 
-@cli.command()
-@connection_options
-@click.option("--lyrics", help="The words; lines such as [Verse] mark sections.")
-@click.option("--lyrics-file", type=click.File("rb"), help="A file (UTF-8) that holds them; - is standard input.")
-@click.option("--tags", default="", help="Style, comma-separated.")
-@click.option("--seconds", type=click.FloatRange(min=0, min_open=True), help="Maximum length of the song.")
-@click.option("--seed", type=int, help="The same seed gives the same song.")
-@click.option("--temperature", type=float, help="0 always takes the likeliest token.")
-@click.option("--topk", type=int, help="Sample from this many of the likeliest tokens.")
-@click.option("--cfg-scale", type=float, help="Guidance; 1 switches it off and is faster.")
-@click.option("--format", "form", type=click.Choice(get_args(AudioFormat)), help="As --output ends, or flac.")
-@click.option("--title", help="Written into the file.")
-@click.option("--priority", type=click.Choice(get_args(Priority)), help="high goes first.")
-@click.option("--variants", type=click.IntRange(1, 4), help="Number of songs, with consecutive seeds.")
-@click.option("--webhook-url", metavar="URL", help="Notified when the song has ended.")
-@click.option("--wait/--no-wait", default=True, show_default=True, help="Watch the song and save it.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="File or folder to save it to.")
-def generate(
-    lyrics: str | None,
-    lyrics_file: BinaryIO | None,
-    seconds: float | None,
-    form: AudioFormat | None,
-    wait: bool,
-    output: Path | None,
-    **wanted: Any,
-) -> None:
-    """Ask for a song, watch it being made, and save it.
-
-    \b
-    Examples:
-      heartmula generate --tags "pop, piano" --lyrics-file song.txt --seconds 30
-      fortune | heartmula generate --lyrics-file - --output song.mp3
-    """
-    # Outside of the event loop, where Ctrl-C interrupts the reading of standard input.
-    words = read_lyrics(lyrics, lyrics_file)
-    if output is not None:
-        if not wait:
-            raise click.UsageError("--output needs --wait; `heartmula download` saves the song later.")
-        if (wanted["variants"] or 1) > 1 and not output.is_dir():
-            raise click.UsageError("--output has to be a folder when several songs are requested.")
-        form = choose_format(output, form)
-    wanted["max_duration_ms"] = None if seconds is None else round(seconds * 1000)
-    _make_song({"lyrics": words, "format": form, **wanted}, wait, output)
-
-
-@connected
-async def _make_song(
-    client: Client, display: Display, request: dict[str, Any], wait: bool, output: Path | None
-) -> ExitStatus:
-    try:
-        accepted = await client.generate(**request)
-    except asyncio.CancelledError:
-        display.say("interrupted before the service answered: it may have accepted the song; see `heartmula list`")
-        raise
-    ids = [each.job_id for each in accepted.variants or [accepted]]
-    if not wait:
-        display.emit(accepted) if display.json else display.show(*ids)
-        return ExitStatus.OK
-    display.say(f"song {' '.join(ids)}")
-    all_saved = True
-    for song in await follow(client, display, ids, print_events=False):
-        path = await save(client, display, song.job_id, output) if song.status == "completed" else None
-        all_saved &= path is not None
-        if display.json:
-            display.emit(msgspec.to_builtins(song) | ({"path": str(path)} if path else {}))
-    return ExitStatus.OK if all_saved else ExitStatus.FAILED
+cli.add_command(generate)
 
 
 @cli.command()
@@ -126,6 +63,37 @@ async def watch(client: Client, display: Display, song: str) -> ExitStatus:
     """
     (ended,) = await follow(client, display, [song], print_events=True)
     return ExitStatus.OK if ended.status == "completed" else ExitStatus.FAILED
+
+
+@cli.command()
+@connection_options
+@click.argument("song")
+@click.option("--from", "start", type=click.FloatRange(min=0), default=0.0, metavar="SECONDS", help="Begin there.")
+@click.option("--format", "form", type=click.Choice(get_args(AudioFormat)), help="As --output ends, or flac.")
+@player_option
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Save it as well: file, folder or - (stdout).")
+@connected
+async def play(
+    client: Client,
+    display: Display,
+    song: str,
+    start: float,
+    form: AudioFormat | None,
+    player: str | None,
+    output: Path | None,
+) -> ExitStatus:
+    """Play a song while it is made, or afterwards.
+
+    The audio goes to a player: mpv, ffplay, cvlc or SoX's play, whichever is there. Without one the song is saved, in a
+    file that can be played while it grows.
+
+    \b
+    Examples:
+      heartmula play 2f0c…
+      heartmula play 2f0c… --from 60 --player "mpv --volume=50 -"
+      heartmula play 2f0c… --output - | flac -t -
+    """
+    return await play_songs(client, display, [song], playing(form, output, player, start))
 
 
 @cli.command()

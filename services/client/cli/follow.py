@@ -1,11 +1,13 @@
 """Follow songs to their end and save them, with progress bars. Ctrl-C says how to go on."""
 
 import asyncio
-from contextlib import aclosing
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 
 from services.client.cli.output import Display, SongBar
 from services.client.client import Client
+from services.client.errors import how_it_ended
 from services.client.responses import Song
 from shared.schema.request import AudioFormat
 
@@ -16,27 +18,41 @@ async def follow(client: Client, display: Display, ids: list[str], *, print_even
     `print_events` prints each event, where the output is JSON. Raises a `ClientError`.
     """
 
-    async def one(job_id: str, bar: SongBar) -> Song:
-        async with aclosing(client.watch(job_id)) as events:
-            async for event in events:
-                if display.json and print_events:
-                    display.emit(event)
-                bar.update(event)
-        return await client.status(job_id)
-
     try:
         with display.song_bars(len(ids)) as bars:
-            songs = await asyncio.gather(*(one(job_id, bar) for job_id, bar in zip(ids, bars, strict=True)))
+            shown = [_show(client, display, job_id, bar, print_events) for job_id, bar in zip(ids, bars, strict=True)]
+            await asyncio.gather(*shown)
+            songs = [await client.status(job_id) for job_id in ids]
     except asyncio.CancelledError:
         again = "; ".join(f"heartmula watch {job_id}" for job_id in ids)
         display.say(f"the song goes on without you. To see it again: {again}")
         raise
     for song in songs:
-        if song.status == "failed":
-            display.say(f"the song failed: {song.error or 'the log of the worker says why'}")
-        elif song.status != "completed":
-            display.say(f"the song was {song.status}")
+        if song.status != "completed":
+            display.say(how_it_ended(song))
     return songs
+
+
+@asynccontextmanager
+async def watching(client: Client, display: Display, ids: list[str]) -> AsyncIterator[None]:
+    """Show the progress of songs while the block works on them. What fails here fails there too, with its words."""
+    with display.song_bars(len(ids)) as bars:
+        shown = [_show(client, display, job_id, bar, False) for job_id, bar in zip(ids, bars, strict=True)]
+        watchers = [asyncio.create_task(each) for each in shown]
+        try:
+            yield
+        finally:
+            for watcher in watchers:
+                watcher.cancel()
+            await asyncio.gather(*watchers, return_exceptions=True)
+
+
+async def _show(client: Client, display: Display, job_id: str, bar: SongBar, print_events: bool) -> None:
+    async with aclosing(client.watch(job_id)) as events:
+        async for event in events:
+            if display.json and print_events:
+                display.emit(event)
+            bar.update(event)
 
 
 async def save(

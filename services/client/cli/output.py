@@ -82,6 +82,7 @@ class SongBar:
         self._display, self._progress, self._label = display, progress, label
         self._task = progress.add_task("", total=100, expected="")
         self._stage: str | None = None
+        self._playable = 0.0  # seconds
         self._last_line = ""
 
     def update(self, event: Event) -> None:
@@ -92,8 +93,13 @@ class SongBar:
         stage = event.status if event.ended else _STAGES.get(self._stage or event.status, event.status)
         words = f"{self._label}{stage}"
         expected = _expected(event)
+        self._playable = max(self._playable, event.playable_seconds or 0)
+        audible = f"{_minutes(self._playable)} can be heard" if self._playable and not event.ended else ""
         self._progress.update(
-            self._task, description=words, expected=expected, completed=max(event.progress, self._done)
+            self._task,
+            description=words,
+            expected=", ".join(filter(None, (expected, audible))),
+            completed=max(event.progress, self._done),
         )
         line = f"{words}, {expected}" if expected and event.status == "queued" else words
         if not self._display.json and not self._display.notes.is_terminal and line != self._last_line:
@@ -126,6 +132,7 @@ def song_table(song: Song) -> Table:
         "status": song.status,
         "progress": f"{song.progress:.0f} %",
         "stage": None if song.ended else _STAGES.get(song.stage or "", song.stage),
+        "can be heard": None if song.ended or not song.playable_seconds else _minutes(song.playable_seconds),
         "songs before it": song.queue_position,
         "expected": song.eta and _moment(song.eta),
         "error": song.error,
