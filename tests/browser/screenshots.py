@@ -79,10 +79,15 @@ async def scenes(browser: Browser, gateway: RunningGateway, flow: Flow) -> None:
     await phone.page.locator("#library-title").evaluate("it => it.scrollIntoView()")
     await keep(phone, "phone")
 
-    await gateway.stop()
-    await visitor.page.locator("#banner:not([hidden])").wait_for()
     await visitor.page.emulate_media(color_scheme="light")
     await visitor.page.locator("#system summary").click()
+    await gateway.submit(title="First Light", tags="ambient,strings,slow", lyrics=RIVER, max_duration_ms=60_000)
+    await visitor.song("First Light").get_by_role("button", name="Play when ready").click()
+    await visitor.page.locator("#at", has_text="0:06").wait_for(timeout=120_000)
+    await keep(visitor, "live")
+
+    await gateway.stop()
+    await visitor.page.locator("#banner:not([hidden])").wait_for()
     await keep(visitor, "offline")
 
 
@@ -104,6 +109,7 @@ async def main() -> int:
                 data_dir=folder,
                 engine="trivial",
                 trivial_step_ms=25,
+                trivial_window=(50, 25),
                 batch=2,
             )
             async with open_flow(settings) as flow, running_gateway(settings, folder) as gateway:

@@ -1,8 +1,6 @@
 """The web page in a real browser, on a real stack."""
 
-import asyncio
 import re
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import soundfile
@@ -12,7 +10,7 @@ from playwright.async_api import Browser, expect
 from services.gateway.auth.api_keys import digest_of_key
 from shared.settings import Settings
 from tests.browser.conftest import RunningSystem
-from tests.browser.visitor import Visitor, open_page
+from tests.browser.visitor import Visitor, open_page, until
 from tests.compatibility.stored import WORKING
 from tests.integration.gateway_fixtures import running_gateway
 
@@ -23,13 +21,6 @@ expect.set_options(timeout=20_000)  # a busy machine is not a fault
 async def finished(visitor: Visitor, name: str) -> None:
     """Wait until a song can be played."""
     await expect(visitor.song(name).locator(".state")).to_have_text("Finished")
-
-
-async def until(question: Callable[[], Awaitable[bool]]) -> None:
-    """Wait until a condition holds, where no locator can wait for it."""
-    async with asyncio.timeout(60):
-        while not await question():
-            await asyncio.sleep(0.05)
 
 
 async def test_a_song_is_requested_followed_played_and_downloaded(system: RunningSystem, tmp_path: Path) -> None:

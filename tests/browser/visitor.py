@@ -1,9 +1,10 @@
 """A visitor of the web page: Chromium, and all errors that it reported."""
 
+import asyncio
 import os
 import re
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -79,3 +80,10 @@ async def open_page(browser: Browser | BrowserContext, base: str, *, enter: bool
     page = await browser.new_page(**context)
     visitor = Visitor(page, base)
     return await visitor.open() if enter else visitor
+
+
+async def until(question: Callable[[], Awaitable[bool]]) -> None:
+    """Wait until a condition holds, where no locator can wait for it."""
+    async with asyncio.timeout(60):
+        while not await question():
+            await asyncio.sleep(0.05)

@@ -1,7 +1,7 @@
 // The list of songs: a row each, kept up to date by their events, or by the list where there are too many to follow.
 
 import { ask, follow, sentence } from "./api.js";
-import { drop, play } from "./player.js";
+import * as player from "./player.js";
 import { ENDED, FORMATS, clock, doing, nameOf, place, until } from "./words.js";
 
 const PAGE = 20;
@@ -23,6 +23,7 @@ class Row {
     this.song = song;
     this.name = nameOf(song.request);
     this.stage = song.stage ?? null;
+    this.plays = false; // the player has it, and does not pause
     this.item = template.content.cloneNode(true).querySelector("li");
     this.item.id = `song-${song.job_id}`;
     const of = song.group ? ` · ${song.variant}` : "";
@@ -58,18 +59,30 @@ class Row {
     return ENDED.has(this.song.status);
   }
 
+  get playable() {
+    return this.song.status === "completed" || (!this.ended && this.song.playable_seconds > 0);
+  }
+
+  /** The song as the player takes it. */
+  get sound() {
+    const { job_id: id, status, duration, playable_seconds: playable, request } = this.song;
+    const longest = request.max_duration_ms == null ? null : request.max_duration_ms / 1000;
+    return { id, name: this.name, status, playable, length: status === "completed" ? duration : longest };
+  }
+
   /** Apply a state or an event. */
   update(state) {
     const known = { ...this.song };
     if (state.kind === "queued" || state.queue_position !== undefined) known.queue_position = state.queue_position;
     if (state.stage) this.stage = state.stage;
-    for (const name of ["status", "eta", "error", "duration", "completed_at", "seed", "format", "sample_rate"])
+    for (const name of ["status", "eta", "error", "duration", "playable_seconds", "completed_at", "seed", "format", "sample_rate"])
       if (state[name] !== undefined) known[name] = state[name];
     if (state.duration_s) known.duration = state.duration_s;
     known.progress = Math.max(known.progress, state.progress);
     if (state.status === "failed" || state.status === "cancelled") known.progress = state.progress;
     this.song = known;
     this.show();
+    player.follow(this.sound);
     if (!this.ended) this.watch();
   }
 
@@ -88,13 +101,24 @@ class Row {
       facts.length = 0;
       if (status === "queued" && this.song.queue_position != null) facts.push(place(this.song.queue_position));
       if (status !== "queued") facts.push(`${Math.round(progress)} %`);
+      if (this.playable) facts.push(`${clock(this.song.playable_seconds)} can be heard`);
       if (this.song.eta && until(this.song.eta)) facts.push(until(this.song.eta));
     }
     this.part(".facts").textContent = facts.join(" · ");
-    this.part(".play").hidden = this.part(".menu").hidden = status !== "completed";
+    this.part(".play").hidden = this.ended && !this.playable;
+    this.label();
+    this.part(".menu").hidden = status !== "completed";
     this.part(".cancel").hidden = this.ended;
     this.part(".delete").hidden = !this.ended;
     if (status === "failed") this.complain(`${sentence(this.song.error ?? "no reason is known")} “Use again” tries it once more.`);
+  }
+
+  label() {
+    // Of a song that somebody waits for, the first sound is made before the rest.
+    const word = this.plays ? "Pause" : this.playable ? "Play" : "Play when ready";
+    if (this.part(".play").textContent === word) return;
+    this.part(".play").textContent = word;
+    this.part(".play").setAttribute("aria-label", `${word}: ${this.name}`);
   }
 
   complain(text) {
@@ -102,10 +126,10 @@ class Row {
     this.part(".error").hidden = false;
   }
 
-  /** Follow its events, if not too many songs are followed already. */
-  watch() {
+  /** Follow its events, if it plays or not too many songs are followed already. */
+  watch(always = false) {
     const busy = [...rows.values()].filter((row) => row.stop).length;
-    if (this.stop || this.ended || busy >= FOLLOWED) return;
+    if (this.stop || this.ended || (busy >= FOLLOWED && !always)) return;
     this.stop = follow(
       this.song.job_id,
       (state) => this.update(state),
@@ -117,7 +141,7 @@ class Row {
   }
 
   play() {
-    play({ id: this.song.job_id, name: this.name });
+    player.play(this.sound);
   }
 
   reuse() {
@@ -156,7 +180,7 @@ class Row {
 
   leave() {
     this.stop?.();
-    drop(this.song.job_id);
+    player.drop(this.song.job_id);
     rows.delete(this.song.job_id);
     this.item.remove();
     arrange();
@@ -221,22 +245,22 @@ async function lookFurther() {
   more.disabled = false;
 }
 
-/** The finished song `step` places further down the list. */
+/** The nearest song that can be played in the list above another (`step` -1) or below it (1), as the player takes it. */
 export function beside(id, step) {
   const order = [...list.children].map((item) => rows.get(item.id.slice("song-".length)));
-  const playable = order.filter((row) => row.song.status === "completed" && !row.item.hidden);
-  const at = playable.findIndex((row) => row.song.job_id === id);
-  const found = playable[at + step];
-  return found ? { id: found.song.job_id, name: found.name } : null;
+  const at = order.findIndex((row) => row.song.job_id === id);
+  const others = step > 0 ? order.slice(at + 1) : order.slice(0, Math.max(at, 0)).reverse();
+  return others.find((row) => row.playable && !row.item.hidden)?.sound ?? null;
 }
 
 /** Show which song plays. */
 export function mark(id, playing) {
   for (const row of rows.values()) {
     const here = row.song.job_id === id;
+    if (here) row.watch(true);
     row.item.classList.toggle("playing", here);
-    row.part(".play").textContent = here && playing ? "Pause" : "Play";
-    row.part(".play").setAttribute("aria-label", `${here && playing ? "Pause" : "Play"}: ${row.name}`);
+    row.plays = here && playing;
+    row.label();
   }
 }
 

@@ -1,130 +1,133 @@
 // The player: one song at a time, its waveform to seek in, the songs before and after it.
 
-import { clock } from "./words.js";
+import { close, heard, open, pause, playback, playing, position, resume, seek, silence, update, whole } from "./playback.js";
+import { draw, setPeaks } from "./waveform.js";
+import { SILENCE, brokenOff, clock } from "./words.js";
 
 const box = document.querySelector("#player");
-const audio = document.querySelector("#audio");
 const wave = document.querySelector("#wave");
 const toggle = document.querySelector("#toggle");
 const STEP = 5; // seconds an arrow key moves
-let song = null; // {id, name}
-let peaks = null; // the amplitude of each stretch of the song, at most 1; or null
+const LOADING_AFTER = 700; // ms of silence without a word
+const ENDS = { gone: "The song was deleted.", unplayable: "The audio cannot be played." };
+let song = null; // {id, name, status, playable, length}
+let drawn = ""; // what the peaks that were asked for last are of
+let note = ""; // how the latest song ended, where that is worth a word
+let loading = 0; // since when
+let reported = ""; // which song plays, as `report` was told
 let neighbour = () => null;
 let report = () => {};
 
-function length() {
-  return Number.isFinite(audio.duration) ? audio.duration : 0;
+function say(id, text) {
+  const part = document.querySelector(id);
+  if (part.textContent !== text) part.textContent = text; // screen readers announce every change
 }
 
-function draw() {
-  const scale = window.devicePixelRatio || 1;
-  const width = wave.clientWidth * scale;
-  const height = wave.clientHeight * scale;
-  if (wave.width !== width || wave.height !== height) [wave.width, wave.height] = [width, height];
-  const paint = wave.getContext("2d");
-  const style = getComputedStyle(wave);
-  const played = length() ? (audio.currentTime / length()) * width : 0;
-  const bar = 3 * scale;
-  paint.clearRect(0, 0, width, height);
-  for (let x = 0; x < width; x += bar) {
-    let size = 0.08;
-    if (peaks) {
-      const first = Math.floor((x / width) * peaks.length);
-      const last = Math.max(first + 1, Math.floor(((x + bar) / width) * peaks.length));
-      size = Math.max(size, ...peaks.slice(first, last));
-    }
-    paint.fillStyle = x < played ? style.getPropertyValue("--accent") : style.getPropertyValue("--soft");
-    const tall = size * height;
-    paint.fillRect(x, (height - tall) / 2, bar * 0.66, tall);
-  }
+/** Why nothing sounds, or what else there is to say. */
+function remark() {
+  const why = silence();
+  if (why !== "loading") loading = 0;
+  else loading ||= Date.now();
+  const words = why === "loading" && Date.now() - loading < LOADING_AFTER ? "" : SILENCE[why];
+  return words || note || (song ? brokenOff(song.status, song.name) : "");
 }
 
 function show() {
-  const text = clock(audio.currentTime);
-  document.querySelector("#at").textContent = text;
-  document.querySelector("#length").textContent = clock(length());
-  wave.setAttribute("aria-valuemax", Math.round(length()));
-  wave.setAttribute("aria-valuenow", Math.round(audio.currentTime));
-  wave.setAttribute("aria-valuetext", `${text} of ${clock(length())}`);
-  toggle.classList.toggle("playing", !audio.paused);
-  toggle.setAttribute("aria-label", audio.paused ? "Play" : "Pause");
-  draw();
+  const [at, there, all] = [position(), heard(), whole()];
+  const more = there < all;
+  say("#at", clock(at));
+  say("#length", clock(there));
+  say("#whole", more ? `of up to ${clock(all)}` : "");
+  say("#remark", remark());
+  wave.setAttribute("aria-valuemax", Math.round(all));
+  wave.setAttribute("aria-valuenow", Math.round(at));
+  const rest = more ? ` that can be heard so far, up to ${clock(all)} when the song is complete` : "";
+  wave.setAttribute("aria-valuetext", `${clock(at)} of ${clock(there)}${rest}`);
+  toggle.classList.toggle("playing", playing());
+  toggle.setAttribute("aria-label", playing() ? "Pause" : "Play");
+  draw(at, there, all);
+  const state = `${song?.id} ${playing()}`;
+  if (state === reported) return;
+  reported = state;
+  report(song?.id, playing());
 }
 
-function seek(seconds) {
-  audio.currentTime = Math.min(Math.max(0, seconds), length());
+/** Fetch the peaks of what can be heard, as often as there is more of it. */
+async function fetchPeaks() {
+  const wanted = `${song.id} ${song.status} ${song.playable}`;
+  if (wanted === drawn || (song.status !== "completed" && !song.playable)) return;
+  drawn = wanted;
+  try {
+    const response = await fetch(`/generate/${song.id}/peaks`);
+    const found = response.ok ? await response.json() : null;
+    if (wanted === drawn) {
+      if (found) setPeaks(found);
+      else drawn = ""; // asked for again with the next news
+    }
+  } catch {
+    if (wanted === drawn) drawn = "";
+  }
   show();
 }
 
-/** One amplitude for the lowest and highest sample of each stretch. The largest is 1: quiet songs show a shape too. */
-function amplitudes(data) {
-  const found = [];
-  for (let n = 0; n < data.length; n += 2) found.push(Math.max(-data[n], data[n + 1]));
-  const largest = Math.max(1, ...found);
-  return found.map((size) => size / largest);
-}
-
-async function fetchPeaks(id) {
-  peaks = null;
-  try {
-    const response = await fetch(`/generate/${id}/peaks`);
-    if (response.ok && song?.id === id) peaks = amplitudes((await response.json()).data);
-  } catch {
-    // then a plain bar is drawn
-  }
-  draw();
-}
-
-/** Play a song, or pause the one that plays. */
-export function play(wanted) {
-  if (song?.id === wanted.id) {
-    audio.paused ? audio.play() : audio.pause();
-    return;
-  }
+function start(wanted) {
   song = wanted;
   box.hidden = false;
   document.body.classList.add("with-player");
-  document.querySelector("#playing").textContent = song.name;
-  audio.src = `/generate/${song.id}/result`;
-  audio.play().catch(() => {}); // a browser may want a click first
-  fetchPeaks(song.id);
-  report(song.id, false);
+  say("#playing", song.name);
+  setPeaks(null);
+  open(song);
+  fetchPeaks();
+}
+
+/** Play a song `{id, name, status, playable, length}` (in seconds), or pause the one that plays. */
+export function play(wanted) {
+  note = "";
+  if (song?.id !== wanted.id) start(wanted);
+  else if (playing()) pause();
+  else resume();
+}
+
+/** Take news of a song, which may be the one that plays. */
+export function follow(state) {
+  if (song?.id !== state.id) return;
+  song = state;
+  update(state);
+  fetchPeaks();
 }
 
 /** Close the player if it has this song, which was deleted. */
 export function drop(id) {
   if (song?.id !== id) return;
   song = null;
-  audio.removeAttribute("src");
-  audio.load();
+  drawn = "";
+  close();
   box.hidden = true;
   document.body.classList.remove("with-player");
+}
+
+function go(step) {
+  const found = song && neighbour(song.id, step);
+  if (found) start(found);
+}
+
+function onEnd(why) {
+  note = ENDS[why] ?? brokenOff(why, song.name);
+  if (!ENDS[why]) go(1);
+  show();
 }
 
 /** `next(id, step)` finds a song beside another; `onChange(id, playing)` is called when another song plays, or none. */
 export function player(next, onChange) {
   neighbour = next;
   report = onChange;
-  for (const name of ["timeupdate", "durationchange", "seeked", "emptied"]) audio.addEventListener(name, show);
-  for (const name of ["play", "pause", "ended"])
-    audio.addEventListener(name, () => {
-      show();
-      if (song) report(song.id, !audio.paused);
-    });
-  audio.addEventListener("error", () => {
-    if (song) document.querySelector("#playing").textContent = `${song.name}: the audio cannot be played`;
-  });
-  const go = (step) => {
-    const found = song && neighbour(song.id, step);
-    if (found) play(found);
-  };
-  audio.addEventListener("ended", () => go(1));
+  playback(show, onEnd);
   toggle.onclick = () => song && play(song);
-  document.querySelector("#previous").onclick = () => (audio.currentTime > 3 ? seek(0) : go(-1));
+  document.querySelector("#previous").onclick = () => (position() > 3 ? seek(0) : go(-1));
   document.querySelector("#next").onclick = () => go(1);
-  document.querySelector("#volume").oninput = (event) => (audio.volume = event.target.value);
+  document.querySelector("#volume").oninput = (event) => (document.querySelector("#audio").volume = event.target.value);
   wave.onpointerdown = (event) => {
-    const move = (moved) => seek(((moved.clientX - wave.getBoundingClientRect().left) / wave.clientWidth) * length());
+    const move = (moved) => seek(((moved.clientX - wave.getBoundingClientRect().left) / wave.clientWidth) * whole());
     wave.setPointerCapture(event.pointerId);
     wave.onpointermove = move;
     wave.onpointerup = wave.onpointercancel = () => (wave.onpointermove = null);
@@ -132,17 +135,17 @@ export function player(next, onChange) {
   };
   wave.onkeydown = (event) => {
     const to = {
-      ArrowLeft: audio.currentTime - STEP,
-      ArrowDown: audio.currentTime - STEP,
-      ArrowRight: audio.currentTime + STEP,
-      ArrowUp: audio.currentTime + STEP,
+      ArrowLeft: position() - STEP,
+      ArrowDown: position() - STEP,
+      ArrowRight: position() + STEP,
+      ArrowUp: position() + STEP,
       Home: 0,
-      End: length(),
+      End: whole(),
     }[event.key];
     if (to === undefined && event.key !== " ") return;
     event.preventDefault();
     event.key === " " ? song && play(song) : seek(to);
   };
-  new ResizeObserver(draw).observe(wave);
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
+  new ResizeObserver(show).observe(wave);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", show);
 }

@@ -11,6 +11,13 @@ const STAGES = {
   decoding: "Turning into sound",
   storing: "Storing",
 };
+/** Why the player is silent. */
+export const SILENCE = {
+  lost: "The connection is lost. Trying again…",
+  early: "Waiting for the first sound of the song…",
+  dry: "Waiting for more of the song…",
+  loading: "Loading…",
+};
 export const PHASES = [
   "the language model moves in",
   "songs are written",
@@ -46,4 +53,10 @@ export function until(time) {
   const seconds = (new Date(time) - Date.now()) / 1000;
   if (!(seconds > 1)) return "";
   return seconds < 90 ? `about ${Math.round(seconds)} s left` : `about ${Math.round(seconds / 60)} min left`;
+}
+
+/** What the player says of a song that will not be completed; "" for others. */
+export function brokenOff(status, name) {
+  if (status === "failed") return `“${name}” failed: there is no more of it.`;
+  return status === "cancelled" ? `“${name}” was cancelled: there is no more of it.` : "";
 }
