@@ -10,8 +10,8 @@ REFERENCE_VENV := .venv-reference
 RUN := .venv/.installed
 DEV := .venv/.installed-dev
 
-.PHONY: help install run demo test test-reference chaos bench bench-flow bench-gateway bench-pairs gpu cluster \
-	browser screenshots check-images lint models train-demo evaluate-demo example clean unsound
+.PHONY: help install run demo test test-reference chaos bench bench-flow bench-gateway bench-pairs bench-stream gpu \
+	cluster browser screenshots check-images lint models train-demo evaluate-demo example clean unsound
 
 help:
 	@echo 'make run      install if needed, then start everything: web page, API, workers, NATS, object store'
@@ -25,6 +25,7 @@ help:
 	@echo 'make gpu      on a machine with a CUDA card: the tests and the bench that need one, in eight minutes (docs/gpu.md)'
 	@echo 'make bench-flow   what the system itself costs a song, with an engine that costs nothing'
 	@echo 'make bench-gateway   what a POST and a thousand websockets cost the gateway'
+	@echo 'make bench-stream   how soon a song can be heard, and without gaps? BASE=<its folder>: beside another checkout'
 	@echo 'make bench-pairs   is this checkout slower than another anywhere? BASE=<its folder>, CASES=frame-float32-1'
 	@echo 'make screenshots   pictures of the web page into docs/images (needs chromium)'
 	@echo 'make check-images   install what the container images hold, in empty environments'
@@ -68,11 +69,11 @@ browser:
 		apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends chromium; \
 	} >/dev/null || true
 
-# Three at once, because tests mostly wait. Without passive waiting torch's idle threads
+# Four at once, because tests mostly wait. Without passive waiting torch's idle threads
 # take half of the processors' time.
 # Tests start hundreds of processes: without bytecode on the disk each would compile its packages anew.
 test: lint browser
-	OMP_WAIT_POLICY=passive PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses 3 --dist loadfile $(PYTEST_ARGS)
+	OMP_WAIT_POLICY=passive PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses 4 --dist loadfile $(PYTEST_ARGS)
 
 # heartlib pins older versions, which this project does not follow, and imports what it does not use here.
 $(REFERENCE_VENV)/.installed: pyproject.toml
@@ -116,6 +117,9 @@ bench-gateway: $(DEV)
 
 bench-pairs: install
 	@$(BIN)/python -m tests.bench.pairs $(BASE) $(CASES)
+
+bench-stream: $(DEV)
+	@$(BIN)/python -m tests.bench.stream $(CASES) $(if $(BASE),--base $(BASE)) $(if $(CPU_TIME),--cpu-time)
 
 screenshots: $(DEV)
 	@$(BIN)/python -m tests.browser.screenshots

@@ -20,6 +20,7 @@ from services.tokenizer_worker.model.loading import places as lm_places
 from shared.model.checkpoint import FLAVORS, Checkpoint, CodecConfig, Flavor, LMConfig, open_checkpoint
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "data" / "ckpt"
+DEMO = Path(__file__).parents[2] / "ckpt" / "demo"
 TEXT_VOCAB, AUDIO_VOCAB = 128_256, 8_197
 SHARD_BYTES = 1 << 30
 # Copied over and over: drawing billions of numbers would take longer than the measurement. Not a multiple of any width.
@@ -207,3 +208,13 @@ def _write_shard(path: Path, entries: list[_Entry], values: _Values) -> None:
                 written = 0
                 while written < len(piece):  # the system may take less at once
                     written += file.write(piece[written:])
+
+
+def long_songs(folder: Path) -> Path:
+    """The demo checkpoint with the positions of the official models, for engines that use none of its weights."""
+    copied = shutil.copytree(DEMO, folder / "long")
+    (path,) = copied.glob("HeartMuLa-oss-*/config.json")
+    config = json.loads(path.read_text())
+    config["flavors"][config["backbone_flavor"]]["max_seq_len"] = FLAVORS["llama-3B"].max_seq_len
+    path.write_text(json.dumps(config))
+    return copied

@@ -52,17 +52,17 @@ class Bench:
         await self.nc.subscribe("events.local.*.completed", cb=on_completed)
         await self.nc.flush()
 
-    async def song(self, seed: int) -> tuple[str, float]:
+    async def song(self, seed: int, **changes: object) -> tuple[str, float]:
         """Submit a song; returns its id and the time at which it was submitted."""
         began = time.monotonic()
-        answer = await self.http.post("/generate", json=SONG | {"seed": seed})
+        answer = await self.http.post("/generate", json=SONG | {"seed": seed} | changes)
         if answer.status_code != 202:
             raise RuntimeError(f"not taken: {answer.status_code} {answer.text}")
         return str(answer.json()["job_id"]), began
 
-    async def until_ended(self, job_ids: list[str]) -> None:
+    async def until_ended(self, job_ids: list[str], patience: float = PATIENCE) -> None:
         """Wait until all of the songs are completed."""
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(patience):
             while not all(job_id in self.ends for job_id in job_ids):
                 self._ended.clear()
                 await self._ended.wait()

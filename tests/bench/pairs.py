@@ -14,12 +14,12 @@ import argparse
 import json
 import os
 import random
-import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -28,11 +28,12 @@ import torch
 from tests.bench import checkpoints
 from tests.bench.__main__ import machine
 from tests.bench.pair_side import FRAMES
-from tests.bench.sides import ROOT
+from tests.bench.sides import ROOT, checkout_side
 
 SLOWER = 1.03
 RESAMPLES = 2000
 DTYPES = ("float32", "bfloat16")
+SCRIPT = ROOT / "tests" / "bench" / "pair_side.py"
 
 
 @dataclass(frozen=True)
@@ -57,38 +58,15 @@ CASES = {
 }
 
 
-@contextmanager
-def side(checkout: Path, case: Case, folder: Path, *, cpu_time: bool) -> Iterator[Callable[[], float]]:
-    """Start a process that measures a case with the code of a checkout. Calling it gives milliseconds."""
-    script = ROOT / "tests" / "bench" / "pair_side.py"
-    arguments = [case.kind, case.dtype, str(case.songs), case.part, "cpu" if cpu_time else "wall"]
-    environment = {**os.environ, "PYTHONPATH": str(checkout), "PYTHONSAFEPATH": "1"}
-    if cpu_time:
-        environment["OMP_NUM_THREADS"] = "1"
-    with subprocess.Popen(
-        [sys.executable, str(script), str(folder), *arguments],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=checkout,
-        env=environment,
-    ) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        source, replies = process.stdin, process.stdout
-
-        def measure() -> float:
-            source.write("\n")
-            source.flush()
-            line = replies.readline()
-            if not line:
-                raise SystemExit(f"bench: the side of {checkout} died; what it said stands above")
-            return float(line)
-
-        try:
-            yield measure
-        finally:
-            process.kill()
+def alternate(here: Callable[[], float], base: Callable[[], float], pairs: int) -> list[tuple[float, float]]:
+    """Measure both sides in alternating pairs, after a first time that does not count; ``(here, base)`` of each."""
+    here(), base()
+    taken: list[tuple[float, float]] = []
+    for index in range(pairs):
+        first, second = (here, base) if index % 2 else (base, here)
+        times = first(), second()
+        taken.append(times if index % 2 else times[::-1])
+    return taken
 
 
 def interval(ratios: list[float]) -> tuple[float, float]:
@@ -100,16 +78,14 @@ def interval(ratios: list[float]) -> tuple[float, float]:
 
 def compare(case: Case, base: Path, folder: Path, pairs: int, *, cpu_time: bool) -> dict[str, object]:
     """Measure a case in alternating pairs."""
+    arguments = [str(folder), case.kind, case.dtype, str(case.songs), case.part, "cpu" if cpu_time else "wall"]
+    environment = {"OMP_NUM_THREADS": "1"} if cpu_time else {}
     with ExitStack() as stack:
         here, there = (
-            stack.enter_context(side(checkout, case, folder, cpu_time=cpu_time)) for checkout in (ROOT, base)
+            stack.enter_context(checkout_side(checkout, SCRIPT, *arguments, environment=environment))
+            for checkout in (ROOT, base)
         )
-        here(), there()  # warmed up
-        taken: list[tuple[float, float]] = []
-        for index in range(pairs):
-            first, second = (here, there) if index % 2 else (there, here)
-            times = first(), second()
-            taken.append(times if index % 2 else times[::-1])
+        taken = alternate(partial(here, ""), partial(there, ""), pairs)
     low, high = interval([ours / theirs for ours, theirs in taken])
     return {
         "case": str(case),

@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +58,45 @@ def worker(
             yield Worker(process)
         finally:
             process.kill()
+
+
+@contextmanager
+def checkout_side(
+    checkout: Path, script: Path, *arguments: str, environment: Mapping[str, str] | None = None
+) -> Iterator[Callable[[str], float]]:
+    """Start a script with this interpreter and the code of a checkout.
+
+    Calling what is yielded gives the script a line and returns the number that it answers with. Raises `SystemExit` if
+    the script dies.
+    """
+    with subprocess.Popen(
+        [sys.executable, str(script), *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=checkout,
+        env={**os.environ, "PYTHONPATH": str(checkout), "PYTHONSAFEPATH": "1", **(environment or {})},
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        source, replies = process.stdin, process.stdout
+
+        def measure(command: str) -> float:
+            source.write(command + "\n")
+            source.flush()
+            line = replies.readline()
+            if not line:
+                raise SystemExit(f"bench: the side of {checkout} died; what it said stands above")
+            return float(line)
+
+        try:
+            yield measure
+        finally:
+            source.close()  # a side that has servers stops them
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
 
 
 def device_name() -> str:

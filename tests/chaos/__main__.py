@@ -1,9 +1,9 @@
 """``make chaos``: songs on a real stack under faults: killed and stopped processes, lost data, junk.
 
-Nothing accepted may be lost, made twice or made by two models at once. First the trivial engine on two cards, then
-the demo checkpoint on one, then the whole stack killed seven times, with orderly restarts between, then servers whose
-disk fills up (as root alone, since a volume is mounted). The schedule follows from the seed alone. The last line is
-JSON; exit 1 when anything broke.
+Nothing accepted may be lost, made twice or made by two models at once, and whoever listens to a song hears all of it,
+byte for byte. First the trivial engine on two cards, then the demo checkpoint on one, then the whole stack killed seven
+times, with orderly restarts between, then servers whose disk fills up (as root alone, since a volume is mounted). The
+schedule follows from the seed alone. The last line is JSON; exit 1 when anything broke.
 """
 
 import argparse
@@ -24,6 +24,7 @@ from tests.chaos.run import Plan, Result, run
 BOTH = 60  # MB: room for either model of the trivial engine, not for both
 DEMO_BOTH = 100  # the same for the demo checkpoint, whose codec takes 96
 TRIVIAL_SHARE, DEMO_SHARE, DISK_SHARE = 0.5, 0.3, 0.2  # of the time
+WINDOW = (25, 15)  # frames of the trivial codec's windows, so that songs have up to six
 CRASHES = 7  # of the whole stack; they take two or three minutes beside the time
 DISK = 400  # MB
 
@@ -34,6 +35,7 @@ def plans(minutes: float) -> list[Plan]:
     trivial = Settings(
         engine="trivial",
         trivial_step_ms=20,
+        trivial_window=WINDOW,
         batch=4,
         lease_ttl=3,
         turn_seconds=2,
@@ -113,6 +115,7 @@ def summary(seed: int, results: list[Result]) -> dict[str, object]:
     found["faults"] = dict(sorted(sum((result.faults for result in results), Counter[str]()).items()))
     found["resumed"] = sum(verdict.resumed for verdict in verdicts)
     found["wasted_frames"] = sum(verdict.wasted_frames for verdict in verdicts)
+    found["listening"] = dict(sorted(sum((result.listening for result in results), Counter[str]()).items()))
     found["seed"] = seed
     if crashes := [line for result in results for line in result.crashes]:
         found["crashes"] = crashes

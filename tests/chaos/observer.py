@@ -170,10 +170,11 @@ class Observer:
         await subscription.unsubscribe()
         return found
 
-    def journals(self) -> dict[str, list[dict[str, Any]]]:
-        """Every move onto and off each device."""
-        found: dict[str, list[dict[str, Any]]] = {}
-        for folder in Path(self.settings.data_dir).glob("device/*/"):
-            paths = [path for name in ("journal.1.jsonl", "journal.jsonl") if (path := folder / name).exists()]
-            found[folder.name] = [json.loads(line) for path in paths for line in path.read_text().splitlines()]
-        return found
+
+def journals(data_dir: Path) -> dict[str, list[dict[str, Any]]]:
+    """Every move onto and off each device of a stack, by the device's name."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for folder in data_dir.glob("device/*/"):
+        paths = [path for name in ("journal.1.jsonl", "journal.jsonl") if (path := folder / name).exists()]
+        found[folder.name] = [json.loads(line) for path in paths for line in path.read_text().splitlines()]
+    return found

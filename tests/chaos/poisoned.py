@@ -32,7 +32,7 @@ async def serve(settings: Settings) -> None:
     """Work until SIGTERM or SIGINT."""
     checkpoint = open_checkpoint(settings.model_path, settings.model_version)
     placement = place(settings, checkpoint, Hardware(), "tokenizer")
-    engine = PoisonedEngine(settings.trivial_step_ms, placement.slots)
+    engine = PoisonedEngine(settings.trivial_step_ms, placement.slots, swap_ms=settings.trivial_swap_ms)
     await WorkerProcess(settings, TokenStage(engine, Prompter(checkpoint), "trivial", settings), placement).run()
 
 

@@ -5,7 +5,7 @@ import contextlib
 import signal
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +19,14 @@ from shared.errors import Unavailable
 from shared.settings import Settings
 from tests.chaos.crashes import crash_repeatedly
 from tests.chaos.faults import DISK_FAULTS, SYSTEM_FAULTS, Injector, plan_faults
-from tests.chaos.observer import Observer, connect
+from tests.chaos.listeners import Audience
+from tests.chaos.observer import Observer, connect, journals
 from tests.chaos.song_faults import SongFaultInjector
-from tests.chaos.songs import AcceptedSong, Client, PlannedSong, plan_songs
+from tests.chaos.songs import AcceptedSong, Client, PlannedSong, plan_listeners, plan_songs
 from tests.chaos.stack import Stack, open_stack
 from tests.chaos.verdict import (
     Verdict,
+    is_work,
     judge_accounts,
     judge_audio,
     judge_devices,
@@ -48,6 +50,7 @@ class Plan:
     burst: int  # songs asked for at once
     settings: Settings
     poison: int = 0  # songs that cannot be made
+    listened: float = 0.4  # share of the songs that somebody listens to
     gateways: int = 1
     cards: tuple[str, ...] = ("card-a",)
     crashes: int = 0  # of the whole stack, with orderly restarts between; instead of other faults of the system
@@ -57,11 +60,12 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """The result of a run: its verdict, how often each fault happened, and which processes crashed."""
+    """The result of a run: its verdict, how often each fault happened, what listeners did, which processes crashed."""
 
     songs: int
     verdict: Verdict
     faults: Counter[str]
+    listening: Counter[str]  # as `judge_listeners` counts it
     crashes: list[str]
 
 
@@ -69,21 +73,24 @@ async def run(plan: Plan, seed: int, folder: Path) -> Result:
     """Run a plan below `folder`."""
     random = Random(f"{seed} {plan.name}")
     planned_songs = plan_songs(random, plan.songs, plan.seconds, plan.length, plan.burst, plan.poison)
+    planned_songs = plan_listeners(Random(f"{seed} {plan.name} listeners"), planned_songs, plan.listened)
     kinds = DISK_FAULTS if plan.disk_mb else SYSTEM_FAULTS
     faults = [] if plan.crashes else plan_faults(random, plan.seconds, plan.gap, plan.settings.lease_ttl, kinds)
     opening = open_stack(folder, plan.settings, gateways=plan.gateways, cards=plan.cards, disk_mb=plan.disk_mb)
-    async with opening as stack, observing(stack) as (observer, client):
+    async with opening as stack, observing(stack) as (observer, client), listening(stack, observer) as audience:
         injector, song_faults = Injector(stack, observer), SongFaultInjector(client, observer, stack.log)
         stack.log(f"{plan.name}: {len(planned_songs)} songs, {len(faults)} faults of the system in {plan.seconds:g} s")
         songs, _, crashed = await asyncio.gather(
-            submit_all(planned_songs, client, song_faults),
+            submit_all(planned_songs, client, song_faults, audience.admit),
             injector.run(faults),
             crash_repeatedly(stack, random, plan.crashes),
         )
         stack.log("all songs are accepted, all faults are over")
         ended = await observer.until_ended([song.job_id for song in songs], plan.patience)
         stack.log("all songs have ended" if ended else "songs are left")
-        verdict = await judge(stack, observer, client, songs, injector.junk)
+        await audience.finish()
+        stack.log("all streams have ended")
+        verdict = await judge(stack, observer, client, songs, injector.junk, audience)
         verdict.others += song_faults.broken
         crashes = [line for part in stack.parts for line in part.crashes]
         for line in crashes:
@@ -94,6 +101,7 @@ async def run(plan: Plan, seed: int, folder: Path) -> Result:
             songs=len(songs),
             verdict=verdict,
             faults=injector.done + crashed + song_faults.done + client.faults,
+            listening=audience.counts,
             crashes=crashes,
         )
 
@@ -109,8 +117,20 @@ async def observing(stack: Stack) -> AsyncIterator[tuple[Observer, Client]]:
             await client.close()
 
 
+@asynccontextmanager
+async def listening(stack: Stack, observer: Observer) -> AsyncIterator[Audience]:
+    audience = Audience(stack.urls, observer)
+    try:
+        yield audience
+    finally:
+        await audience.close()
+
+
 async def submit_all(
-    planned_songs: list[PlannedSong], client: Client, song_faults: SongFaultInjector
+    planned_songs: list[PlannedSong],
+    client: Client,
+    song_faults: SongFaultInjector,
+    on_accepted: Callable[[AcceptedSong], None] = lambda _: None,
 ) -> list[AcceptedSong]:
     """Submit every song at its time; returns when all are accepted and the faults of each are over."""
     began = time.monotonic()
@@ -118,6 +138,7 @@ async def submit_all(
     async def submit(planned: PlannedSong) -> AcceptedSong:
         await asyncio.sleep(began + planned.at - time.monotonic())
         song = AcceptedSong(planned=planned, job_id=await client.submit(planned))
+        on_accepted(song)
         await song_faults.inject(song)
         return song
 
@@ -127,7 +148,12 @@ async def submit_all(
 
 
 async def judge(
-    stack: Stack, observer: Observer, client: Client, songs: list[AcceptedSong], junk: list[str]
+    stack: Stack,
+    observer: Observer,
+    client: Client,
+    songs: list[AcceptedSong],
+    junk: list[str],
+    audience: Audience | None = None,
 ) -> Verdict:
     """Check every invariant after a run; stops the workers on the way."""
     verdict, states = Verdict(), observer.states
@@ -137,6 +163,8 @@ async def judge(
     judge_queues(verdict, songs, await queued_messages(observer), await observer.dead_letters(), junk)
     judge_events(verdict, songs, await observer.events())
     await judge_audio(verdict, songs, observer, client)
+    if audience is not None:
+        await audience.judge(verdict, client)
     for part, code in zip(stack.workers, await stack.stop_workers(), strict=True):
         if code not in (0, -signal.SIGTERM):  # the latter while it starts: then it has nothing to give back
             verdict.others.append(f"{part.name} ended with exit code {code}")
@@ -144,7 +172,7 @@ async def judge(
     verdict.others += [f"still waits for a device: {view}" for view in await read_leases(observer.js)]
     judge_accounts(verdict, stack.settings.data_dir)
     deaths = {pid: moment for part in stack.workers for pid, moment in part.deaths.items()}
-    judge_devices(verdict, observer.journals(), deaths)
+    judge_devices(verdict, journals(stack.settings.data_dir), deaths)
     return verdict
 
 
@@ -156,7 +184,7 @@ async def _until_clean(observer: Observer, songs: list[AcceptedSong]) -> list[st
         keys: list[str] = []
         with contextlib.suppress(Unavailable, nats.errors.Error, APIError, TimeoutError):
             keys = await observer.keys()
-            rest = [key for key in keys if not key.startswith("audio/") or key.split("/")[1] not in completed]
+            rest = [key for key in keys if is_work(key) or key.split("/")[1] not in completed]
             if not rest and not await queued_messages(observer):
                 return keys
         if time.monotonic() > deadline:

@@ -4,7 +4,7 @@ import asyncio
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Any, Literal, get_args
 
@@ -19,10 +19,20 @@ from shared.schema.request import AudioFormat, GenerateRequest
 from tests.chaos.poisoned import POISON_SEED
 
 SONG_FAULTS = ("cancel", "tokens-deleted", "tokens-corrupted", "duplicate-submission", "duplicate-job")
+_LISTENED: dict[AudioFormat, int] = {"flac": 7, "wav": 1, "mp3": 1, "ogg": 1}  # how often listeners ask for what
 _TROUBLED = 0.35  # of the songs have a fault of their own
 _BY_NATS = 0.2
 _AGAIN_SECONDS = 0.3  # before what was not answered is tried again
 _STAGES: tuple[Status, ...] = ("queued", "generating", "decoding")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedListener:
+    """Somebody who will listen to a song."""
+
+    format: AudioFormat
+    delay: float  # seconds after the song was accepted
+    hangs_up: int  # bytes after which it hangs up, each time, and comes back; 0: never
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +47,7 @@ class PlannedSong:
     stage: Status = "queued"  # in which the fault hits it
     delay: float = 0  # seconds after it was seen in that stage
     key: str = ""  # its idempotency key
+    listeners: tuple[PlannedListener, ...] = ()
 
     @property
     def name(self) -> str:
@@ -87,6 +98,24 @@ def plan_songs(
             )
         )
     return planned_songs
+
+
+def plan_listeners(random: Random, songs: Sequence[PlannedSong], share: float) -> list[PlannedSong]:
+    """Give a share of the songs listeners: one, or two at once, from the beginning or later."""
+
+    def listener() -> PlannedListener:
+        (wanted,) = random.choices(list(_LISTENED), list(_LISTENED.values()))
+        return PlannedListener(
+            format=wanted,
+            delay=random.choice((0, random.uniform(0, 6))),
+            hangs_up=random.choice((0, random.randint(1_000, 20_000))),
+        )
+
+    found = []
+    for song in songs:
+        count = random.choice((1, 1, 1, 2)) if random.random() < share else 0
+        found.append(replace(song, listeners=tuple(listener() for _ in range(count))))
+    return found
 
 
 class Client:

@@ -9,11 +9,11 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from shared.nats.streams import bootstrap, purge_job
-from shared.nats.subjects import DEC, DEC_CONSUMER, decode_subject
+from shared.nats.subjects import DEC, DEC_CONSUMERS, decode_subject
 from shared.settings import Settings
 
 SECONDS = 8
-_PULL = f"$JS.API.CONSUMER.MSG.NEXT.{DEC}.{DEC_CONSUMER}"
+_PULL = f"$JS.API.CONSUMER.MSG.NEXT.{DEC}.{DEC_CONSUMERS['normal']}"
 
 
 async def take(nc: Client) -> Msg | None:
@@ -56,7 +56,7 @@ async def test_removing_a_message_loses_no_other(nats_settings: Settings) -> Non
         while time.monotonic() < deadline:
             while message := await take(nc):
                 await message.ack_sync()
-            consumer = await js.consumer_info(DEC, DEC_CONSUMER)
+            consumer = await js.consumer_info(DEC, DEC_CONSUMERS["normal"])
             if not consumer.num_pending and not consumer.num_ack_pending:
                 break
             await asyncio.sleep(0.1)

@@ -1,4 +1,4 @@
-"""A short run of chaos: every kind of fault once, on the trivial engine."""
+"""A short run of chaos: every kind of fault once, on the trivial engine, and listeners who come back after each cut."""
 
 from pathlib import Path
 
@@ -11,6 +11,7 @@ SEED = 1
 SETTINGS = Settings(
     engine="trivial",
     trivial_step_ms=10,
+    trivial_window=(25, 15),
     batch=4,
     lease_ttl=2,
     turn_seconds=1,
@@ -34,7 +35,7 @@ PLAN = Plan(
 )
 
 
-async def test_no_song_is_lost_made_twice_or_made_by_two_models_at_once(tmp_path: Path) -> None:
+async def test_no_song_is_lost_made_twice_by_two_models_at_once_or_heard_in_part(tmp_path: Path) -> None:
     result = await run(PLAN, SEED, tmp_path)
     broken = "\n".join(result.verdict.broken)
     assert broken == ""
@@ -42,3 +43,5 @@ async def test_no_song_is_lost_made_twice_or_made_by_two_models_at_once(tmp_path
     assert result.songs == PLAN.songs
     kinds = {kind for kind, _ in SYSTEM_FAULTS} | set(SONG_FAULTS) | {"poison", "queue-full"}
     assert set(result.faults) == kinds
+    assert result.listening["compared"] > 0
+    assert result.listening["returns"] > 0

@@ -5,6 +5,7 @@ from typing import Any
 from shared.schema.event import Cancelled, Completed, Progress, SongEvent, Stage
 from shared.schema.job import Job, Status
 from shared.schema.request import GenerateRequest
+from tests.chaos.listeners import difference
 from tests.chaos.songs import AcceptedSong, PlannedSong
 from tests.chaos.verdict import Verdict, judge_devices, judge_events, judge_objects, judge_queues, judge_records
 
@@ -79,9 +80,33 @@ def test_the_store_holds_one_audio_object_a_song_and_nothing_else() -> None:
     assert judged().lost
     assert judged("audio/a/8.wav").lost
     assert judged("audio/a/7.wav", "audio/a/8.wav").duplicated
+    assert not judged("audio/a/7.wav", "audio/a/7.flac").broken
+    assert judged("audio/a/7.wav", "audio/a/8.flac").duplicated
     assert judged("audio/a/7.wav", "tokens/a/7.safetensors").others
+    for left in ("part", "state", "peaks.json"):
+        assert judged("audio/a/7.wav", f"audio/a/7.2.{left}").others
     assert judged("audio/a/7.wav", "audio/b/7.wav").others
     assert judged("audio/a/7.wav", status="cancelled").others
+
+
+def test_what_was_heard_is_the_file_but_for_what_tells_its_length() -> None:
+    audio = bytes(range(256)) * 20
+
+    def changed(file: bytes, *places: int) -> bytes:
+        return bytes(byte ^ (at in places) for at, byte in enumerate(file))
+
+    assert difference("flac", audio, audio) == ""
+    assert difference("flac", changed(audio, 0, 41), audio) == ""
+    assert difference("flac", changed(audio, 42), audio) == "heard 1 other bytes of 5120, the last at 42"
+    assert difference("flac", audio[:-1], audio) == "heard 5119 bytes of 5120"
+    assert difference("flac", audio + b"x", audio) == "heard 5121 bytes of 5120"
+    assert difference("ogg", changed(audio, 5), audio)
+    mp3 = b"ID3\4\0\0\0\0\2\0" + audio  # tags of 256 bytes
+    assert difference("mp3", changed(mp3, 266 + 1440), mp3) == ""
+    assert difference("mp3", changed(mp3, 266 + 1441), mp3)
+    wav = b"RIFF----WAVEfmt tagsdata----" + audio
+    assert difference("wav", changed(wav, 4, 24, 27), wav) == ""
+    assert difference("wav", changed(wav, 28), wav)
 
 
 def test_the_queues_are_empty_and_only_what_no_worker_could_use_was_dead_lettered() -> None:

@@ -22,7 +22,7 @@ from shared.model.prompt import Prompt
 from shared.nats.subjects import DEC, TOK, dead_subject
 from shared.schema.event import AnyEvent, Progress, Stage
 from shared.schema.job import ENDED, Job, Status
-from shared.storage.objects import peaks_key
+from shared.storage.objects import keys_with_renditions
 from tests.chaos.observer import Observer
 from tests.chaos.songs import AcceptedSong, Client
 
@@ -109,30 +109,33 @@ def judge_events(verdict: Verdict, songs: Sequence[AcceptedSong], events: Mappin
             frames = now
 
 
+def is_work(key: str) -> bool:
+    """Whether an object is needed until its song has ended: tokens, and what a stream is made of while it grows."""
+    return not key.startswith("audio/") or key.rpartition("/")[2].split(".")[1].isdigit()
+
+
 def judge_objects(
     verdict: Verdict, songs: Sequence[AcceptedSong], states: Mapping[str, Sequence[Job]], keys: Sequence[str]
 ) -> None:
-    """The store holds one audio object for each completed song, its peaks, and nothing else."""
+    """The store holds one audio object for each completed song, its renditions, and nothing else."""
     audio: dict[str, list[str]] = {}
     for key in keys:
-        folder, job_id, _ = key.split("/", 2)
-        if folder == "audio":
-            audio.setdefault(job_id, []).append(key)
-        else:
+        if is_work(key):
             verdict.others.append(f"left in the store: {key}")
+        else:
+            audio.setdefault(key.split("/")[1], []).append(key)
     for song in songs:
         history, found = states.get(song.job_id, []), audio.pop(song.job_id, [])
         job = history[-1] if history else None
-        if job and job.audio_key and peaks_key(job.audio_key) in found:
-            found.remove(peaks_key(job.audio_key))
-        if job is None or job.status != "completed":
+        if job is None or job.status != "completed" or job.audio_key is None:
             verdict.others += [f"left in the store: {key} of a song that is not completed" for key in found]
-        elif len(found) > 1:
-            verdict.duplicated.append(f"{song.planned.name} has {found}")
-        elif found != [job.audio_key]:
+            continue
+        if job.audio_key not in found:
             verdict.lost.append(
                 f"{song.planned.name} ({job.job_id}) is {job.audio_key}, but there is {found or 'nothing'}"
             )
+        if others := sorted(set(found) - keys_with_renditions(job.audio_key)):
+            verdict.duplicated.append(f"{song.planned.name} is {job.audio_key} and has {others}")
     for rest in audio.values():
         verdict.others += [f"left in the store: {key} of no song" for key in rest]
 
