@@ -16,7 +16,7 @@ from services.codec_worker.song_writer import SongWriter
 from services.codec_worker.token_fetch import Tokens, fetch_tokens
 from shared.errors import QueueFull, TokensLost
 from shared.jobs.queues import queue_windows
-from shared.model.codec_windows import windows_of
+from shared.model.codec_windows import can_be_decoded, windows_of
 from shared.nats.subjects import DEC, DEC_CONSUMERS
 from shared.schema.job import DecodeJob, Job
 from shared.settings import Settings
@@ -97,7 +97,7 @@ class DecodeStage:
         return None
 
     async def dry_in(self, worker: WorkerContext) -> float | None:
-        """Return None: a turn of the codec ends early for nobody."""
+        """Return None: no turn of the codec ends early for a listener."""
         return None
 
     async def run(self, context: JobContext, worker: WorkerContext) -> None:
@@ -166,11 +166,9 @@ class DecodeStage:
 
         Windows of a song that still goes on are decoded only where they are `wanted` at once.
         """
-        if job.status == "decoding":
-            return True
-        if job.status != "generating" or self._windows is None or not wanted:
-            return False
-        if (job.tokens_key, job.saved_frames) == (claimed.tokens_key, claimed.saved_frames):
-            return False  # what was not decoded of it cannot be
-        decoded = len(job.decode.parts) if job.decode is not None else 0
-        return self._windows.final(job.saved_frames or 0) > decoded
+        if job.status == "generating":
+            # What was there when it was claimed and was not decoded cannot be.
+            news = (job.tokens_key, job.saved_frames) != (claimed.tokens_key, claimed.saved_frames)
+            if not (wanted and news):
+                return False
+        return can_be_decoded(job, self._windows)

@@ -7,7 +7,7 @@ from collections import OrderedDict
 
 from shared.errors import NewerRecord, Unavailable
 from shared.jobs.store import JobStore
-from shared.model.codec_windows import CodecWindows
+from shared.model.codec_windows import CodecWindows, can_be_decoded
 from shared.schema.job import ENDED, Job
 from shared.worker.listeners import Listeners
 
@@ -36,7 +36,7 @@ class HandedOn:
     async def dry_in(self, listeners: Listeners, jobs: JobStore, within: float) -> float | None:
         """Seconds until a listener runs dry who waits for the codec; None where none does within so many seconds.
 
-        Where records cannot be read nobody is known to wait.
+        Where records cannot be read, no listener is known to wait.
         """
         found = [(dry_in, job_id) for job_id in self._tenants if (dry_in := listeners.dry_in(job_id)) is not None]
         for dry_in, job_id in sorted(found):
@@ -58,16 +58,8 @@ class HandedOn:
         if job is None or job.status in ENDED:
             self._forget(job_id)
             return False
-        self._waits[job_id] = time.monotonic(), self._can_be_decoded(job)
+        self._waits[job_id] = time.monotonic(), can_be_decoded(job, self._windows)
         return self._waits[job_id][1]
-
-    def _can_be_decoded(self, job: Job) -> bool:
-        if job.status == "decoding":
-            return True
-        if job.status != "generating" or self._windows is None:
-            return False
-        decoded = len(job.decode.parts) if job.decode else 0
-        return self._windows.final(job.saved_frames or 0) > decoded
 
     def _forget(self, job_id: str) -> None:
         self._tenants.pop(job_id, None)

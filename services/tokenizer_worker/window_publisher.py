@@ -43,7 +43,7 @@ class WindowPublisher:
         self._windows, self._handed_on = windows, handed_on
         self._batched: BatchedSong | None = None  # the song with all its frames, once one was made in this turn
         self._whole = 0  # windows of which all tokens are made
-        self._decoded = _decoded(context.job)  # windows of which the audio is stored, as far as is known
+        self._decoded = context.job.decoded_windows  # windows of which the audio is stored, as far as is known
         self._published = (0, False)  # windows, and whether for a listener
         self._loop = asyncio.get_running_loop()
         self._wake = asyncio.Event()
@@ -103,7 +103,7 @@ class WindowPublisher:
         if decision not in (Publish.NOW, occasion):
             return
         job = await self._record(whole)
-        self._decoded = _decoded(job)
+        self._decoded = job.decoded_windows
         if whole > self._decoded:
             await queue_windows(self._worker.nc, job, listened=listened)
             self._handed_on.add(job)
@@ -119,7 +119,3 @@ class WindowPublisher:
         if job is None:
             raise JobConflict("there is no record of this song")
         return job
-
-
-def _decoded(job: Job) -> int:
-    return len(job.decode.parts) if job.decode else 0

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from shared.schema.job import Job
 from shared.settings import Settings
 
 
@@ -15,6 +16,13 @@ class CodecWindows:
     def final(self, frames: int) -> int:
         """Number of windows of which all codes are there, of a song that goes on."""
         return max(0, (frames - self.length) // self.hop + 1)
+
+
+def can_be_decoded(job: Job, windows: CodecWindows | None) -> bool:
+    """Whether a song's record tells of tokens that could be decoded now; `windows` as `windows_of` returns them."""
+    if job.status != "generating":
+        return job.status == "decoding"
+    return windows is not None and windows.final(job.saved_frames or 0) > job.decoded_windows
 
 
 def windows_of(settings: Settings) -> CodecWindows | None:

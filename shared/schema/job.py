@@ -58,11 +58,6 @@ class Decode(msgspec.Struct, frozen=True, kw_only=True):
         """Samples a channel that can be heard."""
         return sum(part.samples for part in self.parts)
 
-    @property
-    def size(self) -> int:
-        """Bytes of the FLAC stream so far."""
-        return sum(part.size for part in self.parts)
-
 
 class AudioWebhook(msgspec.Struct, frozen=True, kw_only=True):
     """The state of the webhook about a song's first audio, once it has been tried."""
@@ -114,6 +109,11 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
         """
         parts = self.decode.parts if self.decode is not None else ()
         return parts[0].key if parts else self.first_part
+
+    @property
+    def decoded_windows(self) -> int:
+        """Windows of which the audio is stored, while the song is made."""
+        return len(self.decode.parts) if self.decode is not None else 0
 
     @property
     def playable_seconds(self) -> float:

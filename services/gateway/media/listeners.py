@@ -9,7 +9,7 @@ from nats.aio.client import Client
 
 from shared.errors import HeartMulaError
 from shared.jobs.queues import queue_windows
-from shared.model.codec_windows import CodecWindows
+from shared.model.codec_windows import CodecWindows, can_be_decoded
 from shared.nats.errors import nats_errors
 from shared.nats.subjects import listen_subject
 from shared.schema.job import ENDED, Job
@@ -70,14 +70,7 @@ class ListenerReports:
         try:
             with nats_errors("listeners cannot be reported"):
                 await self._nc.publish(listen_subject(job.job_id), msgspec.json.encode(word))
-            if buffered < LOW_SECONDS and self._waits_for_codec(job):
+            if buffered < LOW_SECONDS and can_be_decoded(job, self._windows):
                 await queue_windows(self._nc, job, listened=True)
         except HeartMulaError as error:
             log.warning("%s: %s", job.job_id, error)
-
-    def _waits_for_codec(self, job: Job) -> bool:
-        """Whether the song has tokens that could be decoded now."""
-        if job.status == "decoding":
-            return True
-        decoded = len(job.decode.parts) if job.decode is not None else 0
-        return self._windows is not None and self._windows.final(job.saved_frames or 0) > decoded
