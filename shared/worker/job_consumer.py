@@ -23,6 +23,7 @@ from shared.nats.errors import nats_errors
 from shared.nats.subjects import decode_lane, work_subject
 from shared.schema.decoding import read_order
 from shared.schema.job import DecodeJob, Job, TokenJob
+from shared.schema.request import Priority
 from shared.worker.draining import Draining
 from shared.worker.job_context import JobContext
 from shared.worker.job_settlement import JobSettlement
@@ -116,18 +117,18 @@ class JobConsumer:
         """
         self._announced = False
         while True:
-            message = await self._look(skip_empty=True) or await self._look(skip_empty=False)
+            message = await self._look()
             if message is None:
                 self._highs = 0
                 return None
             if context := await self._claim(turn, message):
                 return context
 
-    async def _look(self, *, skip_empty: bool) -> QueueMessage | None:
-        """The next message. With `skip_empty`, a high lane that was empty just now is not looked at for each song."""
-        for lane in lanes(self._highs):
-            if skip_empty and lane == "high" and time.monotonic() < self._high_empty + _EMPTY_SECONDS:
-                continue
+    async def _look(self) -> QueueMessage | None:
+        """The next message. A high lane that was empty just now comes last: it is not looked at for each song."""
+        empty = time.monotonic() < self._high_empty + _EMPTY_SECONDS
+        order: tuple[Priority, Priority] = ("normal", "high") if empty else lanes(self._highs)
+        for lane in order:
             if lane == "high":
                 self._high_empty = time.monotonic()  # unless work is announced while it is looked at
             if message := await self._fetch(self._spec.consumers[lane]):
@@ -216,7 +217,7 @@ class JobConsumer:
         if isinstance(order, DecodeJob):
             claim["lane"] = decode_lane(message.subject)
             # Nothing is moved on by a message alone: its tokens may have been lost since, and be made again.
-            if job.status == "decoding":  # whoever made its tokens is done; earlier versions of the codec claim by this
+            if job.status == "decoding":  # its tokens are made; earlier versions of the codec claim by this
                 changes["fencing_token"] = None
         else:
             changes["status"] = self._spec.status
