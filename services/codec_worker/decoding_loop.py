@@ -13,6 +13,7 @@ from services.codec_worker.song_writer import SongWriter
 from services.codec_worker.window_decoder import WindowDecoder
 from shared.errors import DeviceBroken, NotFound, Unavailable
 from shared.nats.errors import nats_errors
+from shared.nats.streams import songs_in_lane
 from shared.nats.subjects import DEC, DEC_CONSUMERS, decode_lane
 from shared.worker.signals import Paused
 from shared.worker.throughput import Throughput
@@ -152,11 +153,10 @@ async def _live_songs_wait(song: SongInWork) -> bool:
     return bool(info.num_pending)
 
 
-async def _live_songs(song: SongInWork) -> list[str]:
+async def _live_songs(song: SongInWork) -> set[str]:
     """The songs in the queue that somebody listens to, those in the hands of workers included. Likewise."""
     try:
         with nats_errors("the queue cannot be looked at"):
-            info = await song.worker.nc.jetstream().stream_info(DEC, subjects_filter="jobs.live.*")
+            return await songs_in_lane(song.worker.nc.jetstream(), "high")
     except (Unavailable, NotFound):
-        return []
-    return [subject.rpartition(".")[2] for subject in info.state.subjects or {}]
+        return set()

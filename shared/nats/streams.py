@@ -26,6 +26,7 @@ from shared.nats.errors import nats_errors
 from shared.nats.subjects import (
     DEC,
     DEC_CONSUMERS,
+    DEC_SUBJECTS,
     EVENTS,
     FAULTS,
     GPU_LOCK,
@@ -39,6 +40,7 @@ from shared.nats.subjects import (
     decode_subject,
     token_subject,
 )
+from shared.schema.request import Priority
 from shared.settings import Settings
 
 DAY = 86400.0
@@ -103,7 +105,7 @@ def _streams(queue_limit: int) -> list[StreamConfig]:
     return [
         _queue(TOK, ["jobs.tok.*.*"], queue_limit),
         # Larger than TOK: a song whose tokens were paid for must always find room.
-        _queue(DEC, ["jobs.dec.*", "jobs.live.*"], 4 * queue_limit),
+        _queue(DEC, list(DEC_SUBJECTS.values()), 4 * queue_limit),
         StreamConfig(
             name=EVENTS,
             subjects=["events.*.*.*"],
@@ -150,7 +152,7 @@ def consumers(ack_wait: float) -> list[tuple[str, ConsumerConfig]]:
         )
 
     lanes = [(TOK, pull(name, f"jobs.tok.{lane}.*")) for lane, name in TOK_CONSUMERS.items()]
-    lanes += [(DEC, pull(DEC_CONSUMERS["normal"], "jobs.dec.*")), (DEC, pull(DEC_CONSUMERS["high"], "jobs.live.*"))]
+    lanes += [(DEC, pull(DEC_CONSUMERS[lane], subject)) for lane, subject in DEC_SUBJECTS.items()]
     # Pushed to one of the gateways: each record at once, and again after the time that a gateway asks for.
     hooks = ConsumerConfig(
         durable_name=HOOKS_CONSUMER,
@@ -225,6 +227,15 @@ async def require_streams(js: JetStreamContext) -> None:
 def ack_wait(settings: Settings) -> float:
     """Seconds without a sign of life after which a message is redelivered to another worker; follows the lease."""
     return 2.0 * settings.lease_ttl
+
+
+async def songs_in_lane(js: JetStreamContext, lane: Priority) -> set[str]:
+    """The songs with a message in a lane of the queue for audio, waiting or being worked on.
+
+    Raises the errors of nats-py: call it in `nats_errors`.
+    """
+    info = await js.stream_info(DEC, subjects_filter=DEC_SUBJECTS[lane])
+    return {subject.rpartition(".")[2] for subject in info.state.subjects or ()}
 
 
 async def purge_job(js: JetStreamContext, job_id: str) -> None:

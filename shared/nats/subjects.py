@@ -8,6 +8,7 @@ TOK, DEC, EVENTS, FAULTS = "TOK", "DEC", "EVENTS", "FAULTS"
 JOBS, GPU_LOCK, WORKERS = "JOBS", "GPU_LOCK", "WORKERS"
 TOK_CONSUMERS: dict[Priority, str] = {"high": "tok-high", "normal": "tok-normal"}
 DEC_CONSUMERS: dict[Priority, str] = {"high": "dec-live", "normal": "dec"}  # songs with listeners, and the others
+DEC_SUBJECTS: dict[Priority, str] = {"normal": "jobs.dec.*", "high": "jobs.live.*"}  # of their messages
 HOOKS_CONSUMER, HOOKS_DELIVERY, HOOKS_GROUP = "hooks", "ctl.hooks", "gateways"
 PROBE_SUBJECT = f"$KV.{JOBS}.probe"  # a key that no record has; a gateway writes it to see whether it can
 
@@ -26,12 +27,12 @@ def token_subject(priority: Priority, job_id: str) -> str:
 
 def decode_subject(job_id: str, lane: Priority = "normal") -> str:
     """The subject of a `DecodeJob`; the lane is `high` for a song that somebody listens to."""
-    return f"jobs.{'live' if lane == 'high' else 'dec'}.{subject_token(job_id)}"
+    return DEC_SUBJECTS[lane].replace("*", subject_token(job_id))
 
 
 def decode_lane(subject: str) -> Priority:
     """The lane of a `DecodeJob`, by its subject."""
-    return "high" if subject.startswith("jobs.live.") else "normal"
+    return "high" if subject.startswith(DEC_SUBJECTS["high"].removesuffix("*")) else "normal"
 
 
 def dead_subject(stage: str, job_id: str) -> str:

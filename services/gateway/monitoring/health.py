@@ -20,6 +20,7 @@ from shared.causes import NO_ANSWER
 from shared.errors import HeartMulaError, NoRoom, NotFound, Unavailable
 from shared.nats.connection import Connection
 from shared.nats.errors import nats_errors
+from shared.nats.streams import songs_in_lane
 from shared.nats.subjects import DEC, TOK
 from shared.schema.worker import WorkerStatus
 from shared.settings import Settings
@@ -210,12 +211,8 @@ class Health:
 
     async def _in_both_lanes(self) -> int:
         """Songs with a message in both lanes of the queue for audio, such as one that somebody began to listen to."""
-        listened = await self._songs_in("jobs.live.*")
-        return len(listened & await self._songs_in("jobs.dec.*")) if listened else 0
-
-    async def _songs_in(self, lane: str) -> set[str]:
-        info = await self._js.stream_info(DEC, subjects_filter=lane)
-        return {subject.rpartition(".")[2] for subject in info.state.subjects or ()}
+        listened = await songs_in_lane(self._js, "high")
+        return len(listened & await songs_in_lane(self._js, "normal")) if listened else 0
 
     async def _age(self, stream: str, state: StreamState) -> float:
         """Seconds since the oldest message of a queue was stored; 0 where there is none."""
