@@ -50,6 +50,11 @@ def tokens_key(job_id: str, fencing_token: int) -> str:
     return f"tokens/{job_id}/{fencing_token}.safetensors"
 
 
+def song_prefixes(job_id: str) -> tuple[str, str]:
+    """The two prefixes of all objects of a song: its tokens and its audio."""
+    return f"tokens/{job_id}/", f"audio/{job_id}/"
+
+
 def audio_key(job_id: str, fencing_token: int, suffix: str) -> str:
     """The key of a song's audio."""
     return f"audio/{job_id}/{fencing_token}.{suffix}"
@@ -183,21 +188,8 @@ class ObjectStore:
             ),
         )
 
-    async def get(self, key: str) -> bytes:
-        """Read a whole object."""
-
-        def read() -> bytes:
-            response = self._client.get_object(bucket_name=self.bucket, object_name=key)
-            try:
-                return bytes(response.read())
-            finally:
-                response.close()
-                response.release_conn()
-
-        return await self._run(read)
-
-    async def read(self, key: str, offset: int, length: int) -> bytes:
-        """Read `length` bytes of an object from `offset`; fewer where it ends."""
+    async def get(self, key: str, offset: int = 0, length: int = 0) -> bytes:
+        """Read a whole object, or up to `length` bytes of it from `offset`."""
 
         def read() -> bytes:
             response = self._client.get_object(bucket_name=self.bucket, object_name=key, offset=offset, length=length)

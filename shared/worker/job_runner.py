@@ -6,6 +6,7 @@ import time
 
 from shared.errors import DeviceBroken, DeviceFull, SongError
 from shared.jobs.claims import claim_of
+from shared.storage.objects import song_prefixes
 from shared.storage.write_gate import WriteGate
 from shared.tracing import record_wait, span
 from shared.worker.job_context import JobContext
@@ -170,6 +171,6 @@ class JobRunner:
             await self._settlement.leave(context, job)
             return
         if job is not None and job.status == "cancelled":
-            for prefix in (f"tokens/{job.job_id}/", f"audio/{job.job_id}/"):
+            for prefix in song_prefixes(job.job_id):
                 await worker.retry(lambda prefix=prefix: worker.store.delete(prefix))  # type: ignore[misc]
         await context.message.acknowledge()

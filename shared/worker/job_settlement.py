@@ -15,7 +15,7 @@ from shared.nats.errors import nats_errors
 from shared.nats.subjects import dead_subject, work_subject
 from shared.schema.job import ENDED, Job
 from shared.schema.worker import Role
-from shared.storage.objects import ObjectStore
+from shared.storage.objects import ObjectStore, song_prefixes
 from shared.worker.job_context import JobContext
 from shared.worker.message import QueueMessage
 from shared.worker.signals import JobStopped
@@ -155,7 +155,7 @@ class JobSettlement:
         if job is None or job.status != "failed":  # another worker has completed it meanwhile
             return
         with contextlib.suppress(Unavailable, ObjectError):
-            for prefix in (f"tokens/{job_id}/", f"audio/{job_id}/"):
+            for prefix in song_prefixes(job_id):
                 await self._store.delete(prefix)
 
     async def finish(self, message: QueueMessage, job: Job | None) -> None:

@@ -117,7 +117,7 @@ class FlacStream:
 
     async def _bytes(self, key: str, offset: int, length: int) -> bytes:
         found = await wait_until_available(
-            self._store.where, lambda: self._store.read(key, offset, length), AWAY_SECONDS, log.debug
+            self._store.where, lambda: self._store.get(key, offset, length), AWAY_SECONDS, log.debug
         )
         if not found:
             raise ObjectError(f"{key} is shorter than it was")

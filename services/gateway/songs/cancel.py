@@ -16,7 +16,7 @@ from shared.nats.streams import purge_job
 from shared.nats.subjects import cancel_subject
 from shared.schema.event import Cancelled
 from shared.schema.job import ENDED, Job, Status
-from shared.storage.objects import ObjectStore
+from shared.storage.objects import ObjectStore, song_prefixes
 
 log = logging.getLogger(__name__)
 
@@ -82,20 +82,15 @@ class Canceller:
         job = await self._songs.find(tenant, job_id)
         if job.status not in ENDED:
             raise ApiError(409, "conflict", f"the song is {job.status}; cancel it before it is removed")
-        for prefix in _prefixes(job_id):
+        for prefix in song_prefixes(job_id):
             await self._store.delete(prefix)
         await self._jobs.delete(job)
         log.info("%s: removed", job_id)
         return CancelledBody(job_id=job_id, status=job.status)
 
     async def _delete_objects(self, job_id: str) -> None:
-        for prefix in _prefixes(job_id):
+        for prefix in song_prefixes(job_id):
             try:
                 await self._store.delete(prefix)
             except HeartMulaError as error:
                 log.warning("%s: cancelled, but the objects under %s were not deleted: %s", job_id, prefix, error)
-
-
-def _prefixes(job_id: str) -> tuple[str, str]:
-    """The two prefixes of all objects of a song: its tokens and its audio."""
-    return f"tokens/{job_id}/", f"audio/{job_id}/"
