@@ -7,7 +7,7 @@ import msgspec
 
 from shared.frames import seconds_of
 from shared.jobs.claims import claim_of
-from shared.jobs.store import JobStore, change
+from shared.jobs.store import JobStore, change, moved_to_decoding
 from shared.schema.job import AudioPart, Decode, Job
 from shared.worker.signals import JobStopped
 
@@ -42,17 +42,7 @@ class SongRecord:
             self._require(record, "generating", "decoding")
             if record.status == "decoding":
                 return record
-            return change(
-                record,
-                status="decoding",
-                tokens_key=tokens_key,
-                frames=frames,
-                fencing_token=None,
-                saved_frames=None,
-                attempts=0,
-                failures=0,
-                error=None,
-            )
+            return moved_to_decoding(record, tokens_key, frames)
 
         return await self._update(moved)
 

@@ -18,7 +18,7 @@ from shared.errors import LeaseLost, QueueFull, SongError, Unavailable
 from shared.frames import frames_nearest, frames_within
 from shared.jobs.events import GENERATING_SHARE, generating
 from shared.jobs.queues import queue_decode, queue_windows
-from shared.jobs.store import change
+from shared.jobs.store import change, moved_to_decoding
 from shared.model.codec_windows import windows_of
 from shared.model.prompt import Prompter
 from shared.nats.errors import nats_errors
@@ -220,17 +220,7 @@ async def _hand_on(context: JobContext, saved: SavedTokens, frames: int, worker:
             return record if known else change(record, tokens_key=saved.key, frames=frames, saved_frames=None)
         if record.status != "generating" or record.fencing_token != context.turn.fencing_token:
             raise JobStopped(f"the song is {record.status} and no longer belongs to this worker")
-        return change(
-            record,
-            status="decoding",
-            tokens_key=saved.key,
-            frames=frames,
-            fencing_token=None,
-            saved_frames=None,
-            attempts=0,
-            failures=0,
-            error=None,
-        )
+        return moved_to_decoding(record, saved.key, frames)
 
     moved = await retry(lambda: worker.jobs.update(job.job_id, job.tenant, move_on))
     context.publish(Stage(job_id=job.job_id, status="decoding", progress=GENERATING_SHARE, stage="waiting"))

@@ -53,6 +53,21 @@ def change(job: Job, **changes: Any) -> Job:
     return new
 
 
+def moved_to_decoding(job: Job, tokens_key: str, frames: int) -> Job:
+    """A copy of the record of a song whose tokens are all there. Raises `JobConflict` as `change`."""
+    return change(
+        job,
+        status="decoding",
+        tokens_key=tokens_key,
+        frames=frames,
+        fencing_token=None,
+        saved_frames=None,
+        attempts=0,
+        failures=0,
+        error=None,
+    )
+
+
 class JobStore:
     """Job records. Every method raises `Unavailable` when NATS does not answer, those that read `NewerRecord` too."""
 
