@@ -1,4 +1,4 @@
-"""A song that a turn decodes: its tokens, how far it is, and what is told of it."""
+"""A song that a turn decodes: its tokens, how far it is, and what is published of it."""
 
 import functools
 import logging
@@ -52,8 +52,8 @@ class SongInWork:
         """Share of the song that is decoded, from 0 to 1."""
         return min(1.0, self.state.samples / samples_of(self.tokens.codes.shape[1], self.sample_rate))
 
-    # Nothing is told of a song whose tokens are still being made, but how much of it can be heard: its stage and its
-    # progress are the tokenizer's until then.
+    # Nothing is published of a song whose tokens are still being made, but how much of it can be heard: its stage and
+    # its progress are the tokenizer's until then.
 
     def announce(self) -> None:
         """Publish that the decoding begins; once."""

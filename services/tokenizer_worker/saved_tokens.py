@@ -106,7 +106,7 @@ class SavedTokens:
     async def note_windows(self) -> Job | None:
         """Have the record tell of the whole windows that are saved. Raises as `save` does.
 
-        Returns the record as it was written; None when it told of them before.
+        Returns the record as it was written; None when it named them before.
         """
         if self._named and self._whole_windows() <= self._noted:
             return None

@@ -20,7 +20,7 @@ FORGET_SECONDS = 10.0  # after which a report counts no more; gateways repeat th
 class Listeners:
     """The latest reports. Where they are lost there are no listeners, and throughput comes first.
 
-    Whoever must know of a change looks every half second: what is reported changes by itself as time goes by.
+    A task that has to know of a change looks every half second: what is reported changes by itself as time goes by.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -51,7 +51,7 @@ class Listeners:
     def dry_in(self, job_id: str) -> float | None:
         """Seconds until a listener to a song has played all that was decoded when it was reported, at least 0.
 
-        None where nobody listens.
+        None where there is no listener.
         """
         dry_at = [moment for _, moment in self._counting(job_id).values()]
         return max(0.0, min(dry_at) - self._clock()) if dry_at else None

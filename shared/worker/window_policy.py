@@ -22,7 +22,7 @@ class Windows:
 
     waiting: int  # windows of which all tokens are there, and that are not decoded
     models_stay: bool  # both models stay on the device: nothing is swapped for a window
-    dry_in: float | None  # seconds until a listener runs dry; None: nobody listens
+    dry_in: float | None  # seconds until a listener runs dry; None: there is no listener
 
 
 def decide(now: Windows, away: float) -> Publish:

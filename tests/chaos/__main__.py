@@ -1,6 +1,6 @@
 """``make chaos``: songs on a real stack under faults: killed and stopped processes, lost data, junk.
 
-Nothing accepted may be lost, made twice or made by two models at once, and whoever listens to a song hears all of it,
+Nothing accepted may be lost, made twice or made by two models at once, and each listener to a song hears all of it,
 byte for byte. First the trivial engine on two cards, then the demo checkpoint on one, then the whole stack killed seven
 times, with orderly restarts between, then servers whose disk fills up (as root alone, since a volume is mounted). The
 schedule follows from the seed alone. The last line is JSON; exit 1 when anything broke.

@@ -74,7 +74,7 @@ class Audience:
         await self._http.aclose()
 
     async def judge(self, verdict: Verdict, client: Client) -> None:
-        """Check that whoever listened to a song that was completed has all of it, as it is stored."""
+        """Check that each listener to a song that was completed has all of it, as it is stored."""
         for listener in self.listeners:
             job = self._observer.job(listener.song.job_id)
             if not listener.fault and job is not None and job.status == "completed":

@@ -53,7 +53,7 @@ values = [{doomed}]
 include-method = "DELETE"
 parameters = {{ "path.job_id" = {{ dictionary = "doomed", probability = 0.7 }} }}
 
-# It waits for the audio of songs that nobody makes here.
+# It waits for the audio of songs that are never made here.
 [[operations]]
 include-name = "GET /generate/{{job_id}}/stream"
 phases.coverage.enabled = false

@@ -155,7 +155,7 @@ class StreamResponse:
             await end(gone)
             if not serving.done():
                 await end(serving)
-        if serving.cancelled() and complete:  # its client is told as gone too, and may still read, and ask for more
+        if serving.cancelled() and complete:  # its client is reported as gone too, and may still read, and ask for more
             return
         if serving.cancelled():
             await cut(scope)
@@ -213,8 +213,8 @@ class StreamResponse:
         size = 0
         try:
             async with asyncio.timeout_at(deadline):
-                # At least `first` bytes: whoever goes on where the song's audio ends for now is answered at once, for
-                # browsers take a refusal for the end. Who begins is answered with the first byte.
+                # At least `first` bytes: a client that goes on where the song's audio ends for now is answered at once,
+                # for browsers take a refusal for the end. Who begins is answered with the first byte.
                 size = await stream.reach(max(0, first - 1))
                 if last is not None and bounded:
                     size = await stream.reach(last)

@@ -68,7 +68,7 @@ class Encoding:
         try:
             return await asyncio.to_thread(_read, self._path, offset, min(most, self._size - offset))
         except FileNotFoundError:
-            raise self._error or StreamCut("nobody listened any more") from None
+            raise self._error or StreamCut("the last listener had left") from None
 
     def seconds(self, offset: int) -> float:
         """The second of the song that is at an offset, rounded up by less than a second."""
@@ -97,7 +97,7 @@ class Encoding:
                     await asyncio.wait({closing})
 
     def fail(self, error: BaseException) -> None:
-        """End it for its readers, who are told why. Only the first error counts; those of the gateway are logged."""
+        """End it for its readers, with the reason. Only the first error counts; those of the gateway are logged."""
         if self._error is not None:
             return
         name = f"{self._job.job_id} as {self._form} from {self._start:g} s"
@@ -105,7 +105,7 @@ class Encoding:
             case StreamCut() | HeartMulaError():
                 self._error = error
             case asyncio.CancelledError():
-                self._error = StreamCut("nobody listened any more")
+                self._error = StreamCut("the last listener had left")
             case OSError():
                 log.error("%s cannot be written: %s", name, error)
                 words = "the gateway cannot write files; its log says why"

@@ -30,7 +30,7 @@ class _Entry:
     encoding: Encoding
     task: asyncio.Task[None]
     listeners: int = 0
-    removal: asyncio.TimerHandle | None = None  # while nobody listens
+    removal: asyncio.TimerHandle | None = None  # while it has no listener
 
 
 class Encodings:
@@ -103,7 +103,7 @@ class Encodings:
                 await asyncio.Event().wait()  # until it is removed
 
     def _ended(self, key: _Key, encoding: Encoding, task: asyncio.Task[None]) -> None:
-        """Tell the listeners, whatever it was; whoever comes next begins anew."""
+        """Report the reason to the listeners; the next one begins a new encoding."""
         encoding.fail((None if task.cancelled() else task.exception()) or asyncio.CancelledError())
         if (entry := self._entries.get(key)) is not None and entry.encoding is encoding:
             self._remove(key)

@@ -30,7 +30,7 @@ class GrowingSong:
     def __init__(self, job: Job, read: Callable[[], Awaitable[Job | None]]) -> None:
         self.listeners: set[Listener] = set()
         self.users = 0  # listeners and encoders
-        self.first_listener = asyncio.Event()  # somebody began to listen where nobody did
+        self.first_listener = asyncio.Event()  # a song without a listener got one
         self._job, self._read = job, read
         self._cut: str | None = None
         self._news = asyncio.Event()

@@ -15,7 +15,7 @@ from shared.schema.request import AudioFormat, GenerateRequest
 
 
 class Stopped(Exception):
-    """Nobody needs the audio any more."""
+    """The audio is not needed any more."""
 
 
 class SongEncoder:

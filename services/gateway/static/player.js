@@ -14,7 +14,7 @@ let song = null; // {id, name, status, playable, length}
 let drawn = ""; // what the peaks that were asked for last are of
 let note = ""; // how the latest song ended, where that is worth a word
 let loading = 0; // since when
-let reported = ""; // which song plays, as `report` was told
+let reported = ""; // which song plays, as it was reported last
 let neighbour = () => null;
 let report = () => {};
 
