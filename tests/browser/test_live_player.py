@@ -1,5 +1,6 @@
 """The player with songs that are being made, in a real browser, on a real gateway; the test makes the songs grow."""
 
+import asyncio
 import re
 from collections.abc import AsyncIterator
 from signal import SIGKILL
@@ -250,3 +251,27 @@ async def test_a_stream_that_ends_too_early_is_taken_up_again(listening: Listeni
     await expect(listening.at).to_have_text("0:00")
     await listening.until("audio.currentTime > 0.5 && audio.currentTime < 3")
     assert await listening.source() == "stream"
+
+
+async def test_a_slow_answer_after_a_stream_that_ended_too_early_is_waited_for(listening: Listening) -> None:
+    """The player looks at what sounds twice a second, and the position has moved since it looked last."""
+    song = await listening.song("Short")
+    await song.window()
+    await song.window()
+    streams: list[str] = []
+
+    async def answer(route: Route) -> None:
+        streams.append(route.request.url)
+        if len(streams) == 1:
+            await route.fulfill(body=song.stream[: len(song.stream) // 4], content_type="audio/flac")
+        else:
+            await route.continue_()
+
+    async def answer_late(route: Route) -> None:
+        await asyncio.sleep(1.5)
+        await route.continue_()
+
+    await listening.page.route(STREAM, answer)
+    await listening.page.route("**/status", answer_late)
+    await listening.play("Short")
+    await listening.until("audio.currentTime > 3")

@@ -222,13 +222,14 @@ function finish(why) {
 function look() {
   if (!song || !wish) return;
   const at = position();
-  if (at !== alive.at && !audio.error) {
+  const broke = audio.error || audio.ended; // what plays cannot go on by itself
+  if (at !== alive.at && !broke) {
     alive = { at, time: Date.now() };
     if (target === null && (attempting || faults)) {
       rest(); // the browser has helped itself
       faults = 0;
     }
-  } else if (audio.error) {
+  } else if (broke) {
     if (audio.paused) again();
   } else if (dry()) alive.time = Date.now();
   else if (Date.now() - alive.time > STUCK_AFTER) again();
