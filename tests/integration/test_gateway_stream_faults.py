@@ -71,8 +71,9 @@ async def test_an_encoding_that_fails_is_logged_and_serves_nobody_else(
                     assert answer.status_code == 200
             finally:
                 closed.set()
-        found = [record for record in caplog.records if here.song.job_id in record.getMessage()]
-        assert [record.levelno for record in found if record.levelno > logging.INFO] == [logging.ERROR]
+        faults = [record for record in caplog.records if record.levelno > logging.INFO]
+        found = [record for record in faults if here.song.job_id in record.getMessage()]
+        assert [record.levelno for record in found] == [logging.ERROR]
         if isinstance(error, RuntimeError):
             assert found[0].exc_info  # where in the code
             assert found[0].exc_info[1] is error
