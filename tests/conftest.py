@@ -4,11 +4,15 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
+import hypothesis
 import nats
 import pytest
 
 from deploy.local.servers.embedded import ROLES, NatsServer, S3Server, Server, free_port
 from shared.settings import Settings
+
+hypothesis.settings.register_profile("untimed", deadline=None)  # a busy machine is not a fault
+hypothesis.settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from services.codec_worker.model import Splicer, WindowPlan
@@ -55,7 +55,6 @@ def test_windows_of_codes_latents_and_samples_agree(frames: int, rate: int, wind
         assert plan.needed(index) == 2 * min(plan.window, left)
 
 
-@settings(deadline=None)
 @given(
     st.integers(1, 500) | st.integers(0, 4).map(lambda n: 26 + 80 * n),
     st.sampled_from([600, 1000]),
