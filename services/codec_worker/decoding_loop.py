@@ -17,6 +17,7 @@ from shared.nats.streams import songs_in_lane
 from shared.nats.subjects import DEC, DEC_CONSUMERS, decode_lane
 from shared.worker.signals import Paused
 from shared.worker.throughput import Throughput
+from shared.worker.worker_context import WorkerContext
 
 _LABEL = "decode"  # in the device's ledger
 
@@ -132,7 +133,7 @@ class DecodingLoop:
         own = listeners.dry_in(song.job_id)
         if self._queue.is_pressed(None if own is None else own + decoded, listeners.dry_in):
             return _Rest.IN_HAND
-        if not await _live_songs_wait(song):
+        if not await live_songs_wait(song.worker):
             return None
         if own is None:
             if decode_lane(song.context.message.subject) == "normal":
@@ -143,11 +144,11 @@ class DecodingLoop:
         return _Rest.IN_QUEUE if pressed else None
 
 
-async def _live_songs_wait(song: SongInWork) -> bool:
+async def live_songs_wait(worker: WorkerContext) -> bool:
     """Whether songs with listeners are in the queue. Not where that cannot be known: throughput comes first."""
     try:
         with nats_errors("the queue cannot be looked at"):
-            info = await song.worker.nc.jetstream().consumer_info(DEC, DEC_CONSUMERS["high"])
+            info = await worker.nc.jetstream().consumer_info(DEC, DEC_CONSUMERS["high"])
     except (Unavailable, NotFound):
         return False
     return bool(info.num_pending)

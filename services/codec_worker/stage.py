@@ -7,7 +7,7 @@ from enum import Enum, auto
 
 from nats.js import JetStreamContext
 
-from services.codec_worker.decoding_loop import DecodingLoop
+from services.codec_worker.decoding_loop import DecodingLoop, live_songs_wait
 from services.codec_worker.engines.base import CodecEngine
 from services.codec_worker.finishing import Finisher
 from services.codec_worker.song_in_work import SongInWork, open_song
@@ -21,9 +21,11 @@ from shared.nats.subjects import DEC, DEC_CONSUMERS
 from shared.schema.job import DecodeJob, Job
 from shared.settings import Settings
 from shared.storage.tempdirs import clear_scratch
+from shared.worker.handed_on import HandedOn
 from shared.worker.job_context import JobContext
 from shared.worker.stage import StageSpec
 from shared.worker.throughput import Throughput
+from shared.worker.window_policy import margin
 from shared.worker.worker_context import WorkerContext
 
 log = logging.getLogger(__name__)
@@ -61,6 +63,8 @@ class DecodeStage:
         self._loop = DecodingLoop(engine, self.rate)
         self._finisher = Finisher(self._loop, settings)
         self._ends: dict[str, _End] = {}  # by song; until its message is settled
+        self._in_hand: set[str] = set()  # ids of songs
+        self._handed_back = HandedOn(self._needs_tokens)
         self.to_device = engine.to_device
         self.to_host = engine.to_host
 
@@ -97,12 +101,29 @@ class DecodeStage:
         return None
 
     async def dry_in(self, worker: WorkerContext) -> float | None:
-        """Return None: no turn of the codec ends early for a listener."""
-        return None
+        """Seconds until a listener runs dry whose song waits for more tokens; None where none does soon.
+
+        None, too, while the codec has something to decode that somebody listens to.
+        """
+        if any(worker.listeners.dry_in(job_id) is not None for job_id in self._in_hand):
+            return None
+        soonest = await self._handed_back.dry_in(worker.listeners, worker.jobs, within=margin(worker.away()))
+        return None if soonest is None or await live_songs_wait(worker) else soonest
+
+    def _needs_tokens(self, job: Job) -> bool:
+        return job.status == "generating" and not can_be_decoded(job, self._windows)
 
     async def run(self, context: JobContext, worker: WorkerContext) -> None:
         """Decode what is final of a song after what earlier turns decoded, and complete it when it has ended."""
-        self._ends.pop(context.job.job_id, None)
+        job_id = context.job.job_id
+        self._ends.pop(job_id, None)
+        self._in_hand.add(job_id)
+        try:
+            await self._run(context, worker)
+        finally:
+            self._in_hand.discard(job_id)
+
+    async def _run(self, context: JobContext, worker: WorkerContext) -> None:
         record = SongRecord(worker.jobs, context.job, context.turn.fencing_token)
         tokens = await self._tokens(context, worker, record)
         song = await open_song(context, worker, record, tokens, self._engine) if tokens is not None else None
@@ -144,6 +165,7 @@ class DecodeStage:
         was_all = await self._loop.run(song, SongWriter(song.stream, song.parts, None, flac=True))
         if song.parts.parts == before:
             await song.worker.retry(song.record.uncount_attempt)
+        self._handed_back.add(song.context.job)
         return was_all
 
     async def settled(self, context: JobContext, worker: WorkerContext) -> None:

@@ -10,7 +10,6 @@ from nats.js import JetStreamContext
 
 from services.tokenizer_worker.batch import Batch, BatchedSong
 from services.tokenizer_worker.engines.base import Song, TokenEngine
-from services.tokenizer_worker.handed_on import HandedOn
 from services.tokenizer_worker.saved_tokens import SavedTokens
 from services.tokenizer_worker.window_publisher import WindowPublisher
 from shared.device.offload_phases import Phase
@@ -19,13 +18,14 @@ from shared.frames import frames_nearest, frames_within
 from shared.jobs.events import GENERATING_SHARE, generating
 from shared.jobs.queues import queue_decode, queue_windows
 from shared.jobs.store import change, moved_to_decoding
-from shared.model.codec_windows import windows_of
+from shared.model.codec_windows import can_be_decoded, windows_of
 from shared.model.prompt import Prompter
 from shared.nats.errors import nats_errors
 from shared.nats.subjects import DEC, TOK, TOK_CONSUMERS
 from shared.schema.event import Stage
 from shared.schema.job import Job, TokenJob
 from shared.settings import Settings
+from shared.worker.handed_on import HandedOn
 from shared.worker.job_context import JobContext
 from shared.worker.signals import JobStopped, Paused
 from shared.worker.stage import StageSpec
@@ -53,7 +53,7 @@ class TokenStage:
         self._engine, self._prompter = engine, prompter
         self._batch = Batch(engine)
         self._windows = windows_of(settings)
-        self._handed_on = HandedOn(self._windows)
+        self._handed_on = HandedOn(lambda job: can_be_decoded(job, self._windows))
         self._save_every = max(1, frames_nearest(settings.checkpoint_seconds))
         self.rate = self._batch.rate
         self.load = engine.load

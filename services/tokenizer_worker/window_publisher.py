@@ -5,12 +5,12 @@ import contextlib
 import logging
 
 from services.tokenizer_worker.batch import BatchedSong
-from services.tokenizer_worker.handed_on import HandedOn
 from services.tokenizer_worker.saved_tokens import SavedTokens
 from shared.errors import JobConflict, NotFound, ObjectError, QueueFull, Unavailable, WrongSequence
 from shared.jobs.queues import queue_windows
 from shared.model.codec_windows import CodecWindows
 from shared.schema.job import Job
+from shared.worker.handed_on import HandedOn
 from shared.worker.job_context import JobContext
 from shared.worker.signals import JobStopped
 from shared.worker.window_policy import Publish, Windows, decide

@@ -10,6 +10,7 @@ import pytest
 
 from shared.audio.flac import stream_header
 from shared.audio.tags import SongTags
+from shared.device.lease import Lease
 from shared.jobs.store import change
 from shared.nats.streams import purge_job
 from shared.nats.subjects import DEC, TENANT, cancel_subject, decode_subject, listen_subject
@@ -18,7 +19,7 @@ from shared.schema.listening import Listening
 from shared.schema.request import AudioFormat
 from shared.settings import Settings
 from shared.storage.objects import converted_key, peaks_key, state_key
-from tests.integration.flow import Flow, open_flow
+from tests.integration.flow import PATIENCE, Flow, as_role, open_flow
 from tests.integration.song_being_made import SongBeingMade
 
 HOP, LENGTH = 40, 50  # frames; a hop is 6.25 FLAC blocks
@@ -153,8 +154,10 @@ async def test_a_killed_worker_costs_the_window_in_work_and_no_other(
         flac = await flow.store.get(str((await song.record()).audio_key))
         assert flac[len(header(song)) :].startswith(stream[len(header(song)) :]), "what was heard has changed"
         assert job.job_id == song.job_id
-        heard = [event.data for event in await flow.events(song.job_id) if isinstance(event.data, Audio)]
-        assert len(heard) == 4, "a window was made twice"
+        heard = [e.data.playable_seconds for e in await flow.events(song.job_id) if isinstance(e.data, Audio)]
+        # A worker that is killed between a window's record and its event never sends it; the next event says as much.
+        assert heard == sorted(set(heard)), "a window was made twice"
+        assert len(heard) in (3, 4)
 
 
 async def test_a_worker_that_shuts_down_gives_up_a_window_that_takes_long(settings: Settings, tmp_path: Path) -> None:
@@ -406,3 +409,35 @@ async def test_a_song_whose_listener_waits_does_not_wait_for_whole_songs(
         assert sum(parts) < 15, "it waited for a whole song"
         if all_listened:
             assert min(parts) > 0, "they did not take turns"
+
+
+async def test_a_turn_ends_for_a_listener_whose_song_needs_tokens(settings: Settings) -> None:
+    """The test is the tokenizer that waits for the device. A slice is longer than the songs take."""
+    settings = replace(settings, sequential_offload=True, turn_seconds=3600, gpu_id="card", trivial_window_ms=300)
+    lease = Lease(as_role(settings, "tokenizer"), gpu="card", role="tokenizer", instance="test")
+    async with open_flow(settings, "codec") as flow:
+        await lease.start()
+        try:
+            heard, unheard = (
+                await SongBeingMade.begin(flow, FRAMES),
+                await SongBeingMade.begin(flow, 2000),
+            )  # 50 windows
+            await heard.make(LENGTH, listened=True)
+            await heard.parts(1)
+            await flow.until_empty(DEC)
+            await unheard.end()
+            await unheard.parts(1)
+            acquiring = asyncio.create_task(lease.acquire())
+            await unheard.parts(4)
+            assert not acquiring.done(), "the turn was cut for nobody"
+            async with asyncio.timeout(PATIENCE):
+                while not acquiring.done():
+                    await listen(flow, heard)
+                    await asyncio.sleep(0.3)
+            job = await unheard.record()
+            assert job.decode is not None
+            assert (job.status, job.decode.attempts, len(job.decode.parts) < 48) == ("decoding", 0, True)
+            await (await acquiring).release()
+            await flow.ended(unheard.job_id)
+        finally:
+            await lease.close()

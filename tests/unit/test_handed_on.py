@@ -5,16 +5,20 @@ from typing import Any
 import msgspec
 import pytest
 
-from services.tokenizer_worker import handed_on as module
-from services.tokenizer_worker.handed_on import HandedOn
 from shared.errors import Unavailable
-from shared.model.codec_windows import CodecWindows
+from shared.model.codec_windows import CodecWindows, can_be_decoded
 from shared.schema.job import AudioPart, Decode, Job
 from shared.schema.listening import Listening
 from shared.schema.request import GenerateRequest
+from shared.worker import handed_on as module
+from shared.worker.handed_on import HandedOn
 from shared.worker.listeners import Listeners
 
 PART = AudioPart(key="audio/song/1.0.part", size=9, samples=2)
+
+
+def waits_for_the_codec(job: Job) -> bool:
+    return can_be_decoded(job, CodecWindows(50, 40))
 
 
 def song(job_id: str = "song", **changes: Any) -> Job:
@@ -46,7 +50,7 @@ def listeners() -> Listeners:
 @pytest.fixture
 def known(monkeypatch: pytest.MonkeyPatch) -> HandedOn:
     monkeypatch.setattr(module, "_READ_SECONDS", 0.0)
-    return HandedOn(CodecWindows(50, 40))
+    return HandedOn(waits_for_the_codec)
 
 
 def listen(listeners: Listeners, job_id: str, buffered: float) -> None:
@@ -107,7 +111,7 @@ async def test_the_driest_listener_counts_whose_song_waits(known: HandedOn, list
 async def test_what_was_read_is_believed_for_a_moment_and_until_more_is_handed_on(
     listeners: Listeners,
 ) -> None:
-    known, jobs = HandedOn(CodecWindows(50, 40)), Jobs(song())
+    known, jobs = HandedOn(waits_for_the_codec), Jobs(song())
     known.add(song())
     listen(listeners, "song", 0)
     assert [await dry_in(known, listeners, jobs) for _ in range(5)] == [None] * 5

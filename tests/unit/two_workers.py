@@ -214,9 +214,10 @@ class TwoWorkers:
     def _decode(self, turn: Stay) -> Iterator[None]:
         song: SimulatedSong | None = None
         while True:
-            while self._decision(turn, int(song is not None), 1, any(self.to_decode.values()), None) is Decision.ADMIT:
+            dry_in, waiting = self._driest_without_tokens(song), any(self.to_decode.values())
+            while self._decision(turn, int(song is not None), 1, waiting, dry_in) is Decision.ADMIT:
                 song = (self.to_decode[True] or self.to_decode[False]).popleft()
-            if song is None or self._decision(turn, 1, 1, False, None) is Decision.YIELD:
+            if song is None or self._decision(turn, 1, 1, False, dry_in) is Decision.YIELD:
                 break
             if song.decoded < song.published:
                 yield from self._until(self.now + self.costs.window)
@@ -226,3 +227,10 @@ class TwoWorkers:
         turn.paused = song is not None
         if song is not None:
             self.to_decode[song.listened and not self.deaf].appendleft(song)
+
+    def _driest_without_tokens(self, in_hand: SimulatedSong | None) -> float | None:
+        """Of the songs that the codec has begun and that need tokens; it goes on while it has work for a listener."""
+        if self.deaf or self.to_decode[True] or (in_hand is not None and in_hand.listened):
+            return None
+        found = [song.dry_in for song in self.songs if song.decoded and song.decoded >= song.published]
+        return min((dry_in for dry_in in found if dry_in is not None), default=None)

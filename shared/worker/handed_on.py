@@ -1,13 +1,13 @@
-"""The songs that this worker gave the codec something of: whether one is listened to, and waits for the device."""
+"""The songs that a worker handed to the other role: whether one is listened to, and waits for the device there."""
 
 import logging
 import math
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 
 from shared.errors import NewerRecord, Unavailable
 from shared.jobs.store import JobStore
-from shared.model.codec_windows import CodecWindows, can_be_decoded
 from shared.schema.job import ENDED, Job
 from shared.worker.listeners import Listeners
 
@@ -18,15 +18,16 @@ _READ_SECONDS = 1.0  # for which what was read of a song is believed
 
 
 class HandedOn:
-    """Songs with windows that the codec can decode, so far as this worker made them. Only listened ones are read."""
+    """Songs that the other role goes on with, so far as they came from this worker. Only listened ones are read."""
 
-    def __init__(self, windows: CodecWindows | None) -> None:
-        self._windows = windows
+    def __init__(self, waits: Callable[[Job], bool]) -> None:
+        """`waits` says of a record whether the song waits for the other role."""
+        self._is_left = waits
         self._tenants: OrderedDict[str, str] = OrderedDict()  # by song, the latest last
         self._waits: dict[str, tuple[float, bool]] = {}  # by song: when it was read, and whether it waits
 
     def add(self, job: Job) -> None:
-        """Note a song of which something can be decoded."""
+        """Note a song of which this worker has done what it could."""
         self._tenants[job.job_id] = job.tenant
         self._tenants.move_to_end(job.job_id)
         self._waits.pop(job.job_id, None)
@@ -34,7 +35,7 @@ class HandedOn:
             self._forget(next(iter(self._tenants)))
 
     async def dry_in(self, listeners: Listeners, jobs: JobStore, within: float) -> float | None:
-        """Seconds until a listener runs dry who waits for the codec; None where none does within so many seconds.
+        """Seconds until a listener runs dry who waits for the other role; None where none does within so many seconds.
 
         Where records cannot be read, no listener is known to wait.
         """
@@ -53,12 +54,12 @@ class HandedOn:
         try:
             job = await jobs.get(job_id, self._tenants[job_id])
         except (Unavailable, NewerRecord) as error:
-            log.warning("%s: whether its listeners wait for the codec is not known: %s", job_id, error)
+            log.warning("%s: whether its listeners wait for the other model is not known: %s", job_id, error)
             return False
         if job is None or job.status in ENDED:
             self._forget(job_id)
             return False
-        self._waits[job_id] = time.monotonic(), can_be_decoded(job, self._windows)
+        self._waits[job_id] = time.monotonic(), self._is_left(job)
         return self._waits[job_id][1]
 
     def _forget(self, job_id: str) -> None:
