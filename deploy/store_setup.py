@@ -30,7 +30,7 @@ _PATIENCE = 60.0  # seconds within which the server has to answer
 _REFUSALS = dict.fromkeys(
     ("InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied"), "S3_ROOT_USER and its password"
 )
-_TOKEN_DAYS = 8  # records are kept for seven, and refer to tokens until the song is finished
+_TOKEN_DAYS = 15  # a record refers to its tokens for a week after its song's end, which may come days after them
 
 
 def policies(bucket: str) -> dict[str, dict[str, Any]]:

@@ -11,6 +11,11 @@ def frames_within(milliseconds: int) -> int:
     return milliseconds // FRAME_MS
 
 
+def frames_covering(milliseconds: int) -> int:
+    """How many frames it takes to last so many milliseconds, or longer."""
+    return -(-milliseconds // FRAME_MS)
+
+
 def frames_nearest(seconds: float) -> int:
     """How many frames come nearest to so many seconds."""
     return round(seconds * 1000 / FRAME_MS)

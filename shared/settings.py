@@ -144,6 +144,12 @@ class Settings:
         300.0,
         "pause between two searches for what crashes left behind; only what is older than this is touched",
     )
+    keep_tokens_seconds: float | None = _setting(
+        "HEARTMULA_KEEP_TOKENS_SECONDS",
+        parse.seconds(0, 604_800),
+        None,
+        "seconds for which a completed song's tokens are kept, for others to go on from; unset: as long as its audio",
+    )
     lease_ttl: int = _setting(
         "HEARTMULA_LEASE_TTL",
         parse.integer(2, 60),
@@ -275,6 +281,7 @@ _ELSEWHERE = {
     "HEARTMULA_API_KEY",
     "HEARTMULA_API_KEY_FILE",
     "HEARTMULA_GOLDEN",
+    "HEARTMULA_GOLDEN_ENCODER",
     "HEARTMULA_URL",
 }
 

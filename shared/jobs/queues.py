@@ -1,5 +1,7 @@
 """Puts songs into the two queues. A queue holds one message a song and lane, so publishing again changes nothing.
 
+A message has its record's schema: a worker that cannot read the one leaves the other, too, to a newer worker.
+
 Workers are notified when the message is on disk: they would hear of the publication itself before it counts.
 """
 
@@ -16,7 +18,7 @@ from nats.js.errors import APIError
 from shared.errors import QueueFull, StreamFull, Unavailable
 from shared.nats.errors import nats_errors
 from shared.nats.subjects import decode_subject, token_subject, work_subject
-from shared.schema.base import SCHEMA, UNFINISHED_SCHEMA
+from shared.schema.base import UNFINISHED_SCHEMA
 from shared.schema.job import DecodeJob, Job, TokenJob
 from shared.schema.request import Priority
 from shared.schema.worker import Role
@@ -29,8 +31,8 @@ async def queue_tokens(nc: Client, job: Job) -> PubAck | None:
 
     Raises `QueueFull`, or `Unavailable` when NATS did not say that it has the message (it may have it).
     """
-    order = TokenJob(job_id=job.job_id, tenant=job.tenant)
     lane = job.request.priority
+    order = _token_job(job)
     return await _publish(nc, "tokenizer", token_subject(lane, job.job_id), order, lane)
 
 
@@ -44,7 +46,7 @@ async def queue_group(nc: Client, jobs: Sequence[Job]) -> list[int] | None:
         with _queue_errors():
             for number, job in enumerate(jobs, 1):
                 subject = token_subject(job.request.priority, job.job_id)
-                data = msgspec.json.encode(TokenJob(job_id=job.job_id, tenant=job.tenant))
+                data = msgspec.json.encode(_token_job(job))
                 headers = {"Nats-Batch-Id": batch, "Nats-Batch-Sequence": str(number)} | trace_headers()
                 if number < len(jobs):
                     await nc.publish(subject, data, headers=headers)
@@ -68,7 +70,7 @@ async def queue_decode(
     A song that is `listened` to is queued in the lane that goes first. Otherwise as `queue_tokens`.
     """
     order = DecodeJob(
-        schema=SCHEMA if last else UNFINISHED_SCHEMA,
+        schema=job.schema if last else max(job.schema, UNFINISHED_SCHEMA),
         job_id=job.job_id,
         tenant=job.tenant,
         tokens_key=tokens_key,
@@ -92,6 +94,10 @@ async def queue_windows(nc: Client, job: Job, *, listened: bool = False) -> PubA
     if job.status == "generating" and job.saved_frames:
         return await queue_decode(nc, job, job.tokens_key, job.saved_frames, last=False, listened=listened)
     return None
+
+
+def _token_job(job: Job) -> TokenJob:
+    return TokenJob(schema=job.schema, job_id=job.job_id, tenant=job.tenant)
 
 
 async def _publish(nc: Client, role: Role, subject: str, order: TokenJob | DecodeJob, lane: Priority) -> PubAck | None:

@@ -6,10 +6,13 @@ from typing import Annotated
 
 from msgspec import Meta
 
+VERSION = "0.1.0"  # of this software
 SCHEMA = 1
 # Of decode messages of songs whose tokens are still being made. A version that knows `SCHEMA` alone waits for whole
 # songs, and leaves such a message to a newer worker.
 UNFINISHED_SCHEMA = 2
+# Of records and messages of songs that go on from another one. A version that knows less would leave that out.
+CONTINUED_SCHEMA = 2
 # Both become parts of subjects and keys: nothing in them may be a wildcard, a separator or a path.
 JOB_ID = re.compile(r"[0-9A-Za-z-]{1,64}")
 TENANT_NAME = re.compile(r"[0-9A-Za-z_-]{1,64}")

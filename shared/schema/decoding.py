@@ -11,9 +11,9 @@ import msgspec
 from prometheus_client import Counter
 
 from shared.errors import Unreadable
-from shared.schema.base import JOB_ID, SCHEMA, TENANT_NAME, UNFINISHED_SCHEMA
+from shared.schema.base import CONTINUED_SCHEMA, JOB_ID, SCHEMA, TENANT_NAME, UNFINISHED_SCHEMA
 from shared.schema.event import CloudEvent
-from shared.schema.job import DecodeJob, Job, TokenJob
+from shared.schema.job import DecodeJob, Job, Parent, TokenJob
 from shared.schema.listening import Listening
 from shared.schema.worker import LeaseRecord, WorkerStatus
 
@@ -42,6 +42,12 @@ _KNOWN: dict[type, tuple[str, msgspec.json.Decoder[Any]]] = {
 }
 for _what, _ in _KNOWN.values():
     UNREADABLE.labels(_what)  # shown as 0 from the start
+# The newest schema that this version reads, of each kind; `SCHEMA` of the others.
+_NEWEST: dict[type, int] = {
+    Job: CONTINUED_SCHEMA,
+    TokenJob: CONTINUED_SCHEMA,
+    DecodeJob: max(UNFINISHED_SCHEMA, CONTINUED_SCHEMA),
+}
 _NAME = re.compile(r"[0-9A-Za-z_-]+(\.[0-9A-Za-z_-]+)*")  # of an object in its song's folder: no path
 
 
@@ -58,7 +64,7 @@ def decode(data: bytes | None, kind: type[_T]) -> _T:
     try:
         found: _T = decoder.decode(data or b"")
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise _unreadable(what, str(error)[:200], newer=_schema_of(data or b"") > SCHEMA) from None
+        raise _unreadable(what, str(error)[:200], newer=_schema_of(data or b"") > _NEWEST.get(kind, SCHEMA)) from None
     except RecursionError:
         raise _unreadable(what, "it is nested too deeply") from None
     return found
@@ -67,10 +73,12 @@ def decode(data: bytes | None, kind: type[_T]) -> _T:
 def read_record(subject: str, data: bytes | None) -> Job:
     """A song's record, which has to be that of its subject and to name no other song's objects. Raises `Unreadable`."""
     job = decode(data, Job)
-    _require_known("record", job.schema)
+    _require_known("record", job)
     if subject.split(".")[2:] != [job.tenant, job.job_id] or not TENANT_NAME.fullmatch(job.tenant):
         raise _unreadable("record", "it names another song than its subject")
     _require_id("record", job.job_id)
+    if job.parent is not None:
+        _require_parent(job.parent)
     parts = [("audio", part.key) for part in job.decode.parts] if job.decode else []
     for folder, key in [("tokens", job.tokens_key), ("audio", job.audio_key), *parts]:
         if key is not None and not _is_own(folder, job.job_id, key):
@@ -81,7 +89,7 @@ def read_record(subject: str, data: bytes | None) -> Job:
 def read_order(subject: str, data: bytes, kind: type[_Order]) -> _Order:
     """A queue's message, which has to be about the song of its subject and its objects. Raises `Unreadable`."""
     order = decode(data, kind)
-    _require_known("message", order.schema, UNFINISHED_SCHEMA if isinstance(order, DecodeJob) else SCHEMA)
+    _require_known("message", order)
     if subject.rpartition(".")[2] != order.job_id:
         raise _unreadable("message", "it names another song than its subject")
     _require_id("message", order.job_id)
@@ -117,9 +125,20 @@ def read_heartbeat(subject: str, data: bytes | None) -> WorkerStatus:
     return worker
 
 
-def _require_known(what: str, schema: int, newest: int = SCHEMA) -> None:
-    if schema > newest:
-        raise _unreadable(what, f"it was written by a newer version (schema {schema})", newer=True)
+def _require_known(what: str, found: Job | TokenJob | DecodeJob) -> None:
+    if found.schema > _NEWEST[type(found)]:
+        raise _unreadable(what, f"it was written by a newer version (schema {found.schema})", newer=True)
+
+
+def _require_parent(parent: Parent) -> None:
+    """Its ids become parts of subjects and keys, and its frames are read from its tokens."""
+    given = [name for name in (parent.job_id, parent.recording_id) if name is not None]
+    if len(given) != 1:
+        raise _unreadable("record", "its parent is not one song or recording")
+    if not JOB_ID.fullmatch(given[0]):
+        raise _unreadable("record", "its parent's id is none")
+    if not 1 <= parent.frames <= parent.least_frames:
+        raise _unreadable("record", "it keeps no frame of its parent, or more than it may have")
 
 
 def _require_id(what: str, job_id: str) -> None:

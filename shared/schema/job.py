@@ -67,14 +67,30 @@ class AudioWebhook(msgspec.Struct, frozen=True, kw_only=True):
     calling: bool = False  # an attempt may be under way, until `again` at the latest
 
 
+class Parent(msgspec.Struct, frozen=True, kw_only=True):
+    """What a song begins with: the first frames of another song or of a recording."""
+
+    job_id: str | None = None
+    recording_id: str | None = None
+    frames: int  # of it, with which this song begins, 80 ms each
+    least_frames: int  # that this song has, kept ones included: the model cannot end it before
+    # Of the codec's noise, a window each: windows that the kept frames fill sound as where they were first made.
+    seeds: tuple[int, ...] = ()
+
+    @property
+    def id(self) -> str:
+        """The id of the song or recording."""
+        return self.job_id or self.recording_id or ""
+
+
 class Job(msgspec.Struct, frozen=True, kw_only=True):
     """The record of a song, the only truth about its state. Changed by compare-and-set alone."""
 
     schema: int = SCHEMA
     job_id: str
     tenant: str
-    # Of this song alone: max_duration_ms and seed filled in, tags tidied, one variant, without `webhook_events`, which
-    # versions that do not know them could not read.
+    # Of this song alone: max_duration_ms and seed filled in, tags tidied, one variant, without `webhook_events`,
+    # `continue_from` and `min_new_ms`, which versions that do not know them could not read.
     request: GenerateRequest
     tags_sent: str | None = None  # tags as they came, where tidying changed them
     status: Status = "queued"
@@ -86,10 +102,12 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     digest: str | None = None  # of what was submitted, where a key makes submitting it again harmless
     webhook_events: tuple[WebhookEvent, ...] = ("ended",)
     audio_webhook: AudioWebhook | None = None
+    parent: Parent | None = None  # the record's schema is `CONTINUED_SCHEMA` then
     fencing_token: int | None = msgspec.field(default=None, name="fence")  # of the turn that makes its tokens
     attempts: int = 0  # turns that began to make tokens and neither saved anything nor gave the song back
     failures: int = 0  # of those, how many raised an error instead of dying with their worker
-    tokens_key: str | None = None  # object key of its tokens; while they are made, of the latest checkpoint
+    # Object key of its tokens; while they are made, of the latest checkpoint. It may name tokens that were not kept.
+    tokens_key: str | None = None
     remade: int = 0  # how often its tokens were damaged or gone and had to be made again
     saved_frames: int | None = None  # at least so many are saved while they are made, 80 ms each
     frames: int | None = None  # all tokens of the song, 80 ms each

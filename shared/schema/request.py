@@ -9,7 +9,23 @@ Priority = Literal["high", "normal"]
 AudioFormat = Literal["flac", "wav", "mp3", "ogg"]
 WebhookEvent = Literal["ended", "audio"]
 DEFAULT_DURATION_MS = 120_000
+DEFAULT_MIN_NEW_MS = 10_000
+MAX_DURATION_MS = 3_600_000
 MAX_SEED = 2**53 - 1  # what JSON carries exactly everywhere
+
+
+class ContinueFrom(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Where a song goes on from: a song of the same tenant, or a recording. One of both."""
+
+    job_id: Annotated[str, Meta(max_length=64, description="a completed song")] | None = None
+    recording_id: Annotated[str, Meta(max_length=64, description="a recording that is ready")] | None = None
+    at_ms: (
+        Annotated[
+            int,
+            Meta(ge=80, le=MAX_DURATION_MS, description="how much of it to keep; 80 ms make a frame; all if absent"),
+        ]
+        | None
+    ) = None
 
 
 class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -18,7 +34,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     lyrics: Annotated[str, Meta(max_length=60_000, description="the words, with [Verse], [Chorus] … lines")]
     tags: Annotated[str, Meta(max_length=4_000, description="style, divided by commas: pop,piano,english")] = ""
     max_duration_ms: (
-        Annotated[int, Meta(ge=80, le=3_600_000, description="longest song wanted; 80 ms make a frame")] | None
+        Annotated[int, Meta(ge=80, le=MAX_DURATION_MS, description="longest song wanted; 80 ms make a frame")] | None
     ) = None
     temperature: Annotated[float, Meta(ge=0, le=5, description="0 always takes the likeliest token")] = 1.0
     cfg_scale: Annotated[float, Meta(ge=0, le=20, description="guidance; 1 switches it off and is faster")] = 1.5
@@ -32,4 +48,15 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         tuple[WebhookEvent, ...],
         Meta(min_length=1, max_length=2, description="when to call it: at the song's end, at its first audio"),
     ] = ("ended",)
+    continue_from: Annotated[ContinueFrom, Meta(description="begin with another song, up to a moment of it")] | None = (
+        None
+    )
+    min_new_ms: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=MAX_DURATION_MS,
+            description="with continue_from: the model cannot end the song before so much is new",
+        ),
+    ] = DEFAULT_MIN_NEW_MS
     variants: Annotated[int, Meta(ge=1, le=4, description="songs to make of it, with seeds in a row")] = 1

@@ -2,7 +2,8 @@
 
 Keys carry the fencing token of the turn that wrote them, so that a worker which lost its lease writes elsewhere:
 
-- ``tokens/<job>/<fencing token>.safetensors``
+- ``tokens/<job>/<fencing token>.safetensors``; beside it, of a song that goes on from another one,
+  ``kept.safetensors``: what it begins with
 - ``audio/<job>/<fencing token>.<format>``; beside it, with the same fencing token, its renditions: other formats and
   ``audio/<job>/<fencing token>.peaks.json``
 - while a song is made, ``audio/<job>/<fencing token>.<window>.part``: its FLAC stream, a piece a window; beside the
@@ -48,6 +49,11 @@ _PROBE_SECONDS = 3.0
 def tokens_key(job_id: str, fencing_token: int) -> str:
     """The key of a song's tokens."""
     return f"tokens/{job_id}/{fencing_token}.safetensors"
+
+
+def kept_tokens_key(job_id: str) -> str:
+    """The key of the tokens that a song took over from the one that it goes on from."""
+    return f"tokens/{job_id}/kept.safetensors"
 
 
 def song_prefixes(job_id: str) -> tuple[str, str]:

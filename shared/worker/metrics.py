@@ -20,11 +20,12 @@ PARKED_BYTES = Gauge(
 )
 RESUMED = Counter(
     "heartmula_worker_resumed",
-    "Songs that went on, by their caches: parked (copied from host memory) or prefilled (computed again)",
+    "Songs that went on, by their caches: parked (copied from host memory), shared (copied from another song that "
+    "began alike) or prefilled (computed)",
     ["caches"],
     registry=None,
 )
-for _caches in ("parked", "prefilled"):
+for _caches in ("parked", "shared", "prefilled"):
     RESUMED.labels(_caches)  # a figure that is 0 is shown too
 
 

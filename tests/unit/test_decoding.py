@@ -5,14 +5,17 @@ import pytest
 
 from shared.errors import Unreadable
 from shared.nats.subjects import decode_subject, event_subject, job_subject, token_subject
-from shared.schema.base import SCHEMA
+from shared.schema.base import CONTINUED_SCHEMA
 from shared.schema.decoding import UNREADABLE, decode, read_event, read_heartbeat, read_order, read_record
 from shared.schema.event import CloudEvent, Progress, cloud_event
-from shared.schema.job import DecodeJob, Job, TokenJob
+from shared.schema.job import DecodeJob, Job, Parent, TokenJob
 from shared.schema.request import GenerateRequest
 from shared.schema.worker import GpuFigures, LeaseRecord, WorkerStatus
 
 JOB = Job(job_id="a", tenant="local", request=GenerateRequest(lyrics="la"), created_at=1.0)
+CONTINUED = msgspec.structs.replace(
+    JOB, schema=CONTINUED_SCHEMA, parent=Parent(job_id="b", frames=5, least_frames=130, seeds=(7, 2**53 - 1))
+)
 NESTED = (b"[" * 30_000, b'{"x":' * 30_000, b'{"x":' + b"[" * 3000 + b"]" * 3000 + b"}")
 KINDS: dict[type, str] = {
     Job: "record",
@@ -42,7 +45,7 @@ def test_any_bytes_raise_one_error_and_it_is_counted(kind: type, data: bytes | N
 
 def test_a_newer_version_is_no_junk() -> None:
     before = counted("record"), counted("message")
-    newer = SCHEMA + 1
+    newer = CONTINUED_SCHEMA + 1
     for data in (
         msgspec.json.encode(msgspec.structs.replace(JOB, schema=newer)),
         f'{{"schema":{newer},"status":"resting"}}',
@@ -55,6 +58,48 @@ def test_a_newer_version_is_no_junk() -> None:
         read_order("jobs.tok.high.a", msgspec.json.encode(order), TokenJob)
     assert caught.value.newer
     assert (counted("record"), counted("message")) == before
+
+
+def test_a_song_that_goes_on_from_another_one_is_read_and_what_is_damaged_of_it_is_junk() -> None:
+    data = msgspec.json.encode(CONTINUED)
+    assert read_record("$KV.JOBS.local.a", data) == CONTINUED
+    for order, subject in (
+        (TokenJob(schema=CONTINUED_SCHEMA, job_id="a", tenant="local"), "jobs.tok.high.a"),
+        (
+            DecodeJob(
+                schema=CONTINUED_SCHEMA,
+                job_id="a",
+                tenant="local",
+                tokens_key="tokens/a/7.safetensors",
+                first_frame=0,
+                frames=9,
+                last=True,
+            ),
+            "jobs.dec.a",
+        ),
+    ):
+        assert read_order(subject, msgspec.json.encode(order), type(order)) == order
+    before = counted("record")
+    with pytest.raises(Unreadable) as caught:
+        read_record("$KV.JOBS.local.a", data.replace(b'"frames":5', b'"frames":"five"'))
+    assert not caught.value.newer
+    assert counted("record") == before + 1
+
+
+@pytest.mark.parametrize(
+    ("parent", "words"),
+    [
+        (Parent(job_id="*", frames=5, least_frames=5), "parent's id"),
+        (Parent(recording_id="../a", frames=5, least_frames=5), "parent's id"),
+        (Parent(frames=5, least_frames=5), "not one song or recording"),
+        (Parent(job_id="b", recording_id="c", frames=5, least_frames=5), "not one song or recording"),
+        (Parent(job_id="b", frames=0, least_frames=5), "keeps no frame"),
+        (Parent(job_id="b", frames=6, least_frames=5), "more than it may have"),
+    ],
+)
+def test_a_parent_is_one_song_or_recording_of_which_something_is_kept(parent: Parent, words: str) -> None:
+    with pytest.raises(Unreadable, match=words):
+        read_record("$KV.JOBS.local.a", msgspec.json.encode(msgspec.structs.replace(CONTINUED, parent=parent)))
 
 
 @pytest.mark.parametrize("subject", ["$KV.JOBS.local.b", "$KV.JOBS.bob.a", "$KV.JOBS.local.a.b", "$KV.JOBS.a", ""])

@@ -6,7 +6,15 @@ from fractions import Fraction
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.frames import FRAME_MS, frames_nearest, frames_within, milliseconds_of, samples_of, seconds_of
+from shared.frames import (
+    FRAME_MS,
+    frames_covering,
+    frames_nearest,
+    frames_within,
+    milliseconds_of,
+    samples_of,
+    seconds_of,
+)
 
 FRAME = Fraction(2, 25)  # seconds
 FRAMES = st.integers(0, 45_000)  # an hour
@@ -49,3 +57,9 @@ def test_seconds_are_the_nearest_millisecond(samples: int, rate: int) -> None:
 @given(FRAMES, st.integers(1, 16_000).map(lambda n: 25 * n))
 def test_a_song_lasts_as_long_as_its_frames(frames: int, rate: int) -> None:
     assert seconds_of(samples_of(frames, rate), rate) == milliseconds_of(frames) / 1000
+
+
+@given(st.integers(0, 3_600_000))
+def test_frames_cover_a_time_and_one_frame_less_does_not(milliseconds: int) -> None:
+    frames = frames_covering(milliseconds)
+    assert milliseconds_of(frames) >= milliseconds > milliseconds_of(frames - 1)
