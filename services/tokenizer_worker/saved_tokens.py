@@ -3,15 +3,18 @@
 import asyncio
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
+from services.tokenizer_worker.kept_tokens import load_kept
 from shared.errors import JobConflict, ObjectError, Unavailable
 from shared.jobs.store import JobStore, change
 from shared.model.codec_windows import CodecWindows
+from shared.schema.base import VERSION
 from shared.schema.job import Job
 from shared.storage.objects import ObjectStore, tokens_key
-from shared.storage.token_file import TokenMeta, pack, unpack
+from shared.storage.token_file import EarlierWindow, TokenMeta, pack, unpack
 from shared.tracing import span
 from shared.worker.job_context import JobContext
 from shared.worker.signals import JobStopped
@@ -41,26 +44,51 @@ class SavedTokens:
         self._model, self._windows, self._on_saved = model, windows, on_saved
         self.key = tokens_key(context.job.job_id, context.turn.fencing_token)
         self._named = False  # the record names our object
+        self._loaded = 0  # frames that the song had when this turn began
+        self._counted = False  # the record says that this turn got the song further
+        self._earlier: tuple[EarlierWindow, ...] = ()  # beside the song's tokens, in every file of them
         self._noted = 0  # whole windows of it that the record tells of
         self._writing = asyncio.Lock()
         self._latest: np.ndarray | None = None  # int16 [8, T] that waits to be saved
         self._saving: asyncio.Task[None] | None = None
 
     async def load(self) -> tuple[np.ndarray, bool]:
-        """Load the tokens that earlier turns saved: int16 ``[8, T]``, T ≥ 0, and whether they are the whole song.
+        """Load the tokens that the song has: int16 ``[8, T]``, T ≥ 0, and whether they are the whole song.
 
-        Tokens that are damaged, missing or another model's are not used. Raises `Unavailable`.
+        They are those that earlier turns saved, unless these are damaged, missing or another model's. Then the song
+        begins again: with the frames that it keeps of another song, if it goes on from one.
+        Raises `SongError` where those are lost, and `Unavailable`.
         """
         job = self._context.job
-        if job.tokens_key is not None:
-            try:
-                codes, meta = unpack(await self._store.get(job.tokens_key), job.job_id)
-                if (meta.model, meta.seed) == (self._model, job.request.seed or 0):
-                    return codes, meta.ended
-                log.warning("%s: begins again, its saved tokens were made by %s", job.job_id, meta.model)
-            except ObjectError as error:
-                log.warning("%s: begins again, %s", job.job_id, error)
-        return np.zeros((8, 0), np.int16), False
+        saved = await self._load_saved()
+        if saved is not None:
+            codes, meta = saved
+            ended, self._earlier = meta.ended, meta.earlier
+        elif job.parent is not None:
+            codes, self._earlier = await load_kept(job, job.parent, self._jobs, self._store, self._windows)
+            ended = False
+        else:
+            codes, ended = np.zeros((8, 0), np.int16), False
+        self._loaded = codes.shape[1]
+        return codes, ended
+
+    async def _load_saved(self) -> tuple[np.ndarray, TokenMeta] | None:
+        """Load what earlier turns saved; None where that cannot be used."""
+        job = self._context.job
+        if job.tokens_key is None:
+            return None
+        try:
+            codes, meta = unpack(await self._store.get(job.tokens_key), job.job_id)
+        except ObjectError as error:
+            log.warning("%s: begins again, %s", job.job_id, error)
+            return None
+        if (meta.model, meta.seed) != (self._model, job.request.seed or 0):
+            log.warning("%s: begins again, its saved tokens were made by %s", job.job_id, meta.model)
+            return None
+        if job.parent is not None and codes.shape[1] < job.parent.frames:
+            log.warning("%s: begins again, its saved tokens are fewer than those that it keeps", job.job_id)
+            return None
+        return codes, meta
 
     def save_soon(self, codes: np.ndarray) -> None:
         """Save int16 `codes` ``[8, T]`` in the background; of several that wait only the latest are saved."""
@@ -92,7 +120,11 @@ class SavedTokens:
 
     async def _write(self, codes: np.ndarray, ended: bool) -> None:
         job = self._context.job
-        meta = TokenMeta(job_id=job.job_id, model=self._model, seed=job.request.seed or 0, ended=ended)
+        meta = TokenMeta(
+            job_id=job.job_id, model=self._model, seed=job.request.seed or 0, ended=ended, earlier=self._earlier
+        )
+        if ended:  # the file is kept
+            meta = replace(meta, tags=job.request.tags, lyrics=job.request.lyrics, version=VERSION)
         with span("store tokens"):
             await self._store.put(self.key, pack(codes, meta))
         self.frames = codes.shape[1]
@@ -100,7 +132,7 @@ class SavedTokens:
 
     async def name_in_record(self) -> None:
         """Have the record name the saved tokens. Raises as `save` does."""
-        if not self._named:
+        if not self._named or (self.frames > self._loaded and not self._counted):
             await self._write_record()
 
     async def note_windows(self) -> Job | None:
@@ -113,18 +145,21 @@ class SavedTokens:
         return await self._write_record()
 
     async def _write_record(self) -> Job:
-        windows, claimed = 0, self._context.job
+        windows, further, claimed = 0, False, self._context.job
 
         def name(job: Job) -> Job:
-            nonlocal windows
-            windows = self._whole_windows()  # as of this attempt: another write may have come in between
+            nonlocal windows, further
+            # As of this attempt: another write may have come in between.
+            windows, further = self._whole_windows(), self.frames > self._loaded
             if job.status != "generating" or job.fencing_token != self._context.turn.fencing_token:
                 raise JobStopped(f"the song is {job.status} and no longer belongs to this worker")
-            # It has got further: whatever happened before did not keep it from that.
-            return change(job, tokens_key=self.key, attempts=0, saved_frames=self.frames if windows else None)
+            # Where it has got further, whatever happened before did not keep it from that.
+            attempts = 0 if further else job.attempts
+            return change(job, tokens_key=self.key, attempts=attempts, saved_frames=self.frames if windows else None)
 
         job = await self._jobs.update(claimed.job_id, claimed.tenant, name)
         self._noted = max(windows, self._noted)
+        self._counted = self._counted or further
         if not self._named:
             self._named = True
             await self.delete_older()

@@ -125,7 +125,7 @@ class TokenStage:
             _stage_event(context, "generating", resumed, song.max_frames, phase=phase, memory_used=memory_used)
         )
         began = time.monotonic()
-        publisher = self._publisher(context, worker, saved, song.max_frames)
+        publisher = self._publisher(context, worker, saved, before, song.max_frames)
 
         def on_frame(batched: BatchedSong) -> None:
             done = len(batched.frames)
@@ -156,18 +156,19 @@ class TokenStage:
         return codes
 
     def _publisher(
-        self, context: JobContext, worker: WorkerContext, saved: SavedTokens, most: int
+        self, context: JobContext, worker: WorkerContext, saved: SavedTokens, before: np.ndarray, most: int
     ) -> WindowPublisher | None:
-        """The publisher of a song's windows; None where a song of at most so many frames has none before its end."""
+        """The publisher of a song's windows; None where a song of at most `most` frames has none before its end."""
         if self._windows is None or not self._windows.final(most):
             return None
-        return WindowPublisher(context, worker, saved, self._windows, self._handed_on)
+        return WindowPublisher(context, worker, saved, self._windows, self._handed_on, before)
 
     def _song(self, job: Job) -> Song:
         request = job.request
         return Song(
             prompt=self._prompter.encode(request.tags, request.lyrics),
             max_frames=frames_within(request.max_duration_ms or 0),
+            min_frames=job.parent.least_frames if job.parent is not None else 0,
             temperature=request.temperature,
             topk=request.topk,
             cfg_scale=request.cfg_scale,
@@ -227,4 +228,5 @@ async def _hand_on(context: JobContext, saved: SavedTokens, frames: int, worker:
     if published is None:
         with contextlib.suppress(QueueFull):  # the reconciler finds a record without a message
             await retry(lambda: queue_windows(nc, moved, listened=listened))
-    await saved.delete_older()
+    if moved.tokens_key == saved.key:  # else the codec has made the audio of others, and the record names those
+        await saved.delete_older()

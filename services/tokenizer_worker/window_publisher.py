@@ -4,6 +4,8 @@ import asyncio
 import contextlib
 import logging
 
+import numpy as np
+
 from services.tokenizer_worker.batch import BatchedSong
 from services.tokenizer_worker.saved_tokens import SavedTokens
 from shared.errors import JobConflict, NotFound, ObjectError, QueueFull, Unavailable, WrongSequence
@@ -38,11 +40,14 @@ class WindowPublisher:
         saved: SavedTokens,
         windows: CodecWindows,
         handed_on: HandedOn,
+        before: np.ndarray,
     ) -> None:
+        """`before` are the tokens with which the song goes on in this turn, int16 ``[8, T]``."""
         self._context, self._worker, self._saved = context, worker, saved
         self._windows, self._handed_on = windows, handed_on
+        self._before = before
         self._batched: BatchedSong | None = None  # the song with all its frames, once one was made in this turn
-        self._whole = 0  # windows of which all tokens are made
+        self._whole = windows.final(before.shape[1])  # windows of which all tokens are made
         self._decoded = context.job.decoded_windows  # windows of which the audio is stored, as far as is known
         self._published = (0, False)  # windows, and whether for a listener
         self._loop = asyncio.get_running_loop()
@@ -112,8 +117,8 @@ class WindowPublisher:
     async def _record(self, whole: int) -> Job:
         """The record, which tells of so many windows that are saved."""
         if self._windows.final(self._saved.frames) < whole:
-            assert self._batched is not None
-            await self._saved.save(self._batched.codes, ended=False)
+            codes = self._before if self._batched is None else self._batched.codes
+            await self._saved.save(codes, ended=False)
         claimed = self._context.job
         job = await self._saved.note_windows() or await self._worker.jobs.get(claimed.job_id, claimed.tenant)
         if job is None:

@@ -1,6 +1,8 @@
 """The adapter to the reference. Every test but the first needs heartlib: `make test-reference` brings it."""
 
+import contextlib
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -20,6 +22,26 @@ def test_a_missing_heartlib_is_reported(golden_checkpoint: Checkpoint, monkeypat
     monkeypatch.setitem(sys.modules, "heartlib", None)
     with pytest.raises(ConfigError, match=r"HEARTMULA_ENGINE=heartlib needs heartlib"):
         HeartlibEngine(golden_checkpoint, "cpu", "float32")
+
+
+def test_codes_that_end_a_song_are_kept_from_the_reference(
+    golden_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only while it is asked for, whatever happens meanwhile."""
+    reference = types.ModuleType("heartlib.heartmula.modeling_heartmula")
+    reference.sample_topk = lambda logits, topk, temperature: logits.argmax(-1, keepdim=True)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "heartlib", types.ModuleType("heartlib"))
+    monkeypatch.setitem(sys.modules, "heartlib.heartmula", types.ModuleType("heartlib.heartmula"))
+    monkeypatch.setitem(sys.modules, "heartlib.heartmula.modeling_heartmula", reference)
+    engine, end = HeartlibEngine(golden_checkpoint, "cpu", "float32"), golden_checkpoint.gen.audio_eos_id
+    logits = torch.arange(float(golden_checkpoint.lm.audio_vocab_size)).repeat(2, 1)  # the last ones are the largest
+    for _ in range(2):
+        drawn = []
+        with contextlib.suppress(DeviceFull), engine._without_end():
+            drawn = reference.sample_topk(logits, 5, 1.0).tolist()
+            raise DeviceFull
+        assert drawn == [[end - 1]] * 2
+        assert reference.sample_topk(logits, 5, 1.0).tolist() == [[logits.shape[1] - 1]] * 2
 
 
 def generate(engine: TokenEngine, song: Song, made: np.ndarray | None = None) -> np.ndarray:
@@ -77,6 +99,16 @@ def test_same_songs_as_the_native_engine(golden_checkpoint: Checkpoint, monkeypa
         assert np.array_equal(ours, theirs)
         lengths.append(len(ours))
     assert sum(lengths) > 300  # 4 codes of 69 end a song
+    endless = [
+        Song(prompt=prompt, max_frames=20, min_frames=least, cfg_scale=3.0, seed=seed)
+        for seed in range(4)
+        for least in (9, 20)
+    ]
+    for song in endless:
+        monkeypatch.setattr(heartlib._reference, "_multinomial_sample_one_no_sync", CountedNoise(song.seed))
+        theirs, ours = (generate(engine, song) for engine in engines)
+        assert np.array_equal(ours, theirs)
+        assert len(ours) >= song.min_frames
     with pytest.raises(SongError, match="guidance"):
         heartlib.admit("song", Song(prompt=prompt, max_frames=5, cfg_scale=0.5))
 

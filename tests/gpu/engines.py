@@ -38,10 +38,11 @@ def take(engine: NativeEngine, way: Way) -> None:
     """
     engine._frames.release()
     on_cuda = engine._device.type == "cuda"
+    end = engine._checkpoint.gen.audio_eos_id
     if way == "loop" or (on_cuda and unsuitable(engine._checkpoint.lm)):
-        engine._frames = LoopFrames(engine._model)
+        engine._frames = LoopFrames(engine._model, end)
     else:
-        engine._frames = BucketFrames(engine._model, GraphRecorder if way == "graphs" and on_cuda else None)
+        engine._frames = BucketFrames(engine._model, end, GraphRecorder if way == "graphs" and on_cuda else None)
 
 
 def prompt_of(length: int) -> Prompt:

@@ -110,12 +110,14 @@ def test_draws_with_recorded_noise_are_the_references(
         torch.tensor([recorded["temperature"]], device=device),
         torch.tensor([recorded["topk"]], device=device),
         torch.tensor([float(cfg)], device=device),
+        torch.ones(1, dtype=torch.int64, device=device),  # its length, which is its least one
+        torch.ones(1, dtype=torch.int64, device=device),
     ]
     drawn: list[Tensor] = []
 
     def draw(index: int, book: int, logits: Tensor) -> Tensor:
         both = logits if rows == 2 else torch.cat((logits, logits))
-        drawn.append(kernels.sample(both.contiguous(), noise[index, book], *numbers))
+        drawn.append(kernels.sample(both.contiguous(), noise[index, book], *numbers, 0))
         return drawn[-1]
 
     run(ready(golden_checkpoint, device), prompt, rows, wanted.shape[1], draw)

@@ -135,8 +135,11 @@ def test_draws(device: str, dtype: torch.dtype, songs: int) -> None:
     temperature = torch.tensor([(1.0, 0.7, 0.0, 1.3)[n % 4] for n in range(songs)])
     topk = torch.tensor([(50, 1, 50, vocabulary, 9000)[n % 5] for n in range(songs)])
     cfg = torch.tensor([(1.5, 1.0, 3.0)[n % 3] for n in range(songs)])
-    wanted = kernels.sample(logits, noise, temperature, topk, cfg)
-    got = kernels.sample(*(tensor.to(device) for tensor in (logits, noise, temperature, topk, cfg))).cpu()
+    length, least, end = torch.full((songs,), 20), torch.tensor([(0, 20, 21)[n % 3] for n in range(songs)]), 8000
+    tensors = (logits, noise, temperature, topk, cfg, length, least)
+    wanted = kernels.sample(*tensors, end)
+    got = kernels.sample(*(tensor.to(device) for tensor in tensors), end).cpu()
+    assert (got[least > length] < end).all()
     if torch.equal(got, wanted):
         return
     assert dtype != torch.float32 or (got != wanted).sum() <= 1
@@ -144,6 +147,8 @@ def test_draws(device: str, dtype: torch.dtype, songs: int) -> None:
         c, u = logits[song].double(), logits[songs + song].double()
         guided = c if cfg[song] == 1 else u + (c - u) * cfg[song]
         chances = (guided / (temperature[song] or 1)).softmax(0)
+        if least[song] > length[song]:
+            chances[end:] = 0
         score = chances / (1 if temperature[song] == 0 else noise[song].double())
         assert score[got[song]] > score[wanted[song]] * (1 - 20 * ALLOWED[dtype])
 

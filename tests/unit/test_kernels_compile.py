@@ -30,7 +30,9 @@ def compiled(dtype: torch.dtype, capability: int, songs: int) -> Iterator[Compil
         "add_norm": lambda: norm.add_norm(x, x, scale, 1e-5),
         "silu_mul": lambda: swiglu.silu_mul(gate_up),
         "noise": lambda: noise.noise(counters, CODEBOOKS, VOCABULARY),
-        "sample": lambda: sampling.sample(logits, race, empty(songs), counters, empty(songs)),
+        "sample": lambda: sampling.sample(
+            logits, race, empty(songs), counters, empty(songs), counters, counters, VOCABULARY - 4
+        ),
     }
     for name, call in calls.items():
         found = compile_launches(call, capability)

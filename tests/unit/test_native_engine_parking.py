@@ -113,7 +113,7 @@ def test_songs_that_come_back_in_the_same_company_are_the_same(dtype: str, prefi
         return made
 
     undisturbed, disturbed = make(()), make((1, 6, 1, 9))
-    assert len(prefills) == 6, "songs were prefilled when they came back"
+    assert len(prefills) == 4, "songs were prefilled when they came back, or one that begins like another"
     for name in songs:
         assert np.array_equal(disturbed[name], undisturbed[name]), name
 
@@ -239,7 +239,7 @@ class Copies:
         return max(0, self.chunks * CHUNK - self.parked.nbytes)
 
     def park(self, name: str, frames: int = 20) -> None:
-        self.parked.park(name, SONG, np.zeros((8, frames), np.int16), self.cache)
+        self.parked.park(name, SONG, np.zeros((8, frames), np.int16), NOTHING, self.cache)
 
     def kept(self, names: str) -> str:
         return "".join(name for name in names if name in self.parked)

@@ -57,7 +57,7 @@ def recording(
     """An engine that makes frames as on CUDA, by the operators' plain paths."""
     engine = ready(checkpoint, slots=slots)
     tracer: Tracer
-    engine._frames = frames = BucketFrames(engine._model, lambda: tracer)
+    engine._frames = frames = BucketFrames(engine._model, checkpoint.gen.audio_eos_id, lambda: tracer)
     tracer = Tracer(frames, failures or [])
     return engine, tracer
 

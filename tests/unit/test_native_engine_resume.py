@@ -2,6 +2,7 @@
 
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 
 import msgspec
 import numpy as np
@@ -50,6 +51,32 @@ def test_a_song_may_be_interrupted_again_and_again(temperature: float, checkpoin
                 break
             made = np.column_stack((made, frame))
     assert np.array_equal(made, whole)
+
+
+@CHECKPOINTS
+@pytest.mark.parametrize("cfg_scale", [1.0, 1.5])
+def test_a_song_that_goes_on_at_its_end_is_the_one_that_was_asked_for_longer(
+    cfg_scale: float, checkpoint: Checkpoint
+) -> None:
+    """Where the original met its limit of length: alone, and beside variants that began with the same frames."""
+    song = Song(prompt=prompt_of(checkpoint), max_frames=20, temperature=1.3, topk=20, cfg_scale=cfg_scale, seed=3)
+    original = generate(ready(checkpoint), song)
+    assert original.shape == (8, 20)
+    longer = [replace(song, max_frames=36, min_frames=20, seed=seed) for seed in (3, 4, 5)]
+    whole = generate(ready(checkpoint), replace(song, max_frames=36))
+    assert whole.shape[1] > 20
+    assert np.array_equal(np.column_stack((original, generate(ready(checkpoint), longer[0], original))), whole)
+    engine = ready(checkpoint, slots=3)
+    made = {str(variant.seed): original for variant in longer}
+    for variant in longer:
+        engine.admit(str(variant.seed), variant, original)
+    while frames := engine.step():
+        for name, frame in frames.items():
+            if frame is not None:
+                made[name] = np.column_stack((made[name], frame))
+    assert np.array_equal(made["3"], whole)
+    if checkpoint is TINY:  # the demo is sure of what follows
+        assert not np.array_equal(made["4"], whole)
 
 
 def test_a_long_prompt_and_many_frames_are_prefilled_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from services.tokenizer_worker.saved_tokens import SavedTokens
-from shared.errors import Unavailable
+from shared.errors import ObjectError, Unavailable
 from shared.model.codec_windows import CodecWindows
 from shared.schema.job import Job
 from shared.schema.request import GenerateRequest
@@ -41,6 +41,11 @@ class Store:
         self.open = asyncio.Event()
         self.open.set()
 
+    async def get(self, key: str) -> bytes:
+        if key not in self.objects:
+            raise ObjectError(f"{key} is missing")
+        return self.objects[key]
+
     async def put(self, key: str, data: bytes) -> None:
         await self.open.wait()
         self.puts += 1
@@ -51,10 +56,15 @@ class Store:
 
 
 class Jobs:
-    """Replacement of the job store: one record, and how often it was written."""
+    """Replacement of the job store: one record, how often it was written, and the record of the song before it."""
 
-    def __init__(self) -> None:
-        self.record, self.writes, self.away = SONG, 0, False
+    def __init__(self, song: Job) -> None:
+        self.record, self.writes, self.away = song, 0, False
+        self.parent: Job | None = None
+
+    async def get(self, job_id: str, tenant: str) -> Job | None:
+        assert (job_id, tenant) == ("parent", "local")
+        return self.parent
 
     async def update(self, job_id: str, tenant: str, decide: Callable[[Job], Job]) -> Job:
         if self.away:
@@ -66,9 +76,9 @@ class Jobs:
 class Saved:
     """Saved tokens on replaced servers."""
 
-    def __init__(self, windows: CodecWindows | None = WINDOWS) -> None:
-        self.store, self.jobs = Store(), Jobs()
-        context: Any = SimpleNamespace(job=SONG, turn=SimpleNamespace(fencing_token=4), stop=lambda: None)
+    def __init__(self, windows: CodecWindows | None = WINDOWS, song: Job = SONG) -> None:
+        self.store, self.jobs = Store(), Jobs(song)
+        context: Any = SimpleNamespace(job=song, turn=SimpleNamespace(fencing_token=4), stop=lambda: None)
         store: Any = self.store
         jobs: Any = self.jobs
         self.tokens = SavedTokens(context, jobs, store, "trivial", windows, lambda: None)

@@ -17,6 +17,7 @@ class Song:
 
     prompt: Prompt
     max_frames: int  # 80 ms each, at least 1
+    min_frames: int = 0  # the model cannot end the song before: no code from `audio_eos_id` on is drawn until then
     temperature: float = 1.0  # 0 is greedy
     topk: int = 50
     cfg_scale: float = 1.5  # 1 runs one row instead of two
@@ -64,9 +65,12 @@ class TokenEngine(Protocol):
 
         With `frames`, int16 ``[8, T]`` made earlier (by this engine or an equal one), the song continues after them
         as if it had never been interrupted; if it was parked here with exactly these frames, its caches are copied back
-        instead of prefilled. Raises `DeviceFull` when the batch as it is leaves no room; then
-        the song is not in it and nothing else has changed. Raises `ValueError` when there is no free slot, the id is
-        taken, or `check_frames` finds the frames damaged.
+        instead of prefilled. So are those of another song, in the batch or parked, that began with an equal prompt and
+        equal frames: of variants only the first is prefilled.
+
+        Raises `DeviceFull` when the batch as it is leaves no room; then the song is not in it and nothing else has
+        changed. Raises `ValueError` when there is no free slot, the id is taken, or `check_frames` finds the frames
+        damaged.
         """
 
     def step(self) -> dict[str, np.ndarray | None]:

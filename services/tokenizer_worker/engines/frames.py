@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,6 +21,7 @@ class SongState:
     """Everything that changes while a song is made, and all that its next frame needs. Tensors are on the device."""
 
     song: Song
+    begun: np.ndarray  # int16 [codebooks, T], the frames that its cache was prefilled with
     cache: KVCache  # of the backbone: positions 0 … prompt + max_frames − 1
     embedded: Tensor  # [rows, D], what is fed next; once the song is made with others, a view of their tensors
     launched: int  # frames that the device has made or was asked to make
@@ -63,9 +65,10 @@ class FrameMaker(Protocol):
 class LoopFrames:
     """Attention a song at a time, in plain PyTorch: the faster way on the CPU, and the only one without Triton."""
 
-    def __init__(self, model: HeartMuLa) -> None:
+    def __init__(self, model: HeartMuLa, end: int) -> None:
+        """Codes from `end` on end a song."""
         self.songs: list[SongState] = []
-        self._model = model
+        self._model, self._end = model, end
         self._batch: BatchTensors | None = None
 
     def bytes_per_song(self, rows: int) -> int:
@@ -99,7 +102,16 @@ class LoopFrames:
         """See `FrameMaker`."""
         assert self._batch is not None
         positions = [state.position for state in self.songs]
-        return self._model.next_frame(self._batch, positions, [state.counter for state in self.songs])
+        return self._model.next_frame(self._batch, positions, [state.counter for state in self.songs], self._barred())
+
+    def _barred(self) -> Tensor | None:
+        """Codes that are not drawn in the next frame of each song, bool ``[songs, Va]``; None: each may be."""
+        early = [state.launched < state.song.min_frames for state in self.songs]
+        if not any(early):
+            return None
+        device = self._model.device
+        ending = torch.arange(self._model.config.audio_vocab_size, device=device) >= self._end
+        return torch.tensor(early, device=device)[:, None] & ending
 
     def part(self) -> None:
         """See `FrameMaker`."""
@@ -114,10 +126,13 @@ class BucketFrames:
     A bucket and its graph live until `release`, that is for as long as the weights stay where they are.
     """
 
-    def __init__(self, model: HeartMuLa, new_recorder: Callable[[], Recorder] | None) -> None:
-        """`new_recorder` is called for the first frame that is recorded after a `release`; None: none ever is."""
+    def __init__(self, model: HeartMuLa, end: int, new_recorder: Callable[[], Recorder] | None) -> None:
+        """Codes from `end` on end a song.
+
+        `new_recorder` is called for the first frame that is recorded after a `release`; None: none ever is.
+        """
         self.songs: list[SongState] = []
-        self._model, self._new_recorder = model, new_recorder
+        self._model, self._end, self._new_recorder = model, end, new_recorder
         self._recorder: Recorder | None = None
         self._buckets: dict[int, tuple[Places, Recording]] = {}
 
@@ -154,10 +169,10 @@ class BucketFrames:
     def _bucket(self, songs: int) -> tuple[Places, Recording]:
         size = bucket_size(songs)
         if size not in self._buckets:
-            places, model = Places(self._model, size), self._model
+            places, model, end = Places(self._model, size), self._model, self._end
             if self._recorder is None and self._new_recorder is not None:
                 self._recorder = self._new_recorder()
-            self._buckets[size] = places, Recording(lambda: make_frame(model, places), self._recorder)
+            self._buckets[size] = places, Recording(lambda: make_frame(model, places, end), self._recorder)
         return self._buckets[size]
 
 
@@ -172,6 +187,7 @@ def _entrant(state: SongState) -> Entrant:
         cache=state.cache,
         embedded=state.embedded,
         position=state.position,
+        least=song.prompt.length + song.min_frames,
         counter=state.counter,
         temperature=song.temperature,
         topk=song.topk,

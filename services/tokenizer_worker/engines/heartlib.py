@@ -1,7 +1,9 @@
 """The reference implementation behind the `TokenEngine` interface, for comparison. It is an optional dependency."""
 
+import contextlib
 import functools
 import importlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,7 +41,7 @@ class HeartlibEngine:
     anew for each, because their batch size cannot change; temperature 0, where it returns token 0, becomes top-1;
     weights it would leave uninitialised are refused; and so are guidance below 1, which it ignores, and songs beyond
     its positions, where it fails at a late frame. A song that goes on prefills prompt and frames in one go, as its
-    next frame is made.
+    next frame is made. Codes that end a song are kept from it before `min_frames`.
 
     Raises `ConfigError` when heartlib is not installed.
     """
@@ -197,6 +199,7 @@ class HeartlibEngine:
         greedy = song.temperature == 0
         generators = [self._device] if self._device.type == "cuda" else []
         with (
+            self._without_end() if state.frames < song.min_frames else contextlib.nullcontext(),
             torch.random.fork_rng(devices=generators),
             torch.autocast(self._device.type, dtype=self._dtype, enabled=self._dtype != torch.float32),
         ):
@@ -215,6 +218,24 @@ class HeartlibEngine:
         codes: np.ndarray = chosen[0].to("cpu", torch.int16).numpy()
         state.tokens, state.cached = torch.cat((state.tokens, frame)), len(state.tokens)
         return None if (codes >= self._checkpoint.gen.audio_eos_id).any() else codes
+
+    @contextlib.contextmanager
+    def _without_end(self) -> Iterator[None]:
+        """Keep the reference, which has no such option, from drawing codes that end a song."""
+        reference, end = self._reference, self._checkpoint.gen.audio_eos_id
+        draw = reference.sample_topk
+
+        def draw_others(logits: Tensor, topk: int, temperature: float) -> Tensor:
+            others = logits.clone()
+            others[..., end:] = -torch.inf
+            drawn: Tensor = draw(others, topk, temperature)
+            return drawn
+
+        reference.sample_topk = draw_others
+        try:
+            yield
+        finally:
+            reference.sample_topk = draw
 
     def _stack(self, flavor: Flavor) -> Any:
         return self._reference.llama3_2.llama3_2(

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from services.tokenizer_worker.engines.base import PARKED_SECONDS, Song
+from services.tokenizer_worker.engines.prefill import begins_alike
 from services.tokenizer_worker.model import KVCache
 from shared.model.checkpoint import Flavor
 from shared.model.weights import page_lock
-from shared.worker.metrics import PARKED_BYTES, RESUMED
+from shared.worker.metrics import PARKED_BYTES
 
 log = logging.getLogger(__name__)
 
@@ -28,8 +29,14 @@ class _Parked:
 
     song: Song
     frames: np.ndarray  # int16 [codebooks, T]
+    begun: np.ndarray  # the first of them, with which the cache was prefilled
     chunks: list[Tensor]
     until: float  # monotonic
+
+    @property
+    def used(self) -> int:
+        """Positions of the cache that are kept."""
+        return self.song.prompt.length + len(self.frames.T) - 1
 
 
 class ParkedCaches:
@@ -62,11 +69,12 @@ class ParkedCaches:
         """Bytes of host memory that are held, free chunks included."""
         return self._chunk_bytes * (len(self._free) + sum(len(parked.chunks) for parked in self._parked.values()))
 
-    def park(self, song_id: str, song: Song, frames: np.ndarray, cache: KVCache) -> None:
+    def park(self, song_id: str, song: Song, frames: np.ndarray, begun: np.ndarray, cache: KVCache) -> None:
         """Copy what `cache` holds of the prompt and of all int16 `frames` ``[codebooks, T]`` but the last position.
 
-        The last position is fed next, so it is not in the cache yet. Copies of other songs make room, the oldest
-        first; without room nothing is kept. Raises what a copy from the device raises.
+        It was prefilled with those that the song had `begun` with. The last position is fed next, so it is not in the
+        cache yet. Copies of other songs make room, the oldest first; without room nothing is kept. Raises what a copy
+        from the device raises.
         """
         self.drop(song_id)
         used, size = song.prompt.length + frames.shape[1] - 1, self._positions(cache)
@@ -78,28 +86,39 @@ class ParkedCaches:
             kept.copy_(held, non_blocking=True)
         self._synchronize()
         self._until = time.monotonic() + PARKED_SECONDS
-        self._parked[song_id] = _Parked(song=song, frames=frames.copy(), chunks=chunks, until=self._until)
+        self._parked[song_id] = _Parked(song=song, frames=frames.copy(), begun=begun, chunks=chunks, until=self._until)
         PARKED_BYTES.set(self.nbytes)
 
-    def restore(self, song_id: str, song: Song, frames: np.ndarray, cache: KVCache) -> bool:
-        """Copy a song's parked cache into `cache`; False when there is none of this song with exactly these frames.
+    def restore(self, song_id: str, song: Song, frames: np.ndarray, cache: KVCache) -> np.ndarray | None:
+        """Copy a song's parked cache into `cache`; None when there is none of this song with exactly these frames.
 
-        A copy that belongs to other frames is dropped. One that was used stays until `drop`, since the song may still
-        not find a place in the batch.
+        Returns the frames with which it was prefilled, int16 ``[codebooks, T]``. A copy that belongs to other frames is
+        dropped. One that was used stays until `drop`, since the song may still not find a place in the batch.
         """
         parked = self._parked.get(song_id)
         if parked is not None and (parked.song != song or not np.array_equal(parked.frames, frames)):
             log.info("%s: its caches were kept for other tokens and are dropped", song_id)
             self.drop(song_id)
             parked = None
-        if frames.shape[1]:
-            RESUMED.labels("prefilled" if parked is None else "parked").inc()
         if parked is None:
-            return False
-        for held, kept in self._pairs(parked.chunks, cache, song.prompt.length + frames.shape[1] - 1):
-            held.copy_(kept, non_blocking=True)
+            return None
+        self._copy_back(parked, cache, parked.used)
+        return parked.begun
+
+    def share(self, song: Song, frames: np.ndarray, cache: KVCache) -> bool:
+        """Copy what prefilling a song with `frames` would leave from a parked song that began so; False without one."""
+        for parked in self._parked.values():
+            if begins_alike(song, frames, parked.song, parked.begun):
+                self._copy_back(parked, cache, song.prompt.length + frames.shape[1] - 1)
+                return True
+        return False
+
+    def _copy_back(self, parked: _Parked, cache: KVCache, wanted: int) -> None:
+        """Copy the first `wanted` positions of a parked cache."""
+        first = KVCache(cache.keys[:, :, :, :wanted], cache.values[:, :, :, :wanted])
+        for held, kept in self._pairs(parked.chunks, first, parked.used):
+            held.copy_(kept[:, :, :, : held.shape[3]], non_blocking=True)
         self._synchronize()
-        return True
 
     def drop(self, song_id: str) -> None:
         """Drop a song's copy, if there is one. Its memory serves other songs."""

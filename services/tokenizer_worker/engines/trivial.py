@@ -11,7 +11,7 @@ CODEBOOKS, CODES = 8, 64
 
 
 class TrivialEngine:
-    """Makes `max_frames` frames that follow from the seed alone, at a settable pace.
+    """Makes `max_frames` frames that follow from the seed alone, at a settable pace. No song ends before.
 
     A step takes `step_ms` however many songs are in the batch, as on a GPU; moving to the device or back takes
     `swap_ms`.

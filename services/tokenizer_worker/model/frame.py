@@ -26,6 +26,7 @@ class Entrant:
     cache: KVCache  # of the backbone
     embedded: Tensor  # [rows, D], what is fed next
     position: int  # at which it is fed
+    least: int  # positions, prompt included, that it has before it can end
     counter: int  # of the next frame's noise
     temperature: float  # 0 is greedy
     topk: int
@@ -46,10 +47,10 @@ class Places:
         self.embedded = torch.zeros(2 * count, model.config.backbone.embed_dim, dtype=model.dtype, device=device)
         self.codes = torch.zeros(count, books, dtype=torch.int64, device=device)  # of the frame that was made last
         # What `enter` sets is one block of integers and one of fractions, each a single copy to the device.
-        self._integers = torch.zeros(2 * len(Field) + 2, count, dtype=torch.int64, device=device)
+        self._integers = torch.zeros(2 * len(Field) + 3, count, dtype=torch.int64, device=device)
         self._fractions = torch.ones(2, count, dtype=torch.float32, device=device)
-        self.rows = self._integers[:-2].view(len(Field), 2 * count)  # a row table
-        self.counters, self.topk = self._integers[-2:]
+        self.rows = self._integers[:-3].view(len(Field), 2 * count)  # a row table
+        self.counters, self.topk, self.least = self._integers[-3:]
         self.temperature, self.cfg_scale = self._fractions
         self._depth = model.depth_cache(2 * count)  # every frame starts over in it
         # A row table for each pass of the depth decoder: the first feeds two positions, the others one.
@@ -64,7 +65,7 @@ class Places:
         config = model.config
         depth = KVCache.size(config.decoder, 2, config.num_codebooks, model.dtype)
         tables = 8 * len(Field) * 2 * (config.num_codebooks + 1)  # of the backbone, and of eight positions
-        return depth + tables + 2 * config.backbone.embed_dim * model.dtype.itemsize + 8 * config.num_codebooks + 24
+        return depth + tables + 2 * config.backbone.embed_dim * model.dtype.itemsize + 8 * config.num_codebooks + 32
 
     def enter(self, songs: Sequence[Entrant]) -> None:
         """Give these songs the first places, and leave the others empty. Nothing of their caches is copied."""
@@ -72,10 +73,10 @@ class Places:
         conditional = [(song.cache, 0, song.position + 1) for song in songs]
         guided = [(song.cache, 1, song.position + 1) if song.cfg_scale != 1 else None for song in songs]
         table = kernels.row_table([*conditional, *empty, *guided, *empty])
-        numbers = torch.ones(2, count, dtype=torch.int64)  # counters, top-k
+        numbers = torch.ones(3, count, dtype=torch.int64)  # counters, top-k, least lengths
         fractions = torch.ones(2, count)
         for place, song in enumerate(songs):
-            numbers[0, place], numbers[1, place] = song.counter, song.topk
+            numbers[:, place] = torch.tensor((song.counter, song.topk, song.least))
             fractions[0, place], fractions[1, place] = song.temperature, song.cfg_scale
         # A song without guidance has one row, which serves for both.
         embedded = torch.stack([song.embedded[row] for row in (0, -1) for song in songs])
@@ -97,8 +98,10 @@ def unsuitable(config: LMConfig) -> str | None:
     return None
 
 
-def make_frame(model: HeartMuLa, places: Places) -> None:
+def make_frame(model: HeartMuLa, places: Places, end: int) -> None:
     """Make a frame of every song: its codes into ``places.codes``, and everything ready for the next frame.
+
+    A song that is shorter than its least length, the present position included, draws no code from `end` on.
 
     Before the last lines nothing of a song has changed but its cache's entries at the present position, so a frame that
     failed on the way can be made again.
@@ -106,12 +109,14 @@ def make_frame(model: HeartMuLa, places: Places) -> None:
     count, books, va = places.count, model.config.num_codebooks, model.config.audio_vocab_size
     embeddings = model.audio_embeddings.view(books, va, -1)
     noise = kernels.noise(places.counters, books, va)  # [codebooks, n, Va]
+    lengths = places.rows[Field.LENGTH, :count]
     codes: list[Tensor] = []
 
     def draw(hidden: Tensor, head: torch.nn.Module) -> Tensor:
         """Draw the next code of each song, and look up its embedding, ``[n, D]``."""
         book, logits = len(codes), _product(head, hidden)
-        codes.append(kernels.sample(logits, noise[book], places.temperature, places.topk, places.cfg_scale))
+        numbers = (places.temperature, places.topk, places.cfg_scale, lengths, places.least)
+        codes.append(kernels.sample(logits, noise[book], *numbers, end))
         return F.embedding(codes[-1], embeddings[book])
 
     hidden = advance(model.backbone, places.embedded, places.rows)  # [2n, D]

@@ -114,8 +114,12 @@ class HeartMuLa(nn.Module):
                 x = self.projection(spread(code, rows)[:, None]).contiguous()
         return torch.stack(codes, dim=1)
 
-    def next_frame(self, batch: BatchTensors, positions: Sequence[int], counters: Sequence[int]) -> Tensor:
+    def next_frame(
+        self, batch: BatchTensors, positions: Sequence[int], counters: Sequence[int], barred: Tensor | None = None
+    ) -> Tensor:
         """Make a frame of every song, int64 ``[songs, codebooks]``: at its position, with its `sampling.counter`.
+
+        Codes that are `barred`, bool ``[songs, Va]``, are not drawn in any codebook.
 
         Before the last line nothing of a song has changed but its cache's entries at that position, so a frame that
         failed on the way can be made again.
@@ -124,7 +128,7 @@ class HeartMuLa(nn.Module):
         seeds = mix(torch.tensor(counters, device=self.device))
 
         def draw(book: int, logits: Tensor) -> Tensor:
-            return batch.sampler.draw(logits, exponential_noise(seeds, self.noise_counters[book]))
+            return batch.sampler.draw(logits, exponential_noise(seeds, self.noise_counters[book]), barred)
 
         codes = self.frame(hidden, batch.depth_cache, draw)
         batch.embedded.copy_(spread(self.embed_frames(codes), len(hidden)))

@@ -71,6 +71,11 @@ class KVCache:
         """A view of some rows, in the same memory."""
         return KVCache(self.keys[:, rows], self.values[:, rows])
 
+    def copy_from(self, other: "KVCache", positions: int) -> None:
+        """Copy the first positions of a cache with as many rows."""
+        self.keys[:, :, :, :positions].copy_(other.keys[:, :, :, :positions], non_blocking=True)
+        self.values[:, :, :, :positions].copy_(other.values[:, :, :, :positions], non_blocking=True)
+
     def layers(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Keys and values of each layer, ``[rows, KV heads, positions, h]`` both."""
         return zip(self.keys.unbind(0), self.values.unbind(0), strict=True)

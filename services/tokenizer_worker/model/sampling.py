@@ -47,14 +47,17 @@ class Sampler:
         apart = ((logits[:guided] - unconditional) * self._cfg_scale[:guided]).to(logits.dtype)
         return torch.cat((unconditional + apart, logits[guided:songs]))
 
-    def draw(self, logits: Tensor, noise: Tensor) -> Tensor:
+    def draw(self, logits: Tensor, noise: Tensor, barred: Tensor | None = None) -> Tensor:
         """Draw a code of each song, int64 ``[songs]``, from ``logits [rows, V]`` before guidance.
 
         `noise` is one sample of Exp(1) a code, fp32 ``[songs, V]``: dividing probabilities by it and taking the largest
-        is an exact draw (the exponential race). Values below the k-th largest are out; ties with it stay. Guidance and
-        the division by the temperature end in the dtype of the logits, as in the reference.
+        is an exact draw (the exponential race). Codes that are `barred`, bool ``[songs, V]``, are as if there were no
+        such codes. Of the others values below the k-th largest are out; ties with it stay. Guidance and the division by
+        the temperature end in the dtype of the logits, as in the reference.
         """
         scaled = (self.guide(logits) / self._temperature).to(logits.dtype)
+        if barred is not None:
+            scaled = scaled.masked_fill(barred, -torch.inf)
         largest = scaled.topk(min(self._most, scaled.shape[1])).values
         smallest = largest.gather(1, self._topk.clamp(max=largest.shape[1]) - 1)
         # fp32 as autocast has it on CUDA: 16 bits cannot tell 8,197 probabilities apart.

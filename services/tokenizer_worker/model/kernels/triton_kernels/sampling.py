@@ -53,14 +53,18 @@ def _kth_largest(keys, k, LOWEST: tl.constexpr):
 
 @triton.jit(do_not_specialize=["songs"])
 def sample_kernel(
-    logits_ptr, noise_ptr, temperature_ptr, topk_ptr, cfg_scale_ptr, out_ptr, songs, vocabulary,
+    logits_ptr, noise_ptr, temperature_ptr, topk_ptr, cfg_scale_ptr, length_ptr, least_ptr, out_ptr,
+    songs, vocabulary, end,
     LOWEST: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Draw the code of song `program_id(0)` of ``logits [2 · songs, vocabulary]``."""
     song = tl.program_id(0)
     dtype = logits_ptr.dtype.element_ty
     at = tl.arange(0, BLOCK)
-    inside = at < vocabulary
+    # Codes that end a song are, before its least length, as if there were no such codes.
+    early = tl.load(length_ptr + song) < tl.load(least_ptr + song)
+    codes = tl.where(early, tl.minimum(end, vocabulary), vocabulary)
+    inside = at < codes
     scale = tl.load(cfg_scale_ptr + song)
     temperature = tl.load(temperature_ptr + song)
     greedy = temperature == 0
@@ -68,7 +72,7 @@ def sample_kernel(
 
     conditional = tl.load(logits_ptr + song * vocabulary + at, mask=inside, other=0).to(tl.float32)
     other_row = logits_ptr + (songs + song) * vocabulary
-    unconditional = tl.load(other_row + at, mask=at < tl.where(scale == 1, 0, vocabulary), other=0).to(tl.float32)
+    unconditional = tl.load(other_row + at, mask=at < tl.where(scale == 1, 0, codes), other=0).to(tl.float32)
     # Every step is rounded as PyTorch rounds it.
     apart = (conditional - unconditional).to(dtype).to(tl.float32)
     apart = (apart * scale).to(dtype).to(tl.float32)
@@ -76,7 +80,7 @@ def sample_kernel(
     logits = tl.math.div_rn(logits, tl.where(greedy, 1.0, temperature) + tl.zeros_like(logits))
     logits = logits.to(dtype).to(tl.float32)
 
-    # Keys of lanes outside the vocabulary are 0, below that of −∞.
+    # Keys of lanes without a code are 0, below that of −∞.
     keys = tl.where(inside, _ordered(logits), 0)
     logits = _value(keys)
     # A logit that is not a number stays, and makes every p one: the first code is drawn, as by PyTorch.
@@ -91,14 +95,24 @@ def sample_kernel(
     tl.store(out_ptr + song, tl.where(total == total, code, 0).to(tl.int64))
 
 
-def sample(logits: Tensor, noise: Tensor, temperature: Tensor, topk: Tensor, cfg_scale: Tensor) -> Tensor:
+def sample(
+    logits: Tensor,
+    noise: Tensor,
+    temperature: Tensor,
+    topk: Tensor,
+    cfg_scale: Tensor,
+    length: Tensor,
+    least: Tensor,
+    end: int,
+) -> Tensor:
     """Launch `sample_kernel`; arguments and result are those of the operator `sample`. V is below 2²¹."""
     songs, vocabulary = noise.shape
     assert vocabulary <= _LARGEST_VOCABULARY
     out = torch.empty(songs, dtype=torch.int64, device=logits.device)
     block = triton.next_power_of_2(vocabulary)
     sample_kernel[(songs,)](
-        logits.contiguous(), noise.contiguous(), temperature, topk, cfg_scale, out, songs, vocabulary,
+        logits.contiguous(), noise.contiguous(), temperature, topk, cfg_scale, length, least, out,
+        songs, vocabulary, end,
         LOWEST=_LOWEST_BIT[logits.dtype], BLOCK=block, num_warps=min(max(block // 512, 1), 16),
         enable_fp_fusion=False,
     )  # fmt: skip
