@@ -5,8 +5,9 @@
     HeartMulaError
     ├── ConfigError         an environment variable or checkpoint folder is wrong; the message names it
     ├── InvalidRequest      a request that the user has to change; carries the field
+    ├── RecordingRefused    an upload that cannot be used; carries the reason
     ├── QueueFull           the queue holds as many songs as it may; try again later
-    ├── Unavailable         NATS or the object store does not answer, or not as needed:
+    ├── Unavailable         NATS, the object store, … does not answer, or not as needed:
     │   ├── Rejected        … it refuses this process; waiting does not help
     │   ├── NoRoom          … it has no room for more
     │   └── Refused         … JetStream answers with a refusal
@@ -24,6 +25,20 @@
     │   └── LeaseLost       … because the lease on the device is lost
     └── SongError           this song cannot be made; retrying does not help
 """
+
+from typing import Literal
+
+RefusalReason = Literal[
+    "too-large",  # more bytes than allowed
+    "too-slow",  # bytes came slower than allowed
+    "malformed",  # the request's body is a broken form
+    "unknown-format",  # neither FLAC nor WAV, MP3 or Ogg
+    "unsupported",  # one of them, of a kind that is not taken
+    "empty",  # no sample in it
+    "damaged",
+    "too-long",  # more seconds of audio than allowed
+    "too-costly",  # decoding takes more time or memory than allowed, or makes more bytes
+]
 
 
 class HeartMulaError(Exception):
@@ -45,12 +60,20 @@ class InvalidRequest(HeartMulaError):
         self.field = field
 
 
+class RecordingRefused(HeartMulaError):
+    """An upload that cannot be used as it stands."""
+
+    def __init__(self, reason: RefusalReason, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
 class QueueFull(HeartMulaError):
     """The queue holds as many songs as it may."""
 
 
 class Unavailable(HeartMulaError):
-    """A server that is needed does not answer. `service` is "nats" or "s3"."""
+    """A server that is needed does not answer. `service` is "nats" or "s3"; "decoder" or "disk" for recordings."""
 
     def __init__(self, service: str, message: str) -> None:
         super().__init__(message)

@@ -10,7 +10,7 @@ import soundfile
 from shared.errors import ObjectError
 
 
-class _SequentialFile(soundfile.SoundFile):  # type: ignore[misc]  # which has no types
+class SequentialFile(soundfile.SoundFile):  # type: ignore[misc]  # which has no types
     """A file that is read without seeking: `SoundFile` seeks after every block, which garbles MP3."""
 
     def seekable(self) -> bool:
@@ -23,7 +23,7 @@ def read_audio(source: Path | BinaryIO) -> Iterator[np.ndarray]:
     Raises `ObjectError` for a file that is damaged.
     """
     try:
-        with _SequentialFile(source) as file:
+        with SequentialFile(source) as file:
             dtype = "int16" if file.subtype == "PCM_16" else "float32"
             while len(block := file.read(file.samplerate, dtype, always_2d=True)):
                 yield block

@@ -21,6 +21,7 @@ from shared.errors import (
     ObjectError,
     PhaseError,
     QueueFull,
+    RecordingRefused,
     SongError,
     TokensLost,
     Unavailable,
@@ -69,6 +70,7 @@ CASES: list[tuple[Exception, Outcome]] = [
     (HeartMulaError("x"), our_fault("x")),
     (ConfigError("x"), our_fault("x")),
     (InvalidRequest("tags", "x"), our_fault("tags: x")),
+    (RecordingRefused("damaged", "x"), our_fault("x")),  # no worker reads uploads
     (QueueFull("x"), our_fault("x")),
     *((kind("nats", "x"), away("x")) for kind in UNAVAILABLE),
     *((kind("s3", "x"), away("x", doubts_store=True)) for kind in UNAVAILABLE),
