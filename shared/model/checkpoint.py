@@ -2,13 +2,14 @@
 
 ::
 
-    <path>/gen_config.json  tokenizer.json  HeartMuLa-oss-<version>/  HeartCodec-oss/
+    <path>/gen_config.json  tokenizer.json  HeartMuLa-oss-<version>/  HeartCodec-oss/  [HeartCodec-oss-encoder/]
 
 Nothing here imports torch, so the gateway may read dimensions and the tokenizer.
 """
 
 import json
 import math
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from shared.errors import ConfigError
+from shared.model.encoder_config import EncoderConfig
 
 
 class Flavor(msgspec.Struct, frozen=True, kw_only=True):
@@ -113,6 +115,8 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
     lm_path: Path
     codec: CodecConfig
     codec_path: Path
+    encoder: EncoderConfig | None  # without it recordings cannot be encoded
+    encoder_path: Path
     tokenizer_path: Path
 
 
@@ -134,7 +138,7 @@ def open_checkpoint(path: Path, version: str = "") -> Checkpoint:
     """Read the configuration files of the checkpoint folder `path`.
 
     `version` picks ``HeartMuLa-oss-<version>`` where there are several. Raises `ConfigError` when a file is missing
-    or malformed, or when the version is ambiguous.
+    or malformed, or when the version is ambiguous. The encoder's folder alone may be absent.
     """
     gen = _read(path / "gen_config.json", GenConfig)
     found = sorted(p.name.removeprefix("HeartMuLa-oss-") for p in path.glob("HeartMuLa-oss-*") if p.is_dir())
@@ -145,6 +149,7 @@ def open_checkpoint(path: Path, version: str = "") -> Checkpoint:
         raise ConfigError(f"{path} has {what}")
     version = version or found[0]
     lm_path, codec_path = path / f"HeartMuLa-oss-{version}", path / "HeartCodec-oss"
+    encoder_path = path / "HeartCodec-oss-encoder"
     raw = _read(lm_path / "config.json", _LMFile)
     known = FLAVORS | raw.flavors
     for flavor in (raw.backbone_flavor, raw.decoder_flavor):
@@ -167,18 +172,28 @@ def open_checkpoint(path: Path, version: str = "") -> Checkpoint:
         lm_path=lm_path,
         codec=_read(codec_path / "config.json", CodecConfig),
         codec_path=codec_path,
+        encoder=_encoder(encoder_path) if encoder_path.is_dir() else None,
+        encoder_path=encoder_path,
         tokenizer_path=path / "tokenizer.json",
     )
 
 
-def tensors(folder: Path) -> Iterator[tuple[str, Any]]:
+def _encoder(folder: Path) -> EncoderConfig:
+    config = folder / "config.json"
+    return _read(config if config.is_file() else folder / "encoder_config.json", EncoderConfig)  # as older copies have
+
+
+def tensors(folder: Path, wanted: re.Pattern[str] | None = None) -> Iterator[tuple[str, Any]]:
     """Yield ``(name, torch.Tensor)`` for every tensor in a folder of safetensors files, shard by shard.
 
+    With `wanted` only those are read whose whole names match it.
     With ``model.safetensors.index.json`` only the shards it names are read, else every ``*.safetensors``. A tensor is
     read when it is yielded and belongs to the caller, so a loader that converts and drops each one never holds two
     copies. Raises `ConfigError` for a missing or damaged shard.
     """
     for shard, name in _stored(folder):
+        if wanted and not wanted.fullmatch(name):
+            continue
         with _opened(shard) as file:
             tensor = file.get_tensor(name)
         yield name, tensor

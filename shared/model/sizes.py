@@ -18,7 +18,7 @@ WINDOW_LATENTS, STRETCH_LATENTS = 744, 62  # that the codec's estimator and its 
 
 _NUMBER, _COMPLEX = 8, 8  # bytes of an int64, of a complex64
 _FIELDS = 5  # numbers in each row of a table of songs
-_SETTINGS = 24  # bytes of a song's counter and settings
+_SETTINGS = 32  # bytes of a song's counter and settings
 
 Tensors = Iterator[tuple[int, int]]
 """Numbers of elements, and the bytes of each."""
@@ -85,7 +85,7 @@ class CheckpointSizes:
             yield from ((va * d, item), *((va * e, item) for _ in range(books - 1)))  # heads
             yield books * va, _NUMBER  # counters of the noise
 
-        return _block(tensors())
+        return block_bytes(tensors())
 
     def language_model_work(self, dtype: str, int8: str) -> int:
         """See `Sizes`. Activations of a prefilled part in two rows; with int8 the largest matrix, converted."""
@@ -106,7 +106,7 @@ class CheckpointSizes:
 
     def codec(self, dtype: str) -> int:
         """See `Sizes`."""
-        return _block(_codec(self.codec_config, ITEM_BYTES[dtype]))
+        return block_bytes(_codec(self.codec_config, ITEM_BYTES[dtype]))
 
     def codec_work(self) -> int:
         """See `Sizes`."""
@@ -143,7 +143,7 @@ class TrivialSizes:
         return self.CODEC_WORK
 
 
-def _block(tensors: Tensors) -> int:
+def block_bytes(tensors: Tensors) -> int:
     return sum(-(-count * item // ALIGNMENT) * ALIGNMENT for count, item in tensors)
 
 

@@ -1,8 +1,10 @@
-"""What tells one codec's audio from another's."""
+"""What tells one codec's audio, and one encoder's codes, from another's."""
 
 import hashlib
 import os
 from pathlib import Path
+
+import msgspec
 
 from shared.model.checkpoint import Checkpoint
 
@@ -22,8 +24,22 @@ def identity_of(engine: str, checkpoint: Checkpoint, steps: int, guidance: float
     )
 
 
+def encoder_identity(engine: str, checkpoint: Checkpoint) -> str:
+    """The identity of an encoder: its networks and the codec whose codebooks it uses.
+
+    Raises `OSError` when the checkpoint is gone.
+    """
+    config = msgspec.json.encode(checkpoint.encoder)
+    encoder, codec = checkpoint.encoder_path, checkpoint.codec_path
+    return f"{engine} {encoder.name} {_digest(config, encoder)}, {codec.name} {_weights(codec)}"
+
+
 def _weights(folder: Path) -> str:
-    found = hashlib.sha256((folder / "config.json").read_bytes())
+    return _digest((folder / "config.json").read_bytes(), folder)
+
+
+def _digest(config: bytes, folder: Path) -> str:
+    found = hashlib.sha256(config)
     for path in sorted(folder.glob("*.safetensors")):
         size = path.stat().st_size
         found.update(f"{path.name} {size}".encode())
