@@ -118,6 +118,7 @@ class DecodingLoop:
             song.state,
             song.tokens.codes,
             ended=song.tokens.ended,
+            kept=song.kept,
             context=song.context,
             draining=song.worker.draining,
             rate=self._rate,

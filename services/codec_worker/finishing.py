@@ -17,10 +17,11 @@ from shared.audio.peaks import CONTENT_TYPE as PEAKS_TYPE
 from shared.audio.tags import SongTags
 from shared.errors import ObjectError, Unavailable
 from shared.jobs.events import end_event
-from shared.schema.job import DecodeJob
+from shared.schema.job import DecodeJob, Job
 from shared.settings import Settings
-from shared.storage.objects import audio_key, converted_key, keys_with_renditions, peaks_key
+from shared.storage.objects import audio_key, converted_key, kept_tokens_key, keys_with_renditions, peaks_key
 from shared.storage.tempdirs import scratch_folder
+from shared.storage.token_file import pack
 from shared.tracing import span
 from shared.worker.signals import JobStopped
 
@@ -89,17 +90,14 @@ class Finisher:
         )
 
     async def _complete(self, song: SongInWork, audio: StoredAudio) -> None:
-        context, worker, job = song.context, song.worker, song.context.job
-        order = context.order
-        assert isinstance(order, DecodeJob)
+        context, worker = song.context, song.worker
         try:
             done = await worker.retry(lambda: song.record.complete(audio))
         except JobStopped:
             await delete(worker.store, [audio.key, converted_key(audio.key, "flac"), peaks_key(audio.key)])
             raise
         context.publish(end_event(done))
-        # The reconciler finds others, of tokenizers that had lost their lease.
-        await delete(worker.store, dict.fromkeys([song.tokens.key, *token_keys(job, order)]))
+        await _keep_tokens(song, done)
         if song.parts.parts:
             await self._delete_stream(song, audio)
 
@@ -112,6 +110,23 @@ class Finisher:
             log.warning("%s: its parts were not deleted: %s", song.job_id, error)
             return
         await delete(store, [item.key for item in found if item.key not in kept])
+
+
+async def _keep_tokens(song: SongInWork, done: Job) -> None:
+    """Keep the tokens of which the audio was made where the record names them, and delete the song's others.
+
+    The reconciler finds further ones, of tokenizers that had lost their lease.
+    """
+    context, store, tokens = song.context, song.worker.store, song.tokens
+    order = context.order
+    assert isinstance(order, DecodeJob) and done.tokens_key is not None
+    if done.tokens_key != tokens.key:  # a second tokenizer, which makes equal tokens as a rule, changed the record
+        try:
+            await store.put(done.tokens_key, pack(tokens.codes, tokens.meta))
+        except Unavailable as error:
+            log.warning("%s: its tokens were not stored again under %s: %s", song.job_id, done.tokens_key, error)
+    others = {tokens.key, *token_keys(context.job, order), *([kept_tokens_key(song.job_id)] if done.parent else [])}
+    await delete(store, sorted(others - {done.tokens_key}))
 
 
 def _copy(path: Path, folder: Path) -> None:

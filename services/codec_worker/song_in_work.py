@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from services.codec_worker.engines.base import CodecEngine, DecodeState, DecodeStep
+from services.codec_worker.engines.base import CodecEngine, DecodeState, DecodeStep, KeptWindows
 from services.codec_worker.part_store import PartStore
 from services.codec_worker.song_record import SongRecord
 from services.codec_worker.song_stream import SavedDecode, SongStream
@@ -36,6 +36,7 @@ class SongInWork:
     worker: WorkerContext
     record: SongRecord
     tokens: Tokens
+    kept: KeptWindows  # of the song that it goes on from
     state: DecodeState  # of the engine, after the latest window
     stream: SongStream
     parts: PartStore
@@ -108,11 +109,12 @@ async def open_song(
     None where its tokens, which are being made again, are still fewer than those that were decoded.
     """
     job, rate = context.job, engine.sample_rate
+    kept = KeptWindows(seeds=job.parent.seeds if job.parent else (), earlier=tokens.meta.earlier)
     parts = PartStore(context, worker, record, rate)
     saved = None
     if parts.parts:
         try:
-            saved = await _saved(job, parts, tokens, worker, engine)
+            saved = await _saved(job, parts, tokens, kept, worker, engine)
         except ObjectError as error:
             log.warning("%s: decoding begins again, %s", job.job_id, error)
             await parts.begin_again()
@@ -132,6 +134,7 @@ async def open_song(
         worker=worker,
         record=record,
         tokens=tokens,
+        kept=kept,
         state=saved.state,
         stream=stream,
         parts=parts,
@@ -139,13 +142,15 @@ async def open_song(
     )
 
 
-async def _saved(job: Job, parts: PartStore, tokens: Tokens, worker: WorkerContext, engine: CodecEngine) -> SavedDecode:
+async def _saved(
+    job: Job, parts: PartStore, tokens: Tokens, kept: KeptWindows, worker: WorkerContext, engine: CodecEngine
+) -> SavedDecode:
     """What lies beside the last part. Raises `ObjectError` when this song cannot go on with it, `Unavailable`."""
     saved = SavedDecode.unpack(await worker.store.get(state_key(parts.parts[-1].key)))
     if saved.engine != engine.identity:
         raise ObjectError(f"it was begun by another codec ({saved.engine}, not {engine.identity})")
     fewer = not tokens.ended and tokens.codes.shape[1] < saved.state.taken
-    if saved.state.seed != (job.request.seed or 0) or not (fewer or saved.state.continues(tokens.codes)):
+    if saved.state.seed != (job.request.seed or 0) or not (fewer or saved.state.continues(tokens.codes, kept)):
         raise ObjectError("its tokens are no longer those that were decoded")
     if saved.state.samples - len(saved.rest) != sum(part.samples for part in parts.parts):
         raise ObjectError("its saved state does not belong to its parts")

@@ -81,7 +81,7 @@ class SongRecord:
         return await self._update(uncounted)
 
     async def complete(self, audio: StoredAudio) -> Job:
-        """Complete the song."""
+        """Complete the song. The record goes on naming its tokens, which are kept beside the audio."""
 
         def completed(record: Job) -> Job:
             if record.status == "completed" and record.audio_key == audio.key:  # written before, the answer got lost
@@ -95,7 +95,6 @@ class SongRecord:
                 duration_s=seconds_of(audio.samples, audio.sample_rate),
                 sample_rate=audio.sample_rate,
                 frames=audio.frames,
-                tokens_key=None,
                 error=None,
             )
 

@@ -8,7 +8,7 @@ from shared.errors import ObjectError, TokensLost
 from shared.jobs.store import JobStore
 from shared.schema.job import DecodeJob, Job
 from shared.storage.objects import ObjectStore
-from shared.storage.token_file import unpack
+from shared.storage.token_file import TokenMeta, unpack
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,7 +17,12 @@ class Tokens:
 
     key: str  # of their object
     codes: np.ndarray  # int16 [8, T], from the song's first on
-    ended: bool  # they are the whole song
+    meta: TokenMeta
+
+    @property
+    def ended(self) -> bool:
+        """Whether they are the whole song."""
+        return self.meta.ended
 
 
 async def fetch_tokens(job: Job, order: DecodeJob, store: ObjectStore, jobs: JobStore, *, whole: bool = True) -> Tokens:
@@ -46,8 +51,8 @@ async def _first_usable(job: Job, order: DecodeJob, store: ObjectStore, whole: b
             wrong.append(str(error))
             continue
         if meta.ended:
-            return Tokens(key, codes, ended=True)
-        begun = begun or Tokens(key, codes, ended=False)
+            return Tokens(key, codes, meta)
+        begun = begun or Tokens(key, codes, meta)
         wrong.append(f"the token file holds the first {codes.shape[1]} frames only")
     if begun is not None and not whole:
         return begun

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from services.codec_worker.engines.base import CodecEngine, DecodeState, DecodeStep
+from services.codec_worker.engines.base import CodecEngine, DecodeState, DecodeStep, KeptWindows
 from shared.frames import frames_nearest
 from shared.worker.draining import Draining
 from shared.worker.job_context import JobContext
@@ -35,13 +35,14 @@ class WindowDecoder:
         codes: np.ndarray,
         *,
         ended: bool,
+        kept: KeptWindows,
         context: JobContext,
         draining: Draining,
         rate: Throughput,
         on_step: Callable[[DecodeStep], None],
     ) -> None:
         """`codes` are those of the song so far, int16 ``[8, T]``. Raises as `CodecEngine.advance`."""
-        self._steps = engine.advance(state, codes, ended=ended)
+        self._steps = engine.advance(state, codes, ended=ended, kept=kept)
         self._sample_rate = engine.sample_rate
         self._context, self._draining, self._rate, self._on_step = context, draining, rate, on_step
 

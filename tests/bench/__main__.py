@@ -16,9 +16,11 @@ from types import FrameType
 
 import torch
 
+from shared.model.checkpoint import open_checkpoint
 from tests.bench import checkpoints
 from tests.bench.codec_precision import precision_all, precision_rows
-from tests.bench.engines import codec, int8, int8_both, lm
+from tests.bench.engines import codec, encoder, int8, int8_both, lm
+from tests.bench.joins import joins, joins_smoke
 from tests.bench.launches import launches
 from tests.bench.rows import Row, table
 from tests.bench.sides import Options, device_name
@@ -43,7 +45,9 @@ BENCHES: dict[str, Bench] = {
     "lm_mid": lm_mid,
     "lm_int8": lambda folder, _: int8_both(folder),
     "codec_precision": lambda folder, _: precision_all(folder),
+    "joins": lambda folder, _: joins(folder),
     "codec": lambda folder, options: codec("default", checkpoints.codec(folder), 2, options),
+    "encoder": lambda folder, _: encoder("official", checkpoints.encoder(folder), 1),
     "lm_3b": lm_3b,
     "launches": launches,
 }
@@ -55,6 +59,8 @@ def smoke(folder: Path, options: Options) -> None:
     lm("golden", checkpoint, "float32", {1, 2} if options.reference else set(), [1, 2], 3, options)
     codec("golden", checkpoint, 1, options)
     precision_rows("golden", checkpoint, 1)
+    encoder("golden", open_checkpoint(checkpoints.GOLDEN_ENCODER), 1)
+    joins_smoke(checkpoint)
     int8("golden", checkpoint, 1, 3)
 
 

@@ -13,13 +13,17 @@ import msgspec
 import torch
 from torch import Tensor
 
+from services.codec_worker.encoder.heartencoder import HeartEncoder
+from services.codec_worker.encoder.loading import codebook_shapes, stored_shapes
 from services.codec_worker.model import HeartCodec
 from services.codec_worker.model.loading import places as codec_places
 from services.tokenizer_worker.model import HeartMuLa
 from services.tokenizer_worker.model.loading import places as lm_places
 from shared.model.checkpoint import FLAVORS, Checkpoint, CodecConfig, Flavor, LMConfig, open_checkpoint
+from shared.model.encoder_config import CHUNK, EncoderConfig
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "data" / "ckpt"
+GOLDEN_ENCODER = Path(__file__).parents[1] / "golden" / "encoder" / "ckpt"
 DEMO = Path(__file__).parents[2] / "ckpt" / "demo"
 TEXT_VOCAB, AUDIO_VOCAB = 128_256, 8_197
 SHARD_BYTES = 1 << 30
@@ -62,6 +66,7 @@ CODEC = CodecConfig(
     init_channel=64,
     res_kernel_size=7,
 )
+ENCODER = EncoderConfig(version="vqv12", chunk_samples=CHUNK)  # what it leaves out has its official value
 
 
 def golden(folder: Path) -> Checkpoint:
@@ -105,6 +110,20 @@ def codec(folder: Path) -> Checkpoint:
         else:
             shapes.append((name, place.shape))
     _write(checkpoint.codec_path, shapes, torch.float32)
+    return open_checkpoint(folder)
+
+
+def encoder(folder: Path, config: EncoderConfig = ENCODER, codec: CodecConfig = CODEC) -> Checkpoint:
+    """Write an encoder, by default of the official size, in fp32. Of the codec there are only configuration and
+    codebooks."""
+    checkpoint = golden(folder)
+    (checkpoint.codec_path / "config.json").write_bytes(msgspec.json.encode(codec))
+    checkpoint.encoder_path.mkdir(exist_ok=True)
+    (checkpoint.encoder_path / "config.json").write_bytes(msgspec.json.encode(config))
+    with torch.device("meta"):
+        model = HeartEncoder(config, codec)
+    _write(checkpoint.encoder_path, stored_shapes(model), torch.float32)
+    _write(checkpoint.codec_path, codebook_shapes(model), torch.float32)
     return open_checkpoint(folder)
 
 

@@ -8,7 +8,7 @@ import os
 
 import torch
 
-from tests.bench.memory import peak_rss_mb
+from tests.bench.memory import forget_peak, peak_rss_mb
 
 DEVICE = os.environ.get("BENCH_DEVICE") or "cpu"
 ON_CUDA = DEVICE.startswith("cuda")
@@ -50,6 +50,14 @@ def peaks() -> dict[str, int | None]:
     if ON_CUDA:
         found["peak_device_mb"] = torch.cuda.max_memory_reserved(DEVICE) // 1_000_000
     return found
+
+
+def forget_peaks() -> None:
+    """Let both peaks begin anew with what is in use now."""
+    forget_peak()
+    if ON_CUDA:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(DEVICE)
 
 
 if __name__ == "__main__":

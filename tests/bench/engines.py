@@ -82,6 +82,17 @@ def codec(config: str, checkpoint: Checkpoint, rounds: int, options: Options) ->
         emit(row)
 
 
+def encoder(config: str, checkpoint: Checkpoint, rounds: int) -> None:
+    """Measure one chunk of 29.76 s in stereo, and its parts; heartlib's release of this comparison has no encoder."""
+    with worker("native", "encoder", checkpoint, "float32") as side:
+        side("warm_up")
+        taken = [side("encode") for _ in range(rounds)]
+    row: Row = {"bench": "encoder_chunk", "config": config, "dtype": "float32"}
+    times = [name for name in taken[0] if name.endswith(("ms", "cpu_s"))]
+    row |= {name: round(median(reply[name] for reply in taken), 2) for name in times}
+    emit(row | {name: value for name, value in taken[-1].items() if name not in times and name.endswith("_mb")})
+
+
 def int8(config: str, checkpoint: Checkpoint, songs: int, frames: int) -> None:
     """Measure what int8 weights change, beside what bfloat16 changes, on songs of random text."""
     generator, words = random.Random(0), checkpoint.lm.text_vocab_size

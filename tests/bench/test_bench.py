@@ -21,6 +21,8 @@ FIELDS = {
     "lm_frame": {"config", "songs", "native_ms", "native_peak_rss_mb", "frames_per_s", "native_kv_mb"},
     "lm_int8": {"config", "weights", "weights_mb", "logits_apart", "same_greedy"},
     "codec_precision": {"config", "arithmetic", "latents_apart", "snr_db", "spectral_convergence", "log_magnitude_db"},
+    "encoder_chunk": {"config", "ms", "stem_ms", "query_ms", "stem_peak_rss_mb", "weights_mb", "work_estimate_mb"},
+    "joins": {"config", "window", "join_at", "way", "least_snr_db", "mean_snr_db", "step_rank", "jump_rank"},
     "codec_window": {"config", "native_ms", "native_peak_rss_mb", "estimator_ms", "scalar_ms"},
 }
 

@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from services.codec_worker.engines.encoder import NativeEncoder
 from services.tokenizer_worker.engines.native import NativeEngine
-from shared.model.checkpoint import Flavor, tensors
+from shared.model.checkpoint import Flavor, open_checkpoint, tensors
 from tests.bench import checkpoints
 
 SMALL = Flavor(num_layers=2, num_heads=4, num_kv_heads=2, embed_dim=64, intermediate_dim=96, max_seq_len=64)
@@ -32,3 +34,15 @@ def test_random_weights_are_loaded_as_they_were_written(
             assert float(tensor.float().std()) == pytest.approx(expected, rel=0.3), name
     first, second = (found[f"backbone.layers.{layer}.mlp.w1.weight"] for layer in (0, 1))
     assert not torch.equal(first, second)
+
+
+def test_a_random_encoder_is_loaded_and_encodes(tmp_path: Path) -> None:
+    small = open_checkpoint(checkpoints.GOLDEN_ENCODER)
+    assert small.encoder is not None
+    engine = NativeEncoder(checkpoints.encoder(tmp_path, small.encoder, small.codec), "cpu")
+    engine.load()  # every tensor is there, in its shape
+    engine.to_device()
+    audio = 0.1 * np.random.default_rng(0).standard_normal((1, 24_000), np.float32)
+    (codes,) = (step.codes for step in engine.encode(audio, 24_000) if step.codes is not None)
+    assert codes.shape == (8, 13)
+    assert codes.max() < small.codec.codebook_size

@@ -1,7 +1,7 @@
 """One side of a comparison in a process of its own: commands as JSON lines in, measurements as JSON lines out.
 
-Run as ``python -m tests.bench.worker {native,heartlib} {lm,codec} FOLDER DTYPE SLOTS``. Between commands it sleeps, and
-a device has finished, so that both sides can take turns.
+Run as ``python -m tests.bench.worker {native,heartlib} {lm,codec,encoder} FOLDER DTYPE SLOTS``. Between commands it
+sleeps, and a device has finished, so that both sides can take turns.
 """
 
 import argparse
@@ -16,14 +16,16 @@ import numpy as np
 import torch
 
 from services.codec_worker.engines.base import CodecEngine
+from services.codec_worker.engines.encoder import PARTS, NativeEncoder
 from services.codec_worker.engines.heartlib import HeartlibCodec
 from services.codec_worker.engines.native import NativeCodec
 from services.tokenizer_worker.engines.base import Song, TokenEngine
 from services.tokenizer_worker.engines.heartlib import HeartlibEngine
 from services.tokenizer_worker.engines.native import NativeEngine
 from shared.model.checkpoint import Checkpoint, open_checkpoint
+from shared.model.encoder_config import CHUNK
 from shared.model.prompt import Prompt
-from tests.bench.device import DEVICE, ON_CUDA, check_device, peaks, synchronise
+from tests.bench.device import DEVICE, ON_CUDA, check_device, forget_peaks, peaks, synchronise
 
 PROMPT = 128
 WINDOW = 372  # codes of a codec window
@@ -129,6 +131,35 @@ class Codec:
         return {"ms": (last - began) * 1000, **(parts if parts["estimator_ms"] else {})}
 
 
+class Encoder:
+    """An encoder of one chunk of a recording in stereo, at the rate at which it needs no resampling first."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.engine = NativeEncoder(checkpoint, DEVICE)
+        self.engine.load()
+        self.engine.to_device()
+        self._audio = 0.1 * np.random.default_rng(0).standard_normal((2, CHUNK), np.float32)
+
+    def warm_up(self) -> dict[str, Any]:
+        """Encode unmeasured on CUDA, where kernels are chosen at their first use."""
+        return self.encode() if ON_CUDA else {}
+
+    def encode(self) -> dict[str, Any]:
+        """Time of each part, and what this process holds at most meanwhile, weights included."""
+        found: dict[str, Any] = {"ms": 0.0, "weights_mb": self.engine.weight_bytes // 1_000_000}
+        steps, worked = self.engine.encode(self._audio, 24_000), time.process_time()
+        for part in PARTS:
+            forget_peaks()
+            began = time.perf_counter()
+            next(steps)
+            found[f"{part}_ms"] = milliseconds(began)
+            found["ms"] += found[f"{part}_ms"]
+            found |= {f"{part}_{name}": peak for name, peak in peaks().items()}
+        steps.close()
+        found["cpu_s"] = time.process_time() - worked  # of all cores: what a busy machine changes least
+        return found | {"work_estimate_mb": self.engine.work_bytes // 1_000_000}
+
+
 def milliseconds(began: float) -> float:
     """Milliseconds from a moment of `time.perf_counter` until the device has done all that it was asked for."""
     synchronise()
@@ -138,7 +169,7 @@ def milliseconds(began: float) -> float:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="tests.bench.worker", description=__doc__)
     parser.add_argument("side", choices=["native", "heartlib"])
-    parser.add_argument("kind", choices=["lm", "codec"])
+    parser.add_argument("kind", choices=["lm", "codec", "encoder"])
     parser.add_argument("folder", type=Path)
     parser.add_argument("dtype")
     parser.add_argument("slots", type=int)
@@ -146,12 +177,18 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def measured_by(checkpoint: Checkpoint, options: argparse.Namespace) -> LM | Codec | Encoder:
+    if options.kind == "encoder":
+        return Encoder(checkpoint)
+    return LM(checkpoint, options) if options.kind == "lm" else Codec(checkpoint, options)
+
+
 def main() -> None:
     check_device()
     options = arguments()
     checkpoint = open_checkpoint(options.folder)
     replies, sys.stdout = sys.stdout, sys.stderr  # whatever a library prints is no reply
-    measured = LM(checkpoint, options) if options.kind == "lm" else Codec(checkpoint, options)
+    measured = measured_by(checkpoint, options)
     synchronise()
     print("{}", file=replies, flush=True)
     for line in sys.stdin:

@@ -5,20 +5,23 @@ import time
 import uuid
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
+from services.codec_worker.engines.base import DecodeState, KeptWindows
 from services.codec_worker.engines.trivial import TrivialCodec
 from shared.audio.files import AudioWriter
 from shared.audio.tags import SongTags
+from shared.jobs.continuing import KeptTokens
 from shared.jobs.queues import queue_windows
 from shared.jobs.store import change
 from shared.model.codec_windows import CodecWindows
 from shared.nats.subjects import TENANT
-from shared.schema.job import Job
+from shared.schema.job import Job, Parent
 from shared.schema.request import AudioFormat, GenerateRequest
 from shared.settings import Settings
 from shared.storage.objects import tokens_key
-from shared.storage.token_file import TokenMeta, pack
+from shared.storage.token_file import EarlierWindow, TokenMeta, pack
 from tests.integration.flow import Flow
 
 TURN = 1  # of the tokenizer
@@ -27,14 +30,21 @@ TURN = 1  # of the tokenizer
 class SongBeingMade:
     """One song, whose tokens come bit by bit."""
 
-    def __init__(self, flow: Flow, job: Job, codes: np.ndarray) -> None:
-        self._flow, self.job, self.codes = flow, job, codes
+    def __init__(self, flow: Flow, job: Job, codes: np.ndarray, earlier: tuple[EarlierWindow, ...] = ()) -> None:
+        self._flow, self.job, self.codes, self._earlier = flow, job, codes, earlier
         self.job_id = job.job_id
         self.key = tokens_key(job.job_id, TURN)
 
     @classmethod
-    async def begin(cls, flow: Flow, frames: int, audio_format: AudioFormat = "flac", seed: int = 7) -> "SongBeingMade":
-        """A song of so many frames, none of which is there yet."""
+    async def begin(
+        cls,
+        flow: Flow,
+        frames: int,
+        audio_format: AudioFormat = "flac",
+        seed: int = 7,
+        kept: KeptTokens | None = None,
+    ) -> "SongBeingMade":
+        """A song of so many frames, none of which is there yet; it begins with those that are `kept` of another."""
         request = GenerateRequest(
             lyrics="la", tags="piano", seed=seed, max_duration_ms=80 * frames, format=audio_format
         )
@@ -47,13 +57,19 @@ class SongBeingMade:
             fencing_token=TURN,
             attempts=1,
         )
-        await flow.jobs.create(job)
         codes = np.random.default_rng(seed).integers(0, 64, (8, frames), dtype=np.int16)
-        return cls(flow, job, codes)
+        if kept is not None:
+            at = kept.codes.shape[1]
+            codes[:, :at] = kept.codes
+            parent = Parent(job_id="parent", frames=at, least_frames=at, seeds=kept.seeds)
+            job = msgspec.structs.replace(job, parent=parent)
+        await flow.jobs.create(job)
+        return cls(flow, job, codes, kept.earlier if kept is not None else ())
 
     async def save(self, frames: int, *, ended: bool = False) -> None:
         """Store the first frames."""
-        meta = TokenMeta(job_id=self.job_id, model="m", seed=self.job.request.seed or 0, ended=ended)
+        seed = self.job.request.seed or 0
+        meta = TokenMeta(job_id=self.job_id, model="m", seed=seed, ended=ended, earlier=self._earlier)
         await self._flow.store.put(self.key, pack(self.codes[:, :frames], meta))
 
     async def make(self, frames: int, *, listened: bool = False, queue: bool = True) -> None:
@@ -106,7 +122,9 @@ class SongBeingMade:
     def expected(self, settings: Settings, folder: Path, audio_format: AudioFormat) -> bytes:
         """The file of the song in a format, decoded and written at once by the trivial engine."""
         codec = TrivialCodec(0, windows=CodecWindows(*settings.trivial_window))
-        steps = codec.decode(self.codes, seed=self.job.request.seed or 0)
+        state, parent = DecodeState(seed=self.job.request.seed or 0), self.job.parent
+        kept = KeptWindows(seeds=parent.seeds if parent else (), earlier=self._earlier)
+        steps = codec.advance(state, self.codes, ended=True, kept=kept)
         path = folder / f"expected.{audio_format}"
         with AudioWriter(path, audio_format, codec.sample_rate, SongTags.of(self.job.request)) as writer:
             writer.write(np.concatenate([step.audio for step in steps if step.audio is not None]))

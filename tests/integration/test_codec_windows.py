@@ -6,12 +6,15 @@ from itertools import pairwise
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 
 from shared.audio.flac import stream_header
 from shared.audio.tags import SongTags
 from shared.device.lease import Lease
+from shared.jobs.continuing import kept_tokens
 from shared.jobs.store import change
+from shared.model.codec_windows import CodecWindows
 from shared.nats.streams import purge_job
 from shared.nats.subjects import DEC, TENANT, cancel_subject, decode_subject, listen_subject
 from shared.schema.event import Audio, Progress, Stage
@@ -20,7 +23,7 @@ from shared.schema.request import AudioFormat
 from shared.settings import Settings
 from shared.storage.objects import converted_key, peaks_key, state_key
 from tests.integration.flow import PATIENCE, Flow, as_role, open_flow
-from tests.integration.song_being_made import SongBeingMade
+from tests.integration.song_being_made import SongBeingMade, samples
 
 HOP, LENGTH = 40, 50  # frames; a hop is 6.25 FLAC blocks
 FRAMES = 190  # five windows, the last of which is short
@@ -47,7 +50,7 @@ async def assert_whole(flow: Flow, song: SongBeingMade, folder: Path, settings: 
     await flow.until_empty(DEC)
     key, audio_format = str(job.audio_key), job.request.format
     assert await flow.store.get(key) == song.expected(settings or flow.settings, folder, audio_format)
-    kept = {key, peaks_key(key)}
+    kept = {key, peaks_key(key), str(job.tokens_key)}
     if audio_format != "flac":  # listeners of the stream go on in it
         kept.add(converted_key(key, "flac"))
         assert await flow.store.get(converted_key(key, "flac")) == song.expected(flow.settings, folder, "flac")
@@ -116,7 +119,7 @@ async def test_a_short_song_has_no_parts(settings: Settings, tmp_path: Path) -> 
             await flow.until_event(song.job_id, "completed")
             assert not [event for event in await flow.events(song.job_id) if isinstance(event.data, Audio)]
             assert await flow.store.get(str(job.audio_key)) == song.expected(settings, tmp_path, "wav")
-            assert len(await song.objects()) == 2
+            assert len(await song.objects()) == 3, "its audio, peaks and tokens"
 
 
 async def test_a_song_that_ends_with_a_windows_last_code(settings: Settings, tmp_path: Path) -> None:
@@ -203,6 +206,30 @@ async def test_a_decoding_song_makes_way_at_a_window_and_goes_on_from_there(sett
         assert "paused" in [event.stage for event in events if isinstance(event, Stage)]
         assert len([event for event in events if isinstance(event, Audio)]) == 19, "a window was made twice"
         assert never_back([event.progress for event in events if not isinstance(event, Audio)])
+
+
+@pytest.mark.parametrize("at", [30, 110])  # in the first window, and in the third
+async def test_a_song_that_goes_on_from_another_one_sounds_like_it_up_to_there(
+    settings: Settings, tmp_path: Path, at: int
+) -> None:
+    """Also where its worker is killed between two windows."""
+    async with open_flow(settings, "codec") as flow:
+        parent = await SongBeingMade.begin(flow, FRAMES, seed=7)
+        await parent.end()
+        done = await flow.ended(parent.job_id)
+        kept = kept_tokens(done, parent.codes, (), at, CodecWindows(LENGTH, HOP))
+        song = await SongBeingMade.begin(flow, FRAMES, seed=8, kept=kept)
+        await song.make(LENGTH)
+        first = (await song.parts(1)).edition
+        flow.processes[0].kill()
+        await flow.worker("codec")
+        await song.make(FRAMES - 1)
+        assert (await song.parts(4)).edition == first, "it was begun again"
+        await song.end()
+        await assert_whole(flow, song, tmp_path)
+        one, two = [samples(await flow.store.get(str((await made.record()).audio_key))) for made in (parent, song)]
+        assert np.array_equal(one[: at * 640], two[: at * 640])
+        assert np.mean(one[at * 640 :] != two[at * 640 :]) > 0.9
 
 
 async def test_an_earlier_versions_record_and_message_are_decoded(settings: Settings, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from services.client.client import Client
 from services.client.errors import Refused, ServiceFault, UnknownSong, error_from
 from services.client.responses import Device, Devices, Lease, Queues, Song, Songs, Worker, read_frame
 
-COMMANDS = ["generate", "watch", "status", "list", "cancel", "download", "play", "gpu", "models"]
+COMMANDS = ["generate", "extend", "tree", "watch", "status", "list", "cancel", "download", "play", "gpu", "models"]
 
 
 def run(*words: str, **more: str) -> Result:

@@ -16,7 +16,7 @@ import pytest
 from services.codec_worker import decoding_loop, song_writer, stage
 from services.codec_worker.decoding_loop import DecodingLoop
 from services.codec_worker.device_queue import DeviceQueue
-from services.codec_worker.engines.base import DecodeState
+from services.codec_worker.engines.base import NOTHING_KEPT, DecodeState
 from services.codec_worker.engines.trivial import TrivialCodec
 from services.codec_worker.part_store import NewPart, _next_number
 from services.codec_worker.song_in_work import SongInWork
@@ -34,6 +34,7 @@ from shared.model.codec_windows import CodecWindows
 from shared.schema.job import AudioPart, Decode, Job
 from shared.schema.request import GenerateRequest
 from shared.settings import Settings
+from shared.storage.token_file import TokenMeta
 from shared.worker.signals import JobStopped, Paused
 from shared.worker.throughput import Throughput
 
@@ -158,7 +159,8 @@ class Bench:
             context=self.context(job_id),
             worker=self.worker,
             record=record,
-            tokens=Tokens("k", CODES[:, :frames], ended),
+            tokens=Tokens("k", CODES[:, :frames], TokenMeta(job_id="a", model="m", seed=0, ended=ended)),
+            kept=NOTHING_KEPT,
             state=saved.state,
             stream=SongStream(saved, RATE),
             parts=parts,

@@ -1,4 +1,7 @@
-"""The interface of a codec engine: token frames in, audio out. An engine knows nothing of NATS, S3 or HTTP."""
+"""The interface of a codec engine, token frames in, audio out, and the steps of an encoder.
+
+An engine knows nothing of NATS, S3 or HTTP.
+"""
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
@@ -7,8 +10,18 @@ from typing import Protocol, TypeAlias
 import numpy as np
 
 from services.codec_worker.engines.decode_state import DecodeState
+from services.codec_worker.engines.kept_windows import NOTHING_KEPT, KeptWindows
 
-__all__ = ["CodecEngine", "DecodeState", "DecodeStep", "DecodeSteps"]
+__all__ = [
+    "NOTHING_KEPT",
+    "CodecEngine",
+    "DecodeState",
+    "DecodeStep",
+    "DecodeSteps",
+    "EncodeStep",
+    "EncodeSteps",
+    "KeptWindows",
+]
 
 
 @dataclass(frozen=True)
@@ -24,6 +37,19 @@ class DecodeStep:
 
 DecodeSteps: TypeAlias = Generator[DecodeStep, None, None]
 """Steps of decoding, each computed by its ``next()``. Closing it, or its end, gives the device's work memory back."""
+
+
+@dataclass(frozen=True)
+class EncodeStep:
+    """The result of one step of encoding a recording."""
+
+    done: int  # steps finished, this one included
+    total: int  # steps that this call takes
+    codes: np.ndarray | None = None  # int16 [8, frames], with the last step of some chunks: theirs
+
+
+EncodeSteps: TypeAlias = Generator[EncodeStep, None, None]
+"""Steps of encoding, each computed by its ``next()``. Closing it, or its end, gives the device's work memory back."""
 
 
 class CodecEngine(Protocol):
@@ -65,7 +91,9 @@ class CodecEngine(Protocol):
         The audio of all steps together has ``floor(L · 2 / 25 · sample_rate)`` samples a channel.
         """
 
-    def advance(self, state: DecodeState, codes: np.ndarray, *, ended: bool) -> DecodeSteps:
+    def advance(
+        self, state: DecodeState, codes: np.ndarray, *, ended: bool, kept: KeptWindows = NOTHING_KEPT
+    ) -> DecodeSteps:
         """Decode what `state` leaves of a song, as far as it is final.
 
         `codes` are all codes of the song so far, int16 ``[8, T]``, from its first on; once the song has `ended`, all
@@ -73,4 +101,7 @@ class CodecEngine(Protocol):
         Together the calls give the samples of `decode`, to the last bit, wherever the codes were cut: `state` is that
         of the last step which had one, in this process or another with the same settings, and audio that came after
         it is made again.
+
+        `kept` is what the song takes over from the one that it goes on from, the same in all calls: its audio is that
+        of the other song up to where they part. An engine that decodes songs as wholes does not use it.
         """

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from services.codec_worker.checked_arrays import CheckedArrays
+from services.codec_worker.engines.kept_windows import NOTHING_KEPT, KeptWindows
 from shared.errors import ObjectError
 
 _WHAT = "the state of decoding"
@@ -20,12 +21,15 @@ class DecodeState:
     samples: int = 0  # a channel, that were handed out until then; what came later is not part of this state
     taken: int = 0  # codes that those windows took, from the song's first on
     codes: str = ""  # `digest` of those codes
+    kept: str = ""  # digest of the `KeptWindows` with which they were decoded
     context: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))  # [latents, channels], the last
     overlap: np.ndarray = field(default_factory=lambda: np.zeros((2, 0), np.float32))  # [2, samples], not handed out
 
-    def continues(self, codes: np.ndarray) -> bool:
-        """Whether int16 codes ``[8, T]`` begin with those that were decoded."""
-        return not self.window or (codes.shape[1] >= self.taken and digest(codes[:, : self.taken]) == self.codes)
+    def continues(self, codes: np.ndarray, kept: KeptWindows = NOTHING_KEPT) -> bool:
+        """Whether int16 codes ``[8, T]`` begin with those that were decoded, and the same was `kept`."""
+        if not self.window:
+            return True
+        return codes.shape[1] >= self.taken and (digest(codes[:, : self.taken]), kept.digest) == (self.codes, self.kept)
 
     def pack(self) -> bytes:
         """Serialise the state; `unpack` gives it back to the last bit."""
@@ -35,6 +39,7 @@ class DecodeState:
             "samples": str(self.samples),
             "taken": str(self.taken),
             "codes": self.codes,
+            "kept": self.kept,
         }
         arrays = {name: np.asarray(getattr(self, name), np.float32) for name in ("context", "overlap")}
         return CheckedArrays(arrays, metadata).pack()
@@ -51,6 +56,7 @@ class DecodeState:
                 samples=int(metadata["samples"]),
                 taken=int(metadata["taken"]),
                 codes=metadata["codes"],
+                kept=metadata.get("kept", ""),  # states of earlier versions have none
                 context=arrays["context"],
                 overlap=arrays["overlap"],
             )

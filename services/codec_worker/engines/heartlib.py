@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from services.codec_worker.engines.base import DecodeState, DecodeStep, DecodeSteps
+from services.codec_worker.engines.base import NOTHING_KEPT, DecodeState, DecodeStep, DecodeSteps, KeptWindows
 from services.codec_worker.engines.identity import identity_of
 from services.codec_worker.model import HeartCodec
 from services.codec_worker.model.flow_matching import GUIDANCE, STEPS
@@ -108,7 +108,9 @@ class HeartlibCodec:
             free_unused(self._device)
         yield DecodeStep(1, 1, audio)
 
-    def advance(self, state: DecodeState, codes: np.ndarray, *, ended: bool) -> DecodeSteps:
-        """Decode the song once it has ended: the reference decodes whole songs only."""
+    def advance(
+        self, state: DecodeState, codes: np.ndarray, *, ended: bool, kept: KeptWindows = NOTHING_KEPT
+    ) -> DecodeSteps:
+        """Decode the song once it has ended: the reference decodes whole songs only, and keeps nothing of others."""
         if ended:
             yield from self.decode(codes, seed=state.seed)

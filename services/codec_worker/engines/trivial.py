@@ -1,11 +1,12 @@
 """A codec engine without a model: every frame becomes a beep of 80 ms. For testing the flow of jobs."""
 
 import time
+from functools import lru_cache
 from itertools import pairwise
 
 import numpy as np
 
-from services.codec_worker.engines.base import DecodeState, DecodeStep, DecodeSteps
+from services.codec_worker.engines.base import NOTHING_KEPT, DecodeState, DecodeStep, DecodeSteps, KeptWindows
 from services.codec_worker.engines.decode_state import digest
 from shared.frames import samples_of
 from shared.model.codec_windows import CodecWindows
@@ -18,9 +19,10 @@ _WINDOWS = CodecWindows()  # those of HeartCodec
 class TrivialCodec:
     """Makes beeps whose pitch follows codebook 0 and whose loudness follows codebook 1, at a settable pace.
 
-    It has windows as HeartCodec has them: when the codes of one are there, all but its overlap with the next sound. A
-    step makes two seconds of audio and takes `step_ms`; where `window_ms` is set, a window takes that, however long it
-    is. Moving to the device or back takes `swap_ms`.
+    Their phase follows from the seed, where the codec's noise would. It has windows as HeartCodec has them: when the
+    codes of one are there, all but its overlap with the next sound. A step makes two seconds of audio and takes
+    `step_ms`; where `window_ms` is set, a window takes that, however long it is. Moving to the device or back takes
+    `swap_ms`.
     """
 
     notes: tuple[str, ...] = ()
@@ -52,16 +54,18 @@ class TrivialCodec:
         """Make beeps, two seconds of audio a step."""
         return self.advance(DecodeState(seed=seed), codes, ended=True)
 
-    def advance(self, state: DecodeState, codes: np.ndarray, *, ended: bool) -> DecodeSteps:
+    def advance(
+        self, state: DecodeState, codes: np.ndarray, *, ended: bool, kept: KeptWindows = NOTHING_KEPT
+    ) -> DecodeSteps:
         """Make beeps, two seconds of audio a step, window by window.
 
         Raises `ValueError` for codes that do not continue those that `state` comes from.
         """
-        if not state.continues(codes):
+        if not state.continues(codes, kept):
             raise ValueError("these codes do not begin with those that were decoded before")
-        return self._decode(state, codes, ended)
+        return self._decode(state, codes, ended, kept)
 
-    def _decode(self, state: DecodeState, codes: np.ndarray, ended: bool) -> DecodeSteps:
+    def _decode(self, state: DecodeState, codes: np.ndarray, ended: bool, kept: KeptWindows) -> DecodeSteps:
         stretches = self._stretches(state.window, codes.shape[1], ended)
         done, total = 0, sum(len(cuts) - 1 for _, cuts in stretches)
         for window, cuts in stretches:
@@ -69,9 +73,10 @@ class TrivialCodec:
                 time.sleep(self._window / (len(cuts) - 1) if self._window else self._step)
                 done += 1
                 last_of_window = stop == cuts[-1]
-                after = self._after(state.seed, window, codes, ended) if last_of_window else None
+                after = self._after(state.seed, window, codes, ended, kept) if last_of_window else None
                 left = sum(cut > stop for cut in cuts)
-                yield DecodeStep(done, total, self._beeps(codes[:, start:stop]), after, left)
+                phases = self._phases(state.seed, range(start, stop), kept)
+                yield DecodeStep(done, total, self._beeps(codes[:, start:stop], phases), after, left)
 
     def _stretches(self, first: int, frames: int, ended: bool) -> list[tuple[int, list[int]]]:
         """The windows that can be made from the one of index `first` on, each with the frames at which steps begin."""
@@ -85,20 +90,42 @@ class TrivialCodec:
                 found.append((window, [*range(start, stop, FRAMES_A_STEP), stop]))
         return found
 
-    def _after(self, seed: int, window: int, codes: np.ndarray, ended: bool) -> DecodeState | None:
+    def _after(self, seed: int, window: int, codes: np.ndarray, ended: bool, kept: KeptWindows) -> DecodeState | None:
         """The state after a window; None where the song ends with it."""
         end = window * self._windows.hop + self._windows.length
         if ended and end >= codes.shape[1]:
             return None
         samples = samples_of((window + 1) * self._windows.hop, self.sample_rate)
-        return DecodeState(seed=seed, window=window + 1, samples=samples, taken=end, codes=digest(codes[:, :end]))
+        return DecodeState(
+            seed=seed,
+            window=window + 1,
+            samples=samples,
+            taken=end,
+            codes=digest(codes[:, :end]),
+            kept=kept.digest,
+        )
 
-    def _beeps(self, codes: np.ndarray) -> np.ndarray:
+    def _phases(self, seed: int, frames: range, kept: KeptWindows) -> np.ndarray:
+        """Phases of the beeps of a song's `frames`, in radians, float64 ``[frames]``."""
+        hop = self._windows.hop
+
+        def seed_at(frame: int) -> int:
+            before = (found.seed for found in kept.earlier if found.window * hop <= frame < found.frames)
+            return next(before, kept.seed(frame // hop, seed))
+
+        return np.array([_phase(seed_at(frame)) for frame in frames])
+
+    def _beeps(self, codes: np.ndarray, phases: np.ndarray) -> np.ndarray:
         """Beeps of int16 ``[8, T]`` codes, float32 ``[samples, 2]``."""
         samples = samples_of(1, self.sample_rate)
         time_axis = np.arange(samples, dtype=np.float32) / self.sample_rate
         swell = np.sin(np.pi * np.arange(samples) / samples)  # no clicks between beeps
         pitch, loudness = 220 * 2 ** (codes[0] / 24), 0.05 + 0.25 * codes[1] / 64  # [frames] Hz, of 1
-        waves = np.sin(2 * np.pi * pitch[:, None] * time_axis)  # [frames, samples]
+        waves = np.sin(2 * np.pi * pitch[:, None] * time_axis + phases[:, None])  # [frames, samples]
         tone = (loudness[:, None] * swell * waves).reshape(-1, 1)  # [samples, 1]
         return np.repeat(tone, 2, axis=1).astype(np.float32)
+
+
+@lru_cache(maxsize=1024)
+def _phase(seed: int) -> float:
+    return float(np.random.SeedSequence(seed).generate_state(1)[0]) / 2**32 * 2 * np.pi
