@@ -33,6 +33,7 @@ def create_app(container: Container) -> Litestar:
         "audio": container.audio,
         "authenticator": container.authenticator,
         "canceller": container.canceller,
+        "continuations": container.continuations,
         "devices": container.devices,
         "event_feeds": container.event_feeds,
         "health": container.health,
@@ -46,6 +47,7 @@ def create_app(container: Container) -> Litestar:
         "static_files": StaticFiles(),
         "streams": container.streams,
         "submission": container.submission,
+        "trees": container.trees,
     }
     handlers = [*songs.ROUTES, *audio.ROUTES, *system.ROUTES, *session.ROUTES, *api_docs.ROUTES, event_stream]
     return Litestar(

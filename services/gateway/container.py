@@ -29,6 +29,8 @@ from services.gateway.songs.event_feed import EventFeeds
 from services.gateway.songs.index import SongIndex
 from services.gateway.songs.queue_position import QueuePositions
 from services.gateway.songs.status import Songs
+from services.gateway.songs.tree import Trees
+from services.gateway.submission.continuing import Continuations
 from services.gateway.submission.outage import Outage
 from services.gateway.submission.service import Submission
 from services.gateway.submission.validation import ModelLimits
@@ -71,19 +73,24 @@ class Container:
         self.outage = Outage(nc, self.health)
         self.eta = EtaEstimator(QueuePositions(nc, self.js), workers)
         self.songs = Songs(self.js, self.jobs, self.song_index, self.broadcaster, self.eta)
+        self.trees = Trees(self.songs, self.song_index)
         self.canceller = Canceller(nc, self.songs, self.jobs, self.events, store, self.tasks)
         self.event_feeds = EventFeeds(self.js, self.songs, self.broadcaster, self.eta)
         self.audio = AudioResponses(store, self.jobs, self.renditions, self.tasks)
         gateway_name = f"{host_name()[:24]}-{secrets.token_hex(4)}"
-        reports = ListenerReports(nc, windows_of(settings), gateway_name)
+        windows = windows_of(settings)
+        reports = ListenerReports(nc, windows, gateway_name)
         self.growing_songs = GrowingSongs(self.jobs, self.broadcaster, reports)
         self.encodings = Encodings(store, self.growing_songs, settings.data_dir / "tmp", self.tasks)
         self.streams = AudioStreams(store, self.growing_songs, self.encodings, self.audio)
         self.model_limits = ModelLimits(prompter)
+        self.continuations = Continuations(self.jobs, store, windows)
         self.submission = Submission(
             nc,
+            store,
             self.quotas,
             self.model_limits,
+            self.continuations,
             self.webhooks,
             self.health,
             self.outage,

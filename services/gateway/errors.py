@@ -39,6 +39,8 @@ PROBLEMS = {
     "conflict": ProblemType(409, "The song's state does not allow this"),
     "not-ready": ProblemType(409, "The song is not finished yet"),
     "no-audio": ProblemType(410, "There is no audio"),
+    "no-tokens": ProblemType(410, "The song's tokens are no longer kept"),
+    "unknown-recording": ProblemType(404, "There is no such recording"),
     "unknown-job": ProblemType(404, "There is no such song"),
     "not-found": ProblemType(404, "There is nothing at this address"),
     "method-not-allowed": ProblemType(405, "This address does not take this method"),

@@ -178,14 +178,19 @@ async def judge(
 
 async def _until_clean(observer: Observer, songs: list[AcceptedSong]) -> list[str]:
     """Wait, for a few rounds of the reconciler at most, until nothing is left over; returns the keys in the store."""
-    completed = {song.job_id for song in songs if (job := observer.job(song.job_id)) and job.status == "completed"}
+    found = [job for song in songs if (job := observer.job(song.job_id)) and job.status == "completed"]
+    tokens = {job.job_id: job.tokens_key for job in found}
+
+    def is_left(key: str) -> bool:
+        folder, job_id, _ = key.split("/")
+        return is_work(key) or job_id not in tokens or (folder == "tokens" and key != tokens[job_id])
+
     deadline = time.monotonic() + 3 * observer.settings.sweep_seconds + 5
     while True:
         keys: list[str] = []
         with contextlib.suppress(Unavailable, nats.errors.Error, APIError, TimeoutError):
             keys = await observer.keys()
-            rest = [key for key in keys if is_work(key) or key.split("/")[1] not in completed]
-            if not rest and not await queued_messages(observer):
+            if not any(map(is_left, keys)) and not await queued_messages(observer):
                 return keys
         if time.monotonic() > deadline:
             return keys

@@ -67,26 +67,33 @@ def test_events_show_what_was_resumed_and_what_was_made_again() -> None:
     assert judged(completed, Cancelled(job_id="a", status="cancelled", progress=0)).duplicated
 
 
-def test_the_store_holds_one_audio_object_a_song_and_nothing_else() -> None:
-    def judged(*keys: str, status: Status = "completed") -> Verdict:
+def test_the_store_holds_the_audio_and_the_tokens_of_a_song_and_nothing_else() -> None:
+    tokens = "tokens/a/5.safetensors"
+
+    def judged(*keys: str, status: Status = "completed", fault: str | None = None) -> Verdict:
         verdict = Verdict()
-        judge_objects(verdict, [song()], {"a": [job(status, audio_key="audio/a/7.wav")]}, keys)
+        made = job(status, audio_key="audio/a/7.wav", tokens_key=tokens)
+        judge_objects(verdict, [song(fault)], {"a": [made]}, keys)
         return verdict
 
-    assert not judged("audio/a/7.wav").broken
-    assert not judged("audio/a/7.wav", "audio/a/7.peaks.json").broken
-    assert judged("audio/a/7.peaks.json").lost
-    assert judged("audio/a/7.wav", "audio/a/8.peaks.json").duplicated
-    assert judged().lost
-    assert judged("audio/a/8.wav").lost
-    assert judged("audio/a/7.wav", "audio/a/8.wav").duplicated
-    assert not judged("audio/a/7.wav", "audio/a/7.flac").broken
-    assert judged("audio/a/7.wav", "audio/a/8.flac").duplicated
-    assert judged("audio/a/7.wav", "tokens/a/7.safetensors").others
+    assert not judged("audio/a/7.wav", tokens).broken
+    assert not judged("audio/a/7.wav", tokens, "audio/a/7.peaks.json").broken
+    assert judged("audio/a/7.peaks.json", tokens).lost
+    assert judged("audio/a/7.wav", tokens, "audio/a/8.peaks.json").duplicated
+    assert judged(tokens).lost
+    assert judged("audio/a/8.wav", tokens).lost
+    assert judged("audio/a/7.wav", tokens, "audio/a/8.wav").duplicated
+    assert not judged("audio/a/7.wav", tokens, "audio/a/7.flac").broken
+    assert judged("audio/a/7.wav", tokens, "audio/a/8.flac").duplicated
+    assert judged("audio/a/7.wav").lost
+    assert not judged("audio/a/7.wav", fault="tokens-deleted").broken
+    assert judged("audio/a/7.wav", tokens, "tokens/a/6.safetensors").duplicated
+    assert judged("audio/a/7.wav", tokens, "tokens/b/6.safetensors").others
     for left in ("part", "state", "peaks.json"):
-        assert judged("audio/a/7.wav", f"audio/a/7.2.{left}").others
-    assert judged("audio/a/7.wav", "audio/b/7.wav").others
+        assert judged("audio/a/7.wav", tokens, f"audio/a/7.2.{left}").others
+    assert judged("audio/a/7.wav", tokens, "audio/b/7.wav").others
     assert judged("audio/a/7.wav", status="cancelled").others
+    assert judged(tokens, status="cancelled").others
 
 
 def test_what_was_heard_is_the_file_but_for_what_tells_its_length() -> None:

@@ -110,22 +110,22 @@ def judge_events(verdict: Verdict, songs: Sequence[AcceptedSong], events: Mappin
 
 
 def is_work(key: str) -> bool:
-    """Whether an object is needed until its song has ended: tokens, and what a stream is made of while it grows."""
-    return not key.startswith("audio/") or key.rpartition("/")[2].split(".")[1].isdigit()
+    """Whether an object is needed until its song has ended: what a stream is made of while it grows."""
+    return not key.startswith(("audio/", "tokens/")) or key.rpartition("/")[2].split(".")[1].isdigit()
 
 
 def judge_objects(
     verdict: Verdict, songs: Sequence[AcceptedSong], states: Mapping[str, Sequence[Job]], keys: Sequence[str]
 ) -> None:
-    """The store holds one audio object for each completed song, its renditions, and nothing else."""
-    audio: dict[str, list[str]] = {}
+    """The store holds one audio object for each completed song, its renditions, its tokens, and nothing else."""
+    kept: dict[str, list[str]] = {}
     for key in keys:
         if is_work(key):
             verdict.others.append(f"left in the store: {key}")
         else:
-            audio.setdefault(key.split("/")[1], []).append(key)
+            kept.setdefault(key.split("/")[1], []).append(key)
     for song in songs:
-        history, found = states.get(song.job_id, []), audio.pop(song.job_id, [])
+        history, found = states.get(song.job_id, []), kept.pop(song.job_id, [])
         job = history[-1] if history else None
         if job is None or job.status != "completed" or job.audio_key is None:
             verdict.others += [f"left in the store: {key} of a song that is not completed" for key in found]
@@ -134,9 +134,11 @@ def judge_objects(
             verdict.lost.append(
                 f"{song.planned.name} ({job.job_id}) is {job.audio_key}, but there is {found or 'nothing'}"
             )
-        if others := sorted(set(found) - keys_with_renditions(job.audio_key)):
+        if job.tokens_key not in found and song.planned.fault != "tokens-deleted":
+            verdict.lost.append(f"{song.planned.name} ({job.job_id}) has no tokens any more ({job.tokens_key})")
+        if others := sorted(set(found) - keys_with_renditions(job.audio_key) - {job.tokens_key}):
             verdict.duplicated.append(f"{song.planned.name} is {job.audio_key} and has {others}")
-    for rest in audio.values():
+    for rest in kept.values():
         verdict.others += [f"left in the store: {key} of no song" for key in rest]
 
 

@@ -33,6 +33,7 @@ from shared.storage.objects import (
     PROBES,
     audio_key,
     converted_key,
+    kept_tokens_key,
     keys_with_renditions,
     part_key,
     part_peaks_key,
@@ -143,6 +144,7 @@ async def nats() -> Any:
         "states after a state": {state: sorted(after) for state, after in ALLOWED.items()},
         "objects": {
             "tokens": tokens_key(JOB, 12),
+            "tokens of another song that it begins with": kept_tokens_key(JOB),
             "audio": audio_key(JOB, 12, "flac"),
             "converted": converted_key(audio_key(JOB, 12, "flac"), "mp3"),
             "peaks": peaks_key(audio_key(JOB, 12, "flac")),

@@ -23,7 +23,7 @@ from shared.audio.peaks import PeaksBody, peaks_of
 from shared.device.lease_queue import LeaseView, read_view
 from shared.device.ledger import DeviceLedger
 from shared.nats.subjects import decode_subject, event_subject, job_subject, listen_subject, token_subject
-from shared.schema.base import UNFINISHED_SCHEMA, timestamp
+from shared.schema.base import CONTINUED_SCHEMA, UNFINISHED_SCHEMA, timestamp
 from shared.schema.decoding import decode, read_event, read_heartbeat, read_listening, read_order, read_record
 from shared.schema.event import (
     AnyEvent,
@@ -37,11 +37,11 @@ from shared.schema.event import (
     Stage,
     cloud_event,
 )
-from shared.schema.job import AudioPart, AudioWebhook, Decode, DecodeJob, Job, TokenJob
+from shared.schema.job import AudioPart, AudioWebhook, Decode, DecodeJob, Job, Parent, TokenJob
 from shared.schema.listening import Listening
-from shared.schema.request import GenerateRequest
+from shared.schema.request import ContinueFrom, GenerateRequest
 from shared.schema.worker import GpuFigures, LeaseRecord, MemoryPlan, PhaseMemory, WorkerStatus
-from shared.storage.token_file import TokenMeta, pack, unpack
+from shared.storage.token_file import EarlierWindow, TokenMeta, pack, unpack
 
 JOB, OTHER = "5f0c4f0a-9a37-42b0-8f6c-7d116d2ce1a5", "0b9c2f5e-1d3a-4c57-9e80-6a2f4b1c8d70"
 TENANT = "alice"
@@ -122,7 +122,8 @@ EARLIER_RECORDS = {
     "failed": FAILED,
     "cancelled": CANCELLED,
 }
-RECORDS = {
+# And these before songs could go on from one another.
+RECORDS_WITHOUT_PARENTS = {
     **EARLIER_RECORDS,
     "generating, can be heard": HEARD,
     "completed, was heard before": msgspec.structs.replace(
@@ -130,6 +131,16 @@ RECORDS = {
         webhook_events=("audio",),
         audio_webhook=AudioWebhook(since=BEGAN + 30, again=None),
         first_part=_PARTS[0].key,
+    ),
+}
+CONTINUED = msgspec.structs.replace(
+    _QUEUED, schema=CONTINUED_SCHEMA, parent=Parent(job_id=OTHER, frames=700, least_frames=825, seeds=(3, 2**53 - 1))
+)
+RECORDS = {
+    **RECORDS_WITHOUT_PARENTS,
+    "queued, goes on from a song": CONTINUED,
+    "queued, goes on from a recording": msgspec.structs.replace(
+        CONTINUED, parent=Parent(recording_id=OTHER, frames=1, least_frames=1)
     ),
 }
 
@@ -143,6 +154,8 @@ def _record(job: Job) -> Stored:
 _TOKEN_JOB = TokenJob(job_id=JOB, tenant=TENANT)
 _DECODE_JOB = DecodeJob(job_id=JOB, tenant=TENANT, tokens_key=TOKENS, first_frame=0, frames=250, last=True)
 _WINDOWS_JOB = msgspec.structs.replace(_DECODE_JOB, schema=UNFINISHED_SCHEMA, frames=692, last=False)
+_CONTINUED_JOB = msgspec.structs.replace(_TOKEN_JOB, schema=CONTINUED_SCHEMA)
+_CONTINUED_DECODE_JOB = msgspec.structs.replace(_DECODE_JOB, schema=CONTINUED_SCHEMA)
 _LISTENING = Listening(job_id=JOB, gateway="host-0a1b2c3d", listeners=2, buffered=12.5)
 
 # --- events
@@ -319,6 +332,10 @@ def _read_account(data: bytes) -> dict[str, int]:
 STORED: dict[str, Stored] = {
     **{f"record: {name}": _record(job) for name, job in RECORDS.items()},
     **{f"record: {name}, before streams": replace(_record(job), earlier=True) for name, job in EARLIER_RECORDS.items()},
+    **{
+        f"record: {name}, before parents": replace(_record(job), earlier=True)
+        for name, job in RECORDS_WITHOUT_PARENTS.items()
+    },
     "token job": Stored(
         _TOKEN_JOB, msgspec.json.encode, lambda data: read_order(token_subject("high", JOB), data, TokenJob)
     ),
@@ -327,6 +344,12 @@ STORED: dict[str, Stored] = {
     ),
     "decode job, of windows": Stored(
         _WINDOWS_JOB, msgspec.json.encode, lambda data: read_order(decode_subject(JOB, "high"), data, DecodeJob)
+    ),
+    "token job, of a song that goes on from another one": Stored(
+        _CONTINUED_JOB, msgspec.json.encode, lambda data: read_order(token_subject("high", JOB), data, TokenJob)
+    ),
+    "decode job, of a song that goes on from another one": Stored(
+        _CONTINUED_DECODE_JOB, msgspec.json.encode, lambda data: read_order(decode_subject(JOB), data, DecodeJob)
     ),
     "listeners": Stored(_LISTENING, msgspec.json.encode, partial(read_listening, listen_subject(JOB))),
     **{f"event: {name}": _event(event) for name, event in EVENTS.items()},
@@ -365,7 +388,27 @@ def tokens(*, ended: bool) -> Stored:
     return Stored(("int16", CODES.tolist(), meta), lambda _: pack(CODES, meta), read)
 
 
-TOKEN_FILES = {"tokens.safetensors": tokens(ended=True), "saved.safetensors": tokens(ended=False)}
+def completed_tokens() -> Stored:
+    """The file of the tokens of a completed song: of one that went on from another one."""
+    window = EarlierWindow(window=0, frames=2, seed=3, codes=CODES)
+    meta = TokenMeta(
+        job_id=JOB, model="HeartMuLa-oss-3B", seed=7, earlier=(window,), tags="pop,piano", lyrics="la", version="0.1.0"
+    )
+
+    def read(data: bytes) -> Any:
+        codes, found = unpack(data, JOB)
+        windows = [(item.window, item.frames, item.seed, item.codes.tolist()) for item in found.earlier]
+        return codes.tolist(), windows, replace(found, earlier=())
+
+    value = (CODES.tolist(), [(0, 2, 3, CODES.tolist())], replace(meta, earlier=()))
+    return Stored(value, lambda _: pack(CODES, meta), read)
+
+
+TOKEN_FILES = {
+    "tokens.safetensors": tokens(ended=True),
+    "saved.safetensors": tokens(ended=False),
+    "completed.safetensors": completed_tokens(),
+}
 
 
 def derived() -> dict[str, Any]:
@@ -376,6 +419,12 @@ def derived() -> dict[str, Any]:
         "digest of a short request": digest_of(SHORT),
         "digest of a full request": digest_of(FULL),
         "digest of a request with webhook events": digest_of(msgspec.structs.replace(FULL, webhook_events=("audio",))),
+        "digest of a request that goes on from a song": digest_of(
+            msgspec.structs.replace(SHORT, continue_from=ContinueFrom(job_id=OTHER, at_ms=64_000), min_new_ms=5_000)
+        ),
+        "digest of a request that goes on from a song's end": digest_of(
+            msgspec.structs.replace(SHORT, continue_from=ContinueFrom(job_id=OTHER))
+        ),
         "digest of an API key": digest_of_key("hm_example"),
         "signature of a webhook": sign(b"0123456789abcdef01234567", f"{JOB}-completed", 1_767_225_661, b"{}"),
     }

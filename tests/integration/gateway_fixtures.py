@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 import msgspec
 import nats
+import numpy as np
 import pytest
 import websockets
 from nats.aio.client import Client
@@ -35,7 +36,8 @@ from shared.schema.event import AnyEvent, Completed, Progress, Stage
 from shared.schema.job import AudioPart, Decode, Job, Status
 from shared.schema.worker import GpuFigures, Role, WorkerStatus
 from shared.settings import Settings
-from shared.storage.objects import ObjectStore, audio_key, part_key, part_peaks_key, state_key
+from shared.storage.objects import ObjectStore, audio_key, part_key, part_peaks_key, state_key, tokens_key
+from shared.storage.token_file import TokenMeta, pack
 from tests.integration.flow import PATIENCE, as_role, environment
 
 TINY = Path(__file__).parents[1] / "golden/data/ckpt"  # whose model has room for 256 positions
@@ -183,6 +185,17 @@ class RunningGateway:
                 seed=job.request.seed or 0,
             )
         )
+
+    async def made(self, frames: int, **values: Any) -> tuple[str, np.ndarray]:
+        """Have a song made whose tokens are kept; returns its id and its codes, int16 ``[8, frames]``."""
+        job_id = await self.submit(**values)
+        job, key = await self.job(job_id), tokens_key(job_id, 5)
+        codes = np.random.default_rng(frames).integers(0, 8192, (8, frames), np.int16)
+        meta = TokenMeta(job_id=job_id, model="HeartMuLa-oss-3B", seed=job.request.seed or 0)
+        await self.store.put(key, pack(codes, meta))
+        await self.move_to(job_id, "generating", "decoding", tokens_key=key, frames=frames)
+        await self.complete(job_id)
+        return job_id, codes
 
     async def heartbeat(self, role: Role, kind: str = "cpu", **changes: object) -> None:
         """Publish a worker's heartbeat, on device gpu-1 unless the changes say otherwise."""

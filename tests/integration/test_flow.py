@@ -20,12 +20,13 @@ from shared.errors import TokensLost
 from shared.jobs.store import change
 from shared.nats.streams import purge_job
 from shared.nats.subjects import DEC, FAULTS, TENANT, TOK, cancel_subject, decode_subject, token_subject
+from shared.schema.base import VERSION
 from shared.schema.event import Stage
 from shared.schema.job import DecodeJob, Job
 from shared.schema.request import GenerateRequest
 from shared.settings import Settings
 from shared.storage.objects import peaks_key
-from shared.storage.token_file import TokenMeta, pack
+from shared.storage.token_file import TokenMeta, pack, unpack
 from tests.integration.flow import PATIENCE, Flow, open_flow, overlaps
 
 SMALL = 60  # MB: room for either model of the trivial engine (40 and 30), not for both
@@ -48,9 +49,10 @@ async def test_songs_become_audio_and_the_models_are_never_on_the_device_togethe
         await flow.until_event(ids[-1], "completed")
         for process in flow.processes:
             assert await flow.stop(process) == 0
-        # Nothing is left of the way: no tokens, no messages, nothing on the device, no scratch files.
+        # Nothing else is left of the way: no messages, nothing on the device, no scratch files.
         keys = [str(job.audio_key) for job in jobs]
-        assert await flow.keys() == sorted(keys + [peaks_key(key) for key in keys])
+        tokens = [str(job.tokens_key) for job in jobs]
+        assert await flow.keys() == sorted(keys + [peaks_key(key) for key in keys] + tokens)
         for stream in (TOK, DEC):
             assert (await flow.js.stream_info(stream)).state.messages == 0
         journal = flow.journal()
@@ -59,6 +61,17 @@ async def test_songs_become_audio_and_the_models_are_never_on_the_device_togethe
         assert overlaps(journal) == 0
         assert not list(settings.data_dir.glob("device/*/*.account"))
         assert not list((settings.data_dir / "tmp").iterdir())
+
+
+async def test_a_completed_song_keeps_its_tokens_and_they_tell_how_it_was_made(settings: Settings) -> None:
+    async with open_flow(settings, "tokenizer", "codec") as flow:
+        job = await flow.ended(await flow.submit(2, seed=7, tags="piano", lyrics="[Verse]\nÉtoile"))
+        codes, meta = unpack(await flow.store.get(str(job.tokens_key)), job.job_id)
+        assert codes.shape == (8, 25)
+        made = TokenMeta(
+            job_id=job.job_id, model="trivial", seed=7, tags="piano", lyrics="[Verse]\nÉtoile", version=VERSION
+        )
+        assert meta == made
 
 
 @pytest.mark.parametrize("audio_format", ["flac", "wav", "mp3", "ogg"])
@@ -134,8 +147,9 @@ async def test_cancelled_songs_stop_and_free_the_device_for_the_next(settings: S
             job = await flow.jobs.get(job_id)
             assert job is not None
             assert job.status == "cancelled"
+        kept = [(await flow.ended(next_one)).tokens_key]
         async with asyncio.timeout(PATIENCE):
-            while await flow.keys("tokens/"):  # they are cleared away while the next song is made
+            while await flow.keys("tokens/") != kept:  # others are cleared away while the next song is made
                 await asyncio.sleep(0.05)
         queued_job = await flow.jobs.get(queued)
         assert queued_job is not None
@@ -316,8 +330,7 @@ async def test_a_decode_job_that_names_deleted_tokens_costs_no_remake(settings: 
         await flow.worker("codec")
         job = await flow.ended(job_id)
         assert (job.status, job.remade, job.failures, job.duration_s) == ("completed", 0, 0, 0.96)
-        while await flow.keys("tokens/"):
-            await asyncio.sleep(0.05)
+        assert await flow.keys("tokens/") == [job.tokens_key]
 
 
 async def test_a_song_whose_record_still_names_a_checkpoint_is_decoded_whole(settings: Settings) -> None:
@@ -327,8 +340,8 @@ async def test_a_song_whose_record_still_names_a_checkpoint_is_decoded_whole(set
         await publish_decode_job(flow, job.job_id, whole, 12)
         await flow.worker("codec")
         done = await flow.ended(job.job_id)
-        assert (done.status, done.remade, done.frames) == ("completed", 0, 12)
-        while await flow.keys("tokens/"):
+        assert (done.status, done.remade, done.frames, done.tokens_key) == ("completed", 0, 12, whole)
+        while await flow.keys("tokens/") != [whole]:  # the checkpoint goes soon after
             await asyncio.sleep(0.05)
 
 

@@ -154,9 +154,9 @@ async def created(gateway: RunningGateway, key: str) -> Job:
 
 async def test_a_song_that_no_client_was_answered_with_is_rolled_back(gateway: RunningGateway, key: str) -> None:
     job = await created(gateway, key)
-    await roll_back(gateway.js, job)
+    await roll_back(gateway.js, gateway.store, job)
     assert await gateway.jobs.get(job.job_id) is None
-    await roll_back(gateway.js, job)
+    await roll_back(gateway.js, gateway.store, job)
     await gateway.jobs.create(job)  # nothing is left that would be in the way
 
 
@@ -164,12 +164,12 @@ async def test_a_song_that_a_duplicate_was_answered_with_is_never_rolled_back(
     gateway: RunningGateway, key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = await created(gateway, key)  # the record is another request's, which has yet to publish
-    await roll_back(gateway.js, msgspec.structs.replace(other, created_at=1.0))
+    await roll_back(gateway.js, gateway.store, msgspec.structs.replace(other, created_at=1.0))
     assert await gateway.job(other.job_id) == other
 
     waiting = await created(gateway, key + "2")
     await gateway.js.publish(token_subject("normal", waiting.job_id), b"{}")
-    await roll_back(gateway.js, waiting)
+    await roll_back(gateway.js, gateway.store, waiting)
     assert await gateway.job(waiting.job_id) == waiting
 
     # A duplicate publishes and is answered, and a worker removes the message, all between two reads.
@@ -183,6 +183,6 @@ async def test_a_song_that_a_duplicate_was_answered_with_is_never_rolled_back(
         raise NotFoundError
 
     monkeypatch.setattr(gateway.js, "get_msg", late)
-    await roll_back(gateway.js, answered)
+    await roll_back(gateway.js, gateway.store, answered)
     monkeypatch.undo()
     assert await gateway.job(answered.job_id) == answered

@@ -225,10 +225,10 @@ async def test_a_refused_song_is_rolled_back_when_nats_is_back(
         try:
             with monkeypatch.context() as patch:
                 patch.setattr(rollback, "_PATIENCE", 0.01)
-                await rollback.roll_back_eventually(gateway.js, job)
+                await rollback.roll_back_eventually(gateway.js, gateway.store, job)
             assert f"{job.job_id}: may be made although it was refused" in caplog.text
             stamina.instrumentation.set_on_retry_hooks([lambda _: failed.set()])
-            rolling_back = asyncio.create_task(rollback.roll_back_eventually(gateway.js, job))
+            rolling_back = asyncio.create_task(rollback.roll_back_eventually(gateway.js, gateway.store, job))
             waiting = asyncio.create_task(failed.wait())
             done, _ = await asyncio.wait({rolling_back, waiting}, return_when=asyncio.FIRST_COMPLETED)
             assert done == {waiting}, "the rollback ended without a second attempt"

@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import msgspec
 import nats
@@ -20,10 +21,11 @@ from services.gateway.monitoring.metrics import ReconcilerCounts
 from shared.jobs.store import JobStore
 from shared.nats.streams import bootstrap, streams
 from shared.nats.subjects import DEC, HOOKS_CONSUMER, JOBS, TENANT, TOK, decode_subject, token_subject
-from shared.schema.job import AudioPart, Decode, DecodeJob, Job, Status, TokenJob
+from shared.schema.base import CONTINUED_SCHEMA
+from shared.schema.job import ENDED, AudioPart, Decode, DecodeJob, Job, Parent, Status, TokenJob
 from shared.schema.request import GenerateRequest, Priority
 from shared.settings import Settings
-from shared.storage.objects import PROBES, ObjectStore, part_key, part_peaks_key, state_key
+from shared.storage.objects import PROBES, ObjectStore, kept_tokens_key, part_key, part_peaks_key, state_key
 from tests.integration.gateway_fixtures import eventually, running_gateway
 
 NOTHING = Reconciled()
@@ -39,9 +41,10 @@ class Leftovers:
         self.counts = ReconcilerCounts()
         self.reconciler = self.another()
 
-    def another(self, pause: float = -60.0, keep: float = -60.0) -> Reconciler:
+    def another(self, pause: float = -60.0, keep: float = -60.0, keep_tokens: float | None = None) -> Reconciler:
         """Create the reconciler of another gateway."""
-        return Reconciler(self.nc, self.store, replace(self.settings, sweep_seconds=pause), self.counts, keep)
+        settings = replace(self.settings, sweep_seconds=pause, keep_tokens_seconds=keep_tokens)
+        return Reconciler(self.nc, self.store, settings, self.counts, keep)
 
     async def song(self, job_id: str, status: Status, *, ordered: bool = False, **fields: object) -> Job:
         """Create a song's record, and its message if it is `ordered`."""
@@ -99,12 +102,13 @@ async def test_objects_that_no_song_needs_are_deleted(leftovers: Leftovers) -> N
     await leftovers.jobs.delete(await leftovers.song("deleted", "queued"))
     await leftovers.song("failed", "failed")
     await leftovers.song("cancelled", "cancelled")
-    await leftovers.song("done", "completed", audio_key="audio/done/7.flac")
+    await leftovers.song("done", "completed", audio_key="audio/done/7.flac", tokens_key="tokens/done/5.safetensors")
     await leftovers.song("again", "generating", ordered=True, fencing_token=8, tokens_key="tokens/again/5.safetensors")
     needed = {
         "audio/done/7.flac",
         "audio/done/7.peaks.json",
         "audio/done/7.mp3",  # what it was converted to
+        "tokens/done/5.safetensors",  # for songs that go on from it
         "tokens/again/5.safetensors",  # of an earlier turn, to go on from
         "tokens/again/8.safetensors",  # of this turn
         "audio/again/8.flac",
@@ -114,13 +118,13 @@ async def test_objects_that_no_song_needs_are_deleted(leftovers: Leftovers) -> N
         *("tokens/unknown/1.safetensors", "audio/unknown/1.flac", "tokens/failed/1.safetensors", "audio/failed/1.flac"),
         *("audio/cancelled/1.mp3", "tokens/done/6.safetensors", "audio/done/6.flac", "audio/done/7.flac.part"),
         *("audio/done/6.peaks.json", "audio/done/6.mp3", "audio/failed/1.peaks.json", "audio/unknown/1.ogg"),
-        *("tokens/again/7.safetensors", "audio/deleted/1.flac"),
+        *("tokens/again/7.safetensors", "audio/deleted/1.flac", "tokens/done/kept.safetensors"),
     )
     await leftovers.put("elsewhere/unknown/1.flac", "audio/no-song.flac")  # not this system's
-    assert await leftovers.reconciler.reconcile() == Reconciled(objects=14)
+    assert await leftovers.reconciler.reconcile() == Reconciled(objects=15)
     assert await leftovers.keys() == needed | {"elsewhere/unknown/1.flac", "audio/no-song.flac"}
     assert await leftovers.reconciler.reconcile() == NOTHING
-    assert leftovers.counts == ReconcilerCounts(rounds=2, objects=14)
+    assert leftovers.counts == ReconcilerCounts(rounds=2, objects=15)
     assert await leftovers.passing_consumers() == []
 
 
@@ -168,6 +172,43 @@ async def test_parts_of_songs_that_have_ended_are_deleted(leftovers: Leftovers) 
         await leftovers.put(part, state_key(part), part_peaks_key(part))
     assert await leftovers.another(keep=3600).reconcile() == Reconciled(objects=9)
     assert await leftovers.keys() == kept
+
+
+@pytest.mark.parametrize("status", ["queued", "generating", "decoding"])
+async def test_what_a_song_took_over_from_another_one_is_kept_until_it_has_ended(
+    leftovers: Leftovers, status: Status
+) -> None:
+    parent = Parent(job_id="origin", frames=5, least_frames=6)
+    made: dict[str, object] = {"tokens_key": "tokens/live/7.safetensors", "frames": 9} if status == "decoding" else {}
+    await leftovers.song("live", status, ordered=True, schema=CONTINUED_SCHEMA, parent=parent, **made)
+    await leftovers.song("other", "queued", ordered=True)
+    for ended in get_args(Status):
+        if ended in ENDED:
+            await leftovers.song(ended, ended, schema=CONTINUED_SCHEMA, parent=parent)
+    needed = {kept_tokens_key("live"), *([str(made["tokens_key"])] if made else [])}
+    await leftovers.put(*needed, *map(kept_tokens_key, ("completed", "failed", "cancelled", "unknown", "other")))
+    assert await leftovers.reconciler.reconcile() == Reconciled(objects=5)
+    assert await leftovers.keys() == needed
+
+
+async def test_a_song_that_goes_on_from_another_one_is_queued_for_workers_that_know_such_songs(
+    leftovers: Leftovers,
+) -> None:
+    parent = Parent(job_id="origin", frames=5, least_frames=6)
+    await leftovers.song("lost", "queued", schema=CONTINUED_SCHEMA, parent=parent)
+    await leftovers.song(
+        "made",
+        "decoding",
+        schema=CONTINUED_SCHEMA,
+        parent=parent,
+        tokens_key="tokens/made/5.safetensors",
+        frames=50,
+    )
+    assert await leftovers.reconciler.reconcile() == Reconciled(songs=2)
+    order = await leftovers.token_job("lost")
+    assert order is not None
+    data = await leftovers.message(DEC, decode_subject("made"))
+    assert order.schema == msgspec.json.decode(data or b"", type=DecodeJob).schema == CONTINUED_SCHEMA
 
 
 async def test_young_objects_and_songs_are_left_alone(leftovers: Leftovers) -> None:
@@ -356,6 +397,24 @@ async def test_audio_outlives_a_record_that_was_lost_but_not_one_that_was_delete
     )
     await leftovers.put("audio/deleted/1.flac")
     assert await leftovers.another(keep=3600).reconcile() == Reconciled(objects=1)
-    await leftovers.put("audio/lost/1.flac", "tokens/lost/1.safetensors")
+    await leftovers.put("audio/lost/1.flac", "tokens/lost/1.safetensors", "tokens/never-completed/1.safetensors")
     assert await leftovers.another(keep=3600).reconcile() == Reconciled(objects=1)
+    assert await leftovers.keys() == {"audio/lost/1.flac", "tokens/lost/1.safetensors"}
+    assert await leftovers.another(keep=3600, keep_tokens=0).reconcile() == Reconciled(objects=1)
     assert await leftovers.keys() == {"audio/lost/1.flac"}
+    assert await leftovers.another().reconcile() == Reconciled(objects=1)
+
+
+async def test_tokens_are_kept_as_long_as_is_set(leftovers: Leftovers) -> None:
+    """The age counts from the song's end. The record stays as it is: writing it would report its end again."""
+    jobs = []
+    for job_id, age in (("old", 100), ("new", 20)):
+        tokens, audio = f"tokens/{job_id}/5.safetensors", f"audio/{job_id}/7.flac"
+        await leftovers.put(tokens, audio)
+        ended = time.time() - age
+        jobs.append(await leftovers.song(job_id, "completed", audio_key=audio, tokens_key=tokens, completed_at=ended))
+    assert await leftovers.another(keep_tokens=1000).reconcile() == NOTHING
+    assert await leftovers.another(keep_tokens=60).reconcile() == Reconciled(objects=1)
+    assert await leftovers.keys() == {"audio/old/7.flac", "audio/new/7.flac", "tokens/new/5.safetensors"}
+    assert [await leftovers.jobs.get(job.job_id) for job in jobs] == jobs
+    assert await leftovers.another(keep_tokens=0).reconcile() == Reconciled(objects=1)

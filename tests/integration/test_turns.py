@@ -24,6 +24,7 @@ from shared.schema.event import Stage
 from shared.schema.job import Job, TokenJob
 from shared.schema.worker import WorkerStatus
 from shared.settings import Settings
+from shared.storage.token_file import unpack
 from tests.integration.flow import PATIENCE, Flow, open_flow, overlaps
 from tests.integration.test_observed import figures
 from tests.unit.native_engines import DEMO, generate, one_thread, ready  # noqa: F401
@@ -66,10 +67,15 @@ def demo_codes(jobs: list[Job]) -> list[np.ndarray]:
 
 
 async def assert_straight(flow: Flow, job: Job, codes: np.ndarray | None = None) -> None:
-    """Check that a song has the trivial codec's audio of `codes`, by default of those made without interruption."""
+    """Check that a song has the trivial codec's audio of `codes`, by default of those made without interruption.
+
+    And that it has kept them.
+    """
     assert job.status == "completed", job
-    codec = TrivialCodec(0)
-    steps = codec.decode(trivial_codes(job) if codes is None else codes, seed=0)
+    codec, codes = TrivialCodec(0), trivial_codes(job) if codes is None else codes
+    kept, _ = unpack(await flow.store.get(str(job.tokens_key)), job.job_id)
+    assert np.array_equal(kept, codes)
+    steps = codec.decode(codes, seed=job.request.seed or 0)
     buffer = io.BytesIO()
     audio = np.concatenate([step.audio for step in steps if step.audio is not None])
     soundfile.write(buffer, audio, codec.sample_rate, "PCM_16", format="FLAC")
@@ -110,7 +116,7 @@ async def test_a_long_song_makes_way_and_continues_as_if_it_had_never_been_pause
         assert paused, "it was never paused"
         assert begun == [0, *paused], "it did not go on where it was"
         assert overlaps(flow.journal()) == 0
-        assert await flow.keys("tokens/") == []
+        assert await flow.keys("tokens/") == sorted(str(job.tokens_key) for job in (first, last))
 
 
 async def test_paused_songs_go_on_with_the_caches_that_they_had(settings: Settings) -> None:
@@ -146,7 +152,7 @@ async def test_a_killed_worker_costs_what_was_made_since_the_last_checkpoint(set
         begun = [stage.frames or 0 for stage in await stages(flow, job_id) if stage.stage == "generating"]
         assert begun[0] == 0
         assert begun[1] >= 10, "it began again"
-        assert await flow.keys("tokens/") == []
+        assert await flow.keys("tokens/") == [job.tokens_key]
 
 
 async def test_a_rolling_restart_costs_no_frame(settings: Settings) -> None:

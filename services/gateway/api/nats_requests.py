@@ -48,6 +48,8 @@ ERROR_CODES = {  # `err_code`; stable, in a range that the server does not use
     "unauthorized": 20008,
     "too-many-requests": 20009,
     "unknown-job": 20010,
+    "no-tokens": 20011,
+    "unknown-recording": 20012,
     "queue-full": _QUEUE_FULL,
 }
 

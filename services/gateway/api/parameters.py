@@ -12,6 +12,7 @@ from litestar.params import HeaderParameter, QueryParameter
 
 from services.gateway.errors import ApiError
 from services.gateway.songs.event_feed import event_id
+from shared.schema.base import JOB_ID
 from shared.schema.job import Status
 from shared.schema.request import AudioFormat
 
@@ -35,12 +36,14 @@ def _header(name: str, description: str, **schema: Any) -> HeaderParameter:
     return HeaderParameter(name=name, description=description, schema_extra=_schema("string", **schema))
 
 
+_ID = {"pattern": "^[0-9A-Za-z-]{1,64}$"}
 _EVENT_ID = {"pattern": "^[0-9]{0,18}$"}
 
 # The page of a list of songs.
 Limit = Annotated[str, _query("songs on a page, at most", "integer", minimum=1, maximum=MAX_PAGE, default=20)]
 Cursor = Annotated[str | None, _query("`next` of the page before")]
 StatusFilter = Annotated[str | None, _query("only songs in this state", enum=list(_STATUSES))]
+ParentFilter = Annotated[str | None, _query("only songs that go on from this one", **_ID)]
 # What DELETE does to a song.
 Forget = Annotated[str, _query("remove an ended song instead", "boolean", default=False)]
 # The audio of a song.
@@ -86,6 +89,13 @@ def page_size(text: str) -> int:
 def status_filter(text: str | None) -> Status | None:
     """Read `status`. Raises a 422 `ApiError`."""
     return None if text is None else _choice("status", text, _STATUSES)
+
+
+def parent_filter(text: str | None) -> str | None:
+    """Read `parent`. Raises a 422 `ApiError`."""
+    if text is not None and not JOB_ID.fullmatch(text):
+        raise _wrong("parent", "parent has to be the id of a song or recording")
+    return text
 
 
 def audio_format(text: str | None) -> AudioFormat | None:

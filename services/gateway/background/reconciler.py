@@ -37,6 +37,7 @@ from shared.storage.objects import (
     ObjectStore,
     StoredObject,
     is_of_stream,
+    kept_tokens_key,
     keys_with_renditions,
     part_peaks_key,
     state_key,
@@ -67,13 +68,13 @@ class Reconciler:
     ) -> None:
         """`counts` is kept up to date.
 
-        Finished audio without a record is kept for `keep` seconds. Records expire after that time; one that is gone
-        earlier was lost, and its audio must not be lost with it.
+        Finished audio without a record is kept for `keep` seconds, and tokens beside it. Records expire after that
+        time; one that is gone earlier was lost, and its audio must not be lost with it.
         """
         self._counts = counts
         self._nc, self._js, self._store = nc, nc.jetstream(timeout=5), store
         self._jobs = JobStore(self._js)
-        self._pause, self._keep = settings.sweep_seconds, keep
+        self._pause, self._keep, self._keep_tokens = settings.sweep_seconds, keep, settings.keep_tokens_seconds
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -125,7 +126,7 @@ class Reconciler:
     async def _reconcile_song(
         self, record: Record, job: Job, objects: list[StoredObject], before: float, done: Reconciled
     ) -> None:
-        if not all(self._needed(job, item) for item in objects):
+        if not all(self._needed(job, item, objects) for item in objects):
             done.objects += await self._delete_unneeded(job.job_id, job.tenant, objects)
         if job.status in ENDED:
             return
@@ -157,7 +158,7 @@ class Reconciler:
         deleted = 0
         for item in objects:
             awaited = job is not None and job.status not in ENDED and item.key in ordered
-            if unwanted or not (awaited or self._needed(job, item)):
+            if unwanted or not (awaited or self._needed(job, item, objects)):
                 await self._store.delete_one(item.key)
                 deleted += 1
         return deleted
@@ -177,18 +178,27 @@ class Reconciler:
                     found.append(None)
         return found
 
-    def _needed(self, job: Job | None, item: StoredObject) -> bool:
-        """Whether a song needs an object, by its record."""
+    def _needed(self, job: Job | None, item: StoredObject, objects: list[StoredObject]) -> bool:
+        """Whether a song needs an object, one of its `objects`, by its record."""
         if job is None:
-            finished = item.key.startswith("audio/") and not is_of_stream(item.key)
-            return finished and item.modified > time.time() - self._keep
+            was_completed = any(_is_finished(found.key) for found in objects)
+            tokens = item.key.startswith("tokens/") and was_completed and self._keeps_tokens(item.modified)
+            return (tokens or _is_finished(item.key)) and item.modified > time.time() - self._keep
         if job.status in ("failed", "cancelled"):
             return False
         if job.status == "completed":
+            if item.key == job.tokens_key:
+                return self._keeps_tokens(job.completed_at or job.created_at)
             return job.audio_key is not None and item.key in keys_with_renditions(job.audio_key)
         written_by = item.key.rpartition("/")[2].partition(".")[0]
         turns = {str(claim_of(job, role).fencing_token) for role in get_args(Role)}
+        if job.parent is not None and item.key == kept_tokens_key(job.job_id):
+            return True
         return item.key == job.tokens_key or item.key in _stream_keys(job) or written_by in turns
+
+    def _keeps_tokens(self, since: float) -> bool:
+        """Whether tokens are still kept of a song that was completed at that time."""
+        return self._keep_tokens is None or since > time.time() - self._keep_tokens
 
     # --- songs
 
@@ -212,6 +222,11 @@ class Reconciler:
             # Its tokens are not known. The record first: a worker ignores a message whose song is in another state.
             await self._jobs.update(job.job_id, job.tenant, _from_the_beginning)
         return await _queued(job, queue_tokens(self._nc, job))
+
+
+def _is_finished(key: str) -> bool:
+    """Whether an object is the audio of a completed song, or a rendition of it."""
+    return key.startswith("audio/") and not is_of_stream(key)
 
 
 def _stream_keys(job: Job) -> set[str]:

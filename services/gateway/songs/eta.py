@@ -34,15 +34,16 @@ class Pace:
     audio: float | None  # frames decoded a second
     song_frames: float | None  # mean length of the latest songs
 
-    def waiting(self, songs_before: int, frames: int) -> float | None:
-        """Seconds until a song of `frames` is ready that has not begun."""
+    def waiting(self, songs_before: int, frames: int, kept: int = 0) -> float | None:
+        """Seconds until a song of `frames` is ready that has not begun; tokens of `kept` ones are there already."""
         if self.tokens is None or self.audio is None:
             return None
         if songs_before == 0:  # the others' length does not matter
-            return frames * (1 / self.tokens + 1 / self.audio)
+            return (frames - kept) / self.tokens + frames / self.audio
         if self.song_frames is None:
             return None
-        return (songs_before * self.song_frames + frames) * (1 / self.tokens + 1 / self.audio)
+        all_frames = songs_before * self.song_frames + frames
+        return (all_frames - kept) / self.tokens + all_frames / self.audio
 
     def generating(self, progress: Progress, decoded: int = 0) -> float | None:
         """Seconds until a song is ready whose tokens are being made, at its own rate.
@@ -123,7 +124,8 @@ class EtaEstimator:
             case "queued":
                 position = await self._positions.position(job)
                 if position is not None:
-                    seconds = current.waiting(position, longest_frames(job.request))
+                    kept = job.parent.frames if job.parent else 0
+                    seconds = current.waiting(position, longest_frames(job.request), kept)
             case "generating" if progress and progress.status == "generating":
                 seconds = current.generating(progress, decoded)
             case "decoding":

@@ -1,6 +1,7 @@
 """The index of all songs, newest first, kept in memory by following the bucket of job records.
 
-It holds ids, times and states, about 200 bytes a song. The records themselves are read when they are asked for.
+It holds ids, times, states and what each song goes on from, about 300 bytes a song. The records themselves are read
+when they are asked for.
 """
 
 import asyncio
@@ -8,6 +9,8 @@ import base64
 import binascii
 import bisect
 import logging
+import time
+from typing import NamedTuple
 
 import msgspec
 from nats.aio.client import Client
@@ -19,6 +22,7 @@ from shared.aio import end
 from shared.errors import NotFound, Unavailable, Unreadable
 from shared.nats.errors import nats_errors
 from shared.nats.ordered_consumer import ordered
+from shared.nats.streams import JOB_TTL
 from shared.nats.subjects import JOBS
 from shared.schema.decoding import read_record
 from shared.schema.job import ENDED, Status
@@ -33,13 +37,29 @@ _PAUSE_SECONDS = 0.25  # before the bucket is followed again
 Place = tuple[float, str]  # of a song in the list: when it was accepted, its id
 
 
+class _Entry(NamedTuple):
+    """What is known of a song."""
+
+    tenant: str
+    place: Place
+    status: Status
+    parent: str | None  # id of the song or recording that it goes on from
+    written: float  # when its record was written last, seconds since the epoch by the server's clock
+
+    @property
+    def expired(self) -> bool:
+        """Whether its record must be gone by now: the bucket does not announce that."""
+        return time.time() > self.written + JOB_TTL
+
+
 class SongIndex:
     """The index of one gateway. It is kept up to date in the background; a question waits until it has caught up."""
 
     def __init__(self, nc: Client, js: JetStreamContext) -> None:
         self._nc, self._js = nc, js
         self._order: dict[str, list[Place]] = {}  # by tenant
-        self._songs: dict[str, tuple[str, Place, Status]] = {}  # tenant, place, state
+        self._children: dict[tuple[str, str], list[Place]] = {}  # by tenant, and by what they go on from
+        self._songs: dict[str, _Entry] = {}
         self._seen = 0  # sequence up to which the bucket was read
         self._advanced = asyncio.Condition()
         self._task: asyncio.Task[None] | None = None
@@ -54,40 +74,59 @@ class SongIndex:
             await end(self._task)
 
     async def page(
-        self, tenant: str, limit: int, after: Place | None, status: Status | None
+        self, tenant: str, limit: int, after: Place | None, status: Status | None, parent: str | None = None
     ) -> tuple[list[str], Place | None]:
         """List up to `limit` ids of a tenant's songs older than `after`, newest first, and the place to go on from.
 
-        The place is None on the last page. Every record written before the call counts. Raises `Unavailable`.
+        Those in a state, or that go on from a `parent`, where that is given. The place is None on the last page. Every
+        record written before the call counts. Raises `Unavailable`.
         """
-        await self._catch_up()
+        await self.catch_up()
         found: list[Place] = []
-        order = self._order.get(tenant, [])
+        order = self._order.get(tenant, []) if parent is None else self._children.get((tenant, parent), [])
         index = len(order) if after is None else bisect.bisect_left(order, after)
         while index and len(found) <= limit:
             index -= 1
             place = order[index]
-            if status is None or self._songs[place[1]][2] == status:
+            if status is None or self._songs[place[1]].status == status:
                 found.append(place)
         ids = [job_id for _, job_id in found[:limit]]
         return ids, found[limit - 1] if len(found) > limit else None
 
     async def unended(self, tenant: str) -> int:
         """Count a tenant's songs that wait or run, by every record written before the call. Raises `Unavailable`."""
-        await self._catch_up()
-        return sum(self._songs[job_id][2] not in ENDED for _, job_id in self._order.get(tenant, []))
+        await self.catch_up()
+        return sum(self._songs[job_id].status not in ENDED for _, job_id in self._order.get(tenant, []))
 
     def belongs(self, job_id: str, tenant: str) -> bool:
         """Whether a song is a tenant's. One that was accepted a moment ago may not be known yet."""
-        return (known := self._songs.get(job_id)) is not None and known[0] == tenant
+        return (known := self._songs.get(job_id)) is not None and known.tenant == tenant
+
+    def exists(self, job_id: str, tenant: str) -> bool:
+        """Whether a tenant has a song whose record is still there."""
+        return self.belongs(job_id, tenant) and not self._songs[job_id].expired
+
+    def parent_of(self, job_id: str, tenant: str) -> str | None:
+        """What a tenant's song goes on from, as far as its record is still there."""
+        return self._songs[job_id].parent if self.exists(job_id, tenant) else None
+
+    def children_of(self, job_id: str, tenant: str) -> list[str]:
+        """The songs that go on from a tenant's song or recording, which may be gone; the oldest first."""
+        found = (child for _, child in self._children.get((tenant, job_id), ()))
+        return [child for child in found if not self._songs[child].expired]
 
     def forget(self, job_id: str) -> None:
         """Remove a song whose record has expired: the bucket does not announce that."""
         if known := self._songs.pop(job_id, None):
-            order = self._order[known[0]]
-            del order[bisect.bisect_left(order, known[1])]
+            _remove(self._order[known.tenant], known.place)
+            if known.parent is not None:
+                children = self._children[known.tenant, known.parent]
+                _remove(children, known.place)
+                if not children:
+                    del self._children[known.tenant, known.parent]
 
-    async def _catch_up(self) -> None:
+    async def catch_up(self) -> None:
+        """Return when every record written before the call is known. Raises `Unavailable`."""
         try:
             with nats_errors("the songs cannot be listed"):
                 async with asyncio.timeout(_PATIENCE):
@@ -109,7 +148,7 @@ class SongIndex:
     async def _follow(self) -> None:
         last = (await self._js.stream_info(_STREAM)).state.last_seq
         if last < self._seen:  # the bucket was deleted and made again
-            self._order, self._songs, self._seen = {}, {}, 0
+            self._order, self._children, self._songs, self._seen = {}, {}, {}, 0
         async with ordered(self._nc, self._js, _STREAM, self._seen + 1) as messages:
             if not messages.pending:  # the last ones may have expired
                 await self._reached(last)
@@ -133,12 +172,20 @@ class SongIndex:
             if self.belongs(job_id, tenant):
                 self.forget(job_id)
             return
-        place = (job.created_at, job_id)
+        parent = job.parent.id if job.parent else None
+        written = message.metadata.timestamp.timestamp()
+        entry = _Entry(tenant, (job.created_at, job_id), job.status, parent, written)
         known = self._songs.get(job_id)
-        if known is None or known[1] != place:
+        if known is None or (known.place, known.parent) != (entry.place, entry.parent):
             self.forget(job_id)
-            bisect.insort(self._order.setdefault(tenant, []), place)
-        self._songs[job_id] = (tenant, place, job.status)
+            bisect.insort(self._order.setdefault(tenant, []), entry.place)
+            if parent is not None:
+                bisect.insort(self._children.setdefault((tenant, parent), []), entry.place)
+        self._songs[job_id] = entry
+
+
+def _remove(places: list[Place], place: Place) -> None:
+    del places[bisect.bisect_left(places, place)]
 
 
 def cursor_of(place: Place) -> str:

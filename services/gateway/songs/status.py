@@ -1,6 +1,7 @@
 """The state of songs as users see it: one song, or a page of them."""
 
 import asyncio
+from collections.abc import Sequence
 from typing import Annotated
 
 import msgspec
@@ -13,13 +14,16 @@ from services.gateway.events.stored_events import newest
 from services.gateway.songs.eta import EtaEstimator
 from services.gateway.songs.index import Place, SongIndex, cursor_of
 from shared.errors import HeartMulaError, NewerRecord
+from shared.frames import milliseconds_of
 from shared.jobs.events import progress_at_start
 from shared.jobs.store import JobStore
 from shared.nats.subjects import event_subject
 from shared.schema.base import JOB_ID, timestamp
 from shared.schema.event import Progress, Stage
-from shared.schema.job import Job, Status
-from shared.schema.request import AudioFormat, Priority
+from shared.schema.job import Job, Parent, Status
+from shared.schema.request import AudioFormat, ContinueFrom, Priority
+
+_MOST_CHILDREN = 100  # that are named; others can be listed
 
 
 class StatusBody(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -42,7 +46,7 @@ class StatusBody(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     format: AudioFormat | None = None
 
 
-class RequestBody(msgspec.Struct, frozen=True, kw_only=True):
+class RequestBody(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What was asked for, with what the gateway filled in: submitted again, it makes the same song."""
 
     lyrics: str
@@ -55,6 +59,32 @@ class RequestBody(msgspec.Struct, frozen=True, kw_only=True):
     format: AudioFormat
     title: str | None
     priority: Priority
+    continue_from: ContinueFrom | None = None
+    min_new_ms: int | None = None  # with continue_from
+
+    @classmethod
+    def of(cls, job: Job) -> "RequestBody":
+        """The request of a song, from its record."""
+        fields = [name for name in cls.__struct_fields__ if name not in ("continue_from", "min_new_ms")]
+        body, parent = cls(**{name: getattr(job.request, name) for name in fields}), job.parent
+        if parent is None:
+            return body
+        return msgspec.structs.replace(
+            body,
+            continue_from=ContinueFrom(
+                job_id=parent.job_id, recording_id=parent.recording_id, at_ms=milliseconds_of(parent.frames)
+            ),
+            min_new_ms=milliseconds_of(parent.least_frames - parent.frames),
+        )
+
+
+class ParentBody(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The song or recording that a song goes on from."""
+
+    job_id: str | None = None
+    recording_id: str | None = None
+    at_ms: Annotated[int, Meta(description="so much of it is kept")]
+    exists: Annotated[bool, Meta(description="false where it was deleted or has expired")]
 
 
 class Song(StatusBody, frozen=True, kw_only=True, omit_defaults=True):
@@ -63,6 +93,10 @@ class Song(StatusBody, frozen=True, kw_only=True, omit_defaults=True):
     request: RequestBody
     group: Annotated[str, Meta(description="id of the first of its variants, where there are several")] | None = None
     variant: Annotated[int, Meta(description="which of them it is, from 1")] | None = None
+    parent: ParentBody | None = None
+    children: Annotated[
+        list[str], Meta(description="ids of songs that go on from it, the newest last, at most 100")
+    ] = []
 
 
 class SongsBody(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,16 +128,22 @@ class Songs:
             raise unknown_job()
         return job
 
-    async def page(self, tenant: str, limit: int, after: Place | None, status: Status | None) -> SongsBody:
+    async def page(
+        self, tenant: str, limit: int, after: Place | None, status: Status | None, parent: str | None = None
+    ) -> SongsBody:
         """A page of a tenant's songs older than `after`; shorter than `limit` where records expired meanwhile."""
-        ids, rest = await self._index.page(tenant, limit, after, status)
+        ids, rest = await self._index.page(tenant, limit, after, status, parent)
+        shown = [job for job in await self.read(tenant, ids) if status in (None, job.status)]
+        bodies = await asyncio.gather(*(self._describe_with_request(job) for job in shown))
+        return SongsBody(songs=bodies, next=None if rest is None else cursor_of(rest))
+
+    async def read(self, tenant: str, ids: Sequence[str]) -> list[Job]:
+        """The records of a tenant's songs that the index knows, without those that are gone or a newer version's."""
         jobs = await asyncio.gather(*(self._readable(tenant, job_id) for job_id in ids))
         for job_id, job in zip(ids, jobs, strict=True):
             if job is None:
                 self._index.forget(job_id)
-        shown = [job for job in jobs if job is not None and status in (None, job.status)]
-        bodies = await asyncio.gather(*(self.describe_with_request(job) for job in shown))
-        return SongsBody(songs=bodies, next=None if rest is None else cursor_of(rest))
+        return [job for job in jobs if job is not None]
 
     async def describe(self, job: Job) -> StatusBody:
         """The state of a song. Its progress and stage come from its events, the rest from its record."""
@@ -129,10 +169,27 @@ class Songs:
         )
 
     async def describe_with_request(self, job: Job) -> Song:
-        """The state of a song with what was asked for."""
-        state = msgspec.structs.asdict(await self.describe(job))
-        asked = {name: getattr(job.request, name) for name in RequestBody.__struct_fields__}
-        return Song(**state, request=RequestBody(**asked), group=job.group, variant=job.variant)
+        """The state of a song with what was asked for, and with the songs that it belongs with."""
+        await self._index.catch_up()
+        return await self._describe_with_request(job)
+
+    async def _describe_with_request(self, job: Job) -> Song:
+        return Song(
+            **msgspec.structs.asdict(await self.describe(job)),
+            request=RequestBody.of(job),
+            group=job.group,
+            variant=job.variant,
+            parent=None if job.parent is None else self._describe_parent(job.tenant, job.parent),
+            children=self._index.children_of(job.job_id, job.tenant)[-_MOST_CHILDREN:],
+        )
+
+    def _describe_parent(self, tenant: str, parent: Parent) -> ParentBody:
+        return ParentBody(
+            job_id=parent.job_id,
+            recording_id=parent.recording_id,
+            at_ms=milliseconds_of(parent.frames),
+            exists=parent.job_id is not None and self._index.exists(parent.job_id, tenant),
+        )
 
     async def last_progress(self, job: Job) -> float:
         """How far a song has come, in per cent; 0 while NATS does not answer."""

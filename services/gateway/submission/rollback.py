@@ -12,32 +12,36 @@ from shared.nats.streams import purge_job
 from shared.nats.subjects import JOBS, TOK, job_subject, token_subject
 from shared.schema.decoding import read_record
 from shared.schema.job import Job
+from shared.storage.objects import ObjectStore, kept_tokens_key
 
 log = logging.getLogger(__name__)
 
 _PATIENCE = 300.0  # seconds
 
 
-async def roll_back_eventually(js: JetStreamContext, job: Job) -> None:
-    """Roll back a song as soon as NATS answers. After five minutes without success it is logged, not raised."""
+async def roll_back_eventually(js: JetStreamContext, store: ObjectStore, job: Job) -> None:
+    """Roll back a song as soon as its servers answer. After five minutes without success it is logged, not raised."""
     try:
         async for attempt in stamina.retry_context(
             on=HeartMulaError, attempts=None, timeout=_PATIENCE, wait_initial=0.5, wait_jitter=0.5, wait_max=5.0
         ):
             with attempt:
-                await roll_back(js, job)
+                await roll_back(js, store, job)
     except HeartMulaError as error:
         log.warning("%s: may be made although it was refused: %s", job.job_id, error)
 
 
-async def roll_back(js: JetStreamContext, job: Job) -> None:
-    """Remove a song whose id no client has been given. Raises `Unavailable` when NATS does not answer."""
+async def roll_back(js: JetStreamContext, store: ObjectStore, job: Job) -> None:
+    """Remove a song whose id no client has been given. Raises `Unavailable` when a server does not answer."""
     with nats_errors("a refused song could not be removed"):
         if job.digest is None:  # no other request can have found the record
             await purge_job(js, job.job_id)
             await JobStore(js).delete(job)
         else:
             await _roll_back_shared(js, job)
+        gone = job.parent is not None and await JobStore(js).get(job.job_id, job.tenant) is None
+    if gone:  # else a duplicate of the request has the song, and needs what it takes over
+        await store.delete_one(kept_tokens_key(job.job_id))
 
 
 async def _roll_back_shared(js: JetStreamContext, job: Job) -> None:

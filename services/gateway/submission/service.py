@@ -6,10 +6,9 @@ import time
 import uuid
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
-from msgspec import Meta
 from nats.aio.client import Client
 
 from services.gateway.auth.api_keys import Caller
@@ -18,7 +17,9 @@ from services.gateway.background.webhooks.consumer import Webhooks
 from services.gateway.errors import to_api_error
 from services.gateway.monitoring.health import Health
 from services.gateway.monitoring.metrics import Metrics
-from services.gateway.songs.eta import EtaEstimator, Expectation
+from services.gateway.songs.eta import EtaEstimator
+from services.gateway.submission.accepted import Accepted
+from services.gateway.submission.continuing import Continuation, Continuations
 from services.gateway.submission.idempotency import digest_of, removed, require_same, songs_of
 from services.gateway.submission.outage import Outage, RequestWait
 from services.gateway.submission.rollback import roll_back, roll_back_eventually
@@ -30,56 +31,23 @@ from shared.jobs.queues import queue_group, queue_tokens
 from shared.jobs.store import JobStore
 from shared.nats.errors import nats_errors
 from shared.nats.subjects import TOK, token_subject
+from shared.schema.base import CONTINUED_SCHEMA, SCHEMA
 from shared.schema.event import Queued
-from shared.schema.job import Job, Status
-from shared.schema.request import MAX_SEED, GenerateRequest
+from shared.schema.job import Job
+from shared.schema.request import DEFAULT_MIN_NEW_MS, MAX_SEED, GenerateRequest
+from shared.storage.objects import ObjectStore
 from shared.tracing import span
 
 log = logging.getLogger(__name__)
 
-_ENDED_ALONE = GenerateRequest(lyrics="").webhook_events  # in a record; see `Job.request`
+# What of a request a record says elsewhere; see `Job.request`.
+_ELSEWHERE = {
+    "variants": 1,
+    "webhook_events": GenerateRequest(lyrics="").webhook_events,
+    "continue_from": None,
+    "min_new_ms": DEFAULT_MIN_NEW_MS,
+}
 _CONFLICTS = 10  # in a row, after which a request is refused
-
-
-class AcceptedBody(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The answer to a song that was accepted."""
-
-    job_id: str
-    status: Status
-    status_url: str
-    stream_url: str
-    result_url: str
-    events_url: str
-    queue_position: int | None = None  # songs before it
-    eta: str | None = None  # when it is expected to be completed, RFC 3339
-    variants: Annotated[list["AcceptedBody"], Meta(description="all songs, where several were asked for")] | None = None
-
-
-@dataclass(frozen=True)
-class Accepted:
-    """A song that is in the queue, on disk, or that was accepted before under the same key."""
-
-    job: Job
-    sequence: int  # of its message in the queue; 0 when it is no longer there
-    expected: Expectation
-    duplicate: bool = False  # the same request was accepted before, under the same key
-    variants: "tuple[Accepted, ...]" = ()  # all songs, this one first, where several were asked for
-
-    @property
-    def body(self) -> AcceptedBody:
-        """The answer for a client."""
-        base = f"/generate/{self.job.job_id}"
-        return AcceptedBody(
-            job_id=self.job.job_id,
-            status=self.job.status,
-            status_url=f"{base}/status",
-            stream_url=f"{base}/stream",
-            result_url=f"{base}/result",
-            events_url=f"{base}/events",
-            queue_position=self.expected.position,
-            eta=self.expected.eta,
-            variants=[variant.body for variant in self.variants] or None,
-        )
 
 
 @dataclass
@@ -90,6 +58,7 @@ class _Order:
     asked: GenerateRequest
     ids: list[str]  # of its songs
     digest: str | None = None  # of the request, where it has a key
+    continuation: Continuation | None = None  # what its songs take over from another one
     completed: GenerateRequest | None = None  # with every field filled in
     counted: int = 0  # songs that were counted against the caller's quota
     created: dict[str, Job] = field(default_factory=dict)  # records that this request created, or may have created
@@ -101,7 +70,7 @@ class Submission:
     1. Validate the request: its JSON, its fields, the webhook's address, the key.
     2. Find the records that exist already, made by the same request under its key or by an earlier attempt.
     3. Check the quota and the servers, for songs without a record.
-    4. Record those songs.
+    4. Record those songs; what one takes over from another song is stored first.
     5. Publish: a message in the queue for each song that waits, all or none of them.
     6. Answer with place and ETA, and send the event.
 
@@ -112,8 +81,10 @@ class Submission:
     def __init__(
         self,
         nc: Client,
+        store: ObjectStore,
         quotas: Quotas,
         limits: ModelLimits,
+        continuations: Continuations,
         webhooks: Webhooks,
         health: Health,
         outage: Outage,
@@ -122,6 +93,7 @@ class Submission:
         spawn: Callable[[Coroutine[Any, Any, None]], object],  # runs what an answer need not wait for
     ) -> None:
         self._nc, self._js = nc, nc.jetstream(timeout=5)
+        self._store, self._continuations = store, continuations
         self._quotas, self._limits, self._webhooks = quotas, limits, webhooks
         self._health, self._outage, self._eta, self._metrics = health, outage, eta, metrics
         self._jobs, self._events, self._spawn = JobStore(self._js), EventPublisher(self._js), spawn
@@ -164,10 +136,10 @@ class Submission:
             if isinstance(error, QueueFull):  # NATS answers, so the records can be gone before the client is answered
                 with contextlib.suppress(HeartMulaError):
                     while left:
-                        await roll_back(self._js, left[-1])
+                        await roll_back(self._js, self._store, left[-1])
                         left.pop()
             for job in left:
-                self._spawn(roll_back_eventually(self._js, job))
+                self._spawn(roll_back_eventually(self._js, self._store, job))
             raise
 
     async def _accept_patiently(self, order: _Order, wait: RequestWait) -> Accepted:
@@ -215,13 +187,16 @@ class Submission:
         return job
 
     async def _check_quota(self, order: _Order, known: list[Job | None]) -> None:
-        """Step 3: count the songs without a record, and fill in what the request left open."""
+        """Step 3: count the songs without a record, fill in what was left open, and find what they go on from."""
         caller = order.caller
         self._quotas.check(caller, order.asked)
         if (more := known.count(None) - order.counted) > 0:
             self._quotas.check_rate(caller, more)
+        if order.continuation is None and order.asked.continue_from is not None:
+            order.continuation = await self._continuations.open(caller.tenant, order.asked.continue_from)
         if order.completed is None and not any(known):
-            order.completed = await self._limits.complete(order.asked, caller.limits.max_duration_ms)
+            kept = order.continuation.frames if order.continuation else 0
+            order.completed = await self._limits.complete(order.asked, caller.limits.max_duration_ms, kept)
         await self._health.require_servers()
         if more > 0:
             await self._quotas.take(caller, more)
@@ -237,27 +212,22 @@ class Submission:
             job = known[index]
             if job is None:
                 seed = ((request.seed or 0) + index - base) % (MAX_SEED + 1)
-                job = order.created.get(job_id) or Job(
-                    job_id=job_id,
-                    tenant=order.caller.tenant,
-                    request=msgspec.structs.replace(request, seed=seed, variants=1, webhook_events=_ENDED_ALONE),
-                    webhook_events=order.asked.webhook_events,
-                    tags_sent=order.asked.tags if order.asked.tags != request.tags else None,
-                    created_at=time.time(),
-                    group=order.ids[0] if len(order.ids) > 1 else None,
-                    variant=index + 1 if len(order.ids) > 1 else None,
-                    digest=order.digest,
-                )
-                order.created[job_id] = job
-                try:
-                    await self._jobs.create(job)
-                except JobConflict:  # another request's record, or this one's after all: the next attempt finds it
-                    if await self._jobs.was_deleted(job_id, order.caller.tenant):
-                        del order.created[job_id]
-                        raise removed() from None
-                    raise
+                job = order.created.get(job_id) or _new_record(order, index, request, seed)
+                await self._create(order, job)
             jobs.append(job)
         return jobs
+
+    async def _create(self, order: _Order, job: Job) -> None:
+        """Create the record of one song. Raises `JobConflict` where another request was quicker."""
+        order.created[job.job_id] = job
+        if order.continuation is not None:
+            await self._continuations.store(job.job_id, order.continuation)
+        try:
+            await self._jobs.create(job)
+        except JobConflict:  # another request's record, or this one's after all: the next attempt finds it
+            if await self._jobs.was_deleted(job.job_id, job.tenant):
+                raise removed() from None
+            raise
 
     async def _find_message(self, job: Job) -> int:
         """The sequence of a song's message in the queue, or 0."""
@@ -291,6 +261,25 @@ class Submission:
                 event = Queued(job_id=job.job_id, status="queued", progress=0, queue_position=place, eta=eta)
                 self._spawn(self._events.publish(job.tenant, event))
         return Accepted(job, sequence, expected)
+
+
+def _new_record(order: _Order, index: int, request: GenerateRequest, seed: int) -> Job:
+    """The record of one of the songs of an order, from its request with every field filled in."""
+    asked, several = order.asked, len(order.ids) > 1
+    parent = order.continuation.parent(request, asked.min_new_ms) if order.continuation else None
+    return Job(
+        schema=SCHEMA if parent is None else CONTINUED_SCHEMA,
+        job_id=order.ids[index],
+        tenant=order.caller.tenant,
+        request=msgspec.structs.replace(request, seed=seed, **_ELSEWHERE),
+        webhook_events=asked.webhook_events,
+        tags_sent=asked.tags if asked.tags != request.tags else None,
+        created_at=time.time(),
+        group=order.ids[0] if several else None,
+        variant=index + 1 if several else None,
+        digest=order.digest,
+        parent=parent,
+    )
 
 
 def _unchanged(job: Job) -> Job:

@@ -14,16 +14,23 @@ from msgspec import Meta
 from services.gateway.auth.quota import too_many
 from services.gateway.errors import ApiError
 from shared.errors import InvalidRequest
-from shared.frames import frames_within
+from shared.frames import frames_within, milliseconds_of
 from shared.model.prompt import Prompt, Prompter
-from shared.schema.request import DEFAULT_DURATION_MS, MAX_SEED, GenerateRequest
+from shared.schema.request import (
+    DEFAULT_DURATION_MS,
+    DEFAULT_MIN_NEW_MS,
+    MAX_DURATION_MS,
+    MAX_SEED,
+    ContinueFrom,
+    GenerateRequest,
+)
 
 MAX_BODY = 256 * 1024  # bytes
 _MEASURED_AT_ONCE = 4  # texts that wait to be measured, or are
 
 _DIVIDES = re.compile("[,\uff0c\u3001\n\r\u2028\u2029]")  # commas, those of Chinese among them, and line breaks
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # and halves of surrogate pairs
-_AT = re.compile(r" - at `\$(?:\.(\w+)(?:\[\d+\])?)?`$")
+_AT = re.compile(r" - at `\$(?:\.([\w.]+)(?:\[\d+\])?)?`$")
 _NAMED = re.compile(r"(?:unknown|required) field `(.*)`", re.DOTALL)
 _TYPES = {"int": "a whole number", "float": "a number", "str": "text", "bool": "true or false", "null": "null"} | {
     "array": "a list",
@@ -42,13 +49,21 @@ class FitRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     lyrics: Annotated[str, Meta(max_length=60_000)]
     tags: Annotated[str, Meta(max_length=4_000)] = ""
+    continue_from: Annotated[ContinueFrom, Meta(description="what the song is to begin with")] | None = None
 
 
-class FitBody(msgspec.Struct, frozen=True, kw_only=True):
+class FitBody(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The room that lyrics and tags leave for a song."""
 
     prompt_tokens: Annotated[int, Meta(description="positions of the model that the text takes")]
-    longest_ms: Annotated[int, Meta(description="0 where the text leaves no room")]
+    longest_ms: Annotated[int, Meta(description="of the whole song; 0 where the text leaves no room")]
+    kept_ms: Annotated[int, Meta(description="with continue_from: how much would be kept, in whole frames")] | None = (
+        None
+    )
+    latest_at_ms: (
+        Annotated[int, Meta(description="with continue_from: the latest at_ms that leaves room; 0 where none does")]
+        | None
+    ) = None
 
 
 _request_decoder = msgspec.json.Decoder(GenerateRequest, strict=True)
@@ -65,6 +80,8 @@ def decode_request(data: bytes) -> GenerateRequest:
     _check_text("title", request.title or "", "")
     if not request.lyrics.strip() and not normalize_tags(request.tags):
         raise InvalidRequest("lyrics", "give lyrics or tags; both are blank")
+    if request.continue_from is None and request.min_new_ms != DEFAULT_MIN_NEW_MS:
+        raise InvalidRequest("min_new_ms", "goes with continue_from alone; leave it out, or name a song to go on from")
     return request
 
 
@@ -93,25 +110,27 @@ def _decode(data: bytes, decoder: msgspec.json.Decoder[_Body]) -> _Body:
     try:
         request = decoder.decode(data)
     except msgspec.ValidationError as error:
-        raise _in_words(str(error), decoder.type.__struct_fields__) from None
+        raise _in_words(str(error), decoder.type) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         what = "not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
         raise ApiError(400, "malformed-json", f"{what}; the body must be one JSON object in UTF-8") from None
     _check_text("lyrics", request.lyrics, "\n\r\t")
     _check_text("tags", request.tags, "\n\r\t")
+    _check_origin(request.continue_from)
     return request
 
 
-def _in_words(message: str, fields: tuple[str, ...]) -> InvalidRequest:
-    """Turn msgspec's message into words for a user."""
+def _in_words(message: str, kind: type[msgspec.Struct]) -> InvalidRequest:
+    """Turn msgspec's message about a body of this kind into words for a user."""
     at = _AT.search(message)
     field = at[1] or "" if at else ""
     message = _AT.sub("", message)
     if named := _NAMED.search(message):
-        known = ", ".join(fields)
         if "required" in message:
             return InvalidRequest(named[1], "is required")
-        return InvalidRequest(named[1][:100], f"is not a field; there are {known}")
+        known = ", ".join((ContinueFrom if field else kind).__struct_fields__)
+        name = named[1][:100]
+        return InvalidRequest(f"{field}.{name}" if field else name, f"is not a field; there are {known}")
     if wrong := re.fullmatch(r"Expected `([\w |]+)`, got `(\w+)`", message):
         wanted = " or ".join(_TYPES.get(name, name) for name in wrong[1].split(" | "))
         return InvalidRequest(field, f"must be {wanted}, not {_TYPES.get(wrong[2], wrong[2])}")
@@ -122,6 +141,11 @@ def _in_words(message: str, fields: tuple[str, ...]) -> InvalidRequest:
     if choice := re.fullmatch(r"Invalid enum value (.*)", message):
         return InvalidRequest(field, f"must be {_CHOICES.get(field, 'another value')}, not {choice[1][:100]}")
     return InvalidRequest(field, message)
+
+
+def _check_origin(asked: ContinueFrom | None) -> None:
+    if asked is not None and (asked.job_id is None) == (asked.recording_id is None):
+        raise InvalidRequest("continue_from", "names either a song, as job_id, or a recording, as recording_id")
 
 
 def _check_text(field: str, text: str, allowed: str) -> None:
@@ -143,10 +167,11 @@ class ModelLimits:
         self._free = asyncio.Semaphore(1)
         self._measuring = 0  # texts that wait to be measured, or are
 
-    async def complete(self, request: GenerateRequest, most_ms: int | None = None) -> GenerateRequest:
+    async def complete(self, request: GenerateRequest, most_ms: int | None = None, kept: int = 0) -> GenerateRequest:
         """Normalize the tags of a request, and fill in `seed` and `max_duration_ms` (at most `most_ms`).
 
-        Raises `InvalidRequest` when the model cannot fulfil it.
+        The song begins with so many `kept` frames of another one. Raises `InvalidRequest` when the model cannot fulfil
+        the request.
         """
         request = msgspec.structs.replace(request, tags=normalize_tags(request.tags))
         longest = self._prompter.longest_ms(await self._encode(request.tags, request.lyrics))
@@ -159,14 +184,19 @@ class ModelLimits:
                 "max_duration_ms",
                 f"at most {longest} ms fit beside these lyrics and tags; ask for less or shorten them",
             )
+        if kept:
+            _check_room(kept, longest, most_ms, wanted)
+        usual = min(milliseconds_of(kept) + DEFAULT_DURATION_MS, longest, most_ms or longest, MAX_DURATION_MS)
         return msgspec.structs.replace(
             request,
-            max_duration_ms=min(DEFAULT_DURATION_MS, longest, most_ms or longest) if wanted is None else wanted,
+            max_duration_ms=usual if wanted is None else wanted,
             seed=secrets.randbelow(MAX_SEED + 1) if request.seed is None else request.seed,
         )
 
-    async def measure(self, text: FitRequest, most_ms: int | None = None) -> FitBody:
-        """Measure how much room a text leaves, up to `most_ms`.
+    async def measure(
+        self, text: FitRequest, most_ms: int | None = None, kept: int | None = None, of_frames: int = 0
+    ) -> FitBody:
+        """Measure how much room a text leaves, up to `most_ms`, for a song that keeps `kept` of another's `of_frames`.
 
         Raises `InvalidRequest` for characters that the model does not know, and a 429 `ApiError` when several texts
         wait already, so that songs do not wait for many of them.
@@ -179,8 +209,43 @@ class ModelLimits:
         finally:
             self._measuring -= 1
         longest = self._prompter.longest_ms(prompt)
-        return FitBody(prompt_tokens=prompt.length, longest_ms=max(0, min(longest, most_ms or longest)))
+        longest = max(0, min(longest, most_ms or longest))
+        if kept is None:
+            return FitBody(prompt_tokens=prompt.length, longest_ms=longest)
+        return FitBody(
+            prompt_tokens=prompt.length,
+            longest_ms=longest,
+            kept_ms=milliseconds_of(kept),
+            latest_at_ms=milliseconds_of(min(of_frames, _most_kept(longest))),
+        )
 
     async def _encode(self, tags: str, lyrics: str) -> Prompt:
         async with self._free:
             return await asyncio.to_thread(self._prompter.encode, tags, lyrics)
+
+
+def _most_kept(longest_ms: int) -> int:
+    """The most frames that a song of at most `longest_ms` can keep of another one: a frame of it has to be new."""
+    return max(0, frames_within(longest_ms) - 1)
+
+
+def _check_room(kept: int, longest_ms: int, most_ms: int | None, wanted_ms: int | None) -> None:
+    """Raise `InvalidRequest` where a song that keeps `kept` frames of another one has no room for a new one.
+
+    `longest_ms` fit beside the prompt, `most_ms` are allowed, and `wanted_ms` are asked for.
+    """
+    field, keep = "continue_from.at_ms", "keep {} ms at most"
+    if kept > (most := _most_kept(longest_ms)):
+        words = f"nothing new fits beside these lyrics and tags after {milliseconds_of(kept)} ms"
+        if not most:
+            raise InvalidRequest("lyrics", f"{words}, nor after any other moment: shorten them")
+        raise InvalidRequest(field, f"{words}: {keep.format(milliseconds_of(most))}, or shorten them")
+    if most_ms is not None and kept > (most := _most_kept(most_ms)):
+        raise InvalidRequest(field, f"this key allows at most {most_ms} ms: {keep.format(milliseconds_of(most))}")
+    if wanted_ms is not None and kept > (most := _most_kept(wanted_ms)):
+        more = f"ask for {milliseconds_of(kept + 1)} ms at least"
+        or_less = f", or {keep.format(milliseconds_of(most))}" if most else ""
+        raise InvalidRequest(
+            "max_duration_ms",
+            f"is the length of the whole song, and {milliseconds_of(kept)} ms of it are kept: {more}{or_less}",
+        )

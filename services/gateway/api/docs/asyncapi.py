@@ -5,11 +5,11 @@ from typing import Any, get_args
 
 import msgspec
 
-from services.gateway.api.docs.openapi import VERSION
 from services.gateway.api.nats_requests import ERROR_CODES
 from services.gateway.songs.event_feed import SnapshotBody
-from services.gateway.submission.service import AcceptedBody
+from services.gateway.submission.accepted import AcceptedBody
 from shared.nats.subjects import event_subject, record_subject, submit_subject
+from shared.schema.base import VERSION
 from shared.schema.event import AnyEvent, CloudEvent
 from shared.schema.job import Job
 from shared.schema.request import GenerateRequest

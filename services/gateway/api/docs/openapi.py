@@ -32,14 +32,15 @@ from litestar.types import Method
 
 from services.gateway.api.guards import is_for_own_pages
 from services.gateway.errors import MEDIA_TYPE, PROBLEMS, Problem
+from shared.schema.base import VERSION
 from shared.schema.request import GenerateRequest
 
-VERSION = "0.1.0"
 Marks = Mapping[tuple[str, str], Mapping[str, Any]]  # the marks of routes, by path and method in lower case
 TEXT = Schema(type=OpenAPIType.STRING)
 NUMBER = Schema(type=OpenAPIType.INTEGER, minimum=0)
 BINARY = Schema(type=OpenAPIType.STRING, format=OpenAPIFormat.BINARY)
 ETAG = {"ETag": ("for If-None-Match", TEXT)}
+_SCHEMAS = "#/components/schemas/"
 _EVERYWHERE = (500,)
 _RETRIED = (429, 503)
 # Generated clients name their modules after these tags, so they stay as they are.
@@ -129,9 +130,13 @@ def operation(body: RequestBody | None = None, answers: Mapping[int, Answer] | N
 
 
 def json_body(kind: type[msgspec.Struct], example: Mapping[str, Any]) -> RequestBody:
-    """Document a JSON body that is decoded by hand, which Litestar does not see. It must hold no other structures."""
-    _, components = msgspec.json.schema_components([kind])
-    media = OpenAPIMediaType(schema=cast("Schema", components[kind.__name__]), example=dict(example))
+    """Document a JSON body that is decoded by hand, which Litestar does not see.
+
+    Structures in it stand under `$defs`, until `complete` moves them to where its references lead.
+    """
+    _, components = msgspec.json.schema_components([kind], ref_template=_SCHEMAS + "{name}")
+    schema = components.pop(kind.__name__) | {"$defs": components}
+    media = OpenAPIMediaType(schema=cast("Schema", schema), example=dict(example))
     return RequestBody(content={"application/json": media}, required=True)
 
 
@@ -204,8 +209,9 @@ def complete(document: dict[str, Any], marks: Marks) -> dict[str, Any]:
             _complete_answers(found["responses"], always, head=method == "head")
             content = found.get("requestBody", {}).get("content", {}).get("application/json")
             if content and (title := content["schema"].get("title")):  # one name for one structure
+                schemas |= content["schema"].pop("$defs")
                 schemas[title] = content["schema"]
-                content["schema"] = {"$ref": f"#/components/schemas/{title}"}
+                content["schema"] = {"$ref": _SCHEMAS + title}
     return document
 
 
@@ -221,7 +227,7 @@ def _complete_answers(answers: dict[str, Any], everywhere: Iterable[int], *, hea
     if "application/json" in answers.get("400", {}).get("content", {}):  # Litestar's own 400, which is never sent
         del answers["400"]
     for always in everywhere:
-        answers[str(always)] = {"content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}}
+        answers[str(always)] = {"content": {MEDIA_TYPE: {"schema": {"$ref": _SCHEMAS + "Problem"}}}}
     for code, answer in answers.items():
         if MEDIA_TYPE in answer.get("content", {}):
             kinds = [kind for kind, found in PROBLEMS.items() if found.status == int(code)]

@@ -16,8 +16,10 @@ from services.gateway.api.parameters import (
     IdempotencyKey,
     IfNoneMatch,
     Limit,
+    ParentFilter,
     StatusFilter,
     page_size,
+    parent_filter,
     status_filter,
     truth,
 )
@@ -28,7 +30,10 @@ from services.gateway.errors import ApiError
 from services.gateway.songs.cancel import CancelledBody, Canceller
 from services.gateway.songs.index import place_of
 from services.gateway.songs.status import Song, Songs, SongsBody, StatusBody
-from services.gateway.submission.service import AcceptedBody, Submission
+from services.gateway.songs.tree import TreeBody, Trees
+from services.gateway.submission.accepted import AcceptedBody
+from services.gateway.submission.continuing import Continuations
+from services.gateway.submission.service import Submission
 from services.gateway.submission.validation import FitBody, FitRequest, ModelLimits, decode_fit
 
 AnyRequest = Request[Any, Any, Any]
@@ -49,7 +54,7 @@ AnyRequest = Request[Any, Any, Any]
             )
         },
     ),
-    responses=problems(400, 409, 413, 415, 422, 429, 503),
+    responses=problems(400, 404, 409, 410, 413, 415, 422, 429, 503),
 )
 async def generate(
     request: AnyRequest,
@@ -69,18 +74,24 @@ async def generate(
     "/api/fit",
     status_code=200,
     operation_class=operation(body=json_body(FitRequest, {"lyrics": "[Verse]\nHello world", "tags": "pop,piano"})),
-    responses=problems(400, 413, 415, 422, 429),
+    responses=problems(400, 404, 409, 410, 413, 415, 422, 429, 503),
 )
 async def fit(
     request: AnyRequest,
     quotas: NamedDependency[Quotas],
     model_limits: NamedDependency[ModelLimits],
+    continuations: NamedDependency[Continuations],
     caller: NamedDependency[Caller],
 ) -> Response[FitBody]:
     """How long a song may be beside these lyrics and tags: prompt and frames share the model's positions."""
     quotas.take_text(caller, request.client.host if request.client else "")
     text = decode_fit(await _json_of(request))
-    return Response(await model_limits.measure(text, caller.limits.max_duration_ms), headers=NO_STORE)
+    kept, of_frames = None, 0
+    if text.continue_from is not None:
+        origin = await continuations.find(caller.tenant, text.continue_from)
+        kept, of_frames = origin.frames, origin.all_frames
+    body = await model_limits.measure(text, caller.limits.max_duration_ms, kept, of_frames)
+    return Response(body, headers=NO_STORE)
 
 
 async def _json_of(request: AnyRequest) -> bytes:
@@ -102,11 +113,12 @@ async def listing(
     limit: Limit = "20",
     cursor: Cursor = None,
     status: StatusFilter = None,
+    parent: ParentFilter = None,
 ) -> Response[SongsBody]:
     """Songs, newest first, a page at a time."""
-    size, state = page_size(limit), status_filter(status)
+    size, state, origin = page_size(limit), status_filter(status), parent_filter(parent)
     after = None if cursor is None else place_of(cursor)
-    return Response(await songs.page(caller.tenant, size, after, state), headers=NO_STORE)
+    return Response(await songs.page(caller.tenant, size, after, state, origin), headers=NO_STORE)
 
 
 @route("/generate/{job_id:str}", http_method=GET_AND_HEAD, responses=problems(404, 503), name="song")
@@ -114,6 +126,14 @@ async def song(songs: NamedDependency[Songs], caller: NamedDependency[Caller], j
     """A song with what was asked for."""
     body = await songs.describe_with_request(await songs.find(caller.tenant, job_id))
     return Response(body, status_code=200, headers=NO_STORE)
+
+
+@route("/generate/{job_id:str}/tree", http_method=GET_AND_HEAD, responses=problems(404, 503), name="tree")
+async def tree(
+    trees: NamedDependency[Trees], caller: NamedDependency[Caller], job_id: FromPath[str]
+) -> Response[TreeBody]:
+    """All songs that go back to the same one as this song, and how they go on from one another."""
+    return Response(await trees.find(caller.tenant, job_id), status_code=200, headers=NO_STORE)
 
 
 @route(
@@ -152,4 +172,4 @@ async def cancel(
     return Response(await end(caller.tenant, job_id), headers=NO_STORE)
 
 
-ROUTES = (generate, listing, song, status, cancel, fit)
+ROUTES = (generate, listing, song, tree, status, cancel, fit)
