@@ -19,24 +19,41 @@ from services.client.errors import (
     UnknownSong,
     Unreachable,
 )
-from services.client.responses import Accepted, Device, Devices, Event, Health, Song, Songs, Worker
+from services.client.responses import (
+    Accepted,
+    Device,
+    Devices,
+    Event,
+    Health,
+    Parent,
+    Song,
+    Songs,
+    Tree,
+    Version,
+    Worker,
+)
+from shared.schema.request import ContinueFrom
 
 __all__ = [
     "DEFAULT_URL",
     "Accepted",
     "Client",
     "ClientError",
+    "ContinueFrom",
     "Device",
     "Devices",
     "Event",
     "Health",
+    "Parent",
     "Refused",
     "ServiceFault",
     "Song",
     "SongIncomplete",
     "Songs",
+    "Tree",
     "UnexpectedAnswer",
     "UnknownSong",
     "Unreachable",
+    "Version",
     "Worker",
 ]

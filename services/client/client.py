@@ -1,7 +1,6 @@
 """HTTP client of the service with a method for each route. It repeats requests whose answer was lost."""
 
 import asyncio
-import ipaddress
 import logging
 import time
 import uuid
@@ -9,19 +8,31 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any, Self, TypeVar
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import httpx
 import msgspec
 import websockets
 
+from services.client.address import authorization, host_of, is_loopback
 from services.client.download import MAX_HEADER, fetch, put_header
 from services.client.errors import ServiceFault, UnexpectedAnswer, Unreachable, cause, error_from
-from services.client.responses import Accepted, Devices, Event, Health, Song, Songs, read_frame, snapshot_of
+from services.client.responses import (
+    Accepted,
+    Devices,
+    Event,
+    Health,
+    Song,
+    Songs,
+    Tree,
+    read_frame,
+    same_state,
+    snapshot_of,
+)
 from services.client.retries import AWAY, INTERVAL, RETRY_WAITS, TEMPORARY, wait_for
 from services.client.stream import AudioStream
 from shared.schema.job import Status
-from shared.schema.request import AudioFormat, Priority, WebhookEvent
+from shared.schema.request import AudioFormat, ContinueFrom, Priority, WebhookEvent
 
 log = logging.getLogger(__name__)
 
@@ -42,15 +53,10 @@ class Client:
 
     def __init__(self, url: str = DEFAULT_URL, key: str | None = None) -> None:
         """`key` is the API key, where the service needs one. Raises `ValueError` for an invalid URL or key."""
-        if key is not None and not (key.isascii() and key.isprintable() and key and " " not in key):
-            raise ValueError("the API key must be visible ASCII characters")
-        self._headers = {"Authorization": f"Bearer {key}"} if key else {}
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"{url!r} is no http:// or https:// address")
+        self._headers = authorization(key)
         self.url = url.rstrip("/")
         # A proxy that the environment names cannot reach the loopback address of this machine.
-        self._use_proxy = not _is_loopback(parts.hostname)
+        self._use_proxy = not is_loopback(host_of(url))
         self._http = httpx.AsyncClient(
             base_url=self.url, headers=self._headers, timeout=httpx.Timeout(30, connect=5), trust_env=self._use_proxy
         )
@@ -79,10 +85,14 @@ class Client:
         variants: int | None = None,
         webhook_url: str | None = None,
         webhook_events: Sequence[WebhookEvent] | None = None,
+        continue_from: ContinueFrom | None = None,
+        min_new_ms: int | None = None,
         key: str | None = None,
     ) -> Accepted:
         """Request a song. The service chooses what is None.
 
+        `continue_from` begins it with another song or a recording, up to a moment of it; `lyrics` and `max_duration_ms`
+        are those of the whole song then, and the model cannot end it before `min_new_ms` of it are new.
         `key` is the Idempotency-Key: repeating a request with its key returns the same song. Without `key` a new one
         is made for each call, so that a request that is repeated because its answer was lost makes no second song.
         """
@@ -100,6 +110,8 @@ class Client:
             "variants": variants,
             "webhook_url": webhook_url,
             "webhook_events": webhook_events,
+            "continue_from": continue_from,
+            "min_new_ms": min_new_ms,
         }
         body = msgspec.json.encode({name: value for name, value in fields.items() if value is not None})
         headers = {"Content-Type": "application/json", "Idempotency-Key": key or str(uuid.uuid4())}
@@ -109,9 +121,26 @@ class Client:
         """Return the state of a song."""
         return _read(await self._send("GET", f"{_path(job_id)}/status"), Song)
 
-    async def songs(self, limit: int | None = None, cursor: str | None = None, status: Status | None = None) -> Songs:
-        """Return a page of the list of songs, of all or of one state; `cursor` is the `next` of the previous page."""
-        query = {"limit": limit, "cursor": cursor, "status": status}
+    async def song(self, job_id: str) -> Song:
+        """Return the state of a song with its request, the song that it goes on from, and those that go on from it."""
+        return _read(await self._send("GET", _path(job_id)), Song)
+
+    async def tree(self, job_id: str) -> Tree:
+        """Return all songs that a song is connected with by going on from one another, itself included."""
+        return _read(await self._send("GET", f"{_path(job_id)}/tree"), Tree)
+
+    async def songs(
+        self,
+        limit: int | None = None,
+        cursor: str | None = None,
+        status: Status | None = None,
+        parent: str | None = None,
+    ) -> Songs:
+        """Return a page of the list of songs; `cursor` is the `next` of the previous page.
+
+        Of all songs, or of those in one state, or of those that go on from `parent`.
+        """
+        query = {"limit": limit, "cursor": cursor, "status": status, "parent": parent}
         params = {name: value for name, value in query.items() if value is not None}
         return _read(await self._send("GET", "/generate", params=params), Songs)
 
@@ -221,7 +250,7 @@ class Client:
                     if answered is None or time.monotonic() - answered > AWAY:
                         raise
                 else:
-                    if not state.ended and not _same(state, latest):
+                    if not state.ended and not same_state(state, latest):
                         latest = state
                         yield state
             if state is not None and state.ended:  # and the event was missed
@@ -265,16 +294,3 @@ def _read(answer: httpx.Response, kind: type[T]) -> T:
             f"{answer.request.url} answered {answer.status_code}, and not as this service does: {error}",
             status=answer.status_code,
         ) from None
-
-
-def _same(one: Event, other: Event | None) -> bool:
-    """Whether two events show the same state."""
-    names = ("status", "progress", "stage", "queue_position", "eta", "playable_seconds")
-    return other is not None and all(getattr(one, name) == getattr(other, name) for name in names)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

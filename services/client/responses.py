@@ -20,6 +20,20 @@ class Accepted(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     variants: list["Accepted"] = []  # all accepted songs, where several were requested
 
 
+class Parent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a song begins with: another song or a recording, up to a moment of it."""
+
+    job_id: str | None = None
+    recording_id: str | None = None
+    at_ms: int
+    exists: bool = True  # false: it was deleted or has expired
+
+    @property
+    def id(self) -> str:
+        """The id of the song or recording."""
+        return self.job_id or self.recording_id or ""
+
+
 class Song(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The state of a song."""
 
@@ -39,7 +53,10 @@ class Song(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     title: str | None = None
     format: str | None = None
     group: str | None = None  # id of the first of its variants, where there are several
-    request: dict[str, Any] = {}  # the request; set only in lists of songs
+    # Set by `Client.song` and in lists, not by `Client.status`:
+    request: dict[str, Any] = {}
+    parent: Parent | None = None  # of a song that goes on from another one
+    children: list[str] = []  # ids of the songs that go on from it
 
     @property
     def ended(self) -> bool:
@@ -59,6 +76,24 @@ class Songs(msgspec.Struct, frozen=True, kw_only=True):
 
     songs: list[Song]
     next: str | None = None  # cursor of the next page; None on the last one
+
+
+class Version(msgspec.Struct, frozen=True, kw_only=True):
+    """A song of a tree."""
+
+    job_id: str
+    parent: str | None = None  # id of the song or recording that it goes on from
+    at_ms: int | None = None  # the moment of the parent from which it does
+    title: str | None = None
+    status: str
+    created_at: str = ""
+
+
+class Tree(msgspec.Struct, frozen=True, kw_only=True):
+    """Songs that go on from one another."""
+
+    root: str  # id of the song or recording from which all go on; its record may be gone
+    songs: list[Version]
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -195,3 +230,9 @@ def snapshot_of(song: Song) -> Event:
         playable_seconds=song.playable_seconds or None,
         error=song.error,
     )
+
+
+def same_state(one: Event, other: Event | None) -> bool:
+    """Whether two events show the same state."""
+    names = ("status", "progress", "stage", "queue_position", "eta", "playable_seconds")
+    return other is not None and all(getattr(one, name) == getattr(other, name) for name in names)

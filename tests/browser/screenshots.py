@@ -86,9 +86,27 @@ async def scenes(browser: Browser, gateway: RunningGateway, flow: Flow) -> None:
     await visitor.page.locator("#at", has_text="0:06").wait_for(timeout=120_000)
     await keep(visitor, "live")
 
+    await versions(await open_page(browser, gateway.base, **DESKTOP), gateway, flow)
+
     await gateway.stop()
     await visitor.page.locator("#banner:not([hidden])").wait_for()
     await keep(visitor, "offline")
+
+
+async def versions(visitor: Visitor, gateway: RunningGateway, flow: Flow) -> None:
+    """Take a picture of a song with its versions, while one more is asked for."""
+    first = await gateway.submit(lyrics=RIVER, title="Harbour Lights", tags="jazz,piano", max_duration_ms=20_000)
+    for title, parent_at in (("Harbour Lights, with strings", 8_000), ("Harbour Lights, longer", 20_000)):
+        await flow.ended(first)
+        origin = {"job_id": first, "at_ms": parent_at}
+        asked = {"lyrics": RIVER, "tags": "jazz,strings", "title": title, "max_duration_ms": 35_000}
+        last = await gateway.submit(**asked, continue_from=origin)
+    await flow.ended(last)
+    await visitor.song(title).get_by_role("button", name="Play from").click()
+    await visitor.page.locator("#at", has_text="0:26").wait_for()
+    await visitor.page.get_by_role("button", name="Go on from here").click()
+    await visitor.page.locator("#fit:not(:empty)").wait_for()
+    await keep(visitor, "versions")
 
 
 async def main() -> int:

@@ -1,7 +1,8 @@
-"""Checks of arguments that click's types do not make: lyrics from an option or a file, and the output's format."""
+"""Arguments that click has no types for: lyrics from an option or a file, the output's format, moments of a song."""
 
+import re
 from pathlib import Path
-from typing import BinaryIO, cast, get_args
+from typing import Any, BinaryIO, cast, get_args
 
 import click
 
@@ -33,3 +34,20 @@ def choose_format(output: Path, wanted: AudioFormat | None) -> AudioFormat | Non
     if wanted is not None and wanted != ending:
         raise click.UsageError(f"--output ends with .{ending}, but --format says {wanted}.")
     return cast("AudioFormat", ending)
+
+
+class Moment(click.ParamType[int]):
+    """A moment of a song, in milliseconds: 1:04, 64, 64.5s or 1:02:03.250."""
+
+    name = "time"
+    _FORM = re.compile(r"(?:(?:(\d+):)?(\d+):)?(\d+(?:\.\d*)?)s?", re.ASCII)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Read a moment. Raises `click.BadParameter`."""
+        found = self._FORM.fullmatch(str(value).strip())
+        if found is None:
+            self.fail(f"{value!r} is no time such as 1:04, 64 or 64.5s", param, ctx)
+        hours, minutes, seconds = (float(part or 0) for part in found.groups())
+        if (found[2] is not None and seconds >= 60) or (found[1] is not None and minutes >= 60):
+            self.fail(f"{value!r} has more than 59 seconds or minutes after a colon", param, ctx)
+        return round((hours * 3600 + minutes * 60 + seconds) * 1000)

@@ -7,6 +7,7 @@ from typing import NoReturn, get_args
 import click
 
 from services.client.cli.arguments import choose_format
+from services.client.cli.extend import extend, tree
 from services.client.cli.follow import follow, save
 from services.client.cli.generate import generate
 from services.client.cli.output import Display, devices_view, models_of, models_table, song_table, songs_table
@@ -47,7 +48,8 @@ def cli() -> None:
     """
 
 
-cli.add_command(generate)
+for command in (generate, extend, tree):
+    cli.add_command(command)
 
 
 @cli.command()
@@ -107,7 +109,7 @@ async def status(client: Client, display: Display, song: str) -> ExitStatus:
     Example:
       heartmula status 2f0c… --json
     """
-    found = await client.status(song)
+    found = await client.song(song)
     display.emit(found) if display.json else display.show(song_table(found))
     return ExitStatus.FAILED if found.ended and found.status != "completed" else ExitStatus.OK
 
@@ -117,9 +119,10 @@ async def status(client: Client, display: Display, song: str) -> ExitStatus:
 @click.option("--limit", type=click.IntRange(min=1), help="Songs per page.")
 @click.option("--cursor", help="Start of the page, as the previous page printed it.")
 @click.option("--status", "state", type=click.Choice(get_args(Status)), help="Only songs in this state.")
+@click.option("--parent", metavar="SONG", help="Only songs that go on from this song or recording.")
 @connected
 async def list_songs(
-    client: Client, display: Display, limit: int | None, cursor: str | None, state: Status | None
+    client: Client, display: Display, limit: int | None, cursor: str | None, state: Status | None, parent: str | None
 ) -> ExitStatus:
     """List songs.
 
@@ -127,7 +130,7 @@ async def list_songs(
     Example:
       heartmula list --limit 10
     """
-    page = await client.songs(limit, cursor, state)
+    page = await client.songs(limit, cursor, state, parent)
     if display.json:
         display.emit(page)
         return ExitStatus.OK

@@ -11,8 +11,9 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskProgressColumn, TextColumn
 from rich.progress_bar import ProgressBar
 from rich.table import Table
+from rich.tree import Tree as Branches
 
-from services.client.responses import Device, Devices, Event, Song, Songs
+from services.client.responses import Device, Devices, Event, Parent, Song, Songs, Tree, Version
 
 _STAGES = {
     "queued": "waiting",
@@ -129,6 +130,7 @@ def song_table(song: Song) -> Table:
     rows = {
         "song": song.job_id,
         "title": song.title,
+        "goes on from": song.parent and _origin(song.parent),
         "status": song.status,
         "progress": f"{song.progress:.0f} %",
         "stage": None if song.ended else _STAGES.get(song.stage or "", song.stage),
@@ -139,6 +141,7 @@ def song_table(song: Song) -> Table:
         "length": song.duration and _minutes(song.duration),
         "format": song.format,
         "seed": song.seed,
+        "versions of it": ", ".join(song.children),
         "asked for": _moment(song.created_at),
         "ended": song.completed_at and _moment(song.completed_at),
     }
@@ -161,6 +164,36 @@ def songs_table(page: Songs) -> Table:
             song.name,
         )
     return table
+
+
+def tree_view(found: Tree, song: str) -> RenderableType:
+    """Return the songs that go on from one another as a tree, in which `song` is marked."""
+    below: dict[str | None, list[Version]] = {}
+    for version in found.songs:
+        below.setdefault(version.parent if version.job_id != found.root else None, []).append(version)
+
+    def grow(branch: Branches, versions: list[Version]) -> None:
+        for version in versions:
+            grow(branch.add(_version(version, song)), below.get(version.job_id, []))
+
+    if roots := below.get(None):
+        whole = Branches(_version(roots[0], song))
+    else:
+        whole = Branches(f"{found.root}  gone, or a recording")
+    grow(whole, below.get(found.root, []))
+    return whole
+
+
+def _version(version: Version, song: str) -> str:
+    start = "" if version.at_ms is None else f"from {_minutes(version.at_ms / 1000)}"
+    here = "<" if version.job_id == song else ""
+    return "  ".join(filter(None, (version.job_id, start, version.status, version.title, here)))
+
+
+def _origin(parent: Parent) -> str:
+    """Say what a song goes on from, and from which moment."""
+    what = f"recording {parent.id}" if parent.recording_id else parent.id
+    return f"{what}{'' if parent.exists else ' (gone)'} at {_minutes(parent.at_ms / 1000)}"
 
 
 def devices_view(found: Devices) -> Iterator[RenderableType]:

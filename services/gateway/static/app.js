@@ -1,8 +1,8 @@
 // Puts the parts of the page together, and says when the server does not answer or asks for a key.
 
 import { ask, onConnection } from "./api.js";
-import { compose, reuse } from "./composer.js";
-import { beside, library, look, mark } from "./library.js";
+import { compose, extend, reuse } from "./composer.js";
+import { beside, branch, library, look, mark } from "./library.js";
 import { player } from "./player.js";
 import { showSystem } from "./system.js";
 
@@ -40,13 +40,13 @@ door.onsubmit = async (event) => {
 };
 
 window.addEventListener("online", look);
-player(beside, mark);
+player(beside, mark, branch);
 compose(() => {
   look();
   const title = document.querySelector("#library-title");
   // The new song is far below the form, or above the visible part of a long list.
   title.scrollIntoView({ block: ONE_COLUMN.matches ? "start" : "nearest" });
 });
-library(reuse);
+library({ extend, reuse });
 showSystem();
 setInterval(() => document.hidden || showSystem(), LOOK_EVERY);

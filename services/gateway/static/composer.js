@@ -1,6 +1,8 @@
 // The form: lyrics with their sections, tags, length, and all other settings of a song.
 
 import { Refused, post } from "./api.js";
+import { continuation, lengthBeside, origin, originFields, setOrigin } from "./continuation.js";
+import { exact } from "./words.js";
 
 const form = document.querySelector("#compose");
 const lyrics = form.elements.lyrics;
@@ -10,6 +12,7 @@ const entry = document.querySelector("#tag-entry");
 const seconds = document.querySelector("#seconds");
 const fit = document.querySelector("#fit");
 const LONGEST = Number(seconds.max); // seconds
+let longest = LONGEST; // that can be chosen: more for a version of a longer song
 const NUMBERS = ["temperature", "cfg_scale", "topk", "seed"];
 const FIT_AFTER = 500; // ms without a key stroke
 const DRAFT = "heartmula-draft"; // keeps what was typed over a reload
@@ -89,7 +92,7 @@ function changed() {
 }
 
 function keep() {
-  const draft = { lyrics: lyrics.value, title: form.elements.title.value, tags, seconds: seconds.value };
+  const draft = { lyrics: lyrics.value, title: form.elements.title.value, tags, seconds: seconds.value, origin: origin() };
   try {
     localStorage.setItem(DRAFT, JSON.stringify(draft));
   } catch {
@@ -102,29 +105,47 @@ function recall() {
     const draft = JSON.parse(localStorage.getItem(DRAFT));
     lyrics.value = draft.lyrics;
     form.elements.title.value = draft.title;
+    makeRoom(Number(draft.seconds));
     seconds.value = draft.seconds;
     tags = draft.tags;
+    setOrigin(draft.origin ?? null);
   } catch {
     // there is no draft
   }
+}
+
+function makeRoom(wanted) {
+  longest = Math.max(LONGEST, wanted);
+  seconds.max = longest;
 }
 
 async function measure() {
   const turn = ++measured;
   let words = "";
   try {
-    const answer = await post("/api/fit", { lyrics: lyrics.value, tags: tags.join(",") });
-    const longest = answer.longest_ms;
-    words = longest <= 0 ? "These lyrics are too long: shorten them." : `Up to ${length(longest)} fit.`;
-    const fits = longest >= seconds.value * 1000;
-    if (fits) seconds.max = Math.max(seconds.min, Math.min(LONGEST, Math.floor(longest / 1000)));
-    fit.classList.toggle("bad", !fits);
-    if (longest > 0 && longest < seconds.value * 1000) words = `Only ${length(longest)} fit beside these lyrics.`;
+    const { continue_from } = originFields();
+    const answer = await post("/api/fit", { lyrics: lyrics.value, tags: tags.join(","), continue_from });
+    const most = answer.longest_ms;
+    const problem = trouble(answer, seconds.value * 1000);
+    words = problem || `Up to ${length(most)} fit.`;
+    if (most >= seconds.value * 1000) seconds.max = Math.max(seconds.min, Math.min(longest, Math.floor(most / 1000)));
+    if (turn === measured) fit.classList.toggle("bad", Boolean(problem));
   } catch (error) {
     // otherwise the request for the song will be refused with a text
     if (error.status === 429 && turn === measured) measuring = setTimeout(measure, 2 * FIT_AFTER);
+    if (error.field?.startsWith("continue_from")) words = error.message;
+    if (turn === measured) fit.classList.toggle("bad", Boolean(words));
   }
   if (turn === measured) fit.textContent = words;
+}
+
+/** Why a song of `wanted` ms does not fit; "" if it does. `answer` is that of /api/fit. */
+function trouble(answer, wanted) {
+  const { longest_ms: most, kept_ms: kept = 0, latest_at_ms: latest = kept } = answer;
+  if (most <= 0) return "These lyrics are too long: shorten them.";
+  if (kept > latest) return `Beside these lyrics, at most ${exact(latest)} can be kept.`;
+  if (most < wanted) return `Only ${length(most)} fit beside these lyrics.`;
+  return kept && wanted <= kept ? `The song keeps ${exact(kept)}: make it longer than that.` : "";
 }
 
 /** The content of the form as the API takes it, without the fields that are empty. */
@@ -144,7 +165,7 @@ function request() {
     if (form.elements[name].validity.badInput) throw new Refused(0, "Give a number.", name); // read as empty otherwise
     if (values[name] !== "") body[name] = Number(values[name]);
   }
-  return body;
+  return { ...body, ...originFields() };
 }
 
 function clearErrors() {
@@ -153,9 +174,10 @@ function clearErrors() {
 }
 
 function showError(error) {
-  const id = { tags: "tag-entry", max_duration_ms: "seconds" }[error.field] ?? error.field;
+  const field = error.field.split(".")[0]; // continue_from has fields of its own
+  const id = { tags: "tag-entry", max_duration_ms: "seconds", continue_from: "moment" }[field] ?? field;
   const input = id ? form.querySelector(`#${CSS.escape(id)}`) : null;
-  const text = document.getElementById(input ? `${error.field}-error` : "form-error");
+  const text = document.getElementById(input ? `${field}-error` : "form-error");
   text.textContent = error.message;
   text.hidden = false;
   if (input) {
@@ -165,15 +187,28 @@ function showError(error) {
   }
 }
 
-/** Fill the form with the settings of another song. */
-export function reuse(wanted) {
+/** Fill the form with the settings of another song, whose own origin is called `name`. */
+export function reuse(wanted, name) {
+  const from = wanted.continue_from;
+  setOrigin(from ? { ...from, name, min_new_ms: wanted.min_new_ms } : null);
+  fill(wanted, wanted.max_duration_ms / 1000);
+  document.querySelector("#advanced").open = true; // the seed is there: with it, the song comes out the same
+}
+
+/** Fill the form so that it asks for a song that begins as another one, `{id, name, request}`, up to a moment. */
+export function extend({ id, name, request: wanted }, at_ms) {
+  setOrigin({ job_id: id, name, at_ms });
+  // With the seed of the other song, it would go on as that one does.
+  fill({ ...wanted, seed: null }, Math.max(wanted.max_duration_ms / 1000, lengthBeside(at_ms)));
+}
+
+function fill(wanted, length) {
   lyrics.value = wanted.lyrics;
-  seconds.max = LONGEST;
-  seconds.value = Math.round(wanted.max_duration_ms / 1000);
+  makeRoom(length);
+  seconds.value = Math.round(length);
   for (const name of ["title", "format", "priority", ...NUMBERS]) form.elements[name].value = wanted[name] ?? "";
   setTags(wanted.tags.split(","));
   clearErrors();
-  document.querySelector("#advanced").open = true; // the seed is there: with it, the song comes out the same
   lyrics.focus();
   form.scrollIntoView({ block: "start" });
 }
@@ -186,6 +221,7 @@ export function compose(taken) {
   setTags(tags);
   lyrics.oninput = seconds.oninput = changed;
   form.elements.title.oninput = keep;
+  continuation(changed);
   lyrics.onscroll = () => (behind.scrollTop = lyrics.scrollTop);
   entry.onkeydown = (event) => {
     if (event.key === "Enter" || event.key === ",") {

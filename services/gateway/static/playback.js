@@ -72,12 +72,12 @@ export function silence() {
   return heard() ? "dry" : "early";
 }
 
-/** Open a song `{id, status, playable, length}` (in seconds) and play it. */
-export function open(wanted) {
+/** Open a song `{id, status, playable, length}` (in seconds) and play it from a second on. */
+export function open(wanted, from) {
   song = wanted;
   wish = true;
   faults = 0;
-  load(0);
+  load(from);
 }
 
 /** Close the song. */

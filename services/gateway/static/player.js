@@ -7,16 +7,18 @@ import { SILENCE, brokenOff, clock } from "./words.js";
 const box = document.querySelector("#player");
 const wave = document.querySelector("#wave");
 const toggle = document.querySelector("#toggle");
+const further = document.querySelector("#go-on");
 const STEP = 5; // seconds an arrow key moves
 const LOADING_AFTER = 700; // ms of silence without a word
 const ENDS = { gone: "The song was deleted.", unplayable: "The audio cannot be played." };
-let song = null; // {id, name, status, playable, length}
+let song = null; // {id, name, status, playable, length, join}
 let drawn = ""; // what the peaks that were asked for last are of
 let note = ""; // how the latest song ended, where that is worth a word
 let loading = 0; // since when
 let reported = ""; // which song plays, as it was reported last
 let neighbour = () => null;
 let report = () => {};
+let goOn = () => {};
 
 function say(id, text) {
   const part = document.querySelector(id);
@@ -42,10 +44,13 @@ function show() {
   wave.setAttribute("aria-valuemax", Math.round(all));
   wave.setAttribute("aria-valuenow", Math.round(at));
   const rest = more ? ` that can be heard so far, up to ${clock(all)} when the song is complete` : "";
-  wave.setAttribute("aria-valuetext", `${clock(at)} of ${clock(there)}${rest}`);
+  const join = song?.join ?? null;
+  const begun = join === null ? "" : `, new from ${clock(join)} on`;
+  wave.setAttribute("aria-valuetext", `${clock(at)} of ${clock(there)}${rest}${begun}`);
+  further.disabled = song?.status !== "completed";
   toggle.classList.toggle("playing", playing());
   toggle.setAttribute("aria-label", playing() ? "Pause" : "Play");
-  draw(at, there, all);
+  draw(at, there, all, join);
   const state = `${song?.id} ${playing()}`;
   if (state === reported) return;
   reported = state;
@@ -70,22 +75,34 @@ async function fetchPeaks() {
   show();
 }
 
-function start(wanted) {
+function start(wanted, from = 0) {
   song = wanted;
   box.hidden = false;
   document.body.classList.add("with-player");
   say("#playing", song.name);
   setPeaks(null);
-  open(song);
+  open(song, from);
   fetchPeaks();
 }
 
-/** Play a song `{id, name, status, playable, length}` (in seconds), or pause the one that plays. */
+/** Play a song `{id, name, status, playable, length, join}` (in seconds), or pause the one that plays. */
 export function play(wanted) {
   note = "";
   if (song?.id !== wanted.id) start(wanted);
   else if (playing()) pause();
   else resume();
+}
+
+/** Play a song from the moment at which it goes on from another one. */
+export function playFromJoin(wanted) {
+  note = "";
+  if (song?.id !== wanted.id) return start(wanted, wanted.join);
+  seek(wanted.join);
+  if (!playing()) resume();
+}
+
+function branch() {
+  if (!further.disabled) goOn(song.id, position());
 }
 
 /** Take news of a song, which may be the one that plays. */
@@ -117,12 +134,17 @@ function onEnd(why) {
   show();
 }
 
-/** `next(id, step)` finds a song beside another; `onChange(id, playing)` is called when another song plays, or none. */
-export function player(next, onChange) {
+/**
+ * `next(id, step)` finds a song beside another; `onChange(id, playing)` is called when another song plays, or none;
+ * `onBranch(id, seconds)` when a song is to go on from a moment of the one that is open.
+ */
+export function player(next, onChange, onBranch) {
   neighbour = next;
   report = onChange;
+  goOn = onBranch;
   playback(show, onEnd);
   toggle.onclick = () => song && play(song);
+  further.onclick = branch;
   document.querySelector("#previous").onclick = () => (position() > 3 ? seek(0) : go(-1));
   document.querySelector("#next").onclick = () => go(1);
   document.querySelector("#volume").oninput = (event) => (document.querySelector("#audio").volume = event.target.value);
@@ -142,9 +164,10 @@ export function player(next, onChange) {
       Home: 0,
       End: whole(),
     }[event.key];
-    if (to === undefined && event.key !== " ") return;
+    const act = { " ": () => song && play(song), Enter: branch }[event.key];
+    if (to === undefined && !act) return;
     event.preventDefault();
-    event.key === " " ? song && play(song) : seek(to);
+    act ? act() : seek(to);
   };
   new ResizeObserver(show).observe(wave);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", show);

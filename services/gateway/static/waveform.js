@@ -25,18 +25,31 @@ function size(from, to) {
   return Math.max(LEAST, ...peaks.sizes.slice(first, last));
 }
 
+/** A flag at `at`: where the song goes on from another one. */
+function flag(paint, at, height, scale, colour) {
+  const x = Math.round(at);
+  const side = 7 * scale;
+  paint.fillStyle = colour;
+  paint.fillRect(x - scale, 0, 2 * scale, height);
+  paint.beginPath();
+  paint.moveTo(x, 0);
+  paint.lineTo(x + side, side / 2);
+  paint.lineTo(x, side);
+  paint.fill();
+}
+
 /**
  * Draw a song of `whole` seconds of which `heard` can be heard, with all before `at` as played.
- * What is still to come is a dotted line behind an upright one.
+ * What is still to come is a dotted line behind an upright one. A flag marks the moment `join`, unless it is null.
  */
-export function draw(at, heard, whole) {
+export function draw(at, heard, whole, join) {
   const scale = window.devicePixelRatio || 1;
   const width = Math.round(canvas.clientWidth * scale);
   const height = Math.round(canvas.clientHeight * scale);
   if (canvas.width !== width || canvas.height !== height) [canvas.width, canvas.height] = [width, height];
   const paint = canvas.getContext("2d");
   const style = getComputedStyle(canvas);
-  const [accent, soft, faint] = ["--accent", "--soft", "--faint"].map((name) => style.getPropertyValue(name));
+  const [accent, soft, faint, ink] = ["--accent", "--soft", "--faint", "--ink"].map((name) => style.getPropertyValue(name));
   const bar = BAR * scale;
   const edge = heard < whole ? (heard / whole) * width : width;
   paint.clearRect(0, 0, width, height);
@@ -45,6 +58,7 @@ export function draw(at, heard, whole) {
     paint.fillStyle = whole && x < (at / whole) * width ? accent : soft;
     paint.fillRect(x, (height - tall) / 2, bar * 0.66, tall);
   }
+  if (join !== null && whole) flag(paint, (join / whole) * width, height, scale, ink);
   if (edge === width) return;
   paint.fillStyle = faint;
   paint.fillRect(edge, height * 0.15, scale, height * 0.7);

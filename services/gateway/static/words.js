@@ -48,6 +48,20 @@ export function clock(seconds) {
   return `${Math.floor(whole / 60)}:${String(whole % 60).padStart(2, "0")}`;
 }
 
+/** Milliseconds as 1:05, with hundredths where there are any: what `milliseconds` reads. */
+export function exact(ms) {
+  const hundredths = Math.floor(Math.round(ms) / 10);
+  const [whole, part] = [Math.floor(hundredths / 100), hundredths % 100];
+  const rest = part ? `.${String(part).padStart(2, "0").replace(/0$/, "")}` : "";
+  return `${Math.floor(whole / 60)}:${String(whole % 60).padStart(2, "0")}${rest}`;
+}
+
+/** The milliseconds of a moment such as 1:04, 64 or 64.5s; null for what is none. */
+export function milliseconds(text) {
+  const found = /^(?:(\d+):(?=[0-5]?\d(?:\D|$)))?(\d+(?:\.\d*)?)\s*s?$/.exec(text.trim());
+  return found && Math.round((Number(found[1] ?? 0) * 60 + Number(found[2])) * 1000);
+}
+
 /** The time left until a moment, in words; "" when it has passed or is not known. */
 export function until(time) {
   const seconds = (new Date(time) - Date.now()) / 1000;
