@@ -29,7 +29,7 @@ help:
 	@echo 'make bench-pairs   is this checkout slower than another anywhere? BASE=<its folder>, CASES=frame-float32-1'
 	@echo 'make screenshots   pictures of the web page into docs/images (needs chromium)'
 	@echo 'make check-images   install what the container images hold, in empty environments'
-	@echo 'make models   fetch the official weights (22 GB) into $(MODELS)'
+	@echo 'make models   fetch the official weights (22 GB) into $(MODELS); with ENCODER=1 what recordings need (2 GB) too'
 	@echo 'make train-demo   train ckpt/demo anew: an hour and a half on two cores; interrupted, it goes on where it was'
 	@echo 'make evaluate-demo   how well the demo follows tags and lyrics, and how near its sound is to the synthesiser'
 	@echo 'make example  render docs/example.ogg and its spectrogram with ckpt/demo'
@@ -87,7 +87,8 @@ $(REFERENCE_VENV)/.installed: pyproject.toml
 	@touch $@
 
 test-reference: $(REFERENCE_VENV)/.installed
-	@$(REFERENCE_VENV)/bin/python -m pytest --confcutdir tests/golden tests/golden/test_heartlib.py tests/golden/test_heartlib_codec.py $(PYTEST_ARGS)
+	@$(REFERENCE_VENV)/bin/python -m pytest --confcutdir tests/golden tests/golden/test_heartlib.py tests/golden/test_heartlib_codec.py \
+		tests/golden/test_transformers.py $(PYTEST_ARGS)
 
 lint: $(DEV)
 	$(BIN)/ruff check
@@ -131,6 +132,7 @@ models: install
 	$(BIN)/hf download HeartMuLa/HeartMuLaGen gen_config.json tokenizer.json --local-dir $(MODELS)
 	$(BIN)/hf download HeartMuLa/HeartMuLa-oss-3B-happy-new-year --local-dir $(MODELS)/HeartMuLa-oss-3B
 	$(BIN)/hf download HeartMuLa/HeartCodec-oss-20260123 --local-dir $(MODELS)/HeartCodec-oss
+	$(if $(ENCODER),$(BIN)/hf download HeartMuLa/HeartCodec-oss-encoder --local-dir $(MODELS)/HeartCodec-oss-encoder)
 	@echo 'now: HEARTMULA_MODEL_PATH=$(MODELS) make run'
 
 train-demo: install
