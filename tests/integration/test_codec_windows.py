@@ -456,7 +456,7 @@ async def test_a_turn_ends_for_a_listener_whose_song_needs_tokens(settings: Sett
             await unheard.parts(1)
             acquiring = asyncio.create_task(lease.acquire())
             await unheard.parts(4)
-            assert not acquiring.done(), "the turn was cut for nobody"
+            assert not acquiring.done(), "the turn was cut without a listener"
             async with asyncio.timeout(PATIENCE):
                 while not acquiring.done():
                     await listen(flow, heard)

@@ -1,4 +1,4 @@
-"""Songs that go on from another one: what they keep is kept, whoever makes them, and whatever gets lost on the way."""
+"""Songs that go on from another one: what they keep is kept, in any batch, and whatever gets lost on the way."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Audio files as strangers upload them, and what is left after one was decoded."""
+"""Audio files as they are uploaded, and what is left after one was decoded."""
 
 from io import BytesIO
 from pathlib import Path

@@ -208,7 +208,7 @@ def test_a_lone_listener_hears_the_first_window_at_once_and_never_runs_dry(costs
 
 @pytest.mark.parametrize("costs", COSTS[:2])
 def test_the_codec_makes_way_for_a_listener_whose_song_needs_tokens(costs: Costs) -> None:
-    """Songs that came before, of which nobody hears anything: to decode them takes longer than a window lasts."""
+    """Songs that came before, without listeners: to decode them takes longer than a window lasts."""
     both = simulated(costs, [Load(30.0, 2250, True), *(Load(0.0, 2250, False) for _ in range(16))])
     listened = next(song for song in both.songs if song.listened)
     assert listened.decoded == listened.windows

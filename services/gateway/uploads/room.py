@@ -19,7 +19,7 @@ class Reservation:
         self.left = size
 
     def written(self, size: int) -> None:
-        """Count bytes that are on the disk now, where everybody sees them."""
+        """Count bytes that are on the disk now, where other processes see them."""
         self.left = max(self.left - size, 0)
 
 

@@ -1,1 +1,1 @@
-"""From bytes that a stranger uploads to audio that can be trusted: decoded in a child process with limits."""
+"""From the bytes of an upload, which nothing is known of, to audio: decoded in a child process with limits."""

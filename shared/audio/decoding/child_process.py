@@ -1,6 +1,6 @@
 """Starts the decoder's process and turns whatever becomes of it into a result, or an error of our own.
 
-A stranger's file is parsed by libraries in C. The process that runs them has no memory, time, disk or descriptors
+An uploaded file is parsed by libraries in C. The process that runs them has no memory, time, disk or descriptors
 beyond its limits, and neither the secrets of the environment nor a connection to any server; it is not a sandbox, for
 it runs as the same user. The report that it gives is checked like any other input.
 """
@@ -113,7 +113,7 @@ async def _said(pipe: asyncio.StreamReader) -> bytes:
     while more := await pipe.read(_MOST_SAID):
         said += more
         if len(said) > _MOST_SAID:
-            raise _failed("it does not stop talking")
+            raise _failed("it writes without end")
     return said
 
 
