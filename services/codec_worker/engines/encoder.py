@@ -12,7 +12,7 @@ from services.codec_worker.encoder.loading import load_encoder
 from services.codec_worker.encoder.recording import Recording, signals
 from services.codec_worker.engines.base import EncodeStep, EncodeSteps
 from services.codec_worker.engines.identity import encoder_identity
-from services.codec_worker.model import fused_attention, products
+from services.codec_worker.model import products
 from shared.errors import ConfigError, PhaseError
 from shared.model.checkpoint import Checkpoint
 from shared.model.encoder_sizes import encoder_work
@@ -140,5 +140,5 @@ class NativeEncoder:
 @contextmanager
 def _computing() -> Iterator[None]:
     """Entered within each step: around a generator, inference mode would leak into its caller."""
-    with torch.inference_mode(), products(tf32=False), fused_attention():
+    with torch.inference_mode(), products(tf32=False):
         yield
