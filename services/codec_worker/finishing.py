@@ -19,7 +19,7 @@ from shared.errors import ObjectError, Unavailable
 from shared.jobs.events import end_event
 from shared.schema.job import DecodeJob, Job
 from shared.settings import Settings
-from shared.storage.objects import audio_key, converted_key, kept_tokens_key, keys_with_renditions, peaks_key
+from shared.storage.keys import audio_key, converted_key, kept_tokens_key, keys_with_renditions, peaks_key
 from shared.storage.tempdirs import scratch_folder
 from shared.storage.token_file import pack
 from shared.tracing import span

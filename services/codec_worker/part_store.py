@@ -11,7 +11,8 @@ from shared.audio.peaks import CONTENT_TYPE as PEAKS_TYPE
 from shared.errors import Unavailable
 from shared.jobs.events import audible
 from shared.schema.job import AudioPart, Decode
-from shared.storage.objects import ObjectStore, part_key, part_peaks_key, state_key
+from shared.storage.keys import part_key, part_peaks_key, state_key
+from shared.storage.objects import ObjectStore
 from shared.tracing import span
 from shared.worker.job_context import JobContext
 from shared.worker.signals import JobStopped

@@ -21,7 +21,7 @@ from shared.frames import samples_of
 from shared.jobs.events import decoding, progress_in_decoding
 from shared.schema.event import Stage
 from shared.schema.job import Job
-from shared.storage.objects import state_key
+from shared.storage.keys import state_key
 from shared.worker.job_context import JobContext
 from shared.worker.worker_context import WorkerContext
 

@@ -9,7 +9,8 @@ from shared.jobs.continuing import KeptTokens, kept_tokens
 from shared.jobs.store import JobStore
 from shared.model.codec_windows import CodecWindows
 from shared.schema.job import Job, Parent
-from shared.storage.objects import ObjectStore, kept_tokens_key
+from shared.storage.keys import kept_tokens_key
+from shared.storage.objects import ObjectStore
 from shared.storage.token_file import EarlierWindow, TokenMeta, pack, unpack
 
 log = logging.getLogger(__name__)

@@ -13,7 +13,8 @@ from shared.jobs.store import JobStore, change
 from shared.model.codec_windows import CodecWindows
 from shared.schema.base import VERSION
 from shared.schema.job import Job
-from shared.storage.objects import ObjectStore, tokens_key
+from shared.storage.keys import tokens_key
+from shared.storage.objects import ObjectStore
 from shared.storage.token_file import EarlierWindow, TokenMeta, pack, unpack
 from shared.tracing import span
 from shared.worker.job_context import JobContext

@@ -1,26 +1,15 @@
-"""The object store: S3 through the `minio` SDK in its own threads, and the keys of all objects.
-
-Keys carry the fencing token of the turn that wrote them, so that a worker which lost its lease writes elsewhere:
-
-- ``tokens/<job>/<fencing token>.safetensors``; beside it, of a song that goes on from another one,
-  ``kept.safetensors``: what it begins with
-- ``audio/<job>/<fencing token>.<format>``; beside it, with the same fencing token, its renditions: other formats and
-  ``audio/<job>/<fencing token>.peaks.json``
-- while a song is made, ``audio/<job>/<fencing token>.<window>.part``: its FLAC stream, a piece a window; beside the
-  last of them ``….state``, from which decoding goes on, and ``….peaks.json``
-"""
+"""The object store: S3 through the `minio` SDK in its own threads."""
 
 import asyncio
 import io
 import random
-import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar, get_args
+from typing import Literal, TypeVar
 from urllib.parse import urlsplit
 
 import urllib3
@@ -30,7 +19,6 @@ from minio.error import S3Error
 
 from shared.causes import address
 from shared.errors import ConfigError, ObjectError, Unavailable
-from shared.schema.request import AudioFormat
 from shared.settings import Settings
 from shared.storage.errors import storage_errors
 from shared.write_failures import write_failed
@@ -44,61 +32,6 @@ _PROBE_BYTES = bytes(4096)  # less may fit into the last block of a file on a di
 _RECENT = 30.0  # seconds for which a failed write counts; a worker that insists on one tries it again before that
 _T = TypeVar("_T")
 _PROBE_SECONDS = 3.0
-
-
-def tokens_key(job_id: str, fencing_token: int) -> str:
-    """The key of a song's tokens."""
-    return f"tokens/{job_id}/{fencing_token}.safetensors"
-
-
-def kept_tokens_key(job_id: str) -> str:
-    """The key of the tokens that a song took over from the one that it goes on from."""
-    return f"tokens/{job_id}/kept.safetensors"
-
-
-def song_prefixes(job_id: str) -> tuple[str, str]:
-    """The two prefixes of all objects of a song: its tokens and its audio."""
-    return f"tokens/{job_id}/", f"audio/{job_id}/"
-
-
-def audio_key(job_id: str, fencing_token: int, suffix: str) -> str:
-    """The key of a song's audio."""
-    return f"audio/{job_id}/{fencing_token}.{suffix}"
-
-
-def part_key(job_id: str, fencing_token: int, window: int) -> str:
-    """The key of the piece of a song's FLAC stream that a window made final."""
-    return f"audio/{job_id}/{fencing_token}.{window}.part"
-
-
-def state_key(part: str) -> str:
-    """The key of the state of decoding after a part."""
-    return f"{part.removesuffix('.part')}.state"
-
-
-def part_peaks_key(part: str) -> str:
-    """The key of the peaks of a song up to the end of a part."""
-    return f"{part.removesuffix('.part')}.peaks.json"
-
-
-def is_of_stream(key: str) -> bool:
-    """Whether an object is a part of a song's stream, or lies beside one: it has no use once the song has ended."""
-    return re.fullmatch(r"audio/[^/]+/\d+\.\d+\.(part|state|peaks\.json)", key) is not None
-
-
-def converted_key(audio: str, suffix: AudioFormat) -> str:
-    """The key of the same audio in another format."""
-    return f"{audio.rpartition('.')[0]}.{suffix}"
-
-
-def peaks_key(audio: str) -> str:
-    """The key of the audio's peaks."""
-    return f"{audio.rpartition('.')[0]}.peaks.json"
-
-
-def keys_with_renditions(audio: str) -> set[str]:
-    """The key of a song's audio and those that its renditions may have."""
-    return {audio, peaks_key(audio), *(converted_key(audio, suffix) for suffix in get_args(AudioFormat))}
 
 
 @dataclass(frozen=True)

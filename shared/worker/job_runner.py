@@ -6,7 +6,7 @@ import time
 
 from shared.errors import DeviceBroken, DeviceFull, SongError
 from shared.jobs.claims import claim_of
-from shared.storage.objects import song_prefixes
+from shared.storage.keys import song_prefixes
 from shared.storage.write_gate import WriteGate
 from shared.tracing import record_wait, span
 from shared.worker.job_context import JobContext

@@ -15,7 +15,8 @@ from shared.nats.errors import nats_errors
 from shared.nats.subjects import dead_subject, work_subject
 from shared.schema.job import ENDED, Job
 from shared.schema.worker import Role
-from shared.storage.objects import ObjectStore, song_prefixes
+from shared.storage.keys import song_prefixes
+from shared.storage.objects import ObjectStore
 from shared.worker.job_context import JobContext
 from shared.worker.message import QueueMessage
 from shared.worker.signals import JobStopped

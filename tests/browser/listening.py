@@ -8,7 +8,7 @@ from playwright.async_api import Locator, expect
 from shared.audio.flac import BLOCK
 from shared.audio.peaks import CONTENT_TYPE, peaks_of
 from shared.schema.job import AudioPart
-from shared.storage.objects import part_key, part_peaks_key
+from shared.storage.keys import part_key, part_peaks_key
 from tests.browser.visitor import Visitor
 from tests.integration.gateway_fixtures import RunningGateway
 from tests.integration.growing_song import GrowingSong

@@ -22,7 +22,7 @@ from shared.model.prompt import Prompt
 from shared.nats.subjects import DEC, TOK, dead_subject
 from shared.schema.event import AnyEvent, Progress, Stage
 from shared.schema.job import ENDED, Job, Status
-from shared.storage.objects import keys_with_renditions
+from shared.storage.keys import keys_with_renditions
 from tests.chaos.observer import Observer
 from tests.chaos.songs import AcceptedSong, Client
 

@@ -29,8 +29,7 @@ from shared.nats.subjects import (
     work_subject,
 )
 from shared.settings import Settings
-from shared.storage.objects import (
-    PROBES,
+from shared.storage.keys import (
     audio_key,
     converted_key,
     kept_tokens_key,
@@ -41,6 +40,7 @@ from shared.storage.objects import (
     state_key,
     tokens_key,
 )
+from shared.storage.objects import PROBES
 from tests.compatibility.stored import JOB
 
 ROOT = Path(__file__).parents[2]

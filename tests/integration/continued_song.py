@@ -13,7 +13,7 @@ from shared.nats.subjects import TENANT
 from shared.schema.base import CONTINUED_SCHEMA
 from shared.schema.job import Job, Parent
 from shared.schema.request import GenerateRequest
-from shared.storage.objects import kept_tokens_key, tokens_key
+from shared.storage.keys import kept_tokens_key, tokens_key
 from shared.storage.token_file import TokenMeta, pack, unpack
 from tests.integration.flow import Flow
 

@@ -36,7 +36,8 @@ from shared.schema.event import AnyEvent, Completed, Progress, Stage
 from shared.schema.job import AudioPart, Decode, Job, Status
 from shared.schema.worker import GpuFigures, Role, WorkerStatus
 from shared.settings import Settings
-from shared.storage.objects import ObjectStore, audio_key, part_key, part_peaks_key, state_key, tokens_key
+from shared.storage.keys import audio_key, part_key, part_peaks_key, state_key, tokens_key
+from shared.storage.objects import ObjectStore
 from shared.storage.token_file import TokenMeta, pack
 from tests.integration.flow import PATIENCE, as_role, environment
 

@@ -18,7 +18,8 @@ from shared.jobs.events import EventPublisher, audible, end_event
 from shared.jobs.store import JobStore, change
 from shared.nats.subjects import TENANT
 from shared.schema.job import AudioPart, Decode, Job, Status
-from shared.storage.objects import ObjectStore, audio_key, converted_key, part_key
+from shared.storage.keys import audio_key, converted_key, part_key
+from shared.storage.objects import ObjectStore
 
 FENCE = 5
 

@@ -20,7 +20,7 @@ from shared.nats.subjects import TENANT
 from shared.schema.job import Job, Parent
 from shared.schema.request import AudioFormat, GenerateRequest
 from shared.settings import Settings
-from shared.storage.objects import tokens_key
+from shared.storage.keys import tokens_key
 from shared.storage.token_file import EarlierWindow, TokenMeta, pack
 from tests.integration.flow import Flow
 

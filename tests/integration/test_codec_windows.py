@@ -21,7 +21,7 @@ from shared.schema.event import Audio, Progress, Stage
 from shared.schema.listening import Listening
 from shared.schema.request import AudioFormat
 from shared.settings import Settings
-from shared.storage.objects import converted_key, peaks_key, state_key
+from shared.storage.keys import converted_key, peaks_key, state_key
 from tests.integration.flow import PATIENCE, Flow, as_role, open_flow
 from tests.integration.song_being_made import SongBeingMade, samples
 

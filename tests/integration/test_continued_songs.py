@@ -12,7 +12,7 @@ from shared.schema.event import Progress
 from shared.schema.job import Job
 from shared.schema.request import GenerateRequest
 from shared.settings import Settings
-from shared.storage.objects import kept_tokens_key
+from shared.storage.keys import kept_tokens_key
 from tests.integration.continued_song import go_on, put_parent, tokens_of
 from tests.integration.flow import Flow, open_flow
 from tests.integration.test_turns import stages, trivial_codes

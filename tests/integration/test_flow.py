@@ -25,7 +25,7 @@ from shared.schema.event import Stage
 from shared.schema.job import DecodeJob, Job
 from shared.schema.request import GenerateRequest
 from shared.settings import Settings
-from shared.storage.objects import peaks_key
+from shared.storage.keys import peaks_key
 from shared.storage.token_file import TokenMeta, pack, unpack
 from tests.integration.flow import PATIENCE, Flow, open_flow, overlaps
 

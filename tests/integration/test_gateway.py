@@ -15,7 +15,7 @@ from shared.model.prompt import Prompter
 from shared.nats.subjects import EVENTS, JOBS, TENANT, TOK, cancel_subject, token_subject
 from shared.schema.event import CloudEvent, Failed
 from shared.schema.job import TokenJob
-from shared.storage.objects import audio_key, tokens_key
+from shared.storage.keys import audio_key, tokens_key
 from tests.integration.gateway_fixtures import SONG, TINY, RunningGateway, eventually, fresh_settings, running_gateway
 
 UNKNOWN = "00000000-0000-4000-8000-000000000000"

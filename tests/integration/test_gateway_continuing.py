@@ -21,7 +21,7 @@ from shared.schema.base import CONTINUED_SCHEMA, SCHEMA
 from shared.schema.job import Job, Parent, TokenJob
 from shared.schema.request import DEFAULT_DURATION_MS, DEFAULT_MIN_NEW_MS, ContinueFrom, GenerateRequest
 from shared.settings import Settings
-from shared.storage.objects import kept_tokens_key
+from shared.storage.keys import kept_tokens_key
 from shared.storage.token_file import TokenMeta, pack, unpack
 from tests.integration.gateway_fixtures import (
     SONG,

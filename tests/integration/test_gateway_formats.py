@@ -25,7 +25,7 @@ from shared.nats.subjects import TENANT
 from shared.schema.job import AudioPart, Decode, Job
 from shared.schema.request import AudioFormat, GenerateRequest
 from shared.settings import Settings
-from shared.storage.objects import audio_key, part_key, part_peaks_key, peaks_key
+from shared.storage.keys import audio_key, part_key, part_peaks_key, peaks_key
 from tests.integration.gateway_fixtures import RunningGateway, fresh_settings, in_process, running_gateway
 
 RATE = 8000

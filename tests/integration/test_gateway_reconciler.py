@@ -25,7 +25,8 @@ from shared.schema.base import CONTINUED_SCHEMA
 from shared.schema.job import ENDED, AudioPart, Decode, DecodeJob, Job, Parent, Status, TokenJob
 from shared.schema.request import GenerateRequest, Priority
 from shared.settings import Settings
-from shared.storage.objects import PROBES, ObjectStore, kept_tokens_key, part_key, part_peaks_key, state_key
+from shared.storage.keys import kept_tokens_key, part_key, part_peaks_key, state_key
+from shared.storage.objects import PROBES, ObjectStore
 from tests.integration.gateway_fixtures import eventually, running_gateway
 
 NOTHING = Reconciled()

@@ -17,7 +17,7 @@ from shared.nats.subjects import DEC, decode_subject
 from shared.schema.job import DecodeJob
 from shared.schema.listening import Listening
 from shared.schema.request import AudioFormat
-from shared.storage.objects import tokens_key
+from shared.storage.keys import tokens_key
 from tests.integration.flow import PATIENCE
 from tests.integration.gateway_fixtures import RunningGateway, eventually, fresh_settings, running_gateway
 from tests.integration.growing_song import GrowingSong

@@ -15,7 +15,8 @@ from botocore.exceptions import ClientError
 from deploy.local.credentials import load_credentials
 from deploy.local.servers.embedded import Reader, S3Server, free_port
 from shared.settings import Settings
-from shared.storage.objects import ObjectStore, audio_key, tokens_key
+from shared.storage.keys import audio_key, tokens_key
+from shared.storage.objects import ObjectStore
 
 BUCKET = "heartmula"
 SONG, TOKENS = audio_key("a-song", 1, "flac"), tokens_key("a-song", 1)

@@ -25,7 +25,7 @@ from shared.schema.job import AudioPart, DecodeJob, Job
 from shared.schema.listening import Listening
 from shared.schema.request import GenerateRequest
 from shared.settings import Settings
-from shared.storage.objects import part_key, tokens_key
+from shared.storage.keys import part_key, tokens_key
 from shared.storage.token_file import TokenMeta, pack, unpack
 from tests.integration.flow import PATIENCE, Flow, as_role, open_flow
 from tests.integration.test_turns import stages, trivial_codes

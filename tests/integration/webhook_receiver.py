@@ -23,7 +23,7 @@ from shared.nats.subjects import TENANT
 from shared.schema.job import AudioPart, Decode, Job, Status
 from shared.schema.request import GenerateRequest, WebhookEvent
 from shared.settings import Settings
-from shared.storage.objects import part_key
+from shared.storage.keys import part_key
 from tests.integration.gateway_fixtures import RunningGateway, eventually
 
 WORD = "whsec_" + base64.b64encode(b"0123456789abcdef0123456789abcdef").decode()

@@ -8,7 +8,7 @@ from services.gateway.background.reconciler import _from_the_beginning
 from shared.errors import NewerRecord, SongError, Unavailable
 from shared.jobs.continuing import kept_tokens
 from shared.schema.job import Job, Parent
-from shared.storage.objects import kept_tokens_key
+from shared.storage.keys import kept_tokens_key
 from shared.storage.token_file import EarlierWindow, TokenMeta, pack, unpack
 from tests.unit.test_saved_tokens import CODES, SONG, WINDOWS, Saved
 

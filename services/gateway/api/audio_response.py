@@ -24,7 +24,8 @@ from shared.errors import HeartMulaError, ObjectError
 from shared.jobs.store import JobStore
 from shared.schema.job import Job
 from shared.schema.request import AudioFormat
-from shared.storage.objects import ObjectReader, ObjectStore, part_peaks_key
+from shared.storage.keys import part_peaks_key
+from shared.storage.objects import ObjectReader, ObjectStore
 
 log = logging.getLogger(__name__)
 

@@ -33,15 +33,8 @@ from shared.schema.decoding import read_order
 from shared.schema.job import ENDED, DecodeJob, Job
 from shared.schema.worker import Role
 from shared.settings import Settings
-from shared.storage.objects import (
-    ObjectStore,
-    StoredObject,
-    is_of_stream,
-    kept_tokens_key,
-    keys_with_renditions,
-    part_peaks_key,
-    state_key,
-)
+from shared.storage.keys import is_of_stream, kept_tokens_key, keys_with_renditions, part_peaks_key, state_key
+from shared.storage.objects import ObjectStore, StoredObject
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,8 @@ import logging
 from services.gateway.media.growing_songs import AWAY_SECONDS, GrowingSong, StreamCut
 from shared.errors import ObjectError
 from shared.schema.job import ENDED, AudioPart, Job
-from shared.storage.objects import ObjectStore, converted_key
+from shared.storage.keys import converted_key
+from shared.storage.objects import ObjectStore
 from shared.waiting import wait_until_available
 
 log = logging.getLogger(__name__)

@@ -22,7 +22,8 @@ from shared.errors import ObjectError
 from shared.jobs.store import JobStore
 from shared.schema.job import Job
 from shared.schema.request import AudioFormat
-from shared.storage.objects import ObjectStore, converted_key, peaks_key
+from shared.storage.keys import converted_key, peaks_key
+from shared.storage.objects import ObjectStore
 from shared.storage.tempdirs import clear_scratch, scratch_folder
 
 log = logging.getLogger(__name__)

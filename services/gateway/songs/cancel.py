@@ -16,7 +16,8 @@ from shared.nats.streams import purge_job
 from shared.nats.subjects import cancel_subject
 from shared.schema.event import Cancelled
 from shared.schema.job import ENDED, Job, Status
-from shared.storage.objects import ObjectStore, song_prefixes
+from shared.storage.keys import song_prefixes
+from shared.storage.objects import ObjectStore
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,8 @@ from shared.model.codec_windows import CodecWindows
 from shared.schema.base import JOB_ID
 from shared.schema.job import Job, Parent
 from shared.schema.request import ContinueFrom, GenerateRequest
-from shared.storage.objects import ObjectStore, kept_tokens_key
+from shared.storage.keys import kept_tokens_key
+from shared.storage.objects import ObjectStore
 from shared.storage.token_file import TokenMeta, pack, unpack
 
 

@@ -12,7 +12,8 @@ from shared.nats.streams import purge_job
 from shared.nats.subjects import JOBS, TOK, job_subject, token_subject
 from shared.schema.decoding import read_record
 from shared.schema.job import Job
-from shared.storage.objects import ObjectStore, kept_tokens_key
+from shared.storage.keys import kept_tokens_key
+from shared.storage.objects import ObjectStore
 
 log = logging.getLogger(__name__)
 
