@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from shared.model.codec_windows import CodecWindows
+from shared.model.codec_windows import CodecWindows, noise_seed
 from shared.schema.job import Job
 from shared.storage.token_file import EarlierWindow
 
@@ -20,9 +20,7 @@ class KeptTokens:
 
 def window_seed(job: Job, window: int) -> int:
     """The seed of the codec's noise in a window of a song."""
-    if job.parent is not None and window < len(job.parent.seeds):
-        return job.parent.seeds[window]
-    return job.request.seed or 0
+    return noise_seed(job.parent.seeds if job.parent else (), window, job.request.seed or 0)
 
 
 def kept_tokens(

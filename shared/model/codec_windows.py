@@ -1,5 +1,6 @@
 """Windows of the codec as far as other stages know them: how many codes make audio final."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from shared.schema.job import Job
@@ -16,6 +17,11 @@ class CodecWindows:
     def final(self, frames: int) -> int:
         """Number of windows of which all codes are there, of a song that goes on."""
         return max(0, (frames - self.length) // self.hop + 1)
+
+
+def noise_seed(seeds: Sequence[int], window: int, own: int) -> int:
+    """The seed of the noise in a window of a song: its `own`, but for the first windows where there are `seeds`."""
+    return seeds[window] if window < len(seeds) else own
 
 
 def can_be_decoded(job: Job, windows: CodecWindows | None) -> bool:

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from shared.model.codec_windows import noise_seed
 from shared.storage.token_file import EarlierWindow
 
 
@@ -16,7 +17,7 @@ class KeptWindows:
 
     def seed(self, window: int, own: int) -> int:
         """The seed of a window's noise; `own` is the song's."""
-        return self.seeds[window] if window < len(self.seeds) else own
+        return noise_seed(self.seeds, window, own)
 
     def parting(self, window: int) -> Sequence[EarlierWindow]:
         """A window as the earlier songs have it that part in it, the oldest first. None where no songs do."""

@@ -30,7 +30,7 @@ from shared.jobs.store import JobStore
 from shared.nats.connection import Connection
 from shared.nats.errors import nats_errors
 from shared.nats.subjects import TOK
-from shared.schema.base import JOB_ID
+from shared.schema.base import JOB_ID, VERSION
 from shared.schema.job import Job
 
 log = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ class NatsRequests:
 
     async def start(self) -> None:
         """Begin to accept requests. Raises `Unavailable`."""
-        config = ServiceConfig(name="heartmula", version="0.1.0", description="Takes songs to be made")
+        config = ServiceConfig(name="heartmula", version=VERSION, description="Takes songs to be made")
         with nats_errors("requests of NATS clients cannot be taken"):
             self._service = await add_service(self._nc, config)
             await self._service.add_endpoint(name="submit", subject="submit.*", handler=self._handler(self._submit))

@@ -36,7 +36,7 @@ class _Parked:
     @property
     def used(self) -> int:
         """Positions of the cache that are kept."""
-        return self.song.prompt.length + len(self.frames.T) - 1
+        return self.song.prompt.length + int(self.frames.shape[1]) - 1
 
 
 class ParkedCaches:
