@@ -6,14 +6,18 @@ import re
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Literal
 
+from axe_playwright_python.async_playwright import Axe
 from playwright.async_api import Browser, BrowserContext, ConsoleMessage, Locator, Page, Request, async_playwright
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 NAMELESS = re.compile(
     r"^\s*- (button|link|textbox|searchbox|slider|spinbutton|combobox|progressbar|meter)(?! \")", re.MULTILINE
 )
+
+
+SCHEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
 
 
 class Visitor:
@@ -61,6 +65,18 @@ class Visitor:
         """Controls that have no name for a screen reader."""
         found = await self.page.locator("body").aria_snapshot()
         return [line.strip() for line in found.splitlines() if NAMELESS.match(line)]
+
+    async def require_accessible(self) -> None:
+        """Check the page as it is, light and dark, on a desktop and a phone: its controls, by axe, and its width."""
+        assert await self.nameless() == []
+        for scheme in SCHEMES:
+            await self.page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
+            for width in (1280, 390):
+                await self.page.set_viewport_size({"width": width, "height": 844})
+                found = await Axe().run(self.page)
+                assert found.violations_count == 0, f"{scheme} {width}: {found.generate_report()}"
+                wide = await self.page.locator("html").evaluate("it => it.scrollWidth")
+                assert wide <= width, f"the page is {wide} wide on a screen of {width}"
 
 
 @asynccontextmanager

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from services.codec_worker.engines.native import NativeCodec
 from services.tokenizer_worker.engines.base import Song, TokenEngine
 from services.tokenizer_worker.engines.native import NativeEngine
 from shared.model.checkpoint import Checkpoint, open_checkpoint
@@ -31,6 +32,14 @@ def one_thread() -> Iterator[None]:
 
 def prompt_of(checkpoint: Checkpoint) -> Prompt:
     return Prompter(checkpoint).encode("piano", "la la la")
+
+
+def ready_codec(checkpoint: Checkpoint, steps: int) -> NativeCodec:
+    """Create a codec with its weights on the device."""
+    engine = NativeCodec(checkpoint, "cpu", "float32", steps=steps)
+    engine.load()
+    engine.to_device()
+    return engine
 
 
 def ready(checkpoint: Checkpoint, dtype: str = "float32", slots: int = 1) -> NativeEngine:

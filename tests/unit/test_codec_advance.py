@@ -20,11 +20,10 @@ from shared.audio.flac import stream_header
 from shared.audio.peaks import Peaks
 from shared.audio.tags import SongTags
 from shared.errors import ObjectError
-from shared.model.checkpoint import Checkpoint
 from shared.model.codec_windows import CodecWindows
 from shared.schema.job import AudioPart
 from shared.schema.request import AudioFormat
-from tests.unit.native_engines import DEMO, TINY, one_thread
+from tests.unit.native_engines import DEMO, TINY, one_thread, ready_codec
 
 __all__ = ["one_thread"]
 
@@ -33,21 +32,14 @@ TAGS = SongTags(title="A song", tags="piano", lyrics="la", seed=SEED)
 CODES = np.random.default_rng(0).integers(0, 64, (8, 1400), dtype=np.int16)
 
 
-def on_device(checkpoint: Checkpoint, steps: int) -> NativeCodec:
-    engine = NativeCodec(checkpoint, "cpu", "float32", steps=steps)
-    engine.load()
-    engine.to_device()
-    return engine
-
-
 @pytest.fixture(scope="module")
 def tiny() -> NativeCodec:
-    return on_device(TINY, 2)
+    return ready_codec(TINY, 2)
 
 
 @pytest.fixture(scope="module")
 def demo() -> NativeCodec:
-    return on_device(DEMO, 1)
+    return ready_codec(DEMO, 1)
 
 
 _WHOLE: dict[tuple[str, bytes], np.ndarray] = {}
@@ -97,7 +89,7 @@ def test_a_song_fed_bit_by_bit_is_the_whole_song(tiny: NativeCodec, frames: int)
 
 
 def test_it_does_not_matter_when_it_was_fed_nor_by_which_process(demo: NativeCodec) -> None:
-    other, song = on_device(DEMO, 1), CODES[:, :700]
+    other, song = ready_codec(DEMO, 1), CODES[:, :700]
     expected = whole(demo, song)
     for cuts in ([400], [371, 692, 693]):
         listener = Listener(demo, other)

@@ -14,13 +14,12 @@ from services.codec_worker.engines.trivial import TrivialCodec
 from services.tokenizer_worker.engines.base import Song
 from shared.frames import samples_of
 from shared.jobs.continuing import kept_tokens
-from shared.model.checkpoint import Checkpoint
 from shared.model.codec_windows import CodecWindows
 from shared.model.prompt import Prompter
 from shared.schema.job import Job, Parent
 from shared.schema.request import GenerateRequest
 from shared.storage.token_file import EarlierWindow
-from tests.unit.native_engines import DEMO, TINY, generate, one_thread, ready
+from tests.unit.native_engines import DEMO, TINY, generate, one_thread, ready, ready_codec
 
 __all__ = ["one_thread"]
 
@@ -28,16 +27,9 @@ WINDOWS = CodecWindows()
 AHEAD = 1  # frame, that the waveform decoder looks ahead
 
 
-def on_device(checkpoint: Checkpoint, steps: int) -> NativeCodec:
-    engine = NativeCodec(checkpoint, "cpu", "float32", steps=steps)
-    engine.load()
-    engine.to_device()
-    return engine
-
-
 @pytest.fixture(scope="module")
 def tiny() -> NativeCodec:
-    return on_device(TINY, 2)
+    return ready_codec(TINY, 2)
 
 
 _AUDIO: dict[tuple[str, int, bytes, str], np.ndarray] = {}
@@ -143,7 +135,7 @@ def test_it_does_not_matter_how_a_continued_song_is_fed(tiny: NativeCodec, at: i
     assert np.array_equal(fed(TrivialCodec(0), song, cuts), song.audio(TrivialCodec(0)))
 
 
-@pytest.mark.parametrize("make", [lambda: TrivialCodec(0), lambda: on_device(TINY, 1)], ids=["trivial", "native"])
+@pytest.mark.parametrize("make", [lambda: TrivialCodec(0), lambda: ready_codec(TINY, 1)], ids=["trivial", "native"])
 def test_a_state_goes_on_with_what_was_kept_and_nothing_else(make: Callable[[], CodecEngine]) -> None:
     engine = make()
     song = SongOf.first(700, seed=1).continued(500, 800, seed=2)
@@ -192,7 +184,7 @@ def test_the_trivial_codec_keeps_what_it_can(at: int) -> None:
 
 def test_a_song_of_the_demo_goes_on_at_30_db_or_more_and_without_a_click() -> None:
     """Its own noise would do here; what is taken over must not make a click of it."""
-    codec, language = on_device(DEMO, 3), ready(DEMO)
+    codec, language = ready_codec(DEMO, 3), ready(DEMO)
     prompt = Prompter(DEMO).encode("piano,drums", "[Verse]\nover the hills and far away\n[Chorus]\nthe river runs")
     at, size = 50, 75
 

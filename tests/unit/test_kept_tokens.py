@@ -176,7 +176,7 @@ async def test_a_song_that_begins_again_begins_with_what_it_keeps(harm: str) -> 
 
 
 async def test_a_song_that_is_sent_back_for_all_its_tokens_begins_with_what_it_keeps() -> None:
-    """By the reconciler, where the record of a song in decoding does not say which tokens it has."""
+    """The reconciler begins such a song again: the record of a song in decoding does not name its tokens."""
     decoding = msgspec.structs.replace(NEW, status="decoding", saved_frames=250)
     sent_back = _from_the_beginning(decoding)
     assert (sent_back.status, sent_back.tokens_key, sent_back.parent) == ("queued", None, NEW.parent)

@@ -229,7 +229,7 @@ class TwoWorkers:
             self.to_decode[song.listened and not self.deaf].appendleft(song)
 
     def _driest_without_tokens(self, in_hand: SimulatedSong | None) -> float | None:
-        """Of the songs that the codec has begun and that need tokens; it goes on while it has work for a listener."""
+        """The same of the songs that the codec has begun and that need tokens; None where a listener waits for it."""
         if self.deaf or self.to_decode[True] or (in_hand is not None and in_hand.listened):
             return None
         found = [song.dry_in for song in self.songs if song.decoded and song.decoded >= song.published]
