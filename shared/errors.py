@@ -35,6 +35,7 @@ RefusalReason = Literal[
     "unknown-format",  # neither FLAC nor WAV, MP3 or Ogg
     "unsupported",  # one of them, of a kind that is not taken
     "empty",  # no sample in it
+    "too-short",  # fewer seconds of audio than a recording must have
     "damaged",
     "too-long",  # more seconds of audio than allowed
     "too-costly",  # decoding takes more time or memory than allowed, or makes more bytes

@@ -1,4 +1,4 @@
-"""The claims of the two stages on a song: which turn works on it, and how often that went wrong.
+"""The claims of the stages on a song: which turn works on it, and how often that went wrong.
 
 Each stage has its own, because a song may be decoded while its tokens are still being made.
 """
@@ -24,12 +24,12 @@ class Claim:
 
 def claim_of(job: Job, role: Role) -> Claim:
     """The claim of a role's stage, as the record says."""
-    stage = job if role == "tokenizer" else job.decode or Decode()
+    stage = job.decode or Decode() if role == "codec" else job
     return Claim(fencing_token=stage.fencing_token, attempts=stage.attempts, failures=stage.failures)
 
 
 def with_claim(job: Job, role: Role, *, claim: dict[str, Any], **changes: Any) -> Job:
     """A copy of the record with fields of a stage's `claim` changed, and others. Raises `JobConflict` as `change`."""
-    if role == "tokenizer":
-        return change(job, **claim, **changes)
-    return change(job, decode=msgspec.structs.replace(job.decode or Decode(), **claim), **changes)
+    if role == "codec":
+        return change(job, decode=msgspec.structs.replace(job.decode or Decode(), **claim), **changes)
+    return change(job, **claim, **changes)

@@ -1,4 +1,6 @@
-"""Puts songs into the two queues. A queue holds one message a song and lane, so publishing again changes nothing.
+"""Puts songs and recordings into the queues.
+
+A queue holds one message a song and lane, so publishing again changes nothing.
 
 A message has its record's schema: a worker that cannot read the one leaves the other, too, to a newer worker.
 
@@ -17,7 +19,7 @@ from nats.js.errors import APIError
 
 from shared.errors import QueueFull, StreamFull, Unavailable
 from shared.nats.errors import nats_errors
-from shared.nats.subjects import decode_subject, token_subject, work_subject
+from shared.nats.subjects import decode_subject, encode_subject, token_subject, work_subject
 from shared.schema.base import UNFINISHED_SCHEMA
 from shared.schema.job import DecodeJob, Job, TokenJob
 from shared.schema.request import Priority
@@ -34,6 +36,11 @@ async def queue_tokens(nc: Client, job: Job) -> PubAck | None:
     lane = job.request.priority
     order = _token_job(job)
     return await _publish(nc, "tokenizer", token_subject(lane, job.job_id), order, lane)
+
+
+async def queue_recording(nc: Client, job: Job) -> PubAck | None:
+    """Queue a recording for its tokens. Otherwise as `queue_tokens`."""
+    return await _publish(nc, "encoder", encode_subject(job.job_id), _token_job(job), "normal")
 
 
 async def queue_group(nc: Client, jobs: Sequence[Job]) -> list[int] | None:

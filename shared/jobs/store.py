@@ -5,6 +5,7 @@
     queued ──▶ generating ──▶ decoding ──▶ completed
        └──────────┴──────────────┴──────▶ failed | cancelled
 
+A recording, whose audio is there from the beginning, is completed after generating.
 Decoding begins before a song is `decoding`: as soon as the tokens of a whole window are saved. `shared.jobs.claims` has
 the two stages' claims. A song whose tokens turn out to be damaged or gone goes back from decoding to queued. A record
 that has ended never changes again. Message redelivery and deduplication are conveniences; this is the guard that makes
@@ -12,7 +13,7 @@ a song end exactly once.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
@@ -39,7 +40,8 @@ ALLOWED: dict[Status, frozenset[Status]] = {
 def change(job: Job, **changes: Any) -> Job:
     """A copy of the record with changes. Raises `JobConflict` when its state does not allow the new one."""
     new = msgspec.structs.replace(job, **changes)
-    if new.status not in ALLOWED[job.status]:
+    encoded = job.recording is not None and (job.status, new.status) == ("generating", "completed")
+    if new.status not in ALLOWED[job.status] and not encoded:
         raise JobConflict(f"the song is {job.status} and cannot become {new.status}")
     if new.status in ENDED:
         new = msgspec.structs.replace(
@@ -77,6 +79,16 @@ class JobStore:
     async def create(self, job: Job) -> None:
         """Store a new record. Raises `JobConflict` when the id is taken."""
         await self._put(job, 0)
+
+    async def create_over(self, job: Job, is_void: Callable[[Job], Awaitable[bool]]) -> None:
+        """Store a new record where there is none, or one that was deleted, or one that is void, by compare-and-set.
+
+        Raises `JobConflict` where there is another one, or another write came in between.
+        """
+        message = await self._message(job.job_id, job.tenant)
+        if message is not None and message.data and not await is_void(_read(message)):
+            raise JobConflict("there is a record already")
+        await self._put(job, message.seq or 0 if message else 0)
 
     async def get(self, job_id: str, tenant: str = TENANT) -> Job | None:
         """The record, or None when there is none (never was, or expired)."""
@@ -125,10 +137,7 @@ class JobStore:
         message = await self._message(job_id, tenant)
         if message is None or not message.data:  # a delete marker
             return None
-        try:
-            job = read_record(message.subject or "", message.data)
-        except Unreadable as error:  # a newer version may know states and fields that this one does not
-            raise NewerRecord(f"the song's record cannot be read by this version: {error}") from None
+        job = _read(message)
         assert message.seq is not None
         return job, message.seq
 
@@ -146,3 +155,10 @@ class JobStore:
         except Unavailable:
             write_failed("nats")
             raise
+
+
+def _read(message: RawStreamMsg) -> Job:
+    try:
+        return read_record(message.subject or "", message.data)
+    except Unreadable as error:  # a newer version may know states and fields that this one does not
+        raise NewerRecord(f"the song's record cannot be read by this version: {error}") from None

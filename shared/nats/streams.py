@@ -27,6 +27,8 @@ from shared.nats.subjects import (
     DEC,
     DEC_CONSUMERS,
     DEC_SUBJECTS,
+    ENC_CONSUMERS,
+    ENC_SUBJECT,
     EVENTS,
     FAULTS,
     GPU_LOCK,
@@ -38,6 +40,7 @@ from shared.nats.subjects import (
     TOK_CONSUMERS,
     WORKERS,
     decode_subject,
+    encode_subject,
     token_subject,
 )
 from shared.schema.request import Priority
@@ -105,7 +108,7 @@ def _streams(queue_limit: int) -> list[StreamConfig]:
     return [
         _queue(TOK, ["jobs.tok.*.*"], queue_limit),
         # Larger than TOK: a song whose tokens were paid for must always find room.
-        _queue(DEC, list(DEC_SUBJECTS.values()), 4 * queue_limit),
+        _queue(DEC, [*DEC_SUBJECTS.values(), ENC_SUBJECT], 4 * queue_limit),
         StreamConfig(
             name=EVENTS,
             subjects=["events.*.*.*"],
@@ -153,6 +156,7 @@ def consumers(ack_wait: float) -> list[tuple[str, ConsumerConfig]]:
 
     lanes = [(TOK, pull(name, f"jobs.tok.{lane}.*")) for lane, name in TOK_CONSUMERS.items()]
     lanes += [(DEC, pull(DEC_CONSUMERS[lane], subject)) for lane, subject in DEC_SUBJECTS.items()]
+    lanes += [(DEC, pull(name, ENC_SUBJECT)) for name in ENC_CONSUMERS.values()]
     # Pushed to one of the gateways: each record at once, and again after the time that a gateway asks for.
     hooks = ConsumerConfig(
         durable_name=HOOKS_CONSUMER,
@@ -238,6 +242,15 @@ async def songs_in_lane(js: JetStreamContext, lane: Priority) -> set[str]:
     return {subject.rpartition(".")[2] for subject in info.state.subjects or ()}
 
 
+async def recordings_queued(js: JetStreamContext) -> int:
+    """The number of recordings that wait for their tokens or are being worked on.
+
+    Raises the errors of nats-py: call it in `nats_errors`.
+    """
+    info = await js.stream_info(DEC, subjects_filter=ENC_SUBJECT)
+    return len(info.state.subjects or ())
+
+
 async def purge_job(js: JetStreamContext, job_id: str) -> None:
     """Delete a job's messages from both queues, whether waiting or being worked on. Raises `Unavailable`.
 
@@ -246,6 +259,7 @@ async def purge_job(js: JetStreamContext, job_id: str) -> None:
     """
     lanes = [(TOK, token_subject(lane, job_id)) for lane in TOK_CONSUMERS]
     lanes += [(DEC, decode_subject(job_id, lane)) for lane in DEC_CONSUMERS]
+    lanes.append((DEC, encode_subject(job_id)))
     for stream, subject in lanes:
         with contextlib.suppress(NotFound), nats_errors("the queues cannot be purged"):  # never there
             message = await js.get_msg(stream, subject=subject)

@@ -9,6 +9,8 @@ JOBS, GPU_LOCK, WORKERS = "JOBS", "GPU_LOCK", "WORKERS"
 TOK_CONSUMERS: dict[Priority, str] = {"high": "tok-high", "normal": "tok-normal"}
 DEC_CONSUMERS: dict[Priority, str] = {"high": "dec-live", "normal": "dec"}  # songs with listeners, and the others
 DEC_SUBJECTS: dict[Priority, str] = {"normal": "jobs.dec.*", "high": "jobs.live.*"}  # of their messages
+ENC_SUBJECT = "jobs.enc.*"
+ENC_CONSUMERS: dict[Priority, str] = {"normal": "enc"}  # recordings, in the stream DEC: the codec worker has both
 HOOKS_CONSUMER, HOOKS_DELIVERY, HOOKS_GROUP = "hooks", "ctl.hooks", "gateways"
 PROBE_SUBJECT = f"$KV.{JOBS}.probe"  # a key that no record has; a gateway writes it to see whether it can
 
@@ -33,6 +35,11 @@ def decode_subject(job_id: str, lane: Priority = "normal") -> str:
 def decode_lane(subject: str) -> Priority:
     """The lane of a `DecodeJob`, by its subject."""
     return "high" if subject.startswith(DEC_SUBJECTS["high"].removesuffix("*")) else "normal"
+
+
+def encode_subject(job_id: str) -> str:
+    """The subject of a `TokenJob` of a recording."""
+    return ENC_SUBJECT.replace("*", subject_token(job_id))
 
 
 def dead_subject(stage: str, job_id: str) -> str:
@@ -75,6 +82,14 @@ def job_subject(tenant: str, job_id: str) -> str:
     return f"$KV.{JOBS}.{tenant if tenant == '*' else subject_token(tenant)}.{subject_token(job_id)}"
 
 
+def lock_group(role: str) -> str:
+    """The group of a role in GPU_LOCK: roles of one group exclude each other on a device even where models stay.
+
+    Codec and encoder have one share of the device's memory, and so one group.
+    """
+    return "codec" if role == "encoder" else role
+
+
 def lock_key(gpu: str, role: str, instance: str) -> str:
     """A candidate's key in GPU_LOCK."""
-    return f"{gpu}.{role}.{instance}"
+    return f"{gpu}.{lock_group(role)}.{instance}"

@@ -13,6 +13,8 @@ SCHEMA = 1
 UNFINISHED_SCHEMA = 2
 # Of records and messages of songs that go on from another one. A version that knows less would leave that out.
 CONTINUED_SCHEMA = 2
+# Of records of recordings, and of messages about them. A version that knows less would take one for a song.
+RECORDING_SCHEMA = 3
 # Both become parts of subjects and keys: nothing in them may be a wildcard, a separator or a path.
 JOB_ID = re.compile(r"[0-9A-Za-z-]{1,64}")
 TENANT_NAME = re.compile(r"[0-9A-Za-z_-]{1,64}")

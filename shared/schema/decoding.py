@@ -11,9 +11,9 @@ import msgspec
 from prometheus_client import Counter
 
 from shared.errors import Unreadable
-from shared.schema.base import CONTINUED_SCHEMA, JOB_ID, SCHEMA, TENANT_NAME, UNFINISHED_SCHEMA
+from shared.schema.base import JOB_ID, RECORDING_SCHEMA, SCHEMA, TENANT_NAME, UNFINISHED_SCHEMA
 from shared.schema.event import CloudEvent
-from shared.schema.job import DecodeJob, Job, Parent, TokenJob
+from shared.schema.job import DecodeJob, Job, Parent, Recording, TokenJob
 from shared.schema.listening import Listening
 from shared.schema.worker import LeaseRecord, WorkerStatus
 
@@ -44,10 +44,11 @@ for _what, _ in _KNOWN.values():
     UNREADABLE.labels(_what)  # shown as 0 from the start
 # The newest schema that this version reads, of each kind; `SCHEMA` of the others.
 _NEWEST: dict[type, int] = {
-    Job: CONTINUED_SCHEMA,
-    TokenJob: CONTINUED_SCHEMA,
-    DecodeJob: max(UNFINISHED_SCHEMA, CONTINUED_SCHEMA),
+    Job: RECORDING_SCHEMA,
+    TokenJob: RECORDING_SCHEMA,
+    DecodeJob: UNFINISHED_SCHEMA,
 }
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _NAME = re.compile(r"[0-9A-Za-z_-]+(\.[0-9A-Za-z_-]+)*")  # of an object in its song's folder: no path
 
 
@@ -79,6 +80,9 @@ def read_record(subject: str, data: bytes | None) -> Job:
     _require_id("record", job.job_id)
     if job.parent is not None:
         _require_parent(job.parent)
+    if job.recording is not None:
+        _require_recording(job, job.recording)
+        return job
     parts = [("audio", part.key) for part in job.decode.parts] if job.decode else []
     for folder, key in [("tokens", job.tokens_key), ("audio", job.audio_key), *parts]:
         if key is not None and not _is_own(folder, job.job_id, key):
@@ -139,6 +143,16 @@ def _require_parent(parent: Parent) -> None:
         raise _unreadable("record", "its parent's id is none")
     if not 1 <= parent.frames <= parent.least_frames:
         raise _unreadable("record", "it keeps no frame of its parent, or more than it may have")
+
+
+def _require_recording(job: Job, recording: Recording) -> None:
+    """Its hash becomes a part of keys, and its objects lie under that key."""
+    if not _SHA256.fullmatch(recording.sha256):
+        raise _unreadable("record", "its recording's hash is none")
+    folder = f"recordings/{job.tenant}"
+    for key in (job.tokens_key, job.audio_key):
+        if key is not None and not _is_own(folder, recording.sha256, key):
+            raise _unreadable("record", f"its objects are not under {folder}/{recording.sha256}/")
 
 
 def _require_id(what: str, job_id: str) -> None:

@@ -1,4 +1,7 @@
-"""The record of a song, and the messages that queue it. Fields that a newer version may have added are ignored."""
+"""The record of a song or recording, and the messages that queue it.
+
+Fields that a newer version may have added are ignored.
+"""
 
 from typing import Literal
 
@@ -6,14 +9,14 @@ import msgspec
 
 from shared.frames import seconds_of
 from shared.schema.base import SCHEMA, Seconds
-from shared.schema.request import GenerateRequest, Priority, WebhookEvent
+from shared.schema.request import AudioFormat, GenerateRequest, Priority, WebhookEvent
 
 Status = Literal["queued", "generating", "decoding", "completed", "failed", "cancelled"]
 ENDED: frozenset[Status] = frozenset({"completed", "failed", "cancelled"})
 
 
 class TokenJob(msgspec.Struct, frozen=True, kw_only=True):
-    """A song waits for its tokens. Everything else is in the job record."""
+    """A song or recording waits for its tokens. Everything else is in the job record."""
 
     schema: int = SCHEMA
     job_id: str
@@ -83,8 +86,21 @@ class Parent(msgspec.Struct, frozen=True, kw_only=True):
         return self.job_id or self.recording_id or ""
 
 
+class Recording(msgspec.Struct, frozen=True, kw_only=True):
+    """What a user uploaded. Its audio is stored as FLAC before the record is."""
+
+    sha256: str  # of the file as it came, hexadecimal
+    upload_bytes: int  # of the file as it came
+    upload_format: AudioFormat
+    channels: int  # of the FLAC, as of the file
+
+
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """The record of a song, the only truth about its state. Changed by compare-and-set alone."""
+    """The record of a song, the only truth about its state. Changed by compare-and-set alone.
+
+    A recording has one, too: it is a song of which the audio is there; while it is `generating`, the encoder makes its
+    tokens. Its `request` says nothing but the title, and its seed, 0, is that of all songs which go on from it.
+    """
 
     schema: int = SCHEMA
     job_id: str
@@ -103,6 +119,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     webhook_events: tuple[WebhookEvent, ...] = ("ended",)
     audio_webhook: AudioWebhook | None = None
     parent: Parent | None = None  # the record's schema is `CONTINUED_SCHEMA` then
+    recording: Recording | None = None  # None: a song; else the record's schema is `RECORDING_SCHEMA`
     fencing_token: int | None = msgspec.field(default=None, name="fence")  # of the turn that makes its tokens
     attempts: int = 0  # turns that began to make tokens and neither saved anything nor gave the song back
     failures: int = 0  # of those, how many raised an error instead of dying with their worker

@@ -6,7 +6,7 @@ import msgspec
 
 from shared.schema.base import SCHEMA, Seconds
 
-Role = Literal["tokenizer", "codec"]
+Role = Literal["tokenizer", "codec", "encoder"]  # the encoder is in the codec worker's process
 
 
 class GpuFigures(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,7 +65,7 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
     jobs: list[str] = []  # songs that it works on
     slots: int = 1  # songs that it can work on at once
     rate: float | None = None  # frames a second recently, of all its songs together; for the codec frames decoded
-    song_frames: float | None = None  # mean length of its latest songs
+    song_frames: float | None = None  # mean frames that it made, or decoded, of its latest songs
     memory: list[PhaseMemory] = []
     plan: MemoryPlan | None = None  # None: one model alone uses the device, or the engine is the reference
     notes: list[str] = []  # what its engine does without, for people

@@ -8,11 +8,15 @@ Keys carry the fencing token of the turn that wrote them, so that a worker which
   ``audio/<job>/<fencing token>.peaks.json``
 - while a song is made, ``audio/<job>/<fencing token>.<window>.part``: its FLAC stream, a piece a window; beside the
   last of them ``….state``, from which decoding goes on, and ``….peaks.json``
+- ``recordings/<tenant>/<SHA-256 of the upload>/audio.flac``; beside it its renditions, and its tokens under a name that
+  says which encoder made them, ending in ``.part`` while more of them are to come
 """
 
+import hashlib
 import re
 from typing import get_args
 
+from shared.schema.job import Job
 from shared.schema.request import AudioFormat
 
 
@@ -26,9 +30,36 @@ def kept_tokens_key(job_id: str) -> str:
     return f"tokens/{job_id}/kept.safetensors"
 
 
+def prefixes(job: Job) -> tuple[str, ...]:
+    """The prefixes of all objects of a song, its tokens and its audio, or of a recording."""
+    if job.recording is not None:
+        return (recording_prefix(job.tenant, job.recording.sha256),)
+    return song_prefixes(job.job_id)
+
+
 def song_prefixes(job_id: str) -> tuple[str, str]:
     """The two prefixes of all objects of a song: its tokens and its audio."""
     return f"tokens/{job_id}/", f"audio/{job_id}/"
+
+
+def recording_prefix(tenant: str, sha256: str) -> str:
+    """The prefix of all objects of a recording."""
+    return f"recordings/{tenant}/{sha256}/"
+
+
+def recording_key(tenant: str, sha256: str) -> str:
+    """The key of a recording's audio, FLAC."""
+    return f"{recording_prefix(tenant, sha256)}audio.flac"
+
+
+def recording_tokens_key(tenant: str, sha256: str, identity: str) -> str:
+    """The key of a recording's tokens as an encoder of this identity makes them."""
+    return f"{recording_prefix(tenant, sha256)}{hashlib.sha256(identity.encode()).hexdigest()[:16]}.safetensors"
+
+
+def recording_part_key(tokens: str) -> str:
+    """The key of the first of a recording's tokens, while more of them are to come."""
+    return f"{tokens.removesuffix('.safetensors')}.part"
 
 
 def audio_key(job_id: str, fencing_token: int, suffix: str) -> str:

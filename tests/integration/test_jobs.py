@@ -5,6 +5,7 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
+import msgspec
 import nats
 import pytest
 from nats.js import JetStreamContext
@@ -52,6 +53,34 @@ async def test_a_record_is_created_once_and_read_back(js: JetStreamContext) -> N
     assert await store.get("other") is None
     await store.delete(job)
     assert await store.get("song") is None
+
+
+async def test_a_record_is_created_over_one_that_was_deleted_or_is_void_and_by_one_writer_alone(
+    js: JetStreamContext,
+) -> None:
+    store, job = JobStore(js), new_job()
+
+    async def failed(known: Job) -> bool:
+        return known.status == "failed"
+
+    async def create(number: float) -> bool:
+        try:
+            await store.create_over(msgspec.structs.replace(job, created_at=number), failed)
+        except JobConflict:
+            return False
+        return True
+
+    for number, void in enumerate(("nothing", "failed", "deleted")):
+        if void == "failed":
+            await store.update("song", "local", lambda found: change(found, status="failed"))
+        elif void == "deleted":
+            await store.delete(job)
+        created = await asyncio.gather(*(create(10 * number + writer) for writer in range(5)))
+        assert sum(created) == 1, void
+        found = await store.get("song")
+        assert found is not None
+        assert (found.status, found.created_at) == ("queued", 10 * number + created.index(True))
+        assert not await create(99)  # over one that waits
 
 
 async def test_concurrent_changes_are_all_applied(js: JetStreamContext) -> None:

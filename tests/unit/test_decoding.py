@@ -5,7 +5,7 @@ import pytest
 
 from shared.errors import Unreadable
 from shared.nats.subjects import decode_subject, event_subject, job_subject, token_subject
-from shared.schema.base import CONTINUED_SCHEMA
+from shared.schema.base import CONTINUED_SCHEMA, RECORDING_SCHEMA
 from shared.schema.decoding import UNREADABLE, decode, read_event, read_heartbeat, read_order, read_record
 from shared.schema.event import CloudEvent, Progress, cloud_event
 from shared.schema.job import DecodeJob, Job, Parent, TokenJob
@@ -45,7 +45,7 @@ def test_any_bytes_raise_one_error_and_it_is_counted(kind: type, data: bytes | N
 
 def test_a_newer_version_is_no_junk() -> None:
     before = counted("record"), counted("message")
-    newer = CONTINUED_SCHEMA + 1
+    newer = RECORDING_SCHEMA + 1
     for data in (
         msgspec.json.encode(msgspec.structs.replace(JOB, schema=newer)),
         f'{{"schema":{newer},"status":"resting"}}',
