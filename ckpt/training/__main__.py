@@ -22,16 +22,20 @@ def main() -> None:
 @click.option("--share", default=1.0, show_default=True, help="of the steps, to try things out")
 @click.option("--out", type=click.Path(path_type=Path), default=DEMO, show_default=True)
 @click.option("--states", type=click.Path(path_type=Path), default=STATES, show_default=True, help="to go on from")
-def train(seed: int, share: float, out: Path, states: Path) -> None:
-    """Train both networks and write the checkpoint. After an interruption the next call continues it."""
-    from ckpt.training import codec, export, language
+@click.option("--only-encoder", is_flag=True, help="train only the encoder, for the codec that is in `--out`")
+def train(seed: int, share: float, out: Path, states: Path, only_encoder: bool) -> None:
+    """Train the networks and write the checkpoint. After an interruption the next call continues it."""
+    from ckpt.training import codec, encoder, export, language
 
     states.mkdir(parents=True, exist_ok=True)
-    words = language.train(round(share * language.STEPS), states / f"language-{seed}-{share:g}.pt", seed)
-    sound = codec.train(round(share * codec.TRAINED_STEPS), states / f"codec-{seed}-{share:g}.pt", seed)
-    codec.fold(sound)
-    export.write(out, words, sound)
-    for finished in states.glob(f"*-{seed}-{share:g}.pt"):  # or the next run would have nothing left to do
+    if not only_encoder:
+        words = language.train(round(share * language.STEPS), states / f"language-{seed}-{share:g}.pt", seed)
+        sound = codec.train(round(share * codec.TRAINED_STEPS), states / f"codec-{seed}-{share:g}.pt", seed)
+        codec.fold(sound)
+        export.write(out, words, sound)
+    heard = encoder.train(share, states / f"encoder-{seed}-{share:g}.pt", seed, out)
+    export.write_encoder(out, heard)
+    for finished in states.glob(f"*-{seed}-{share:g}*.pt"):  # or the next run would have nothing left to do
         finished.unlink()
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     click.echo(f"{out}: {size / 1e6:.1f} MB")
@@ -42,11 +46,16 @@ def train(seed: int, share: float, out: Path, states: Path) -> None:
 @click.option("--songs", default=30, show_default=True)
 @click.option("--learnt", default=500, show_default=True, help="synthesised songs that the listener learns from")
 @click.option("--seed", default=1_000_000, show_default=True)
-def evaluate(ckpt: Path, songs: int, learnt: int, seed: int) -> None:
-    """Print how near the sound is to the synthesiser's, and how often tags and lyrics are followed."""
-    from ckpt.training.evaluate import evaluate as run
+@click.option("--only-encoder", is_flag=True, help="measure the encoder alone")
+def evaluate(ckpt: Path, songs: int, learnt: int, seed: int, only_encoder: bool) -> None:
+    """Print how near the sound is to the synthesiser's, how often tags and lyrics are followed, and what is read in
+    recordings."""
+    from ckpt.training import evaluate as networks
+    from ckpt.training import recordings
 
-    run(ckpt, count=songs, learnt=learnt, seed=seed)
+    if not only_encoder:
+        networks.evaluate(ckpt, count=songs, learnt=learnt, seed=seed)
+    recordings.evaluate(ckpt, count=songs, learnt=learnt, seed=seed)
 
 
 @main.command()

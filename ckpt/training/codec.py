@@ -19,11 +19,14 @@ WIDTH = 192
 _RANKS = {"melody": 72, "chord": 54, "bass": 23}
 _DRUM_STATES = sum(ages - 1 for ages in codes.DRUM_AGES)
 assert sum(_RANKS.values()) + codes.CLOCK + len(TIMBRES) + _DRUM_STATES == WIDTH
+MARKED = {stream: codes.says(stream) for stream in codes.STREAMS}
+MARKS = sum(table.shape[1] for table in MARKED.values())
+MARK = 32.0
 FACTORS = (10, 2, 4, 4, 3)  # of upsampling; together `synthesizer.HOP`
 CONFIG = CodecConfig(
     dim=WIDTH,
     codebook_size=codes.CODES,
-    codebook_dim=WIDTH,
+    codebook_dim=WIDTH + MARKS,
     num_quantizers=len(codes.STREAMS),
     attention_head_dim=32,
     in_channels=2 * 256 + WIDTH,
@@ -52,6 +55,7 @@ def untrained(seed: int) -> HeartCodec:
     model = HeartCodec(CONFIG, torch.float32)
     with torch.no_grad():
         model.quantizer.embed.copy_(codebooks())
+        unmarked(model.quantizer.project_out)
         model.quantizer.cond_feature_emb.weight.copy_(2 * torch.eye(WIDTH))
         model.quantizer.cond_feature_emb.bias.zero_()
         write_down(model.scalar)
@@ -71,8 +75,32 @@ def untrained(seed: int) -> HeartCodec:
     return model
 
 
+def unmarked(projection: nn.Module) -> None:
+    """Let the projection out of the codebooks' space take what sounds, and leave the marks."""
+    assert isinstance(projection, nn.Linear)
+    with torch.no_grad():
+        projection.weight.copy_(torch.eye(WIDTH, WIDTH + MARKS))
+        projection.bias.zero_()
+
+
 def codebooks() -> Tensor:
-    """Codebooks, fp32 ``[8, CODES, WIDTH]``. Every stream has entries of its own, so that their sum loses nothing.
+    """Codebooks, fp32 ``[8, CODES, WIDTH + MARKS]``: what sounds of a code, then its marks.
+
+    A stream has entries of its own in both, so that their sum loses nothing. Marks say each field of a code, sounding
+    or not, and are so large that the encoder need not say anything else. Rows that no code names are far from all
+    others.
+    """
+    books = sounding()
+    marks, first = np.zeros((*books.shape[:2], MARKS), np.float32), 0
+    for book, table in zip(marks, MARKED.values(), strict=True):
+        book[:, first : first + table.shape[1]] = MARK
+        book[: len(table), first : first + table.shape[1]] *= table
+        first += table.shape[1]
+    return torch.from_numpy(np.concatenate((books, marks), axis=2))
+
+
+def sounding() -> np.ndarray:
+    """What sounds of each code, fp32 ``[8, CODES, WIDTH]``.
 
     The gains of melody, chord and bass are reduced by a singular value decomposition to as many entries as are given to
     them; clock, timbre and drums are one-hot. The streams that do not sound are 0.
@@ -96,7 +124,7 @@ def codebooks() -> Tensor:
             if age:
                 books[number["drums"], code, place + age - 1] = 1
             place += ages - 1
-    return torch.from_numpy(books)
+    return books
 
 
 def write_down(decoder: WaveformDecoder) -> None:

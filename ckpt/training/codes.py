@@ -36,6 +36,21 @@ CODES = max(int(np.prod(sizes)) for sizes in STREAMS.values())
 SILENT_BASS, SILENT_MELODY = STREAMS["bass"][0] - 1, STREAMS["melody"][0] - 1
 
 
+def says(stream: str) -> np.ndarray:
+    """What each code of a stream says, field by field, as 0 or 1: fp32 ``[codes, fields]``."""
+    code = np.arange(int(np.prod(STREAMS[stream])))
+    found = [*np.unravel_index(code, STREAMS[stream])]
+    if stream == "beat":
+        tempo, beats, frame = bar_of(code)
+        found = [2 * tempo + beats - 3, frame]
+    elif stream == "chord":  # not every root is as likely to be minor
+        found = [2 * found[0] + found[1], found[2]]
+    elif stream in ("melody", "bass"):
+        ages = MELODY_AGES if stream == "melody" else BASS_AGES
+        found = [code // ages, np.where(code < code[-1], code % ages, ages)]
+    return np.concatenate([np.eye(field.max() + 1, dtype=np.float32)[field] for field in found], axis=1)
+
+
 def beat(tempo: int, beats: int, frame: int) -> int:
     """Value of the field "beat" for a frame of a bar."""
     return int(_STARTS[_BARS.index((tempo, beats))]) + frame

@@ -9,11 +9,14 @@ from torch import Tensor
 
 from ckpt.training import words
 from ckpt.training.language import END
+from services.codec_worker.encoder import loading as encoder_weights
+from services.codec_worker.encoder.heartencoder import HeartEncoder
 from services.codec_worker.model import loading as codec_weights
 from services.codec_worker.model.heartcodec import HeartCodec
 from services.tokenizer_worker.model.heartmula import HeartMuLa
 from services.tokenizer_worker.model.linear import Matrix
 from services.tokenizer_worker.model.llama import Block, Llama
+from shared.model.checkpoint import tensors
 
 SHARPNESS = 1.6
 """What logits are multiplied by, so that the default temperature of 1 leaves the rare slips of the model aside: choices
@@ -44,6 +47,29 @@ def write(folder: Path, language: HeartMuLa, codec: HeartCodec) -> None:
     _json(codec_folder / "config.json", codec.config)
     _save(lm_folder, language_tensors(language), torch.bfloat16)
     _save(codec_folder, codec_tensors(codec), torch.float16)
+
+
+def write_encoder(folder: Path, encoder: HeartEncoder) -> None:
+    """Write the encoder in float16, its dimensions, and in the codec's folder its projection beside the codebooks."""
+    encoder_folder, codec_folder = folder / "HeartCodec-oss-encoder", folder / "HeartCodec-oss"
+    encoder_folder.mkdir(parents=True, exist_ok=True)
+    _json(encoder_folder / "config.json", encoder.config)
+    networks, projection = encoder_tensors(encoder)
+    _save(encoder_folder, networks, torch.float16, "encoder.safetensors")
+    _save(codec_folder, dict(tensors(codec_folder)) | projection, torch.float16)
+
+
+def encoder_tensors(model: HeartEncoder) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """All weights under their official names and in their shapes, some weight-normed; then those of the codec's."""
+    known, found = encoder_weights.places(model), {}
+    for name, shape in encoder_weights.stored_shapes(model):
+        stem, normed, half = name.partition(".parametrizations.weight.original")
+        tensor = known[f"{stem}.weight" if normed else name]
+        if half == "0":
+            over = [dim for dim, size in enumerate(shape) if size == 1]
+            tensor = torch.linalg.vector_norm(tensor, dim=over, keepdim=True)
+        found[name] = tensor
+    return found, {name: tensor for name, tensor in known.items() if ".project_in." in name}
 
 
 def language_tensors(model: HeartMuLa) -> dict[str, Tensor]:
@@ -99,11 +125,11 @@ def codec_tensors(model: HeartCodec) -> dict[str, Tensor]:
     return found
 
 
-def _save(folder: Path, tensors: dict[str, Tensor], dtype: torch.dtype) -> None:
-    whole = {name: tensor.detach().to(dtype).contiguous() for name, tensor in tensors.items()}
+def _save(folder: Path, weights: dict[str, Tensor], dtype: torch.dtype, file: str = "model.safetensors") -> None:
+    whole = {name: tensor.detach().to(dtype).contiguous() for name, tensor in weights.items()}
     if not all(tensor.isfinite().all() for tensor in whole.values()):
         raise ValueError(f"{folder.name}: a weight is too large for {dtype}")
-    save_file(whole, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(whole, folder / file, metadata={"format": "pt"})
 
 
 def _json(path: Path, content: object) -> None:

@@ -58,17 +58,7 @@ class Fields(nn.Module):
 def says(stream: str) -> Tensor:
     """The fields of each code of a stream, and of `END`, as 0 or 1, fp32 ``[END + 1, fields]``; other codes say
     nothing."""
-    code = np.arange(int(np.prod(codes.STREAMS[stream])))
-    found = [*np.unravel_index(code, codes.STREAMS[stream])]
-    if stream == "beat":
-        tempo, beats, frame = codes.bar_of(code)
-        found = [2 * tempo + beats - 3, frame]
-    elif stream == "chord":  # not every root is as likely to be minor
-        found = [2 * found[0] + found[1], found[2]]
-    elif stream in ("melody", "bass"):
-        ages = codes.MELODY_AGES if stream == "melody" else codes.BASS_AGES
-        found = [code // ages, np.where(code < code[-1], code % ages, ages)]
-    table = np.concatenate([np.eye(field.max() + 1)[field] for field in found], axis=1)
+    table = codes.says(stream)
     whole = torch.zeros(END + 1, table.shape[1] + 1)
     whole[: len(table), :-1] = torch.from_numpy(table)
     whole[END, -1] = 1

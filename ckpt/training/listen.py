@@ -123,28 +123,49 @@ def features(sound: np.ndarray, rate: int) -> np.ndarray:
     return np.concatenate((np.ravel(bars), cepstrum.mean(0), cepstrum.std(0), steep, change.std(0), harmony))
 
 
+class Discriminant:
+    """Linear discriminant analysis with a little ridge: the class whose mean is nearest in units of the spread within
+    classes (Fisher 1936)."""
+
+    def __init__(self, x: np.ndarray, classes: np.ndarray) -> None:
+        """Examples ``[n, features]`` and the class of each, counted from 0."""
+        self._middle, self._scale = x.mean(0), x.std(0) + 1e-6
+        x = self._scaled(x)
+        means = np.stack([x[classes == number].mean(0) for number in range(classes.max() + 1)])
+        within = x - means[classes]
+        self._weights = np.linalg.solve(within.T @ within / len(x) + 0.1 * np.eye(x.shape[1]), means.T)
+        self._bias = -0.5 * (means.T * self._weights).sum(0)
+
+    def __call__(self, x: np.ndarray) -> int:
+        """Class of ``x [features]``."""
+        return int((self._scaled(x) @ self._weights + self._bias).argmax())
+
+    def _scaled(self, x: np.ndarray) -> np.ndarray:
+        return np.asarray((x - self._middle) / self._scale)
+
+
 class Listener:
-    """Names what it hears, once it has heard examples: by linear discriminant analysis with a little ridge, the class
-    whose mean is nearest in units of the spread within classes."""
+    """Names the tags that it hears, once it has heard examples."""
 
     def __init__(self, sounds: Iterable[np.ndarray], named: Sequence[dict[str, str]], rate: int) -> None:
         """Stereo sounds ``[2, samples]``, and the tags that each was made for."""
-        self._rate, self._rules = rate, {}
+        self._rate = rate
         heard = np.stack([features(sound.mean(0), rate) for sound in sounds])
-        self._middle, self._scale = heard.mean(0), heard.std(0) + 1e-6
-        x = (heard - self._middle) / self._scale
-        for kind, names in (("genre", GENRES), ("instrument", TIMBRES), ("mood", MOODS)):
-            classes = np.array([list(names).index(tags[kind]) for tags in named])
-            means = np.stack([x[classes == number].mean(0) for number in range(len(names))])
-            within = x - means[classes]
-            weights = np.linalg.solve(within.T @ within / len(x) + 0.1 * np.eye(x.shape[1]), means.T)
-            self._rules[kind] = weights, -0.5 * (means.T * weights).sum(0), tuple(names)
+        kinds = {"genre": tuple(GENRES), "instrument": TIMBRES, "mood": MOODS}
+        self._rules = {
+            kind: (Discriminant(heard, np.array([names.index(tags[kind]) for tags in named])), names)
+            for kind, names in kinds.items()
+        }
 
     def hear(self, sound: np.ndarray) -> dict[str, str]:
         """The four tags of stereo sound ``[2, samples]``."""
         mono = sound.mean(0)
-        x = (features(mono, self._rate) - self._middle) / self._scale
-        found = {
-            kind: names[int((x @ weights + bias).argmax())] for kind, (weights, bias, names) in self._rules.items()
-        }
+        heard = features(mono, self._rate)
+        found = {kind: names[rule(heard)] for kind, (rule, names) in self._rules.items()}
         return {**found, "tempo": tempo(mono, self._rate)}
+
+
+def harmony(sound: np.ndarray, rate: int) -> np.ndarray:
+    """Numbers that tell keys apart: how strong each pitch class is on the whole, of mono sound, ``[12]``."""
+    mean = np.log(chroma(sound, rate).mean(0) + 1e-6)
+    return np.asarray((mean - mean.mean()) / (mean.std() + 1e-6))

@@ -28,15 +28,23 @@ class Player:
             network.load()
             network.to_device()
 
-    def write(self, asked: Sequence[tuple[str, str]], seed: int, longest: int) -> list[np.ndarray]:
-        """Make the codes of each song from its tags and lyrics, int16 ``[8, T]``, with at most `longest` frames."""
-        frames: list[list[np.ndarray]] = [[] for _ in asked]
+    def write(
+        self, asked: Sequence[tuple[str, str]], seed: int, longest: int, after: Sequence[np.ndarray] = (), new: int = 0
+    ) -> list[np.ndarray]:
+        """Make the codes of each song from its tags and lyrics, int16 ``[8, T]``, with at most `longest` frames.
+
+        With `after` each goes on from such frames, which are counted, and does not end within `new` more.
+        """
+        frames: list[list[np.ndarray]] = [list(kept.T) for kept in after] or [[] for _ in asked]
         waiting, playing = list(enumerate(asked)), 0
         while waiting or playing:
             while waiting and playing < TOGETHER:
                 number, (tags, lyrics) = waiting.pop(0)
-                song = Song(prompt=self.prompter.encode(tags, lyrics), max_frames=longest, seed=seed + number)
-                self._engine.admit(str(number), song)
+                kept = np.stack(frames[number], axis=1) if frames[number] else None
+                least = len(frames[number]) + new if new else 0
+                prompt = self.prompter.encode(tags, lyrics)
+                song = Song(prompt=prompt, max_frames=longest, min_frames=least, seed=seed + number)
+                self._engine.admit(str(number), song, kept)
                 playing += 1
             for name, frame in self._engine.step().items():
                 if frame is None:

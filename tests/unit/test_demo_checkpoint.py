@@ -11,6 +11,7 @@ from ckpt.training import codes, listen, words
 from ckpt.training.evaluate import notes
 from ckpt.training.music import GENRES, KEYS, TEMPI, TIMBRES, parts
 from ckpt.training.play import Player
+from ckpt.training.recordings import Reader
 from ckpt.training.synthesizer import SAMPLE_RATE as RATE
 from tests.unit.native_engines import one_thread  # noqa: F401
 
@@ -116,6 +117,16 @@ def test_without_lyrics_there_is_an_instrumental_piece() -> None:
     song = write("jazz", "")
     assert song.shape[1] < 900
     assert codes.unpack(song)["place"][-1, 0] == len(parts([])) - 1
+
+
+def test_a_recording_of_a_song_gives_its_codes() -> None:
+    made = play("pop, piano, happy, medium")
+    read = Reader(DEMO).read(made.sound)
+    right = (read == made.codes[:, : read.shape[1]]).mean(1)
+    assert read.shape == (8, 250)
+    assert right[0] > 0.65  # which line it is has to be counted; over thirty songs see docs/demo.md
+    assert right[1] > 0.7
+    assert right[2:].min() > 0.9
 
 
 def test_a_song_is_cut_where_the_length_asked_for_ends() -> None:

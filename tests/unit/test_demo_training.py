@@ -8,8 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from ckpt.training import codec, codes, composer, examples, export, language, listen, loop, synthesizer
+from ckpt.training import codec, codes, composer, encoder, examples, export, language, listen, loop, synthesizer
 from ckpt.training.music import GENRES, KEYS, TEMPI, TIMBRES, parts
+from services.codec_worker.encoder.heartencoder import HeartEncoder, stereo
+from services.codec_worker.encoder.loading import load_encoder
+from services.codec_worker.encoder.quantizer import ResidualQuantizer
+from services.codec_worker.encoder.recording import signals
 from services.codec_worker.model.flow_matching import GUIDANCE
 from services.codec_worker.model.heartcodec import HeartCodec
 from services.codec_worker.model.loading import load_weights as load_codec
@@ -118,13 +122,44 @@ def test_interrupted_training_ends_where_it_would_have_ended(tmp_path: Path, mon
     assert torch.equal(resumed, trained(tmp_path / "a.pt", loss))
 
 
+def test_codes_can_be_read_from_the_sum_of_their_rows() -> None:
+    with torch.device("meta"):
+        quantizer = ResidualQuantizer(codec.CONFIG)
+    quantizer.embed = torch.nn.Parameter(codec.codebooks())
+    rng = np.random.default_rng(0)
+    every = np.array([np.prod(sizes) for sizes in codes.STREAMS.values()])
+    made = torch.from_numpy(rng.integers(every[:, None], size=(8, 500)))
+    rows = [book[code] for book, code in zip(quantizer.embed, made, strict=True)]
+    assert torch.equal(quantizer.nearest(torch.stack(rows).sum(0)), made)
+
+
+def test_what_is_trained_is_what_reads_recordings() -> None:
+    model = encoder.untrained(0, codec.codebooks())
+    batch = encoder.chunk(np.random.default_rng(2))
+    heard = signals(batch.audio, encoder.CONFIG)
+    with torch.inference_mode():
+        trained = encoder.predict(model, encoder.heard(batch))
+        streams = *model.muencoder.conformer(model.muencoder.conv(heard.mel)), model.whisper(heard.whisper_mel)
+        query = model.query(*(stereo(stream, [1]) for stream in (*streams, model.wavlm(heard.audio))))
+        torch.testing.assert_close(trained, model.quantizer.project_in(query))
+
+
 def test_gradients_reach_all_that_is_learnt(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(language, "UNCONDITIONAL", 0.5)
     model, sound = language.untrained(0), codec.untrained(0)
     for number in range(3):
         language.loss(model.requires_grad_(True), np.random.default_rng((1, number))).backward()  # type: ignore[no-untyped-call]
         codec.loss(sound.requires_grad_(True), np.random.default_rng((1, number))).backward()
-    learnt = [*model.named_parameters(), *sound.estimator.named_parameters()]
+    hearing = encoder.untrained(0, codec.codebooks())
+    encoder.calibrate(hearing, np.random.default_rng(0))
+    hearing.requires_grad_(True)
+    for draw in (encoder.crops, encoder.chunk):
+        encoder.loss(hearing, draw(np.random.default_rng(1))).backward()  # type: ignore[no-untyped-call]
+    unlearnt = ("wavlm.", "query.cond_fusion_layer_phone.weight", "quantizer.embed")
+    heard = [
+        pair for pair in hearing.named_parameters() if not pair[0].startswith(unlearnt) and "running" not in pair[0]
+    ]
+    learnt = [*model.named_parameters(), *sound.estimator.named_parameters(), *heard]
     assert not [name for name, weight in learnt if weight.grad is None or not weight.grad.any()]
 
 
@@ -135,7 +170,14 @@ def test_what_is_exported_is_what_was_learnt(tmp_path: Path) -> None:
     again, decoded = HeartMuLa(found.lm, torch.float32), HeartCodec(found.codec, torch.float32)
     load_language(again, found.lm_path)
     load_codec(decoded, found.codec_path)
-    for before, after in ((model, again), (sound, decoded)):
+    hearing = encoder.untrained(0, encoder.codebooks_of(tmp_path)).requires_grad_(False)
+    export.write_encoder(tmp_path, hearing)
+    found = open_checkpoint(tmp_path)
+    assert found.encoder is not None
+    read = HeartEncoder(found.encoder, found.codec)
+    load_encoder(read, found)
+    load_codec(decoded, found.codec_path)  # which has the encoder's projection now
+    for before, after in ((model, again), (sound, decoded), (hearing, read)):
         was = dict(before.named_parameters())
         for name, weight in after.named_parameters():
             factor = export.SHARPNESS if "head" in name else 1
