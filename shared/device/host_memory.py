@@ -37,6 +37,16 @@ def spare_bytes(root: Path = Path("/")) -> int:
     return max(0, min(spare))
 
 
+def shortage(needed: int, root: Path = Path("/")) -> int:
+    """Bytes that are missing for a process to take `needed` bytes; 0 where they are there, or nobody tells.
+
+    What is small beside the reserves may always be taken: that is what they are for.
+    """
+    if needed <= GROUP_RESERVE // 4 or "MemAvailable" not in _table(root / "proc/meminfo"):
+        return 0
+    return max(0, needed - spare_bytes(root))
+
+
 def _groups(root: Path) -> Iterator[tuple[Path, _Files]]:
     """The folders of this process's control groups and of their ancestors.
 

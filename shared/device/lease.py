@@ -1,6 +1,6 @@
 """The lease on a device: only its holder may use the device.
 
-Each candidate owns one key ``<gpu>.<role>.<instance>`` in GPU_LOCK and keeps it alive with a per-message TTL. The
+Each candidate owns one key ``<gpu>.<group>.<instance>`` in GPU_LOCK and keeps it alive with a per-message TTL. The
 sequence of its first write is its ticket; the lowest live ticket is the head of the queue, confirms with one
 compare-and-set write, and that write's sequence is the fencing token. Hand-over is first come, first served, and a dead
 holder is gone when its key expires. A key that is written again moves to the end of the stream, so a candidate takes
@@ -35,6 +35,7 @@ from shared.device.lease_candidate import LeaseCandidate
 from shared.device.lease_queue import PREFIX, STREAM, LeaseView, is_gone, read_view
 from shared.errors import LeaseLost, NotFound, Unavailable
 from shared.nats.errors import nats_errors
+from shared.nats.subjects import lock_group
 from shared.settings import Settings
 
 __all__ = ["HeldLease", "Lease", "LeaseView", "read_leases"]
@@ -94,10 +95,11 @@ class Lease:
     """A candidate for one device, with a thread, an event loop and a connection of its own."""
 
     def __init__(self, settings: Settings, *, gpu: str, role: str, instance: str, exclusive: bool = True) -> None:
-        """With `exclusive` false only workers of the same role exclude each other on the device."""
+        """With `exclusive` false only candidates of one `lock_group` exclude each other on the device."""
         self._settings = settings
-        scope = f"{gpu}.*.*" if exclusive else f"{gpu}.{role}.*"
-        name = gpu if exclusive else f"{gpu}.{role}"
+        group = lock_group(role)
+        scope = f"{gpu}.*.*" if exclusive else f"{gpu}.{group}.*"
+        name = gpu if exclusive else f"{gpu}.{group}"
         self._candidate = LeaseCandidate(
             settings, gpu, role, instance, scope, settings.data_dir / "device" / f"{name}.lock"
         )

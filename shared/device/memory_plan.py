@@ -14,6 +14,7 @@ import msgspec
 from shared.device.info import Device, Hardware, choose_device
 from shared.errors import ConfigError
 from shared.model.checkpoint import Checkpoint
+from shared.model.encoder_sizes import encoder_needs
 from shared.model.sizes import CheckpointSizes, Sizes, TrivialSizes
 from shared.schema.worker import MemoryPlan, Role
 from shared.settings import Settings
@@ -80,7 +81,8 @@ def place(settings: Settings, checkpoint: Checkpoint, hardware: Hardware, role: 
         return Placement(device, dtype, slots, stays, device.capacity)
     sizes: Sizes = TrivialSizes()
     if settings.engine == "native":
-        sizes = CheckpointSizes(checkpoint.lm, checkpoint.codec)
+        encoder = 0 if checkpoint.encoder is None else encoder_needs(checkpoint.encoder, checkpoint.codec)
+        sizes = CheckpointSizes(checkpoint.lm, checkpoint.codec, encoder)
     plan = plan_memory(settings, device, sizes)
     log.info("%s: %s", device.name, describe(plan))
     slots = settings.batch or (CPU_BATCH if device.kind == "cpu" else max(1, min(BATCH, plan.songs[1])))
@@ -121,6 +123,9 @@ def plan_memory(settings: Settings, device: Device, sizes: Sizes) -> MemoryPlan:
     by less than another noise would make it, while a turn moves all weights, twice, and a finished song waits for it.
     A codec that takes turns is alone on the device, and in float32 where it fits so.
 
+    Where models stay, the codec's share holds the encoder too, which comes when the codec has left: that takes nothing
+    more with the official models. Where it would keep models from staying, songs come first.
+
     Raises `ConfigError`, which says what to change, when the device does not hold a song of one minute.
     """
     choice = _choices(settings, device, sizes)
@@ -132,7 +137,11 @@ def plan_memory(settings: Settings, device: Device, sizes: Sizes) -> MemoryPlan:
 def _choices(settings: Settings, device: Device, sizes: Sizes) -> list[MemoryPlan]:
     """The plans that the device has memory for, the best first."""
     dtypes = _codec_dtypes(settings, device)
-    staying = [_plan(settings, device, sizes, dtype, resident=True) for dtype in dtypes]
+    staying = [
+        _plan(settings, device, sizes, dtype, resident=True, encoder=encoder)
+        for encoder in (sizes.encoder(), 0)
+        for dtype in dtypes
+    ]
     turning = [_plan(settings, device, sizes, dtype, resident=False) for dtype in dtypes]
     enough = [plan for plan in staying if plan.songs[1] >= RESIDENT_SONGS]
     least = [plan for plan in staying if plan.songs[0]]
@@ -144,13 +153,19 @@ def _codec_fits(plan: MemoryPlan) -> bool:
     return plan.codec + plan.codec_work <= plan.capacity - plan.kept_back - plan.contexts
 
 
-def _plan(settings: Settings, device: Device, sizes: Sizes, codec_dtype: str, *, resident: bool) -> MemoryPlan:
-    """The plan with a codec of this dtype, whether it fits or not."""
+def _plan(
+    settings: Settings, device: Device, sizes: Sizes, codec_dtype: str, *, resident: bool, encoder: int = 0
+) -> MemoryPlan:
+    """The plan with a codec of this dtype, whether it fits or not.
+
+    What the codec works with is made large enough for so many bytes of the encoder when the codec has left.
+    """
     dtype = language_model_dtype(settings, device)
     cuda = device.kind == "cuda"  # on the CPU neither a driver nor a desktop takes of an accounting device
     kept_back, contexts = (_kept_back(device), 2 * CONTEXT) if cuda else (0, 0)
     model, work = sizes.language_model(dtype, settings.int8), sizes.language_model_work(dtype, settings.int8)
-    codec, codec_work = sizes.codec(codec_dtype), sizes.codec_work()
+    codec = sizes.codec(codec_dtype)
+    codec_work = max(sizes.codec_work(), encoder - codec)
     left = device.capacity - kept_back - contexts - model - work
     if resident:
         left -= codec + codec_work

@@ -1,4 +1,7 @@
-"""The five offload phases, and the turn that guards them: weights move and steps run in their phase alone."""
+"""Offload phases, five of songs and three of recordings, and the turn that guards them.
+
+Weights move and steps run in their phase alone.
+"""
 
 from dataclasses import dataclass
 from enum import IntEnum
@@ -17,6 +20,9 @@ class Phase(IntEnum):
     SWAP = 2  # language model to host memory; then HeartCodec to the device
     DECODE = 3  # audio decoding
     CLEAN = 4  # HeartCodec to host memory
+    LOAD_ENCODER = 5  # HeartCodec's encoder to the device
+    ENCODE = 6  # recordings to tokens
+    CLEAN_ENCODER = 7  # encoder off the device
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,7 @@ class PhasePlan:
 PLANS: dict[Role, PhasePlan] = {
     "tokenizer": PhasePlan(Phase.LOAD_MODEL, Phase.GENERATE, Phase.SWAP),
     "codec": PhasePlan(Phase.SWAP, Phase.DECODE, Phase.CLEAN),
+    "encoder": PhasePlan(Phase.LOAD_ENCODER, Phase.ENCODE, Phase.CLEAN_ENCODER),
 }
 
 

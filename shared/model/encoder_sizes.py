@@ -48,6 +48,17 @@ def encoder_work(config: EncoderConfig, codec: CodecConfig, chunks: int = 1) -> 
     return _FLOAT * (work + rows * heard + chunks * _STREAM * 2 * streams)
 
 
+def encoder_needs(config: EncoderConfig, codec: CodecConfig) -> int:
+    """Bytes without which nothing can be encoded: the weights, and what one chunk takes."""
+    return encoder_bytes(config, codec) + encoder_work(config, codec)
+
+
+def chunks_at_once(config: EncoderConfig, codec: CodecConfig, share: int, *, most: int) -> int:
+    """Chunks that a share of a device's memory holds beside the weights, in bytes: at least 1, and `most` at most."""
+    left = share - encoder_bytes(config, codec)
+    return max([1, *(count for count in range(1, most + 1) if encoder_work(config, codec, count) <= left)])
+
+
 def _activations(width: int, inner: int) -> int:
     """Floats a position that a block of a transformer takes at most."""
     return 10 * width + 3 * inner

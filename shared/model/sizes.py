@@ -48,6 +48,9 @@ class Sizes(Protocol):
     def codec_work(self) -> int:
         """Upper estimate of what decoding takes beside the weights."""
 
+    def encoder(self) -> int:
+        """Bytes of the encoder's weights and of what encoding takes; 0 where there is none."""
+
 
 def codec_work(config: CodecConfig, stretch: int = STRETCH_LATENTS) -> int:
     """Upper estimate of what decoding takes beside the weights, of which `stretch` latents at a time become a waveform.
@@ -71,6 +74,7 @@ class CheckpointSizes:
 
     lm: LMConfig
     codec_config: CodecConfig
+    encoder_bytes: int = 0  # with what encoding takes
 
     def language_model(self, dtype: str, int8: str) -> int:
         """See `Sizes`."""
@@ -112,6 +116,10 @@ class CheckpointSizes:
         """See `Sizes`."""
         return codec_work(self.codec_config)
 
+    def encoder(self) -> int:
+        """See `Sizes`."""
+        return self.encoder_bytes
+
 
 @dataclass(frozen=True)
 class TrivialSizes:
@@ -121,6 +129,7 @@ class TrivialSizes:
     FRAME = 1024
     CODEC = 30 * 2**20
     CODEC_WORK = 2**20
+    ENCODER = 20 * 2**20
 
     def language_model(self, dtype: str, int8: str) -> int:
         """See `Sizes`."""
@@ -141,6 +150,10 @@ class TrivialSizes:
     def codec_work(self) -> int:
         """See `Sizes`."""
         return self.CODEC_WORK
+
+    def encoder(self) -> int:
+        """See `Sizes`."""
+        return self.ENCODER + self.CODEC_WORK
 
 
 def block_bytes(tensors: Tensors) -> int:

@@ -16,10 +16,10 @@ class Draining:
     `begin` and `sleep` belong to the event loop; `active` may be read from any thread.
     """
 
-    def __init__(self, wake: asyncio.Event) -> None:
-        """`wake` is set when draining begins."""
+    def __init__(self, *wakes: asyncio.Event) -> None:
+        """`wakes` are set when draining begins."""
         self.device_broken: DeviceBroken | None = None  # why the process has to end, where that is the reason
-        self._wake = wake
+        self._wakes = wakes
         self._event = threading.Event()
         self._began = 0.0  # monotonic
 
@@ -29,7 +29,8 @@ class Draining:
         self.device_broken = error or self.device_broken
         self._began = time.monotonic()
         self._event.set()
-        self._wake.set()
+        for wake in self._wakes:
+            wake.set()
 
     @property
     def active(self) -> bool:

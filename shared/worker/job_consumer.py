@@ -128,7 +128,7 @@ class JobConsumer:
         """The next message. A high lane that was empty just now comes last: it is not looked at for each song."""
         empty = time.monotonic() < self._high_empty + _EMPTY_SECONDS
         order: tuple[Priority, Priority] = ("normal", "high") if empty else lanes(self._highs)
-        for lane in order:
+        for lane in (lane for lane in order if lane in self._spec.consumers):
             if lane == "high":
                 self._high_empty = time.monotonic()  # unless work is announced while it is looked at
             if message := await self._fetch(self._spec.consumers[lane]):
@@ -207,8 +207,12 @@ class JobConsumer:
     def _claimed(self, job: Job, turn: Turn, order: TokenJob | DecodeJob, message: QueueMessage) -> Job:
         """A record as this turn claims it. Raises `JobStopped` when the stage is done, `SongError` after too many."""
         role = self._spec.role
+        if (job.recording is not None) != (role == "encoder"):
+            raise JobStopped(f"it is no work for the {role} worker")
         if job.status not in self._spec.accepts:
             raise JobStopped(f"the song is {job.status} already")
+        if self._spec.refusal is not None:
+            raise SongError(self._spec.refusal)
         attempts = 1 if job.status == "queued" else claim_of(job, role).attempts + 1
         if attempts > MAX_ATTEMPTS:
             raise SongError(f"its worker died {MAX_ATTEMPTS} times while working on it")

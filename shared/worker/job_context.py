@@ -80,7 +80,7 @@ class JobContext:
 
     def publish_from_engine(self, event: AnyEvent) -> None:
         """`publish`, from the engine's thread."""
-        self._loop.call_soon_threadsafe(self._outbox.put_nowait, event)
+        self._loop.call_soon_threadsafe(self.publish, event)
 
     # --- from the event loop
 
@@ -107,8 +107,9 @@ class JobContext:
         self._pause.set()
 
     def publish(self, event: AnyEvent) -> None:
-        """Publish an event in the background, after those already reported."""
-        self._outbox.put_nowait(event)
+        """Publish an event in the background, after those already reported. Of recordings none is published."""
+        if self.job.recording is None:
+            self._outbox.put_nowait(event)
 
     async def close(self) -> None:
         """Publish the remaining events and keep the message no longer."""

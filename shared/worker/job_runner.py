@@ -164,13 +164,16 @@ class JobRunner:
         return outcome.result
 
     async def _clear_away(self, context: JobContext) -> None:
-        """Delete the objects of a cancelled song. Those of a song that another worker has now belong to that one."""
+        """Delete the objects of a cancelled song. Those of a song that another worker has now belong to that one.
+
+        A recording's are left to the gateway that cancelled it: the same upload, under the same keys, may be back.
+        """
         worker = self._worker
         job = await worker.retry(lambda: worker.jobs.get(context.job.job_id, context.job.tenant))
         if job is not None and job.status in self._stage.spec.accepts:
             await self._settlement.leave(context, job)
             return
-        if job is not None and job.status == "cancelled":
+        if job is not None and job.status == "cancelled" and job.recording is None:
             for prefix in song_prefixes(job.job_id):
                 await worker.retry(lambda prefix=prefix: worker.store.delete(prefix))  # type: ignore[misc]
         await context.message.acknowledge()

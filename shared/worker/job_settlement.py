@@ -151,9 +151,11 @@ class JobSettlement:
         job: Job | None = None
         with contextlib.suppress(JobConflict):
             job = await self._jobs.update(job_id, tenant, fail)
-            await self._events.publish(tenant, end_event(job))
+            await self._publish_end(job)
         await self.dead_letter(message, job_id, reason)
         if job is None or job.status != "failed":  # another worker has completed it meanwhile
+            return
+        if job.recording is not None:  # the same upload may be tried again; its audio goes with its record
             return
         with contextlib.suppress(Unavailable, ObjectError):
             for prefix in song_prefixes(job_id):
@@ -165,14 +167,19 @@ class JobSettlement:
         `job` is the record, or None when there is none.
         """
         if job is not None and job.status in ENDED:
-            await self._events.publish(job.tenant, end_event(job))
-        elif job is not None:
+            await self._publish_end(job)
+        elif job is not None and job.recording is None:
             with contextlib.suppress(QueueFull):  # the reconciler finds a record without a message
                 if job.status == "queued":  # sent back for its tokens
                     await queue_tokens(self._nc, job)
                 elif job.status == "decoding" and self._role == "tokenizer":  # handed on
                     await queue_windows(self._nc, job)
         await message.acknowledge()
+
+    async def _publish_end(self, job: Job) -> None:
+        """Publish that a song has ended. Of recordings there are no events."""
+        if job.recording is None:
+            await self._events.publish(job.tenant, end_event(job))
 
     async def dead_letter(self, message: QueueMessage, job_id: str, reason: str) -> None:
         """Store a message that no worker can use as a dead letter for the operator, and remove it from the queue."""

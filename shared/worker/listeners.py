@@ -56,6 +56,11 @@ class Listeners:
         dry_at = [moment for _, moment in self._counting(job_id).values()]
         return max(0.0, min(dry_at) - self._clock()) if dry_at else None
 
+    def soonest(self) -> float | None:
+        """The least of `dry_in` of all songs; None where nobody listens."""
+        found = [dry_in for job_id in self._dry_at if (dry_in := self.dry_in(job_id)) is not None]
+        return min(found, default=None)
+
     def _counting(self, job_id: str) -> dict[str, tuple[float, float]]:
         """The reports of a song that still count, by gateway."""
         oldest = self._clock() - FORGET_SECONDS

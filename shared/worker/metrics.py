@@ -29,54 +29,43 @@ for _caches in ("parked", "shared", "prefilled"):
     RESUMED.labels(_caches)  # a figure that is 0 is shown too
 
 
-class WorkerMetrics:
-    """The metrics of one worker."""
+class Families:
+    """The metrics of one process, by role of its stages."""
 
-    def __init__(self, role: str) -> None:
+    def __init__(self) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
-        self.registry.register(FAILED_WRITES)
-        self.registry.register(UNREADABLE)
-        self.registry.register(PARKED_BYTES)
-        self.registry.register(RESUMED)
-        attempts = Counter(
+        for family in (FAILED_WRITES, UNREADABLE, PARKED_BYTES, RESUMED):
+            self.registry.register(family)
+        self.attempts = Counter(
             "heartmula_worker_attempts",
             "Songs that were worked on, by how that ended: done, stopped (cancelled, or another worker has it), "
             "handed_back (through no fault of their own), tried_again (after an error that they raised), failed",
             ["role", "outcome"],
             registry=self.registry,
         )
-        self.attempts = {name: attempts.labels(role, name) for name in get_args(AttemptResult)}
         self.redeliveries = Counter(
             "heartmula_worker_redeliveries",
             "Messages that were delivered for the second time or more",
             ["role"],
             registry=self.registry,
-        ).labels(role)
-        self._frames = Gauge(
+        )
+        self.frames = Gauge(
             "heartmula_worker_frames", "Frames (80 ms of music) made since the start", ["role"], registry=self.registry
         )
-        self._work = Gauge(
+        self.work = Gauge(
             "heartmula_worker_work_seconds",
             "Time spent on making frames; frames * 0.08 divided by it is the real-time factor",
             ["role"],
             registry=self.registry,
         )
-        self._role = role
         self.turn = self._histogram("turn", "How long a worker had the device")
         self.wait = self._histogram("lease_wait", "How long a worker waited for the device")
         self.load = self._histogram("load", "How long a model took to move onto the device")
         self.unload = self._histogram("unload", "How long a model took to leave the device")
 
     def _histogram(self, name: str, words: str) -> Histogram:
-        return Histogram(
-            f"heartmula_worker_{name}_seconds", words, ["role"], buckets=_SECONDS, registry=self.registry
-        ).labels(self._role)
-
-    def watch(self, frames: Callable[[], float], seconds: Callable[[], float]) -> None:
-        """Read the frames made, and the seconds spent on them, from these functions."""
-        self._frames.labels(self._role).set_function(frames)
-        self._work.labels(self._role).set_function(seconds)
+        return Histogram(f"heartmula_worker_{name}_seconds", words, ["role"], buckets=_SECONDS, registry=self.registry)
 
     def serve(self, host: str, port: int) -> None:
         """Serve the metrics from a thread of its own. Raises `ConfigError` when the port cannot be used."""
@@ -84,6 +73,22 @@ class WorkerMetrics:
             start_http_server(port, host, self.registry)
         except OSError as error:
             raise ConfigError(f"HEARTMULA_METRICS_PORT: {host}:{port} cannot be used: {error.strerror}") from None
+
+
+class WorkerMetrics:
+    """The metrics of one role."""
+
+    def __init__(self, role: str, families: Families) -> None:
+        self.attempts = {name: families.attempts.labels(role, name) for name in get_args(AttemptResult)}
+        self.redeliveries = families.redeliveries.labels(role)
+        self._role, self._families = role, families
+        self.turn, self.wait = families.turn.labels(role), families.wait.labels(role)
+        self.load, self.unload = families.load.labels(role), families.unload.labels(role)
+
+    def watch(self, frames: Callable[[], float], seconds: Callable[[], float]) -> None:
+        """Read the frames made, and the seconds spent on them, from these functions."""
+        self._families.frames.labels(self._role).set_function(frames)
+        self._families.work.labels(self._role).set_function(seconds)
 
 
 @contextmanager

@@ -19,7 +19,8 @@ _ALIKE = 64  # two amounts of memory are alike when they differ by less than thi
 _MISCOUNT = 10  # less than this part of the device may be ours, miscounted, where it seems to be others'
 _MOST_SONGS = 1000  # whose attempts are counted
 _WORKERS = tuple(f"{role}." for role in PLANS)
-_OTHER: dict[Role, Role] = {"tokenizer": "codec", "codec": "tokenizer"}
+# Whose share is not this role's; the encoder uses the codec's, one after the other.
+_OTHER: dict[Role, Role] = {"tokenizer": "codec", "codec": "tokenizer", "encoder": "tokenizer"}
 _SETTINGS = ", ".join(  # on which the plan for a device depends
     f"HEARTMULA_{name}"
     for name in (
@@ -48,8 +49,12 @@ class ModelResidency:
         memory: PhaseMemoryLog,
         state: WorkerState,
         metrics: WorkerMetrics,
+        models: "list[ModelResidency] | None" = None,
     ) -> None:
+        """`models` are those of one process, which this one joins: only one of them is on the device at a time."""
         self._stage, self._placement, self._ledger = stage, placement, ledger
+        self._models = [] if models is None else models
+        self._models.append(self)
         self._in_engine = in_engine
         self._memory, self._state, self._metrics = memory, state, metrics
         self._resident = False
@@ -90,9 +95,16 @@ class ModelResidency:
         self._memory.end()
 
     async def load(self, turn: Turn) -> None:
-        """Move the weights to the device, unless they are there. Raises `LeaseLost`, `DeviceFull`, `DeviceBroken`."""
+        """Move the weights to the device, unless they are there. Raises `LeaseLost`, `DeviceFull`, `DeviceBroken`.
+
+        First the other models of this process leave it, also where models stay: they have one share of its memory.
+        """
         if self._resident:
             return
+        for model in self._models:
+            if model is not self:
+                turn.check(PLANS[self._stage.spec.role].load)
+                await model.leave()
         turn.place_weights(self._stage.spec.weights_label, self._stage.weight_bytes)
         self._state.begin_loading()
         try:
@@ -107,7 +119,12 @@ class ModelResidency:
 
     async def unload(self) -> None:
         """Move the weights off the device, if they are there and should leave it. Raises what the engine raises."""
-        if self._resident and not self._placement.stays:
+        if not (self._placement.stays and self._stage.spec.may_stay):
+            await self.leave()
+
+    async def leave(self) -> None:
+        """Move the weights off the device, if they are there, whether or not models stay. Raises as `unload`."""
+        if self._resident:
             with timed(self._metrics.unload):
                 await self._in_engine(self._stage.to_host)
             self._resident = False

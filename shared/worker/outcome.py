@@ -30,8 +30,14 @@ _ADVICE: dict[Role, str] = {
         "needs less"
     ),
     "codec": "a smaller HEARTMULA_MODEL_DTYPE needs less",  # whatever the song: it is decoded window by window
+    "encoder": "it is float32 whatever the settings say, a device with more memory holds it",
 }
 _ADVICE_WHERE_MODELS_STAY = ", HEARTMULA_SEQUENTIAL_OFFLOAD=true leaves more"
+
+
+def advice(role: Role, *, stays: bool) -> str:
+    """What to change where a song does not fit a device. `stays`: models stay on it."""
+    return f"{_ADVICE[role]}{_ADVICE_WHERE_MODELS_STAY if stays else ''}"
 
 
 class Settlement(Enum):
@@ -114,7 +120,7 @@ def _does_not_fit(reason: str, role: Role, failures: int, memory: DeviceMemory) 
 
     A little of what others use may be ours, miscounted; so a song does not wait for ever while that does not change.
     """
-    advised = f"{reason}; {_ADVICE[role]}{_ADVICE_WHERE_MODELS_STAY if memory.stays else ''}"
+    advised = f"{reason}; {advice(role, stays=memory.stays)}"
     if memory.needed > memory.share:
         return Outcome(settlement=Settlement.FAIL, result="failed", reason=advised)
     if memory.needed <= memory.share - memory.taken:

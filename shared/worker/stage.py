@@ -25,6 +25,8 @@ class StageSpec:
     order: type[TokenJob] | type[DecodeJob]  # type of the queue's messages
     accepts: frozenset[Status]  # states in which a song still needs this stage
     weights_label: str  # of the model's weights in the device's ledger
+    may_stay: bool = True  # whether the weights stay on the device between turns, where models stay
+    refusal: str | None = None  # why no song can ever be worked on: each one fails with these words
 
 
 class JobStage(Protocol):

@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 # A server that does not answer, or that refused with an error that no caller expected.
 _SERVER_ERRORS = (Unavailable, NotFound, WrongSequence, TimeoutError)
 _TICK_SECONDS = 0.25  # between two decisions when nothing happens
+_FULL_SECONDS = 2.0  # before a model is tried again that the device had no room for
+_FULL_SECONDS_OF_GUESTS = 30.0  # likewise for one that does not stay there: another one leaves for each try
 _BACKLOG = 32  # songs off the device that may be unsettled before no further one is begun
 
 
@@ -89,8 +91,9 @@ class TurnLoop:
                 log.warning("NATS or the object store is away: %s", describe_error(error))
                 await asyncio.sleep(1)
             except DeviceFull as error:
-                self._state.report(f"waiting for memory on the device: {error}")
-                await asyncio.sleep(2)
+                pause = _FULL_SECONDS if self._stage.spec.may_stay else _FULL_SECONDS_OF_GUESTS
+                self._state.report(f"waiting for memory on the device: {error}", pause)
+                await self._draining.sleep(pause)
             except OSError as error:
                 self._state.report(f"this worker cannot write: {error}")
                 await asyncio.sleep(2)
@@ -206,9 +209,11 @@ class TurnLoop:
             return Decision.YIELD
         running = len(self._runner.on_device())
         unsettled = len(self._runner) - running
-        asked = [view.since for view in held.waiting() if view.role != self._stage.spec.role]
+        others = [view for view in held.waiting() if view.role != self._stage.spec.role]
+        asked = [view.since for view in others]
         lasted, away = time.monotonic() - began, self._state.away
-        cut = asked and self._policy.may_be_cut(lasted, away)  # else nothing depends on listeners
+        # Else nothing depends on listeners: an encoder helps none of them.
+        cut = any(view.role != "encoder" for view in others) and self._policy.may_be_cut(lasted, away)
         return self._policy.decide(
             Situation(
                 running=running,

@@ -8,8 +8,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from services.codec_worker.encoder.chunks import RATE, frame_count
 from services.codec_worker.encoder.mel import htk_filters, mu_decibels, slaney_filters
-from services.codec_worker.encoder.recording import RATE, Recording, frame_count, signals
+from services.codec_worker.encoder.recording import Recording, signals
 from services.codec_worker.encoder.resampling import Resampler
 from shared.model.encoder_config import CHUNK
 from tests.golden.encoder_set import EncoderSet, encoder_folder

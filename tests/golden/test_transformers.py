@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from services.codec_worker.encoder.chunks import RATE
 from services.codec_worker.encoder.heartencoder import HeartEncoder
 from services.codec_worker.encoder.layers import pairs
 from services.codec_worker.encoder.loading import load_encoder
 from services.codec_worker.encoder.mel import WHISPER_RATE, whisper_log_mel
-from services.codec_worker.encoder.recording import RATE, Recording, signals
+from services.codec_worker.encoder.recording import Recording, signals
 from shared.model.checkpoint import Checkpoint, tensors
 from tests.golden.encoder_set import EncoderSet
 

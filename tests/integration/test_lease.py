@@ -132,6 +132,30 @@ async def test_without_exclusion_roles_share_the_device_but_equals_do_not(make: 
     await one.release()
 
 
+async def test_encoder_and_codec_exclude_each_other_even_where_models_stay(make: Make) -> None:
+    tokenizer, codec, encoder = (
+        make(role, name, exclusive=False) for role, name in (("tokenizer", "a"), ("codec", "b"), ("encoder", "c"))
+    )
+    for lease in (tokenizer, codec, encoder):
+        await lease.start()
+    other, held = await tokenizer.acquire(), await codec.acquire()
+    waiting = asyncio.create_task(encoder.acquire())
+    while not held.waiting():
+        await asyncio.sleep(0.01)
+    assert [view.role for view in held.waiting()] == ["encoder"]
+    assert not other.waiting()
+    await held.release()
+    held = await waiting
+    waiting = asyncio.create_task(codec.acquire())
+    while not held.waiting():
+        await asyncio.sleep(0.01)
+    assert [view.role for view in held.waiting()] == ["codec"]
+    assert not waiting.done()
+    await held.release()
+    await (await waiting).release()
+    await other.release()
+
+
 async def test_leases_that_the_server_does_not_let_expire_are_deleted_by_a_waiting_contender(
     make: Make, nats_settings: Settings
 ) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from shared.device.host_memory import GROUP_RESERVE, spare_bytes
+from shared.device.host_memory import GROUP_RESERVE, shortage, spare_bytes
 
 GIB = 2**30
 UNLIMITED_V1 = 0x7FFFFFFFFFFFF000  # what version 1 says for no limit
@@ -91,3 +91,11 @@ def test_a_system_that_does_not_tell_has_nothing_to_spare(meminfo: str | None, t
 
 def test_this_system_can_be_read() -> None:
     assert spare_bytes() >= 0
+
+
+def test_what_is_missing_for_a_large_block_is_told(tmp_path: Path) -> None:
+    assert shortage(100 * GIB, tmp_path) == 0, "where nobody tells, nothing is known to be missing"
+    machine(tmp_path, total=32, available=7)
+    assert [shortage(n * GIB, tmp_path) for n in (3, 5)] == [0, 2 * GIB]
+    machine(tmp_path, total=32, available=1)
+    assert shortage(GIB // 8, tmp_path) == 0, "the reserve is there for what is small"

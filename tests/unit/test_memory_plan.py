@@ -11,10 +11,11 @@ from shared.device.info import Device, Hardware
 from shared.device.memory_plan import Placement, describe, place, plan_memory, share
 from shared.errors import ConfigError
 from shared.model.checkpoint import Checkpoint, open_checkpoint
+from shared.model.encoder_sizes import encoder_needs
 from shared.model.sizes import CheckpointSizes, TrivialSizes
 from shared.schema.worker import MemoryPlan
 from shared.settings import Settings
-from tests.bench.checkpoints import CODEC, OFFICIAL_LM
+from tests.bench.checkpoints import CODEC, ENCODER, OFFICIAL_LM
 
 ROOT = Path(__file__).parents[2]
 DEMO = open_checkpoint(ROOT / "ckpt/demo")
@@ -75,6 +76,21 @@ def test_what_a_plan_gives_out_fits_the_card() -> None:
                 assert tokenizer + codec <= usable if plan.resident else max(tokenizer, codec) <= usable
                 assert codec >= plan.codec + plan.codec_work
                 assert share(plan, "tokenizer") - plan.language_model == plan.for_songs > 0
+
+
+def test_where_models_stay_the_codecs_share_holds_the_encoder_unless_songs_would_suffer() -> None:
+    def with_encoder(nbytes: int) -> CheckpointSizes:
+        return replace(OFFICIAL, encoder_bytes=nbytes)
+
+    assert ENCODER is not None
+    official = with_encoder(encoder_needs(ENCODER, CODEC))
+    for gib in CARDS.values():
+        if gib > CARDS[8]:
+            assert plan_memory(Settings(), card(gib), official) == planned(gib), "it needs less than the codec"
+    large = plan_memory(Settings(), card(23.6), with_encoder(10 * 2**30))
+    assert share(large, "codec") == share(large, "encoder") == 10 * 2**30
+    assert share(large, "tokenizer") < share(planned(23.6), "tokenizer")
+    assert plan_memory(Settings(), card(15.7), with_encoder(10 * 2**30)) == planned(15.7), "songs come first"
 
 
 def test_eight_gigabytes_are_refused_with_the_setting_that_helps() -> None:
@@ -158,13 +174,13 @@ def placed(settings: Settings, role: str, checkpoint: Checkpoint = DEMO, *, amx:
 
 
 @pytest.mark.parametrize("amx", [False, True])
-@pytest.mark.parametrize("mb", [0, 96, 180, 100_000])
+@pytest.mark.parametrize("mb", [0, 104, 180, 100_000])
 def test_both_workers_find_the_same_plan(mb: int, amx: bool) -> None:
     settings = Settings(device="cpu", cpu_device_mb=mb)
     tokenizer, codec = (placed(settings, role, amx=amx) for role in ("tokenizer", "codec"))
     assert tokenizer.plan is not None
     assert tokenizer.plan == codec.plan
-    assert tokenizer.stays is codec.stays is (mb != 96)
+    assert tokenizer.stays is codec.stays is (mb != 104)
     assert (tokenizer.dtype, codec.dtype) == ("float32", "bfloat16" if amx else "float32")
     assert tokenizer.plan.contexts == tokenizer.plan.kept_back == 0
 

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
+from shared.errors import DeviceFull
 from shared.worker import turn_loop as module
 from shared.worker.state import WorkerState
 from shared.worker.turn_loop import TurnLoop
-from shared.worker.turn_policy import TurnPolicy
+from shared.worker.turn_policy import Decision, TurnPolicy
 
 WAITING, LOADING, UNLOADING, WORKING = 5.0, 2.0, 3.0, 1000.0
 
@@ -113,3 +114,49 @@ async def test_the_device_is_away_from_leaving_it_until_the_model_is_there_again
     clock.now += 10_000
     await loop._take_turn()
     assert state.away == second
+
+
+@pytest.mark.parametrize(("role", "decision"), [("codec", Decision.YIELD), ("encoder", Decision.GO_ON)])
+async def test_a_turn_ends_early_for_those_alone_who_can_help_a_listener(
+    clock: Clock, role: str, decision: Decision
+) -> None:
+    loop: Any = loop_of(clock, WorkerState(), TurnPolicy(60.0))
+    loop._stage.dry_in = clock.taking(0, 0.0)
+    loop._runner.on_device = lambda: [object()]
+    held = SimpleNamespace(alive=True, waiting=lambda: [SimpleNamespace(role=role, since=clock.now)])
+    assert await loop._decide(held, clock.now, False) is decision
+
+
+@pytest.mark.parametrize(("may_stay", "pause"), [(True, 2.0), (False, 30.0)])
+async def test_a_model_that_does_not_stay_seldom_tries_a_full_device(
+    clock: Clock, may_stay: bool, pause: float
+) -> None:
+    """Each time the model that stays there has to leave for it."""
+
+    async def full(_: object) -> None:
+        tries.append(clock.now)
+        loop._draining.active = len(tries) == 2
+        raise DeviceFull("there is no room")
+
+    async def nothing(*_: object, **more: object) -> None:
+        """Nothing is in the way, and nothing happens."""
+
+    async def sleep(seconds: float) -> None:
+        clock.now += seconds
+
+    state, tries = WorkerState(), list[float]()
+    loop: Any = loop_of(clock, state, TurnPolicy(60.0))
+    loop._stage.spec.may_stay, loop._stage.obstacle = may_stay, nothing
+    loop._gate = SimpleNamespace(obstacle=nothing)
+    loop._residency.obstacle, loop._residency.load = lambda: None, full
+    loop._settlement = SimpleNamespace(give_back=nothing)
+    loop._consumer = SimpleNamespace(
+        wait=nothing,
+        next=in_turn(
+            [SimpleNamespace(job=SimpleNamespace(job_id="a", status="queued"), close=nothing)],
+        ),
+    )
+    loop._draining.sleep, loop._runner.wait_settled = sleep, nothing
+    await loop.run()
+    assert tries[1] - tries[0] == WAITING + UNLOADING + pause
+    assert state.problem == "waiting for memory on the device: there is no room"

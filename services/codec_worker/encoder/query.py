@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from services.codec_worker.encoder.chunks import FRAMES
 from services.codec_worker.encoder.layers import LayerNorm, attend, rope_table, rotate
-from services.codec_worker.encoder.recording import FRAMES
 from services.codec_worker.model.linear import Linear
 from shared.model.encoder_config import EncoderConfig, QueryConfig
 

@@ -7,15 +7,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from services.codec_worker.encoder.chunks import FRAMES, RATE, chunk_count, frame_count, whole_frames
 from services.codec_worker.encoder.mel import mu_decibels, whisper_log_mel
 from services.codec_worker.encoder.resampling import Resampler
 from shared.model.encoder_config import CHUNK, EncoderConfig
 
-RATE = 24_000  # Hz, at which a recording is cut into chunks
-FRAMES = 372  # of a chunk
 PADDING = 240  # samples after a chunk, so that WavLM has its last frame
-_PER_SECOND = 12.5  # frames
-_FRAME = 1920  # samples
 
 
 @dataclass(frozen=True)
@@ -27,15 +24,6 @@ class Signals:
     whisper_mel: Tensor  # [channels, 3000, bands]
 
 
-def frame_count(samples: int) -> int:
-    """Frames of so many samples at 24 kHz, as the reference counts them.
-
-    Mostly the last one holds padding, even after whole frames; where the product in float64 falls just short of a
-    whole number, and at the end of a whole chunk, it does not.
-    """
-    return min(int(samples / RATE * _PER_SECOND) + 1, FRAMES * -(-samples // CHUNK))
-
-
 class Recording:
     """Audio float32 ``[1 or 2, samples]`` with its rate in Hz. It is read chunk by chunk, so a file may be mapped."""
 
@@ -44,9 +32,9 @@ class Recording:
             raise ValueError(f"audio is {audio.dtype} {list(audio.shape)}, expected float32 [1 or 2, samples]")
         self._audio, self._resampler = audio, Resampler(sample_rate, RATE)
         self.samples = self._resampler.length(audio.shape[1])  # at 24 kHz
-        self.chunks = -(-self.samples // CHUNK)
+        self.chunks = chunk_count(self.samples)
         self.frames = frame_count(self.samples)
-        self.whole_frames = self.samples // _FRAME  # without padding in them
+        self.whole_frames = whole_frames(self.samples)
 
     def frames_of(self, chunk: int) -> int:
         """Number of frames of a chunk: 372 but in the last."""

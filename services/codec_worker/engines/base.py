@@ -1,4 +1,4 @@
-"""The interface of a codec engine, token frames in, audio out, and the steps of an encoder.
+"""The interfaces of engines: a codec, token frames in, audio out; and an encoder, the other way round.
 
 An engine knows nothing of NATS, S3 or HTTP.
 """
@@ -20,6 +20,7 @@ __all__ = [
     "DecodeSteps",
     "EncodeStep",
     "EncodeSteps",
+    "EncoderEngine",
     "KeptWindows",
 ]
 
@@ -104,4 +105,36 @@ class CodecEngine(Protocol):
 
         `kept` is what the song takes over from the one that it goes on from, the same in all calls: its audio is that
         of the other song up to where they part. An engine that decodes songs as wholes does not use it.
+        """
+
+
+class EncoderEngine(Protocol):
+    """An engine that makes token frames from audio. Its methods block: call them in a thread of their own."""
+
+    @property
+    def identity(self) -> str:
+        """What codes follow from beside the recording. Raises `OSError` when the checkpoint is gone."""
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes that the weights take on the device."""
+
+    @property
+    def work_bytes(self) -> int:
+        """Upper estimate of the bytes that encoding needs on the device beside the weights."""
+
+    def load(self) -> None:
+        """Read the weights into host memory. Raises `ConfigError` when the checkpoint does not fit the layout."""
+
+    def to_device(self) -> None:
+        """Move the weights to the device."""
+
+    def to_host(self) -> None:
+        """Move the weights off the device and give its memory back."""
+
+    def encode(self, audio: np.ndarray, sample_rate: int, *, first: int = 0) -> EncodeSteps:
+        """Encode ``audio``, float32 ``[1 or 2, samples]`` at `sample_rate` Hz, from its chunk `first` on.
+
+        Chunks and frames are those of `services.codec_worker.encoder.chunks`, and final as they come: another engine of
+        this `identity` may go on after any chunk. An array that is mapped from a file is never in memory as a whole.
         """

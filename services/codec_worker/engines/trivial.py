@@ -1,12 +1,23 @@
-"""A codec engine without a model: every frame becomes a beep of 80 ms. For testing the flow of jobs."""
+"""Engines without a model, for testing the flow of jobs: a frame becomes a beep of 80 ms, and its checksum a frame."""
 
 import time
+import zlib
 from functools import lru_cache
 from itertools import pairwise
 
 import numpy as np
 
-from services.codec_worker.engines.base import NOTHING_KEPT, DecodeState, DecodeStep, DecodeSteps, KeptWindows
+from services.codec_worker.encoder.chunks import FRAMES, chunk_count, frame_count
+from services.codec_worker.encoder.chunks import samples_of as resampled
+from services.codec_worker.engines.base import (
+    NOTHING_KEPT,
+    DecodeState,
+    DecodeStep,
+    DecodeSteps,
+    EncodeStep,
+    EncodeSteps,
+    KeptWindows,
+)
 from services.codec_worker.engines.decode_state import digest
 from shared.frames import samples_of
 from shared.model.codec_windows import CodecWindows
@@ -14,6 +25,7 @@ from shared.model.sizes import TrivialSizes
 
 FRAMES_A_STEP = 25
 _WINDOWS = CodecWindows()  # those of HeartCodec
+_CODES = 64  # that there are; the trivial codec makes two octaves and a half of them
 
 
 class TrivialCodec:
@@ -129,3 +141,49 @@ class TrivialCodec:
 @lru_cache(maxsize=1024)
 def _phase(seed: int) -> float:
     return float(np.random.SeedSequence(seed).generate_state(1)[0]) / 2**32 * 2 * np.pi
+
+
+class TrivialEncoder:
+    """Makes codes of the checksums of frames. A step is a chunk and takes `step_ms`; a move takes `swap_ms`."""
+
+    identity = "trivial encoder"
+    weight_bytes = TrivialSizes.ENCODER
+    work_bytes = TrivialSizes.CODEC_WORK
+
+    def __init__(self, step_ms: int, *, swap_ms: int = 0) -> None:
+        self._step, self._swap = step_ms / 1000, swap_ms / 1000
+
+    def load(self) -> None:
+        """Read nothing: there are no weights."""
+
+    def to_device(self) -> None:
+        """Move nothing: there are no weights. It takes its time."""
+        time.sleep(self._swap)
+
+    def to_host(self) -> None:
+        """Move nothing, likewise."""
+        time.sleep(self._swap)
+
+    def encode(self, audio: np.ndarray, sample_rate: int, *, first: int = 0) -> EncodeSteps:
+        """Make codes, a chunk a step. Raises `ValueError` for a chunk that there is not."""
+        samples = resampled(audio.shape[1], sample_rate)
+        chunks, frames = chunk_count(samples), frame_count(samples)
+        if not 0 <= first < chunks:
+            raise ValueError(f"a recording of {chunks} chunks has no chunk {first}")
+        return self._encode(audio, sample_rate, range(first, chunks), frames)
+
+    def _encode(self, audio: np.ndarray, sample_rate: int, chunks: range, frames: int) -> EncodeSteps:
+        for done, chunk in enumerate(chunks, 1):
+            time.sleep(self._step)
+            within = range(chunk * FRAMES, min((chunk + 1) * FRAMES, frames))
+            codes = [
+                _codes(audio[:, frame * 2 * sample_rate // 25 : (frame + 1) * 2 * sample_rate // 25])
+                for frame in within
+            ]
+            yield EncodeStep(done, len(chunks), np.stack(codes, axis=1))
+
+
+def _codes(frame: np.ndarray) -> np.ndarray:
+    """Eight codes of a frame, float32 ``[channels, samples]``."""
+    checksum = zlib.crc32(np.ascontiguousarray(frame).tobytes())
+    return np.random.default_rng(checksum).integers(0, _CODES, 8).astype(np.int16)
