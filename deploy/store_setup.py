@@ -1,7 +1,8 @@
 """``python -m deploy.store_setup``: create the bucket, its lifecycle rule and two users with their rights in MinIO.
 
-The services use the user `heartmula`, who has all rights in the bucket; `reader` may list and read finished songs. The
-rule deletes tokens that have not been deleted otherwise. Running it again changes nothing.
+The services use the user `heartmula`, who has all rights in the bucket; `reader` may list and read finished songs, no
+recordings. The rule deletes tokens that have not been deleted otherwise; recordings have none, for one that is uploaded
+again lives on. Running it again changes nothing.
 
 Variables: S3_ENDPOINT, S3_ROOT_USER, S3_ROOT_PASSWORD, S3_SERVICE_PASSWORD, S3_READER_PASSWORD and HEARTMULA_S3_BUCKET
 (default ``heartmula``).

@@ -150,6 +150,18 @@ class Settings:
         None,
         "seconds for which a completed song's tokens are kept, for others to go on from; unset: as long as its audio",
     )
+    recording_seconds: float = _setting(
+        "HEARTMULA_RECORDING_SECONDS",
+        parse.seconds(1, 3600),
+        600.0,
+        "how long an uploaded recording may be",
+    )
+    recording_mb: int = _setting(
+        "HEARTMULA_RECORDING_MB",
+        parse.integer(1, 10_000),
+        100,
+        "how many million bytes an uploaded recording may have",
+    )
     lease_ttl: int = _setting(
         "HEARTMULA_LEASE_TTL",
         parse.integer(2, 60),
@@ -160,7 +172,7 @@ class Settings:
         "HEARTMULA_QUEUE_LIMIT",
         parse.integer(1, 100_000),
         500,
-        "songs that may wait or run; more are refused with 429",
+        "songs that may wait or run, and as many recordings; more are refused with 429",
     )
     webhook_secret: str = _setting(
         "HEARTMULA_WEBHOOK_SECRET", parse.webhook_secret, "", "whsec_…, signs webhooks; unset: no webhooks", secret=True

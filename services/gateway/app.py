@@ -15,7 +15,7 @@ from services.gateway.api import browser_session as session
 from services.gateway.api.docs import openapi
 from services.gateway.api.docs import routes as api_docs
 from services.gateway.api.guards import PUBLIC, PageRules, need_key, provide_caller
-from services.gateway.api.routes import audio, songs, system
+from services.gateway.api.routes import audio, recordings, songs, system
 from services.gateway.api.security_headers import secure
 from services.gateway.api.sse import event_stream
 from services.gateway.api.static_files import StaticFiles
@@ -41,6 +41,8 @@ def create_app(container: Container) -> Litestar:
         "model_limits": container.model_limits,
         "nats": container.nc,
         "quotas": container.quotas,
+        "recording_removal": container.recording_removal,
+        "recordings": container.recordings,
         "rules": rules,
         "song_index": container.song_index,
         "songs": container.songs,
@@ -48,8 +50,17 @@ def create_app(container: Container) -> Litestar:
         "streams": container.streams,
         "submission": container.submission,
         "trees": container.trees,
+        "uploads": container.uploads,
     }
-    handlers = [*songs.ROUTES, *audio.ROUTES, *system.ROUTES, *session.ROUTES, *api_docs.ROUTES, event_stream]
+    handlers = [
+        *songs.ROUTES,
+        *audio.ROUTES,
+        *recordings.ROUTES,
+        *system.ROUTES,
+        *session.ROUTES,
+        *api_docs.ROUTES,
+        event_stream,
+    ]
     return Litestar(
         [_options(handlers), *handlers, events],
         dependencies={

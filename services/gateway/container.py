@@ -23,6 +23,10 @@ from services.gateway.monitoring.devices import Devices
 from services.gateway.monitoring.health import PROBE_SECONDS, Health
 from services.gateway.monitoring.metrics import Metrics
 from services.gateway.monitoring.worker_registry import WorkerRegistry
+from services.gateway.recordings.removal import RecordingRemoval
+from services.gateway.recordings.status import Recordings
+from services.gateway.recordings.storing import RecordingStore
+from services.gateway.recordings.uploads import Uploads
 from services.gateway.songs.cancel import Canceller
 from services.gateway.songs.eta import EtaEstimator
 from services.gateway.songs.event_feed import EventFeeds
@@ -55,7 +59,10 @@ _CLOSE_PATIENCE = 5.0
 class Container:
     """The parts of one gateway. Several gateways may run side by side: none keeps state that another would need."""
 
-    def __init__(self, settings: Settings, nc: Connection, store: ObjectStore, prompter: Prompter) -> None:
+    def __init__(
+        self, settings: Settings, nc: Connection, store: ObjectStore, prompter: Prompter, *, can_encode: bool
+    ) -> None:
+        """`can_encode`: whether the codec worker has an encoder for recordings."""
         self.settings, self.nc, self.store = settings, nc, store
         self.js = nc.jetstream(timeout=5)
         self.jobs, self.events, self.tasks = JobStore(self.js), EventPublisher(self.js), BackgroundTasks()
@@ -73,7 +80,7 @@ class Container:
         self.outage = Outage(nc, self.health)
         self.eta = EtaEstimator(QueuePositions(nc, self.js), workers)
         self.songs = Songs(self.js, self.jobs, self.song_index, self.broadcaster, self.eta)
-        self.trees = Trees(self.songs, self.song_index)
+        self.trees = Trees(self.songs, self.song_index, self.jobs)
         self.canceller = Canceller(nc, self.songs, self.jobs, self.events, store, self.tasks)
         self.event_feeds = EventFeeds(self.js, self.songs, self.broadcaster, self.eta)
         self.audio = AudioResponses(store, self.jobs, self.renditions, self.tasks)
@@ -98,6 +105,12 @@ class Container:
             self.metrics,
             self.tasks.spawn,
         )
+        self.recordings = Recordings(self.jobs, self.song_index)
+        self.recording_removal = RecordingRemoval(nc, self.recordings, self.jobs, store)
+        storing = RecordingStore(nc, self.jobs, store, self.outage)
+        self.uploads = Uploads(
+            settings, self.quotas, self.health, self.metrics, storing, self.outage, can_encode=can_encode
+        )
         replies = ReplySubjects(settings, self.metrics.unanswered)
         self.nats_requests = NatsRequests(nc, self.authenticator, self.submission, self.jobs, replies, self.tasks.spawn)
 
@@ -110,7 +123,7 @@ class Container:
         """
         if settings.api_keys:  # a mistake in the file is reported before anything is waited for
             read_keys(settings.api_keys)
-        prompter = await asyncio.to_thread(_prompter, settings)
+        prompter, can_encode = await asyncio.to_thread(_open_model, settings)
         server, name = broker(settings), f"gateway-{host_name()[:24]}"
         on_reconnect: list[Callable[[], None]] = []
 
@@ -124,7 +137,7 @@ class Container:
         try:
             await wait_until_available(server, lambda: require_streams(nc.jetstream(timeout=5)), patience)
             await wait_until_available(store.where, store.ensure_bucket, patience)
-            container = cls(settings, nc, store, prompter)
+            container = cls(settings, nc, store, prompter, can_encode=can_encode)
             await wait_until_available(server, container.broadcaster.start, patience)
             await container.nats_requests.start()
             container.reconciler.start()
@@ -140,6 +153,7 @@ class Container:
 
     async def close(self) -> None:
         """Accept no more songs, finish what was begun, and disconnect."""
+        self.uploads.close()
         self.streams.close()
         self.encodings.close()
         self.renditions.close()
@@ -156,9 +170,11 @@ class Container:
         self.store.close()
 
 
-def _prompter(settings: Settings) -> Prompter:
+def _open_model(settings: Settings) -> tuple[Prompter, bool]:
+    """What the gateway needs of the checkpoint: its tokenizer, and whether recordings can be encoded."""
     checkpoint = open_checkpoint(settings.model_path, settings.model_version)
+    can_encode = settings.engine == "trivial" or (settings.engine == "native" and checkpoint.encoder is not None)
     try:
-        return Prompter(checkpoint)
+        return Prompter(checkpoint), can_encode
     except Exception as error:  # the tokenizers library raises nothing narrower
         raise ConfigError(f"{checkpoint.tokenizer_path} cannot be read: {error}") from None

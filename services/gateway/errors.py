@@ -8,7 +8,15 @@ import msgspec
 from litestar import Request, Response
 from litestar.exceptions import HTTPException, MethodNotAllowedException
 
-from shared.errors import HeartMulaError, InvalidRequest, JobConflict, QueueFull, Unavailable
+from shared.errors import (
+    HeartMulaError,
+    InvalidRequest,
+    JobConflict,
+    QueueFull,
+    RecordingRefused,
+    RefusalReason,
+    Unavailable,
+)
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +48,15 @@ PROBLEMS = {
     "not-ready": ProblemType(409, "The song is not finished yet"),
     "no-audio": ProblemType(410, "There is no audio"),
     "no-tokens": ProblemType(410, "The song's tokens are no longer kept"),
+    "malformed-form": ProblemType(400, "The form is broken, or is not one with a file"),
+    "unknown-audio-format": ProblemType(415, "The file is neither FLAC nor WAV, MP3 or Ogg"),
+    "unsupported-audio": ProblemType(415, "The file is audio of a kind that is not taken"),
+    "audio-too-long": ProblemType(413, "The recording is too long"),
+    "audio-too-costly": ProblemType(413, "The recording takes too much to decode"),
+    "audio-too-short": ProblemType(422, "The recording is too short"),
+    "damaged-audio": ProblemType(422, "The file is damaged"),
+    "too-slow": ProblemType(408, "The body comes too slowly"),
+    "no-encoder": ProblemType(501, "This installation takes no recordings"),
     "unknown-recording": ProblemType(404, "There is no such recording"),
     "unknown-job": ProblemType(404, "There is no such song"),
     "not-found": ProblemType(404, "There is nothing at this address"),
@@ -47,6 +64,18 @@ PROBLEMS = {
     "range-not-satisfiable": ProblemType(416, "The range lies outside the audio"),
     "refused": ProblemType(400, "The request was refused"),  # or another 4xx
     "internal": ProblemType(500, "Something went wrong in the gateway"),
+}
+REFUSALS: dict[RefusalReason, str] = {  # of recordings
+    "too-large": "too-large",
+    "too-slow": "too-slow",
+    "malformed": "malformed-form",
+    "unknown-format": "unknown-audio-format",
+    "unsupported": "unsupported-audio",
+    "empty": "audio-too-short",
+    "too-short": "audio-too-short",
+    "damaged": "damaged-audio",
+    "too-long": "audio-too-long",
+    "too-costly": "audio-too-costly",
 }
 _HTTP_KINDS = {404: "not-found", 405: "method-not-allowed", 413: "too-large", 415: "unsupported-media-type"}
 _HTTP_DETAILS = {
@@ -63,7 +92,7 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     status: int
     detail: str  # what to change
     field: str | None = None  # of the request, where one is at fault
-    service: str | None = None  # "nats" or "s3", where one does not answer
+    service: str | None = None  # "nats" or "s3", where one does not answer; "disk" or "decoder" for recordings
 
 
 class ApiError(HeartMulaError):
@@ -109,6 +138,11 @@ def unknown_job() -> ApiError:
     return ApiError(404, "unknown-job", "no song has this id; records are kept for a week")
 
 
+def unknown_recording() -> ApiError:
+    """Build the 404 error for a recording that does not exist, or no longer."""
+    return ApiError(404, "unknown-recording", "no recording has this id; records are kept for a week")
+
+
 def to_api_error(error: Exception, retry_seconds: int = UNKNOWN_SECONDS) -> ApiError:
     """Map any exception to the error that is answered. An unforeseen one is logged, and hidden from the client.
 
@@ -120,6 +154,9 @@ def to_api_error(error: Exception, retry_seconds: int = UNKNOWN_SECONDS) -> ApiE
             return error
         case InvalidRequest():
             return ApiError(422, "invalid-request", str(error), field=error.field)
+        case RecordingRefused():
+            kind = REFUSALS[error.reason]
+            return ApiError(PROBLEMS[kind].status, kind, str(error))
         case QueueFull():
             return ApiError(429, "queue-full", str(error), headers=retry)
         case Unavailable():

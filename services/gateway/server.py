@@ -29,7 +29,7 @@ class GatewayServer(uvicorn.Server):
     """uvicorn's server for one gateway. It installs no signal handlers: the caller does."""
 
     def __init__(self, container: Container) -> None:
-        self._broadcaster, self._streams = container.broadcaster, container.streams
+        self._broadcaster, self._streams, self._uploads = container.broadcaster, container.streams, container.uploads
         settings = container.settings
         protocol = functools.partial(HttpConnection, Connections(_most_connections()))
         super().__init__(
@@ -55,12 +55,14 @@ class GatewayServer(uvicorn.Server):
         yield
 
     def stop(self) -> None:
-        """Shut down: websockets close with 1012, event streams end, streams of audio are cut, other responses finished.
+        """Shut down: websockets close with 1012, event streams end, streams of audio are cut, uploads are refused.
 
+        Other responses are finished.
         A second call does not wait for them.
         """
         # uvicorn would wait for these as for other responses.
         self._streams.close()
+        self._uploads.close()
         self._broadcaster.end_subscriptions()
         self.force_exit = self.should_exit
         self.should_exit = True

@@ -10,6 +10,7 @@ import numpy as np
 from shared.audio.libsndfile import LibsndfileStream
 from shared.audio.tags import SongTags, id3
 
+SAMPLE_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)  # Hz; ISO 11172-3, 13818-3, MPEG 2.5
 _MARK = b"Xing"
 _ALL_FIELDS, _SIZE_FIELD = 0xF, 0x2  # flags: frames, size, table of contents and quality; size alone
 _UNKNOWN = 0x7FFFFFFF  # bytes: with none, FFmpeg takes the info frame for silence in the music

@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import os
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -18,15 +19,25 @@ from deploy.local.servers.embedded import NatsServer, S3Server
 from services.gateway.background import reconciler
 from services.gateway.background.reconciler import Reconciled, Reconciler
 from services.gateway.monitoring.metrics import ReconcilerCounts
+from shared.jobs.recordings import recording_id
 from shared.jobs.store import JobStore
 from shared.nats.streams import bootstrap, streams
-from shared.nats.subjects import DEC, HOOKS_CONSUMER, JOBS, TENANT, TOK, decode_subject, token_subject
-from shared.schema.base import CONTINUED_SCHEMA
-from shared.schema.job import ENDED, AudioPart, Decode, DecodeJob, Job, Parent, Status, TokenJob
+from shared.nats.subjects import DEC, HOOKS_CONSUMER, JOBS, TENANT, TOK, decode_subject, encode_subject, token_subject
+from shared.schema.base import CONTINUED_SCHEMA, RECORDING_SCHEMA
+from shared.schema.job import ENDED, AudioPart, Decode, DecodeJob, Job, Parent, Recording, Status, TokenJob
 from shared.schema.request import GenerateRequest, Priority
 from shared.settings import Settings
-from shared.storage.keys import kept_tokens_key, part_key, part_peaks_key, state_key
+from shared.storage.keys import (
+    kept_tokens_key,
+    part_key,
+    part_peaks_key,
+    recording_key,
+    recording_part_key,
+    recording_tokens_key,
+    state_key,
+)
 from shared.storage.objects import PROBES, ObjectStore
+from shared.storage.tempdirs import scratch_folder
 from tests.integration.gateway_fixtures import eventually, running_gateway
 
 NOTHING = Reconciled()
@@ -59,6 +70,20 @@ class Leftovers:
             order = TokenJob(job_id=job_id, tenant=TENANT)
             await self.js.publish(token_subject("normal", job_id), msgspec.json.encode(order))
         return job
+
+    async def recording(
+        self, sha256: str, status: Status, *, tenant: str = TENANT, tokens_key: str | None = None
+    ) -> Job:
+        """Create a recording's record, without a message."""
+        return await self.song(
+            recording_id(tenant, sha256),
+            status,
+            tenant=tenant,
+            schema=RECORDING_SCHEMA,
+            recording=Recording(sha256=sha256, upload_bytes=9, upload_format="wav", channels=2),
+            audio_key=recording_key(tenant, sha256),
+            tokens_key=tokens_key,
+        )
 
     async def order_decoding(
         self, job_id: str, key: str, frames: int, *, lane: Priority = "normal", last: bool = True
@@ -419,3 +444,90 @@ async def test_tokens_are_kept_as_long_as_is_set(leftovers: Leftovers) -> None:
     assert await leftovers.keys() == {"audio/old/7.flac", "audio/new/7.flac", "tokens/new/5.safetensors"}
     assert [await leftovers.jobs.get(job.job_id) for job in jobs] == jobs
     assert await leftovers.another(keep_tokens=0).reconcile() == Reconciled(objects=1)
+
+
+async def test_folders_of_killed_processes_are_removed(leftovers: Leftovers) -> None:
+    """What a process is writing is locked; a folder may be there a moment before it is."""
+    parent = leftovers.settings.data_dir / "tmp"
+    with scratch_folder(parent) as locked:
+        for name in ("song-killed", "song-young", "others"):
+            (parent / name).mkdir()
+            (parent / name / "upload").write_bytes(b"x")
+        for name in (locked.name, "song-killed", "others"):
+            os.utime(parent / name, (1, 1))
+        await leftovers.reconciler.reconcile()
+        assert {path.name for path in parent.iterdir()} == {locked.name, "song-young", "others"}
+
+
+# --- recordings
+
+SHAS = dict(
+    zip(("queued", "generating", "completed", "failed", "cancelled"), map("{:064x}".format, range(5)), strict=True)
+)
+
+
+def objects_of(sha256: str, tenant: str = TENANT) -> set[str]:
+    """Audio, a rendition, peaks, tokens of two encoders and the first of those of one of them."""
+    audio, tokens = recording_key(tenant, sha256), recording_tokens_key(tenant, sha256, "encoder")
+    earlier = recording_tokens_key(tenant, sha256, "an earlier encoder")
+    folder = audio.rpartition("/")[0]
+    return {audio, f"{folder}/audio.mp3", f"{folder}/audio.peaks.json", tokens, earlier, recording_part_key(tokens)}
+
+
+async def test_objects_of_a_recording_are_kept_as_its_record_says(leftovers: Leftovers) -> None:
+    tokens = {status: recording_tokens_key(TENANT, sha256, "encoder") for status, sha256 in SHAS.items()}
+    for status in get_args(Status):
+        if status in SHAS:
+            await leftovers.recording(
+                SHAS[status], status, tokens_key=tokens[status] if status == "completed" else None
+            )
+            await leftovers.put(*objects_of(SHAS[status]))
+    completed = objects_of(SHAS["completed"]) - {
+        recording_part_key(tokens["completed"]),
+        recording_tokens_key(TENANT, SHAS["completed"], "an earlier encoder"),
+    }
+    needed = completed | objects_of(SHAS["queued"]) | objects_of(SHAS["generating"])
+    await leftovers.put("recordings/local/abc/audio.flac", "recordings/audio.flac")  # not this system's
+    # The time that is set for tokens of songs is not theirs.
+    assert await leftovers.another(keep_tokens=0).reconcile() == Reconciled(objects=14, songs=2)
+    assert await leftovers.keys() == needed | {"recordings/local/abc/audio.flac", "recordings/audio.flac"}
+    assert await leftovers.reconciler.reconcile() == NOTHING
+
+
+@pytest.mark.parametrize("tenant", [TENANT, "alice"])
+async def test_a_recording_outlives_a_record_that_was_lost_but_not_one_that_was_deleted(
+    leftovers: Leftovers, tenant: str
+) -> None:
+    deleted, lost = "d" * 64, "e" * 64
+    await leftovers.jobs.delete(await leftovers.recording(deleted, "completed", tenant=tenant))
+    await leftovers.put(*objects_of(deleted, tenant), *objects_of(lost, tenant))
+    parts = {recording_part_key(recording_tokens_key(tenant, lost, "encoder"))}
+    assert await leftovers.another(keep=3600).reconcile() == Reconciled(objects=7)
+    assert await leftovers.keys() == objects_of(lost, tenant) - parts
+    assert await leftovers.another().reconcile() == Reconciled(objects=5)
+    assert await leftovers.keys() == set()
+
+
+@pytest.mark.parametrize("status", ["queued", "generating"])
+async def test_a_recording_that_is_in_no_queue_is_queued_again_once(leftovers: Leftovers, status: Status) -> None:
+    job = await leftovers.recording(SHAS["queued"], status)
+    await leftovers.put(recording_key(TENANT, SHAS["queued"]))
+    assert await leftovers.reconciler.reconcile() == Reconciled(songs=1)
+    data = await leftovers.message(DEC, encode_subject(job.job_id))
+    assert msgspec.json.decode(data or b"", type=TokenJob) == TokenJob(
+        schema=RECORDING_SCHEMA, job_id=job.job_id, tenant=TENANT
+    )
+    assert await leftovers.reconciler.reconcile() == NOTHING
+    assert await leftovers.jobs.get(job.job_id) == job
+    assert [(await leftovers.js.stream_info(name)).state.messages for name in (TOK, DEC)] == [0, 1]
+
+
+async def test_a_recording_that_waits_for_long_does_not_expire(
+    leftovers: Leftovers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits = await leftovers.recording(SHAS["queued"], "queued")
+    await leftovers.recording(SHAS["failed"], "failed")
+    await leftovers.reconciler.reconcile()
+    monkeypatch.setattr(reconciler, "RENEW_AFTER", -60.0)
+    assert await leftovers.reconciler.reconcile() == Reconciled(records=1)
+    assert await leftovers.jobs.get(waits.job_id) == waits

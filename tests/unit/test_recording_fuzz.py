@@ -12,7 +12,7 @@ from shared.audio.decoding.messages import Decoded, DecodingLimits
 from shared.errors import RecordingRefused
 from tests.unit.recordings import children, file_of, music
 
-SEED, FILES, AT_ONCE = 20, 240, 2
+SEED, FILES, AT_ONCE = 20, 120, 2
 LIMITS = DecodingLimits(seconds=30, output_bytes=20_000_000, cpu_seconds=10)
 MOST_GROWTH = 16 * 2**20  # bytes of memory; the damaged files together are several times that
 

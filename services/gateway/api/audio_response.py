@@ -29,6 +29,7 @@ from shared.storage.objects import ObjectReader, ObjectStore
 
 log = logging.getLogger(__name__)
 
+EXPIRED = "the audio has expired or was deleted; make the song again with the same seed, or upload the recording again"
 _STALLED_SECONDS = 300.0  # a player that is paused reads nothing for a while
 
 
@@ -78,15 +79,14 @@ class AudioResponses:
 
     async def _audio_key(self, job: Job) -> str:
         """The key of the audio as it was made, which exists. Raises `ApiError`."""
-        match job.status:
-            case "completed":
-                with contextlib.suppress(ObjectError):
-                    if job.audio_key:
-                        await self._store.stat(job.audio_key)
-                        return job.audio_key
-                raise expired()
-            case "cancelled" | "failed":
-                raise no_audio(job)
+        if job.status in ("cancelled", "failed"):
+            raise no_audio(job)
+        if job.status == "completed" or job.recording is not None:  # whose audio is there from the beginning
+            with contextlib.suppress(ObjectError):
+                if job.audio_key:
+                    await self._store.stat(job.audio_key)
+                    return job.audio_key
+            raise expired()
         detail = f"the song is {job.status}; ask for its status until it is completed"
         raise ApiError(409, "not-ready", detail, headers={"Retry-After": "2"})
 
@@ -149,15 +149,16 @@ async def _made(making: Coroutine[Any, Any, str]) -> str:
 
 
 def no_audio(job: Job) -> ApiError:
-    """Build the 410 error for a song that failed or was cancelled."""
+    """Build the 410 error for a song or recording that failed or was cancelled."""
+    what = "song" if job.recording is None else "recording"
     if job.status == "cancelled":
-        return ApiError(410, "no-audio", "the song was cancelled")
-    return ApiError(410, "no-audio", f"the song failed: {job.error or 'the log of the worker says why'}")
+        return ApiError(410, "no-audio", f"the {what} was cancelled")
+    return ApiError(410, "no-audio", f"the {what} failed: {job.error or 'the log of the worker says why'}")
 
 
 def expired() -> ApiError:
     """Build the 410 error for audio that is gone."""
-    return ApiError(410, "no-audio", "the audio has expired or was deleted; make the song again with the same seed")
+    return ApiError(410, "no-audio", EXPIRED)
 
 
 def disposition(job: Job, ending: AudioFormat) -> str:

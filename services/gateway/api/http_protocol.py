@@ -6,7 +6,8 @@ uvicorn alone waits forever for a request's head and body, and accepts until the
 import asyncio
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import Enum, auto
 from typing import Any, cast
 
@@ -24,7 +25,7 @@ STILL_SECONDS = 10.0  # for which a body may make no progress
 LINGER_SECONDS = 300.0  # for a client to read the rest of a response, once the connection is to be closed
 MAX_HEAD = 64 * 1024  # bytes
 _WARN_SECONDS = 60.0  # between two log lines about too many connections
-_CUT = "heartmula.cut"  # extension of a scope
+_CONNECTION = "heartmula.connection"  # extension of a scope
 
 
 async def cut(scope: Scope) -> None:
@@ -32,9 +33,37 @@ async def cut(scope: Scope) -> None:
 
     uvicorn alone would wait until the client has read what was sent, and some never do.
     """
-    if (found := (scope.get("extensions") or {}).get(_CUT)) is not None:
-        cast("Callable[[], None]", found["cut"])()
+    if (connection := _connection_of(scope)) is not None:
+        connection.drop()
         await asyncio.sleep(0)  # the loop reports the loss of the connection, which uvicorn expects before the end
+
+
+@contextmanager
+def at_own_pace(scope: Scope) -> Iterator[None]:
+    """Read a request's body with limits of the reader's own: those of time do not hold meanwhile.
+
+    Nor is the connection closed to make room for another one, as if there were no request in flight.
+    """
+    connection = _connection_of(scope)
+    if connection is not None:
+        connection.set_own_pace(True)
+    try:
+        yield
+    finally:
+        if connection is not None:
+            connection.set_own_pace(False)
+
+
+def is_whole(scope: Scope) -> bool:
+    """Whether all of a request has arrived."""
+    connection = _connection_of(scope)
+    return connection is None or connection.is_whole
+
+
+def _connection_of(scope: Scope) -> "HttpConnection | None":
+    """The connection of a request; None in tests that have none."""
+    found = (scope.get("extensions") or {}).get(_CONNECTION)
+    return None if found is None else cast("HttpConnection", found["connection"])
 
 
 class Connections:
@@ -83,6 +112,8 @@ class HttpConnection(HttpToolsProtocol):
         super().__init__(**options)
         self._others = others
         self._part, self._since, self._head_bytes = Part.NOTHING, self.loop.time(), 0
+        self._answered_early = False  # and not to be used again
+        self._own_pace = False  # what reads the body limits its time
         self._timer: asyncio.TimerHandle | None = None
 
     # --- events on the connection
@@ -113,18 +144,23 @@ class HttpConnection(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """Begin with the head, at the first byte of a request."""
         super().on_message_begin()
-        cast("dict[str, Any]", self.scope)["extensions"] = {_CUT: {"cut": self.drop}}
+        cast("dict[str, Any]", self.scope)["extensions"] = {_CONNECTION: {"connection": self}}
         self._part, self._since, self._head_bytes = Part.HEAD, self.loop.time(), 0
 
     def on_headers_complete(self) -> None:
         """Go on with the body, once the head is complete."""
         super().on_headers_complete()
         self._part, self._since = Part.BODY, self.loop.time()
+        cycle = cast("RequestResponseCycle | None", self.cycle)
+        if cycle is not None and cycle.scope is self.scope:  # else a websocket begins
+            cycle.transport = cast("asyncio.Transport", _PatientTransport(self))
 
     def on_message_complete(self) -> None:
         """Record that all of a request has arrived."""
         super().on_message_complete()
         self._part = Part.ALL
+        if self._answered_early:
+            self.transport.close()
 
     def on_response_complete(self) -> None:
         """Wait for the next request, or for the rest of this one."""
@@ -147,9 +183,20 @@ class HttpConnection(HttpToolsProtocol):
     # --- limits
 
     @property
+    def is_whole(self) -> bool:
+        """Whether nothing more of the latest request is to come."""
+        return self._part is not Part.BODY
+
+    def set_own_pace(self, own: bool) -> None:
+        """See `at_own_pace`."""
+        self._own_pace, self._since = own, self.loop.time()
+        if not self.transport.is_closing():
+            self._set_timer()
+
+    @property
     def _in_flight(self) -> bool:
-        """Whether the client has sent everything and waits for a response."""
-        if self.pipeline:
+        """Whether the client has sent everything and waits for a response, or is given its own time to send it."""
+        if self.pipeline or self._own_pace:
             return True
         cycle = cast("RequestResponseCycle | None", self.cycle)  # None before the first head
         return self._part is not Part.BODY and cycle is not None and not cycle.response_complete
@@ -183,6 +230,17 @@ class HttpConnection(HttpToolsProtocol):
             self._refuse(408, "refused", "the request did not arrive in time")
             self._set_timer()
 
+    def close_patiently(self) -> None:
+        """Close a connection after its response, and after the rest of the request has arrived, which is thrown away.
+
+        What is not read resets a connection, and the client may lose the response that is on its way.
+        """
+        if self._part is not Part.BODY or self.transport.is_closing():
+            self.transport.close()
+            return
+        self._answered_early = True
+        self.transport.write_eof()
+
     def drop(self) -> None:
         """Close the connection at once."""
         self._stop_timer()
@@ -201,3 +259,22 @@ class HttpConnection(HttpToolsProtocol):
         lines = [name + b": " + value + b"\r\n" for name, value in headers.items()]
         self.transport.write(b"".join((STATUS_LINE[status], *lines, b"\r\n", body)))
         self.transport.close()
+
+
+class _PatientTransport:
+    """A connection as its response sees it, which closes it."""
+
+    def __init__(self, connection: HttpConnection) -> None:
+        self._connection = connection
+
+    def write(self, data: bytes) -> None:
+        """Write a part of the response."""
+        self._connection.transport.write(data)
+
+    def is_closing(self) -> bool:
+        """Whether the connection is being closed."""
+        return self._connection.transport.is_closing()
+
+    def close(self) -> None:
+        """Close the connection when that loses nothing."""
+        self._connection.close_patiently()

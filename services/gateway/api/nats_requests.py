@@ -50,6 +50,7 @@ ERROR_CODES = {  # `err_code`; stable, in a range that the server does not use
     "unknown-job": 20010,
     "no-tokens": 20011,
     "unknown-recording": 20012,
+    "not-ready": 20013,
     "queue-full": _QUEUE_FULL,
 }
 
@@ -120,7 +121,7 @@ class NatsRequests:
         _, name, job_id = request.subject.split(".")
         tenant = self._authenticator.tenant(name).tenant
         job = await self._jobs.get(job_id, tenant) if JOB_ID.fullmatch(job_id) else None
-        if job is None:
+        if job is None or job.recording is not None:
             raise unknown_job()
         return job
 

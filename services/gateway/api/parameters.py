@@ -11,13 +11,17 @@ from typing import Annotated, Any, TypeVar, get_args
 from litestar.params import HeaderParameter, QueryParameter
 
 from services.gateway.errors import ApiError
+from services.gateway.recordings.status import RECORD_STATUS, RecordingStatus
 from services.gateway.songs.event_feed import event_id
+from services.gateway.submission.validation import check_text
 from shared.schema.base import JOB_ID
 from shared.schema.job import Status
 from shared.schema.request import AudioFormat
 
-MAX_PAGE = 100  # songs
+MAX_PAGE = 100  # songs or recordings
+MAX_TITLE = 300  # characters, as of a song
 _STATUSES: tuple[Status, ...] = get_args(Status)
+_RECORDING_STATUSES: tuple[RecordingStatus, ...] = tuple(RECORD_STATUS)
 _FORMATS: tuple[AudioFormat, ...] = get_args(AudioFormat)
 _SECONDS = re.compile(r"[0-9]{1,5}(\.[0-9]{1,3})?")
 _Choice = TypeVar("_Choice", bound=str)
@@ -39,11 +43,14 @@ def _header(name: str, description: str, **schema: Any) -> HeaderParameter:
 _ID = {"pattern": "^[0-9A-Za-z-]{1,64}$"}
 _EVENT_ID = {"pattern": "^[0-9]{0,18}$"}
 
-# The page of a list of songs.
-Limit = Annotated[str, _query("songs on a page, at most", "integer", minimum=1, maximum=MAX_PAGE, default=20)]
+# The page of a list.
+Limit = Annotated[str, _query("entries on a page, at most", "integer", minimum=1, maximum=MAX_PAGE, default=20)]
 Cursor = Annotated[str | None, _query("`next` of the page before")]
 StatusFilter = Annotated[str | None, _query("only songs in this state", enum=list(_STATUSES))]
 ParentFilter = Annotated[str | None, _query("only songs that go on from this one", **_ID)]
+RecordingStatusFilter = Annotated[str | None, _query("only recordings in this state", enum=list(_RECORDING_STATUSES))]
+# A recording.
+Title = Annotated[str | None, _query("of the recording", maxLength=MAX_TITLE)]
 # What DELETE does to a song.
 Forget = Annotated[str, _query("remove an ended song instead", "boolean", default=False)]
 # The audio of a song.
@@ -89,6 +96,21 @@ def page_size(text: str) -> int:
 def status_filter(text: str | None) -> Status | None:
     """Read `status`. Raises a 422 `ApiError`."""
     return None if text is None else _choice("status", text, _STATUSES)
+
+
+def recording_status_filter(text: str | None) -> RecordingStatus | None:
+    """Read `status` of recordings. Raises a 422 `ApiError`."""
+    return None if text is None else _choice("status", text, _RECORDING_STATUSES)
+
+
+def title_of(text: str | None) -> str | None:
+    """Read `title`; a blank one is none. Raises a 422 `ApiError` or `InvalidRequest`."""
+    if text is None or not text.strip():
+        return None
+    if len(text) > MAX_TITLE:
+        raise _wrong("title", f"title may have at most {MAX_TITLE} characters")
+    check_text("title", text, "")
+    return text
 
 
 def parent_filter(text: str | None) -> str | None:

@@ -59,16 +59,18 @@ class Quotas:
 
     async def take(self, caller: Caller, count: int) -> None:
         """Count new songs against a tenant's limits. Raises a 429 `ApiError`, or `Unavailable`."""
-        limits = caller.limits
-        if limits.songs_at_once is not None:
-            unended = await self._song_index.unended(caller.tenant)
-            if unended + count > limits.songs_at_once:
-                raise too_many(
-                    f"this key allows {limits.songs_at_once} songs waiting or running at once, and {unended} are",
-                    _RETRY_SECONDS,
-                )
+        await self.check_at_once(caller, count)
         if (bucket := self._songs_bucket(caller)) and (wait := bucket.take(count, self._clock())):
-            raise _too_fast(limits, wait)
+            raise _too_fast(caller.limits, wait)
+
+    async def check_at_once(self, caller: Caller, count: int) -> None:
+        """Raise the 429 `ApiError` of `take` where with so many more too many would wait or run; counts nothing."""
+        if (most := caller.limits.songs_at_once) is None:
+            return
+        unended = await self._song_index.unended(caller.tenant)
+        if unended + count > most:
+            detail = f"this key allows {most} songs and recordings waiting or running at once, and {unended} are"
+            raise too_many(detail, _RETRY_SECONDS)
 
     def give_back(self, caller: Caller, count: int) -> None:
         """Undo `take` for songs that were not accepted after all."""

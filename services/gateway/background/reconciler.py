@@ -1,8 +1,9 @@
 """The reconciler: repairs what crashes leave behind.
 
 It deletes objects that no song needs, queues songs again that are in no queue, and renews records that would expire
-before their song has ended. Every gateway runs one. What it deletes or queues it reads again just before; and when two
-reconcilers find the same song, the queues, which take one message a song, let one of them queue it.
+before their song has ended. A recording is a song to it, but for what `needed_objects` says. Every gateway runs one.
+What it deletes or queues it reads again just before; and when two reconcilers find the same song, the queues, which
+take one message a song, let one of them queue it.
 """
 
 import asyncio
@@ -12,29 +13,28 @@ import random
 import time
 from collections.abc import Coroutine
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 import msgspec
 from nats.aio.client import Client
 from nats.js.api import PubAck
 
+from services.gateway.background.needed_objects import Keeping, owner_of
 from services.gateway.monitoring.metrics import ReconcilerCounts
 from shared.aio import end
 from shared.errors import HeartMulaError, JobConflict, NotFound, QueueFull, Unreadable
-from shared.jobs.claims import claim_of, with_claim
-from shared.jobs.queues import queue_decode, queue_tokens
+from shared.jobs.claims import with_claim
+from shared.jobs.queues import queue_decode, queue_recording, queue_tokens
 from shared.jobs.scan import Record, scan
 from shared.jobs.store import JobStore
 from shared.nats.errors import nats_errors
 from shared.nats.streams import DAY, JOB_TTL
-from shared.nats.subjects import DEC, DEC_CONSUMERS, TOK, decode_subject
-from shared.schema.base import JOB_ID
+from shared.nats.subjects import DEC, DEC_CONSUMERS, TOK, decode_subject, encode_subject
 from shared.schema.decoding import read_order
 from shared.schema.job import ENDED, DecodeJob, Job
-from shared.schema.worker import Role
 from shared.settings import Settings
-from shared.storage.keys import is_of_stream, kept_tokens_key, keys_with_renditions, part_peaks_key, state_key
 from shared.storage.objects import ObjectStore, StoredObject
+from shared.storage.tempdirs import clear_scratch
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +67,8 @@ class Reconciler:
         self._counts = counts
         self._nc, self._js, self._store = nc, nc.jetstream(timeout=5), store
         self._jobs = JobStore(self._js)
-        self._pause, self._keep, self._keep_tokens = settings.sweep_seconds, keep, settings.keep_tokens_seconds
+        self._pause, self._keeping = settings.sweep_seconds, Keeping(keep, settings.keep_tokens_seconds)
+        self._scratch = settings.data_dir / "tmp"
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -94,6 +95,7 @@ class Reconciler:
     async def reconcile(self) -> Reconciled:
         """Do one round. Raises `HeartMulaError` when a server does not answer."""
         done, before = Reconciled(), time.time() - self._pause
+        await asyncio.to_thread(clear_scratch, self._scratch)  # of processes that were killed
         try:
             left = await self._old_objects(before)
             with nats_errors("job records cannot be read"):
@@ -119,7 +121,7 @@ class Reconciler:
     async def _reconcile_song(
         self, record: Record, job: Job, objects: list[StoredObject], before: float, done: Reconciled
     ) -> None:
-        if not all(self._needed(job, item, objects) for item in objects):
+        if not all(self._keeping.is_needed(job, item, objects) for item in objects):
             done.objects += await self._delete_unneeded(job.job_id, job.tenant, objects)
         if job.status in ENDED:
             return
@@ -134,12 +136,9 @@ class Reconciler:
     async def _old_objects(self, before: float) -> dict[str, list[StoredObject]]:
         """Objects that are old enough to have been left behind, by song."""
         found: dict[str, list[StoredObject]] = {}
-        for prefix in ("tokens/", "audio/"):
+        for prefix in ("tokens/", "audio/", "recordings/"):
             for item in await self._store.list(prefix):
-                _, job_id, *name = item.key.split("/")
-                if (
-                    item.modified < before and len(name) == 1 and JOB_ID.fullmatch(job_id)
-                ):  # others are not this system's
+                if item.modified < before and (job_id := owner_of(item.key)) is not None:
                     found.setdefault(job_id, []).append(item)
         return found
 
@@ -151,7 +150,7 @@ class Reconciler:
         deleted = 0
         for item in objects:
             awaited = job is not None and job.status not in ENDED and item.key in ordered
-            if unwanted or not (awaited or self._needed(job, item, objects)):
+            if unwanted or not (awaited or self._keeping.is_needed(job, item, objects)):
                 await self._store.delete_one(item.key)
                 deleted += 1
         return deleted
@@ -171,28 +170,6 @@ class Reconciler:
                     found.append(None)
         return found
 
-    def _needed(self, job: Job | None, item: StoredObject, objects: list[StoredObject]) -> bool:
-        """Whether a song needs an object, one of its `objects`, by its record."""
-        if job is None:
-            was_completed = any(_is_finished(found.key) for found in objects)
-            tokens = item.key.startswith("tokens/") and was_completed and self._keeps_tokens(item.modified)
-            return (tokens or _is_finished(item.key)) and item.modified > time.time() - self._keep
-        if job.status in ("failed", "cancelled"):
-            return False
-        if job.status == "completed":
-            if item.key == job.tokens_key:
-                return self._keeps_tokens(job.completed_at or job.created_at)
-            return job.audio_key is not None and item.key in keys_with_renditions(job.audio_key)
-        written_by = item.key.rpartition("/")[2].partition(".")[0]
-        turns = {str(claim_of(job, role).fencing_token) for role in get_args(Role)}
-        if job.parent is not None and item.key == kept_tokens_key(job.job_id):
-            return True
-        return item.key == job.tokens_key or item.key in _stream_keys(job) or written_by in turns
-
-    def _keeps_tokens(self, since: float) -> bool:
-        """Whether tokens are still kept of a song that was completed at that time."""
-        return self._keep_tokens is None or since > time.time() - self._keep_tokens
-
     # --- songs
 
     async def _queue_again(self, job: Job) -> bool:
@@ -201,8 +178,10 @@ class Reconciler:
         The queues are read before the record: workers put a song into the next queue, or end its record, before they
         remove it from the queue it was in. So a record that is still the same has no message under way.
         """
+        encode = job.recording is not None
+        queue, subject = (DEC, encode_subject(job.job_id)) if encode else (TOK, f"jobs.tok.*.{job.job_id}")
         with contextlib.suppress(NotFound), nats_errors("the queues cannot be read"):
-            await self._js.get_msg(TOK, subject=f"jobs.tok.*.{job.job_id}")
+            await self._js.get_msg(queue, subject=subject)
             return False
         for order in await self._decode_orders(job.job_id):
             if order is None or order.last or job.status == "decoding":  # others lead to no further tokens
@@ -214,18 +193,7 @@ class Reconciler:
                 return await _queued(job, queue_decode(self._nc, job, job.tokens_key, job.frames))
             # Its tokens are not known. The record first: a worker ignores a message whose song is in another state.
             await self._jobs.update(job.job_id, job.tenant, _from_the_beginning)
-        return await _queued(job, queue_tokens(self._nc, job))
-
-
-def _is_finished(key: str) -> bool:
-    """Whether an object is the audio of a completed song, or a rendition of it."""
-    return key.startswith("audio/") and not is_of_stream(key)
-
-
-def _stream_keys(job: Job) -> set[str]:
-    """Keys of what a song's stream is made of while it grows; the decoding goes on from what is beside the last."""
-    parts = [part.key for part in job.decode.parts] if job.decode else []
-    return {*parts, *(name(parts[-1]) for name in (state_key, part_peaks_key) if parts)}
+        return await _queued(job, queue_recording(self._nc, job) if encode else queue_tokens(self._nc, job))
 
 
 async def _queued(job: Job, publishing: Coroutine[Any, Any, PubAck | None]) -> bool:

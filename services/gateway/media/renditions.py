@@ -1,4 +1,4 @@
-"""Renditions of a song's audio, made on request: other formats, and peaks of songs that have none.
+"""Renditions of the audio of a song or recording, made on request: other formats, and peaks of songs that have none.
 
 They are stored beside the audio, under the same fencing token, and are removed with the song. The work is done in
 threads, on files: libsndfile has to seek, and no song is ever held in memory.
@@ -15,6 +15,7 @@ import numpy as np
 
 from services.gateway.errors import ApiError
 from shared.audio.files import CONTENT_TYPES, AudioWriter
+from shared.audio.mp3 import SAMPLE_RATES
 from shared.audio.peaks import CONTENT_TYPE, peaks_of
 from shared.audio.reading import read_audio, sample_rate_of
 from shared.audio.tags import SongTags
@@ -51,13 +52,17 @@ class Renditions:
 
         It is made from the song's FLAC where there is one, without the loss of MP3 and Ogg, as its stream was.
 
-        Raises `ObjectError` when there is no audio or it is damaged, a 503 `ApiError` when it cannot be made now.
+        Raises `ObjectError` when there is no audio or it is damaged, a 422 `ApiError` for a recording whose sample
+        rate the format does not have, a 503 one when it cannot be made now.
         """
 
         def convert(source: Path, target: Path) -> None:
-            with AudioWriter(target, wanted, sample_rate_of(source), SongTags.of(job.request)) as writer:
+            rate = sample_rate_of(source)
+            if wanted == "mp3" and rate not in SAMPLE_RATES:
+                raise ApiError(422, "invalid-request", _no_mp3(rate), field="format")
+            with AudioWriter(target, wanted, rate, _tags_of(job)) as writer:
                 for block in self._blocks(source):
-                    writer.write(block)
+                    writer.write(block if block.shape[1] == 2 else block.repeat(2, axis=1))  # a recording may be mono
 
         key, flac = converted_key(audio, wanted), converted_key(audio, "flac")
         source = flac if wanted != "flac" and await self._exists(flac) else audio
@@ -119,3 +124,14 @@ class Renditions:
                     await asyncio.to_thread(file.write, block)
         finally:
             await asyncio.to_thread(reader.close)
+
+
+def _tags_of(job: Job) -> SongTags:
+    """The metadata of a file. Of a recording's request only the title was asked for."""
+    if job.recording is None:
+        return SongTags.of(job.request)
+    return SongTags(title=job.request.title, tags="", lyrics="", seed=None)
+
+
+def _no_mp3(rate: int) -> str:
+    return f"format: MP3 has no sample rate of {rate} Hz, as this recording has; ask for flac, wav or ogg"

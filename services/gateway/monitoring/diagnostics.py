@@ -11,7 +11,8 @@ def diagnose(workers: Sequence[WorkerStatus]) -> list[str]:
     """Describe what is wrong with the workers: roles without a worker, and problems that workers report."""
     devices: dict[str, set[Role]] = {}
     for worker in workers:
-        devices.setdefault(worker.gpu.id, set()).add(worker.role)
+        if worker.role in _WITHOUT:  # an encoder is where a codec is, and need not be
+            devices.setdefault(worker.gpu.id, set()).add(worker.role)
     found = [
         sentence
         for role, consequence in _WITHOUT.items()

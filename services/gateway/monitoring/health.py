@@ -20,7 +20,7 @@ from shared.causes import NO_ANSWER
 from shared.errors import HeartMulaError, NoRoom, NotFound, Unavailable
 from shared.nats.connection import Connection
 from shared.nats.errors import nats_errors
-from shared.nats.streams import songs_in_lane
+from shared.nats.streams import recordings_queued, songs_in_lane
 from shared.nats.subjects import DEC, TOK
 from shared.schema.worker import WorkerStatus
 from shared.settings import Settings
@@ -48,13 +48,19 @@ class WorkerCount(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class QueueDepth(msgspec.Struct, frozen=True, kw_only=True):
-    """Songs that wait for a stage or are in it; None when NATS does not say.
+    """Songs that wait for a stage or are in it, and recordings; None when NATS does not say.
 
     A song that is decoded while its tokens are still being made is in both.
     """
 
     tokens: int | None = None
     decode: int | None = None
+    encode: int | None = None  # recordings
+
+    @property
+    def all(self) -> int:
+        """All of them."""
+        return (self.tokens or 0) + (self.decode or 0) + (self.encode or 0)
 
 
 class HealthBody(msgspec.Struct, frozen=True, kw_only=True):
@@ -179,7 +185,7 @@ class Health:
         )
         writes, now = self._writes, time.monotonic()
         if server.ok:
-            self._stalls.observe(workers, (queue.tokens or 0) + (queue.decode or 0), now)
+            self._stalls.observe(workers, queue.all, now)
         return Snapshot(
             taken=now,
             nats=Server(ok=False, error=writes.nats) if server.ok and writes.nats else server,
@@ -199,14 +205,15 @@ class Health:
             with nats_errors("NATS does not answer"):
                 async with asyncio.timeout(PROBE_SECONDS):
                     tok, dec = await asyncio.gather(self._js.stream_info(TOK), self._js.stream_info(DEC))
-                    twice = await self._in_both_lanes()
+                    twice, encode = await self._in_both_lanes(), await recordings_queued(self._js)
                     ages = {"tokens": await self._age(TOK, tok.state), "decode": await self._age(DEC, dec.state)}
         except NotFound:
             missing = "the queues are missing: run `python -m deploy.setup`"
             return Server(ok=False, error=missing), QueueDepth(), False, {}
         except Unavailable as error:
             return Server(ok=False, error=self._nc.trouble or str(error)), QueueDepth(), False, {}
-        depth = QueueDepth(tokens=tok.state.messages, decode=max(0, dec.state.messages - twice))
+        decode = max(0, dec.state.messages - twice - encode)
+        depth = QueueDepth(tokens=tok.state.messages, decode=decode, encode=encode)
         return Server(ok=True), depth, dec.state.messages >= (dec.config.max_msgs or math.inf), ages
 
     async def _in_both_lanes(self) -> int:

@@ -41,6 +41,12 @@ class Metrics:
         self.refused = Counter(
             "heartmula_songs_refused", "Songs refused by this gateway", ["reason"], registry=self._registry
         )
+        self.recordings_accepted = Counter(
+            "heartmula_recordings_accepted", "New recordings accepted by this gateway", registry=self._registry
+        )
+        self.recordings_refused = Counter(
+            "heartmula_recordings_refused", "Uploads refused by this gateway", ["reason"], registry=self._registry
+        )
         self.ended = Counter(
             "heartmula_songs_ended",
             "Songs that ended, whichever gateway accepted them: every gateway sees all",
@@ -136,8 +142,14 @@ def _system(snapshot: Snapshot) -> Iterable[Metric]:
     up.add_metric(["nats"], snapshot.nats.ok)
     up.add_metric(["s3"], snapshot.object_store.ok)
     yield up
-    queued = GaugeMetricFamily("heartmula_queue_songs", "Songs that wait for a stage or are in it", labels=["queue"])
-    for queue, depth in (("tokens", snapshot.queue.tokens), ("decode", snapshot.queue.decode)):
+    queued = GaugeMetricFamily(
+        "heartmula_queue_songs", "Songs, or recordings, that wait for a stage or are in it", labels=["queue"]
+    )
+    for queue, depth in (
+        ("tokens", snapshot.queue.tokens),
+        ("decode", snapshot.queue.decode),
+        ("encode", snapshot.queue.encode),
+    ):
         if depth is not None:
             queued.add_metric([queue], depth)
     yield queued

@@ -1,6 +1,6 @@
-"""The index of all songs, newest first, kept in memory by following the bucket of job records.
+"""The index of all songs and recordings, newest first, kept in memory by following the bucket of job records.
 
-It holds ids, times, states and what each song goes on from, about 300 bytes a song. The records themselves are read
+It holds ids, times, states and what each song goes on from, about 300 bytes each. The records themselves are read
 when they are asked for.
 """
 
@@ -38,9 +38,10 @@ Place = tuple[float, str]  # of a song in the list: when it was accepted, its id
 
 
 class _Entry(NamedTuple):
-    """What is known of a song."""
+    """What is known of a song or recording."""
 
     tenant: str
+    is_recording: bool
     place: Place
     status: Status
     parent: str | None  # id of the song or recording that it goes on from
@@ -57,7 +58,7 @@ class SongIndex:
 
     def __init__(self, nc: Client, js: JetStreamContext) -> None:
         self._nc, self._js = nc, js
-        self._order: dict[str, list[Place]] = {}  # by tenant
+        self._order: dict[tuple[str, bool], list[Place]] = {}  # by tenant, songs and recordings apart
         self._children: dict[tuple[str, str], list[Place]] = {}  # by tenant, and by what they go on from
         self._songs: dict[str, _Entry] = {}
         self._seen = 0  # sequence up to which the bucket was read
@@ -74,16 +75,25 @@ class SongIndex:
             await end(self._task)
 
     async def page(
-        self, tenant: str, limit: int, after: Place | None, status: Status | None, parent: str | None = None
+        self,
+        tenant: str,
+        limit: int,
+        after: Place | None,
+        status: Status | None,
+        parent: str | None = None,
+        *,
+        recordings: bool = False,
     ) -> tuple[list[str], Place | None]:
         """List up to `limit` ids of a tenant's songs older than `after`, newest first, and the place to go on from.
 
-        Those in a state, or that go on from a `parent`, where that is given. The place is None on the last page. Every
-        record written before the call counts. Raises `Unavailable`.
+        Its `recordings` instead where that is set. Those in a state, or that go on from a `parent`, where that is
+        given. The place is None on the last page. Every record written before the call counts. Raises `Unavailable`.
         """
         await self.catch_up()
         found: list[Place] = []
-        order = self._order.get(tenant, []) if parent is None else self._children.get((tenant, parent), [])
+        order = (
+            self._order.get((tenant, recordings), []) if parent is None else self._children.get((tenant, parent), [])
+        )
         index = len(order) if after is None else bisect.bisect_left(order, after)
         while index and len(found) <= limit:
             index -= 1
@@ -94,17 +104,25 @@ class SongIndex:
         return ids, found[limit - 1] if len(found) > limit else None
 
     async def unended(self, tenant: str) -> int:
-        """Count a tenant's songs that wait or run, by every record written before the call. Raises `Unavailable`."""
+        """Count a tenant's songs and recordings that wait or run, by every record written before the call.
+
+        Raises `Unavailable`.
+        """
         await self.catch_up()
-        return sum(self._songs[job_id].status not in ENDED for _, job_id in self._order.get(tenant, []))
+        orders = (self._order.get((tenant, recordings), []) for recordings in (False, True))
+        return sum(self._songs[job_id].status not in ENDED for order in orders for _, job_id in order)
 
     def belongs(self, job_id: str, tenant: str) -> bool:
-        """Whether a song is a tenant's. One that was accepted a moment ago may not be known yet."""
+        """Whether a song or recording is a tenant's. One that was accepted a moment ago may not be known yet."""
         return (known := self._songs.get(job_id)) is not None and known.tenant == tenant
 
     def exists(self, job_id: str, tenant: str) -> bool:
-        """Whether a tenant has a song whose record is still there."""
+        """Whether a tenant has a song or recording whose record is still there."""
         return self.belongs(job_id, tenant) and not self._songs[job_id].expired
+
+    def is_recording(self, job_id: str, tenant: str) -> bool:
+        """Whether a tenant has a recording whose record is still there."""
+        return self.exists(job_id, tenant) and self._songs[job_id].is_recording
 
     def parent_of(self, job_id: str, tenant: str) -> str | None:
         """What a tenant's song goes on from, as far as its record is still there."""
@@ -118,7 +136,7 @@ class SongIndex:
     def forget(self, job_id: str) -> None:
         """Remove a song whose record has expired: the bucket does not announce that."""
         if known := self._songs.pop(job_id, None):
-            _remove(self._order[known.tenant], known.place)
+            _remove(self._order[known.tenant, known.is_recording], known.place)
             if known.parent is not None:
                 children = self._children[known.tenant, known.parent]
                 _remove(children, known.place)
@@ -174,11 +192,11 @@ class SongIndex:
             return
         parent = job.parent.id if job.parent else None
         written = message.metadata.timestamp.timestamp()
-        entry = _Entry(tenant, (job.created_at, job_id), job.status, parent, written)
+        entry = _Entry(tenant, job.recording is not None, (job.created_at, job_id), job.status, parent, written)
         known = self._songs.get(job_id)
         if known is None or (known.place, known.parent) != (entry.place, entry.parent):
             self.forget(job_id)
-            bisect.insort(self._order.setdefault(tenant, []), entry.place)
+            bisect.insort(self._order.setdefault((tenant, entry.is_recording), []), entry.place)
             if parent is not None:
                 bisect.insort(self._children.setdefault((tenant, parent), []), entry.place)
         self._songs[job_id] = entry

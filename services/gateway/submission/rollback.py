@@ -39,14 +39,16 @@ async def roll_back(js: JetStreamContext, store: ObjectStore, job: Job) -> None:
             await purge_job(js, job.job_id)
             await JobStore(js).delete(job)
         else:
-            await _roll_back_shared(js, job)
+            await withdraw(js, job, TOK, token_subject(job.request.priority, job.job_id))
         gone = job.parent is not None and await JobStore(js).get(job.job_id, job.tenant) is None
     if gone:  # else a duplicate of the request has the song, and needs what it takes over
         await store.delete_one(kept_tokens_key(job.job_id))
 
 
-async def _roll_back_shared(js: JetStreamContext, job: Job) -> None:
+async def withdraw(js: JetStreamContext, job: Job, queue: str, order: str) -> None:
     """Remove a record that a duplicate of the request may have found, unless the duplicate was accepted.
+
+    `queue` and `order`: the stream and the subject of its message.
 
     A duplicate is answered only after it has seen the message in the queue and has written the record once more. So
     either the message is there, or a worker had it and changed the record, or the record is newer than the one removed
@@ -65,6 +67,6 @@ async def _roll_back_shared(js: JetStreamContext, job: Job) -> None:
         return
     try:
         with nats_errors("the queue cannot be read"):
-            await js.get_msg(TOK, subject=token_subject(job.request.priority, job.job_id))
+            await js.get_msg(queue, subject=order)
     except NotFound:
         await js.purge_stream(f"KV_{JOBS}", subject=subject, seq=record.seq + 1)

@@ -32,6 +32,7 @@ from litestar.types import Method
 
 from services.gateway.api.guards import is_for_own_pages
 from services.gateway.errors import MEDIA_TYPE, PROBLEMS, Problem
+from shared.audio.files import CONTENT_TYPES
 from shared.schema.base import VERSION
 from shared.schema.request import GenerateRequest
 
@@ -45,9 +46,15 @@ _EVERYWHERE = (500,)
 _RETRIED = (429, 503)
 # Generated clients name their modules after these tags, so they stay as they are.
 _OTHERS = "house"
-_TAGS = {"generate": "songs", "livez": "probes", "readyz": "probes"}  # by the first part of the path
+_TAGS = {
+    "generate": "songs",
+    "recordings": "recordings",
+    "livez": "probes",
+    "readyz": "probes",
+}  # by the first part of the path
 _TAG_WORDS = {
     "songs": "Ask for songs, follow them, get their audio.",
+    "recordings": "Upload audio of your own, for songs to go on from.",
     _OTHERS: "Servers, workers and devices.",
     "probes": "Probes of the system that runs the gateway.",
 }
@@ -80,9 +87,25 @@ _EXAMPLES = {  # of the bodies that clients read most
         "seed": 7,
         "format": "flac",
     },
+    "RecordingBody": {
+        "recording_id": _ID,
+        "status": "encoding",
+        "progress": 40.0,
+        "created_at": "2026-01-31T12:00:00.000Z",
+        "completed_at": None,
+        "duration": 93.2,
+        "sample_rate": 44100,
+        "channels": 2,
+        "size": 2_330_112,
+        "upload_format": "mp3",
+        "audio_url": f"/recordings/{_ID}/audio",
+        "peaks_url": f"/recordings/{_ID}/peaks",
+        "title": "Demo",
+    },
     "CancelledBody": {"job_id": _ID, "status": "cancelled"},
 }
 _JOB_ID = {"type": "string", "pattern": "^[0-9A-Za-z-]{1,64}$", "examples": [_ID]}
+_OF_IDS = {"job_id": "of the song", "recording_id": "of the recording"}
 _DESCRIPTION = """Makes songs from lyrics and style tags: ask for one, follow its events, fetch its audio.
 
 Errors are problem details (RFC 9457), also for addresses that are not described here (404 `not-found`) and methods that
@@ -138,6 +161,21 @@ def json_body(kind: type[msgspec.Struct], example: Mapping[str, Any]) -> Request
     schema = components.pop(kind.__name__) | {"$defs": components}
     media = OpenAPIMediaType(schema=cast("Schema", schema), example=dict(example))
     return RequestBody(content={"application/json": media}, required=True)
+
+
+def file_body() -> RequestBody:
+    """Document a body that is a file, or a form with one."""
+    form = Schema(type=OpenAPIType.OBJECT, properties={"file": BINARY}, required=["file"])
+    kinds = dict.fromkeys((*CONTENT_TYPES.values(), "application/octet-stream"), BINARY)
+    content = {
+        kind: OpenAPIMediaType(schema=schema) for kind, schema in (kinds | {"multipart/form-data": form}).items()
+    }
+    return RequestBody(
+        content=content,
+        required=True,
+        description="the file, under any content type: what it is, its bytes say; or a form with the file as its only "
+        "field",
+    )
 
 
 def song_body() -> RequestBody:
@@ -198,8 +236,8 @@ def complete(document: dict[str, Any], marks: Marks) -> dict[str, Any]:
             found["summary"] = found["description"].partition("\n")[0]
             found["tags"] = [_TAGS.get(path.split("/")[1], _OTHERS)]
             for known in found.get("parameters", ()):
-                if known["name"] == "job_id":
-                    known["schema"], known["description"] = _JOB_ID, "of the song"
+                if (of := _OF_IDS.get(known["name"])) is not None:
+                    known["schema"], known["description"] = _JOB_ID, of
             marked = marks[path, method]
             refused = {401: not marked.get("public"), 403: is_for_own_pages(method, marked)}
             if refused[401]:

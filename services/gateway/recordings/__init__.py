@@ -1,0 +1,1 @@
+"""Recordings: receiving what users upload, showing it, removing it."""
