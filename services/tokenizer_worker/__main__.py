@@ -52,7 +52,8 @@ async def serve(settings: Settings) -> None:
     """Work until SIGTERM or SIGINT. Raises as `WorkerProcess.run` does."""
     checkpoint = open_checkpoint(settings.model_path, settings.model_version)
     engine, placement, name = build_engine(settings, checkpoint)
-    await WorkerProcess(settings, TokenStage(engine, Prompter(checkpoint), name, settings), placement).run()
+    stage = TokenStage(engine, Prompter(checkpoint), name, settings)
+    await WorkerProcess(settings, [stage], placement).run()
 
 
 if __name__ == "__main__":

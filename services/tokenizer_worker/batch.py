@@ -44,6 +44,12 @@ class BatchedSong:
         return self.context.job.job_id
 
     @property
+    def made(self) -> int:
+        """Frames that were made for this song, in whatever turn: those that it took over from another one are not."""
+        parent = self.context.job.parent
+        return len(self.frames) - (parent.frames if parent else 0)
+
+    @property
     def cache_label(self) -> str:
         """Label of its caches in the device's ledger."""
         return f"kv-cache {self.job_id}"
@@ -178,7 +184,7 @@ class Batch:
             frame = made[batched.job_id]
             if frame is None:
                 self._drop(batched, None)
-                self.rate.song(len(batched.frames))
+                self.rate.song(batched.made)
                 self.limit = min(self.limit + 1, self._engine.slots)
             else:
                 count += 1

@@ -43,22 +43,20 @@ async def _copied(
 ) -> tuple[KeptTokens, TokenMeta]:
     """Copy the parent's tokens as at the song's submission. Raises `SongError` and `Unavailable`."""
     lost = f"the {parent.frames} frames that it keeps are lost, and cannot be copied again"
-    if parent.job_id is None:
-        raise SongError(f"{lost}: submit it again, from the recording {parent.recording_id}")
-    song = f"the song that it goes on from, {parent.job_id},"
+    source = f"the {'recording' if parent.recording_id else 'song'} that it goes on from, {parent.id},"
     try:
-        origin = await jobs.get(parent.job_id, job.tenant)
+        origin = await jobs.get(parent.id, job.tenant)
     except NewerRecord as error:
-        raise SongError(f"{lost}: {song} cannot be read, {error}") from None
+        raise SongError(f"{lost}: {source} cannot be read, {error}") from None
     if origin is None:
-        raise SongError(f"{lost}: {song} was deleted or has expired")
+        raise SongError(f"{lost}: {source} was deleted or has expired")
     if origin.tokens_key is None:
-        raise SongError(f"{lost}: {song} has no tokens any more")
+        raise SongError(f"{lost}: {source} has no tokens any more")
     try:
         codes, meta = unpack(await store.get(origin.tokens_key), origin.job_id)
     except ObjectError as error:
-        raise SongError(f"{lost}: {song} has no tokens any more, {error}") from None
+        raise SongError(f"{lost}: {source} has no tokens any more, {error}") from None
     if codes.shape[1] < parent.frames:
-        raise SongError(f"{lost}: {song} has {codes.shape[1]} frames")
+        raise SongError(f"{lost}: {source} has {codes.shape[1]} frames")
     kept = kept_tokens(origin, codes, meta.earlier, parent.frames, windows)
     return kept, TokenMeta(job_id=job.job_id, model=meta.model, seed=meta.seed, ended=False, earlier=kept.earlier)

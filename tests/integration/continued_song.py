@@ -45,7 +45,7 @@ async def tokens_of(flow: Flow, job: Job) -> tuple[np.ndarray, TokenMeta]:
 async def go_on(
     flow: Flow, parent: Job, frames: int, request: GenerateRequest, *, least: int = 0, copied: bool = True
 ) -> str:
-    """Put a song into the queue that goes on after so many frames of its parent; returns its id.
+    """Put a song into the queue that goes on after so many frames of its parent, a song or recording; returns its id.
 
     Without being `copied` the frames that it keeps are in no place of its own, as if they had got lost.
     """
@@ -57,7 +57,13 @@ async def go_on(
         tenant=TENANT,
         request=request,
         created_at=time.time(),
-        parent=Parent(job_id=parent.job_id, frames=frames, least_frames=max(frames, least), seeds=kept.seeds),
+        parent=Parent(
+            job_id=None if parent.recording else parent.job_id,
+            recording_id=parent.job_id if parent.recording else None,
+            frames=frames,
+            least_frames=max(frames, least),
+            seeds=kept.seeds,
+        ),
     )
     if copied:
         own = TokenMeta(job_id=job.job_id, model=meta.model, seed=meta.seed, ended=False, earlier=kept.earlier)

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Literal
 from urllib.parse import urlsplit
 
 import msgspec
@@ -25,11 +26,12 @@ from shared.nats.subjects import EVENTS, TENANT
 from shared.schema.event import CloudEvent
 from shared.schema.job import ENDED, Job
 from shared.schema.request import GenerateRequest, Priority
-from shared.schema.worker import Role as WorkerRole
 from shared.settings import Settings
 from shared.storage.objects import PROBES, ObjectStore
 
 PATIENCE = 60.0  # seconds; generous, because a busy machine is not a fault
+
+WorkerProcess = Literal["tokenizer", "codec"]  # the encoder is in the codec's
 
 
 def as_role(settings: Settings, role: Role) -> Settings:
@@ -64,7 +66,7 @@ class Flow:
         self.jobs, self.store = JobStore(js), ObjectStore(settings)
         self.processes: list[asyncio.subprocess.Process] = []
 
-    async def worker(self, role: WorkerRole) -> asyncio.subprocess.Process:
+    async def worker(self, role: WorkerProcess) -> asyncio.subprocess.Process:
         """Start a worker process."""
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", f"services.{role}_worker", env=environment(self.settings, role)
@@ -151,7 +153,7 @@ class Flow:
 
 
 @asynccontextmanager
-async def open_flow(settings: Settings, *roles: WorkerRole) -> AsyncIterator[Flow]:
+async def open_flow(settings: Settings, *roles: WorkerProcess) -> AsyncIterator[Flow]:
     """A flow with one worker process of each role. All are killed at the end."""
     client = await nats.connect(settings.nats_url, max_reconnect_attempts=-1, reconnect_time_wait=0.1)
     js = client.jetstream()

@@ -135,7 +135,7 @@ async def test_a_song_from_the_request_to_the_file(settings: Settings, tmp_path:
 
             await eventually(healthy, "there are problems")
             devices = await client.gpus()
-            assert {(worker.role, worker.engine) for worker in devices.gpus[0].workers} == {
+            assert {(worker.role, worker.engine) for worker in devices.gpus[0].workers} >= {
                 ("tokenizer", "trivial"),
                 ("codec", "trivial"),
             }
@@ -154,7 +154,7 @@ async def test_a_song_from_the_request_to_the_file(settings: Settings, tmp_path:
         code, out, _ = await heartmula(gateway.base, "status", song["job_id"], "--json")
         assert json.loads(out)["duration"] == pytest.approx(2, abs=0.1)
         code, out, _ = await heartmula(gateway.base, "models", "--json")
-        assert {model["role"] for model in json.loads(out)["models"]} == {"tokenizer", "codec"}
+        assert {model["role"] for model in json.loads(out)["models"]} >= {"tokenizer", "codec"}
         for command in ("gpu", "models"):
             code, out, err = await heartmula(gateway.base, command)
             assert (code, "tokenizer" in out, err) == (0, True, "")
@@ -279,7 +279,7 @@ async def test_errors_are_explained_and_have_their_exit_codes(gateway: RunningGa
 
     code, out, err = await heartmula(gateway.base, "status", UNKNOWN)
     assert (code, out) == (4, "")
-    assert "no song has this id" in err
+    assert "no song or recording has this id" in err
     code, out, err = await heartmula(gateway.base, "generate", "--lyrics", "la", "--topk", "0", "--json")
     assert (code, json.loads(out)["error"]["field"]) == (4, "topk")
     assert "topk: must be at least 1" in err

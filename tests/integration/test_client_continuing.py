@@ -57,7 +57,7 @@ async def test_a_song_is_extended_and_shown_in_its_tree(settings: Settings, tmp_
             assert (await client.tree(third)).root == first
 
         _, out, _ = await heartmula(gateway.base, "tree", third)
-        assert [line.split()[:2] for line in out.splitlines()] == [[first, "gone,"], ["└──", second], ["└──", third]]
+        assert [line.split()[:2] for line in out.splitlines()] == [[first, "gone"], ["└──", second], ["└──", third]]
         _, out, _ = await heartmula(gateway.base, "list", "--parent", second, "--json")
         assert [song["job_id"] for song in json.loads(out)["songs"]] == [third]
         code, _, err = await heartmula(gateway.base, "extend", first, "--no-wait")

@@ -12,9 +12,10 @@ from shared.schema.event import Progress
 from shared.schema.job import Job
 from shared.schema.request import GenerateRequest
 from shared.settings import Settings
-from shared.storage.keys import kept_tokens_key
+from shared.storage.keys import kept_tokens_key, prefixes
 from tests.integration.continued_song import go_on, put_parent, tokens_of
 from tests.integration.flow import Flow, open_flow
+from tests.integration.ready_recording import put_recording
 from tests.integration.test_turns import stages, trivial_codes
 from tests.integration.test_window_publishing import until_queued
 from tests.unit.native_engines import DEMO, generate, one_thread, ready  # noqa: F401
@@ -126,6 +127,36 @@ async def test_a_song_of_which_the_beginning_is_lost_fails_in_words_and_the_queu
         job = await flow.ended(lost)
         assert job.status == "failed"
         assert f"the song that it goes on from, {parent.job_id}, was deleted or has expired" in (job.error or "")
+
+
+async def test_songs_go_on_from_a_recording_whatever_becomes_of_it_and_of_what_they_took_over(
+    settings: Settings,
+) -> None:
+    async with open_flow(replace(settings, batch=4)) as flow:
+        recording = await put_recording(flow.jobs, flow.store, WHOLE)
+        at_once = [await go_on(flow, recording, kept, request(110, kept)) for kept in (1, 99, 100)]
+        lost = await go_on(flow, recording, 50, request(60), copied=False)
+        await flow.worker("tokenizer")
+        await assert_kept(flow, await made(flow, lost))
+        await flow.stop(flow.processes.pop())
+        late, lost_late = [await go_on(flow, recording, 50, request(60), copied=copied) for copied in (True, False)]
+        await flow.jobs.delete(recording)
+        await flow.store.delete(prefixes(recording)[0])
+        await flow.worker("tokenizer")
+        for job_id in (*at_once, late):
+            await assert_kept(flow, await made(flow, job_id))
+        job = await flow.ended(lost_late)
+        assert f"the recording that it goes on from, {recording.job_id}, was deleted" in (job.error or "")
+
+
+async def test_frames_that_another_checkpoint_made_fail_the_song_at_once(settings: Settings) -> None:
+    async with open_flow(settings) as flow:
+        parent = await put_parent(flow, WHOLE + np.int16(64))
+        job_id = await go_on(flow, parent, 50, request(60))
+        await flow.worker("tokenizer")
+        job = await flow.ended(job_id)
+        assert (job.status, job.attempts, job.failures) == ("failed", 1, 0)
+        assert "another model made them" in (job.error or "")
 
 
 async def test_kept_windows_are_queued_for_their_audio_at_once(settings: Settings) -> None:

@@ -23,13 +23,15 @@ from tests.integration.gateway_fixtures import SONG, eventually, running_gateway
 WORD = "zanzibarometer"  # in the lyrics, and in nothing else
 
 
-async def figures(port: int) -> dict[str, float]:
+async def figures(port: int, role: str | None = None) -> dict[str, float]:
+    """A process's metrics; of a codec worker's either the codec's or, by `role`, the encoder's."""
     async with httpx.AsyncClient(trust_env=False) as http:
         text = (await http.get(f"http://127.0.0.1:{port}/metrics")).text
     return {
         " ".join([sample.name, *(f"{k}={v}" for k, v in sorted(sample.labels.items()) if k != "role")]): sample.value
         for family in text_string_to_metric_families(text)
         for sample in family.samples
+        if sample.labels.get("role") == role or (role is None and sample.labels.get("role") != "encoder")
     }
 
 

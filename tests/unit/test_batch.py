@@ -67,7 +67,7 @@ class JobContext:
     """Replacement of a job context: `trouble` is what its next check raises."""
 
     def __init__(self, job_id: str, turn: Ledger) -> None:
-        self.job: Any = type("Job", (), {"job_id": job_id})
+        self.job: Any = type("Job", (), {"job_id": job_id, "parent": None})
         self.turn = turn
         self.trouble: Exception | None = None
         self.pause = False

@@ -52,6 +52,8 @@ def test_a_waiting_song_needs_those_before_it_and_itself() -> None:
 def test_tokens_that_a_song_takes_over_need_not_be_made() -> None:
     assert PACE.waiting(0, 50, kept=40) == pytest.approx(10 / 10 + 50 / 100)
     assert PACE.waiting(3, 50, kept=40) == pytest.approx(610 / 10 + 650 / 100)
+    others_keep_150 = pace([worker("tokenizer", 10, 50), worker("codec", 100, 200)])
+    assert others_keep_150.waiting(3, 50) == pytest.approx(200 / 10 + 650 / 100)
 
 
 def test_a_waiting_song_has_no_estimate_without_rates() -> None:

@@ -7,7 +7,9 @@ import pytest
 from services.gateway.background.reconciler import _from_the_beginning
 from shared.errors import NewerRecord, SongError, Unavailable
 from shared.jobs.continuing import kept_tokens
-from shared.schema.job import Job, Parent
+from shared.schema.base import RECORDING_SCHEMA
+from shared.schema.job import Job, Parent, Recording
+from shared.schema.request import GenerateRequest
 from shared.storage.keys import kept_tokens_key
 from shared.storage.token_file import EarlierWindow, TokenMeta, pack, unpack
 from tests.unit.test_saved_tokens import CODES, SONG, WINDOWS, Saved
@@ -139,11 +141,37 @@ async def test_a_store_that_does_not_answer_costs_the_song_nothing(monkeypatch: 
         await song.tokens.load()
 
 
-async def test_of_a_song_that_goes_on_from_a_recording_the_reason_names_it() -> None:
-    parent = Parent(recording_id="demo-tape", frames=KEPT, least_frames=200)
-    song = Continued(msgspec.structs.replace(NEW, parent=parent))
+RECORDING = msgspec.structs.replace(
+    PARENT,
+    schema=RECORDING_SCHEMA,
+    request=GenerateRequest(lyrics="", seed=0),
+    tokens_key="recordings/local/0/x.safetensors",
+    recording=Recording(sha256="0" * 64, upload_bytes=9, upload_format="wav", channels=1),
+)
+
+
+def continued_recording() -> Continued:
+    """A song that goes on from a recording, and of which the own copy is gone."""
+    song = Continued(msgspec.structs.replace(NEW, parent=Parent(recording_id="parent", frames=KEPT, least_frames=200)))
     damage(song, "gone")
-    with pytest.raises(SongError, match="from the recording demo-tape"):
+    song.jobs.parent = RECORDING
+    data = pack(CODES, TokenMeta(job_id="parent", model="an encoder", seed=0))
+    song.store.objects[str(RECORDING.tokens_key)] = data
+    return song
+
+
+async def test_of_a_recording_the_tokens_are_copied_again_too() -> None:
+    song = continued_recording()
+    codes, _ = await song.tokens.load()
+    assert np.array_equal(codes, CODES[:, :KEPT])
+    meta = unpack(song.store.objects[KEY], "song")[1]
+    assert (meta.model, meta.seed, [one.seed for one in meta.earlier]) == ("an encoder", 0, [0])
+
+
+async def test_of_a_song_that_goes_on_from_a_recording_the_reason_names_it() -> None:
+    song = continued_recording()
+    song.jobs.parent = None
+    with pytest.raises(SongError, match="the recording that it goes on from, parent, was deleted or has expired"):
         await song.tokens.load()
 
 

@@ -14,7 +14,7 @@ from services.tokenizer_worker.engines import prefill
 from services.tokenizer_worker.engines.base import Song, TokenEngine
 from services.tokenizer_worker.engines.trivial import TrivialEngine
 from services.tokenizer_worker.model import HeartMuLa, KVCache, load_weights
-from shared.errors import DeviceFull
+from shared.errors import DeviceFull, SongError
 from shared.model.checkpoint import Checkpoint
 from tests.unit.native_engines import DEMO, TINY, generate, one_thread, prompt_of, ready  # noqa: F401
 
@@ -146,6 +146,8 @@ DAMAGED: dict[str, np.ndarray] = {
     "transposed": np.zeros((3, 8), np.int16),
     "flat": np.zeros(8, np.int16),
     "dtype": np.zeros((8, 3), np.int64),
+}
+FOREIGN: dict[str, np.ndarray] = {
     "negative": np.full((8, 3), -1, np.int16),
     "vocabulary": np.full((8, 3), TINY.lm.audio_vocab_size, np.int16),
     "end token": np.full((8, 3), TINY.gen.audio_eos_id, np.int16),
@@ -158,6 +160,15 @@ def test_damaged_frames_are_refused(damage: str) -> None:
     for engine in engines:
         with pytest.raises(ValueError, match="frames to continue from"):
             engine.admit("song", Song(prompt=prompt_of(TINY), max_frames=9), DAMAGED[damage])
+        assert engine.step() == {}
+
+
+@pytest.mark.parametrize("codes", FOREIGN)
+def test_frames_of_another_checkpoint_fail_the_song_in_words(codes: str) -> None:
+    engines: list[TokenEngine] = [ready(TINY), TrivialEngine(0)]
+    for engine in engines:
+        with pytest.raises(SongError, match="another model made them"):
+            engine.admit("song", Song(prompt=prompt_of(TINY), max_frames=9), FOREIGN[codes])
         assert engine.step() == {}
 
 

@@ -32,7 +32,8 @@ class Pace:
 
     tokens: float | None  # frames a second
     audio: float | None  # frames decoded a second
-    song_frames: float | None  # mean length of the latest songs
+    song_frames: float | None  # mean number of frames that were made for the latest songs
+    decoded_frames: float | None = None  # mean length of the latest songs, frames that they took over included
 
     def waiting(self, songs_before: int, frames: int, kept: int = 0) -> float | None:
         """Seconds until a song of `frames` is ready that has not begun; tokens of `kept` ones are there already."""
@@ -42,8 +43,9 @@ class Pace:
             return (frames - kept) / self.tokens + frames / self.audio
         if self.song_frames is None:
             return None
-        all_frames = songs_before * self.song_frames + frames
-        return (all_frames - kept) / self.tokens + all_frames / self.audio
+        made = songs_before * self.song_frames + frames - kept
+        decoded = songs_before * (self.decoded_frames or self.song_frames) + frames
+        return made / self.tokens + decoded / self.audio
 
     def generating(self, progress: Progress, decoded: int = 0) -> float | None:
         """Seconds until a song is ready whose tokens are being made, at its own rate.
@@ -69,10 +71,12 @@ class Pace:
 def pace(workers: Sequence[WorkerStatus]) -> Pace:
     """Add up the speeds in the heartbeats of live workers."""
     tokenizers = [worker for worker in workers if worker.role == "tokenizer"]
+    codecs = [worker for worker in workers if worker.role == "codec"]
     return Pace(
         tokens=_sum(worker.rate for worker in tokenizers),
-        audio=_sum(worker.rate for worker in workers if worker.role == "codec"),
+        audio=_sum(worker.rate for worker in codecs),
         song_frames=_mean(worker.song_frames for worker in tokenizers),
+        decoded_frames=_mean(worker.song_frames for worker in codecs),
     )
 
 

@@ -124,7 +124,7 @@ class Songs:
         """The record of a tenant's song. Raises a 404 `ApiError`."""
         # What has not the form of an id must not become part of a subject.
         job = await self._jobs.get(job_id, tenant) if JOB_ID.fullmatch(job_id) else None
-        if job is None:
+        if job is None or job.recording is not None:
             raise unknown_job()
         return job
 
@@ -139,11 +139,7 @@ class Songs:
 
     async def read(self, tenant: str, ids: Sequence[str]) -> list[Job]:
         """The records of a tenant's songs that the index knows, without those that are gone or a newer version's."""
-        jobs = await asyncio.gather(*(self._readable(tenant, job_id) for job_id in ids))
-        for job_id, job in zip(ids, jobs, strict=True):
-            if job is None:
-                self._index.forget(job_id)
-        return [job for job in jobs if job is not None]
+        return [job for job in await read_records(self._jobs, self._index, tenant, ids) if job.recording is None]
 
     async def describe(self, job: Job) -> StatusBody:
         """The state of a song. Its progress and stage come from its events, the rest from its record."""
@@ -188,7 +184,7 @@ class Songs:
             job_id=parent.job_id,
             recording_id=parent.recording_id,
             at_ms=milliseconds_of(parent.frames),
-            exists=parent.job_id is not None and self._index.exists(parent.job_id, tenant),
+            exists=self._index.exists(parent.id, tenant),
         )
 
     async def last_progress(self, job: Job) -> float:
@@ -197,12 +193,6 @@ class Songs:
             return self._progress(job, await self._latest(job))
         except HeartMulaError:
             return 0.0
-
-    async def _readable(self, tenant: str, job_id: str) -> Job | None:
-        try:
-            return await self._jobs.get(job_id, tenant)
-        except NewerRecord:
-            return None
 
     async def _latest(self, job: Job) -> Progress | None:
         if job.status == "completed" or (job.status == "queued" and not job.started_at):  # there are no such events
@@ -220,6 +210,22 @@ class Songs:
     async def _stage(self, job: Job) -> str | None:
         stored = await newest(self._js, event_subject(job.tenant, job.job_id, "stage"))
         return stored.event.data.stage if stored and isinstance(stored.event.data, Stage) else None
+
+
+async def read_records(jobs: JobStore, song_index: SongIndex, tenant: str, ids: Sequence[str]) -> list[Job]:
+    """The records that the index knows, without those that are gone, which it forgets, or a newer version's."""
+
+    async def readable(job_id: str) -> Job | None:
+        try:
+            return await jobs.get(job_id, tenant)
+        except NewerRecord:
+            return None
+
+    found = await asyncio.gather(*(readable(job_id) for job_id in ids))
+    for job_id, job in zip(ids, found, strict=True):
+        if job is None:
+            song_index.forget(job_id)
+    return [job for job in found if job is not None]
 
 
 async def _nothing() -> None:

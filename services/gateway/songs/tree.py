@@ -6,7 +6,9 @@ import msgspec
 
 from services.gateway.songs.index import SongIndex
 from services.gateway.songs.status import Songs
+from shared.errors import NewerRecord
 from shared.frames import milliseconds_of
+from shared.jobs.store import JobStore
 from shared.schema.base import timestamp
 from shared.schema.job import Job, Status
 
@@ -26,10 +28,20 @@ class TreeSong(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     duration: float | None = None  # seconds of audio
 
 
+class TreeRecording(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The recording that the songs of a tree go back to."""
+
+    recording_id: str
+    created_at: str  # RFC 3339
+    title: str | None = None
+    duration: float | None = None  # seconds of audio
+
+
 class TreeBody(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """All songs that go back to the same one."""
 
     root: str  # id of what all of them go back to: a song, one that is gone, or a recording
+    recording: TreeRecording | None = None  # where the root is one, and is not gone
     songs: list[TreeSong]  # parents before children
     left_out: int = 0  # further songs of a large tree
 
@@ -37,8 +49,8 @@ class TreeBody(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Trees:
     """Finds the trees of songs. Raises `Unavailable` without NATS."""
 
-    def __init__(self, songs: Songs, song_index: SongIndex) -> None:
-        self._songs, self._index = songs, song_index
+    def __init__(self, songs: Songs, song_index: SongIndex, jobs: JobStore) -> None:
+        self._songs, self._index, self._jobs = songs, song_index, jobs
 
     async def find(self, tenant: str, job_id: str) -> TreeBody:
         """The tree that a tenant's song belongs to. Raises a 404 `ApiError`."""
@@ -51,7 +63,27 @@ class Trees:
         jobs: list[Job] = []
         for start in range(0, min(len(ids), MOST), _READ_AT_ONCE):
             jobs += await self._songs.read(tenant, ids[start : min(start + _READ_AT_ONCE, MOST)])
-        return TreeBody(root=path[0], songs=[_shown(job) for job in jobs], left_out=max(0, len(ids) - MOST))
+        return TreeBody(
+            root=path[0],
+            recording=await self._recording(tenant, path[0]),
+            songs=[_shown(job) for job in jobs],
+            left_out=max(0, len(ids) - MOST),
+        )
+
+    async def _recording(self, tenant: str, root: str) -> TreeRecording | None:
+        """The recording with this id, if it is one."""
+        try:
+            job = await self._jobs.get(root, tenant) if self._index.is_recording(root, tenant) else None
+        except NewerRecord:
+            return None
+        if job is None:
+            return None
+        return TreeRecording(
+            recording_id=job.job_id,
+            created_at=timestamp(job.created_at),
+            title=job.request.title,
+            duration=job.duration_s,
+        )
 
     def _path(self, tenant: str, job_id: str) -> list[str]:
         """The ids from the root of a song's tree down to the song; the root may be gone."""

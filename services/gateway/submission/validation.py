@@ -77,7 +77,7 @@ def decode_request(data: bytes) -> GenerateRequest:
     Raises `InvalidRequest` for wrong fields, `ApiError` where the body is no JSON or too large.
     """
     request = _decode(data, _request_decoder)
-    _check_text("title", request.title or "", "")
+    check_text("title", request.title or "", "")
     if not request.lyrics.strip() and not normalize_tags(request.tags):
         raise InvalidRequest("lyrics", "give lyrics or tags; both are blank")
     if request.continue_from is None and request.min_new_ms != DEFAULT_MIN_NEW_MS:
@@ -114,8 +114,8 @@ def _decode(data: bytes, decoder: msgspec.json.Decoder[_Body]) -> _Body:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         what = "not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
         raise ApiError(400, "malformed-json", f"{what}; the body must be one JSON object in UTF-8") from None
-    _check_text("lyrics", request.lyrics, "\n\r\t")
-    _check_text("tags", request.tags, "\n\r\t")
+    check_text("lyrics", request.lyrics, "\n\r\t")
+    check_text("tags", request.tags, "\n\r\t")
     _check_origin(request.continue_from)
     return request
 
@@ -148,7 +148,8 @@ def _check_origin(asked: ContinueFrom | None) -> None:
         raise InvalidRequest("continue_from", "names either a song, as job_id, or a recording, as recording_id")
 
 
-def _check_text(field: str, text: str, allowed: str) -> None:
+def check_text(field: str, text: str, allowed: str) -> None:
+    """Raise `InvalidRequest` for control characters that are not `allowed`."""
     for found in _CONTROL.finditer(text):
         if found[0] not in allowed:
             raise InvalidRequest(

@@ -6,6 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
+from shared.errors import SongError
 from shared.model.prompt import Prompt
 
 PARKED_SECONDS = 900.0  # for which a paused song's caches are kept
@@ -69,8 +70,7 @@ class TokenEngine(Protocol):
         equal frames: of variants only the first is prefilled.
 
         Raises `DeviceFull` when the batch as it is leaves no room; then the song is not in it and nothing else has
-        changed. Raises `ValueError` when there is no free slot, the id is taken, or `check_frames` finds the frames
-        damaged.
+        changed. Raises `ValueError` when there is no free slot or the id is taken, and as `check_frames`.
         """
 
     def step(self) -> dict[str, np.ndarray | None]:
@@ -96,8 +96,15 @@ class TokenEngine(Protocol):
 
 
 def check_frames(frames: np.ndarray, codebooks: int, codes: int) -> None:
-    """Check that `frames` are int16 ``[codebooks, T]`` of codes below `codes`. Raises `ValueError`."""
+    """Check that `frames` are int16 ``[codebooks, T]`` of codes below `codes`.
+
+    Raises `ValueError` for another shape, and `SongError` for other codes: frames that a song keeps may be of a song or
+    recording that another checkpoint made.
+    """
     if frames.dtype != np.int16 or frames.ndim != 2 or len(frames) != codebooks:
         raise ValueError(f"frames to continue from are {frames.dtype} {list(frames.shape)}, not int16 [{codebooks}, T]")
     if ((frames < 0) | (frames >= codes)).any():
-        raise ValueError(f"frames to continue from hold codes {frames.min()} to {frames.max()}, not 0 to {codes - 1}")
+        raise SongError(
+            f"the frames that it keeps hold codes from {frames.min()} to {frames.max()}, and this model knows 0 to "
+            f"{codes - 1}: another model made them, so go on from a song or recording of this one"
+        )
