@@ -9,13 +9,15 @@
         print(await client.download(accepted.job_id))
 """
 
-from services.client.client import DEFAULT_URL, Client
+from services.client.client import Client
+from services.client.connection import DEFAULT_URL
 from services.client.errors import (
     ClientError,
     Refused,
     ServiceFault,
     SongIncomplete,
     UnexpectedAnswer,
+    UnknownRecording,
     UnknownSong,
     Unreachable,
 )
@@ -26,6 +28,8 @@ from services.client.responses import (
     Event,
     Health,
     Parent,
+    Recording,
+    Recordings,
     Song,
     Songs,
     Tree,
@@ -45,6 +49,8 @@ __all__ = [
     "Event",
     "Health",
     "Parent",
+    "Recording",
+    "Recordings",
     "Refused",
     "ServiceFault",
     "Song",
@@ -52,6 +58,7 @@ __all__ = [
     "Songs",
     "Tree",
     "UnexpectedAnswer",
+    "UnknownRecording",
     "UnknownSong",
     "Unreachable",
     "Version",

@@ -7,16 +7,16 @@ import uuid
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any
 from urllib.parse import quote
 
-import httpx
 import msgspec
 import websockets
 
-from services.client.address import authorization, host_of, is_loopback
+from services.client.connection import read
 from services.client.download import MAX_HEADER, fetch, put_header
-from services.client.errors import ServiceFault, UnexpectedAnswer, Unreachable, cause, error_from
+from services.client.errors import ServiceFault, Unreachable
+from services.client.recordings import RecordingsClient
 from services.client.responses import (
     Accepted,
     Devices,
@@ -29,45 +29,23 @@ from services.client.responses import (
     same_state,
     snapshot_of,
 )
-from services.client.retries import AWAY, INTERVAL, RETRY_WAITS, TEMPORARY, wait_for
+from services.client.retries import AWAY, INTERVAL
 from services.client.stream import AudioStream
 from shared.schema.job import Status
 from shared.schema.request import AudioFormat, ContinueFrom, Priority, WebhookEvent
 
 log = logging.getLogger(__name__)
 
-DEFAULT_URL = "http://127.0.0.1:8000"
-
 _SOCKET_ERRORS = (OSError, TimeoutError, websockets.WebSocketException, msgspec.MsgspecError, UnicodeDecodeError)
 
-T = TypeVar("T")
 
-
-class Client:
-    """Client of the service at `url`, used in ``async with``.
+class Client(RecordingsClient):
+    """Client of the service at `url`, used in ``async with``. Methods for recordings are those of its base.
 
     Every method raises a `ClientError`: `Unreachable`, `UnexpectedAnswer`, `Refused` or `ServiceFault`. After a lost
     connection and after answers 502, 503 and 504, it first makes up to three more attempts, each after the time that
     the service asks for.
     """
-
-    def __init__(self, url: str = DEFAULT_URL, key: str | None = None) -> None:
-        """`key` is the API key, where the service needs one. Raises `ValueError` for an invalid URL or key."""
-        self._headers = authorization(key)
-        self.url = url.rstrip("/")
-        # A proxy that the environment names cannot reach the loopback address of this machine.
-        self._use_proxy = not is_loopback(host_of(url))
-        self._http = httpx.AsyncClient(
-            base_url=self.url, headers=self._headers, timeout=httpx.Timeout(30, connect=5), trust_env=self._use_proxy
-        )
-
-    async def __aenter__(self) -> Self:
-        """Return the client. Nothing is sent yet."""
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        """Close the connections."""
-        await self._http.aclose()
 
     async def generate(
         self,
@@ -115,19 +93,19 @@ class Client:
         }
         body = msgspec.json.encode({name: value for name, value in fields.items() if value is not None})
         headers = {"Content-Type": "application/json", "Idempotency-Key": key or str(uuid.uuid4())}
-        return _read(await self._send("POST", "/generate", content=body, headers=headers), Accepted)
+        return read(await self._send("POST", "/generate", content=body, headers=headers), Accepted)
 
     async def status(self, job_id: str) -> Song:
         """Return the state of a song."""
-        return _read(await self._send("GET", f"{_path(job_id)}/status"), Song)
+        return read(await self._send("GET", f"{_path(job_id)}/status"), Song)
 
     async def song(self, job_id: str) -> Song:
         """Return the state of a song with its request, the song that it goes on from, and those that go on from it."""
-        return _read(await self._send("GET", _path(job_id)), Song)
+        return read(await self._send("GET", _path(job_id)), Song)
 
     async def tree(self, job_id: str) -> Tree:
         """Return all songs that a song is connected with by going on from one another, itself included."""
-        return _read(await self._send("GET", f"{_path(job_id)}/tree"), Tree)
+        return read(await self._send("GET", f"{_path(job_id)}/tree"), Tree)
 
     async def songs(
         self,
@@ -142,11 +120,11 @@ class Client:
         """
         query = {"limit": limit, "cursor": cursor, "status": status, "parent": parent}
         params = {name: value for name, value in query.items() if value is not None}
-        return _read(await self._send("GET", "/generate", params=params), Songs)
+        return read(await self._send("GET", "/generate", params=params), Songs)
 
     async def cancel(self, job_id: str) -> str:
         """Cancel a waiting or running song; returns its status."""
-        answer = _read(await self._send("DELETE", _path(job_id)), dict[str, Any])
+        answer = read(await self._send("DELETE", _path(job_id)), dict[str, Any])
         return str(answer.get("status", "cancelled"))
 
     async def forget(self, job_id: str) -> None:
@@ -155,11 +133,11 @@ class Client:
 
     async def gpus(self) -> Devices:
         """Return the devices and the workers on them."""
-        return _read(await self._send("GET", "/api/gpu"), Devices)
+        return read(await self._send("GET", "/api/gpu"), Devices)
 
     async def health(self) -> Health:
         """Return the health of the service. An unhealthy one raises nothing."""
-        return _read(await self._send("GET", "/health", accept=503), Health)
+        return read(await self._send("GET", "/health", accept=503), Health)
 
     async def download(
         self,
@@ -262,35 +240,6 @@ class Client:
         url = f"ws{self.url.removeprefix('http')}{_path(job_id)}/events"
         return url if after is None else f"{url}?after={quote(after, safe='')}"
 
-    async def _send(self, method: str, path: str, *, accept: int | None = None, **options: Any) -> httpx.Response:
-        """Send a request, and repeat it where its answer was lost: each of the service's requests may be repeated."""
-        for wait in (*RETRY_WAITS, None):
-            try:
-                answer = await self._http.request(method, path, **options)
-                if answer.status_code < 400 or answer.status_code == accept:
-                    return answer
-                failure = error_from(answer)
-                if wait is None or answer.status_code not in TEMPORARY:
-                    raise failure
-            except httpx.TransportError as error:
-                failure = Unreachable(f"no answer from {self.url}: {cause(error)}")
-                if wait is None:
-                    raise failure from error
-            wait = wait_for(wait, failure.retry_after)
-            log.log(logging.WARNING if wait >= 1 else logging.DEBUG, "%s; trying again in %g s", failure, wait)
-            await asyncio.sleep(wait)
-        raise AssertionError("the last attempt returns or raises")
-
 
 def _path(job_id: str) -> str:
     return f"/generate/{quote(job_id, safe='')}"
-
-
-def _read(answer: httpx.Response, kind: type[T]) -> T:
-    try:
-        return msgspec.json.decode(answer.content, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise UnexpectedAnswer(
-            f"{answer.request.url} answered {answer.status_code}, and not as this service does: {error}",
-            status=answer.status_code,
-        ) from None

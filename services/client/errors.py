@@ -6,7 +6,8 @@
     ├── Unreachable         nothing answers, or the connection was lost repeatedly
     ├── UnexpectedAnswer    the answer does not come from this service
     ├── Refused             4xx: the request has to be changed or repeated later
-    │   └── UnknownSong     no song has this id
+    │   ├── UnknownSong     no song has this id
+    │   └── UnknownRecording    no recording has this id
     ├── ServiceFault        5xx: the service, or a server that it needs, failed
     └── SongIncomplete      the song failed or was cancelled: a stream of it ended before its end
 """
@@ -65,6 +66,10 @@ class UnknownSong(Refused):
     """No song has this id, or it has been deleted."""
 
 
+class UnknownRecording(Refused):
+    """No recording has this id, or it has been deleted."""
+
+
 class ServiceFault(ClientError):
     """The service, or a server that it needs, failed."""
 
@@ -106,6 +111,8 @@ def error_from(answer: httpx.Response) -> ClientError:
     kind: type[ClientError] = Refused if answer.status_code < 500 else ServiceFault
     if details.type.endswith("/unknown-job"):
         kind = UnknownSong
+    elif details.type.endswith("/unknown-recording"):
+        kind = UnknownRecording
     return kind(
         details.detail or f"{answer.request.url.host} answered {answer.status_code} {details.title}",
         status=answer.status_code,

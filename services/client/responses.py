@@ -1,10 +1,12 @@
 """Responses and events of the service. Fields that a newer service adds are ignored."""
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
 from shared.schema.job import ENDED
+
+RecordingStatus = Literal["queued", "encoding", "ready", "failed"]
 
 
 class Accepted(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -78,6 +80,36 @@ class Songs(msgspec.Struct, frozen=True, kw_only=True):
     next: str | None = None  # cursor of the next page; None on the last one
 
 
+class Recording(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The state of a recording."""
+
+    recording_id: str
+    status: str  # queued, encoding, ready or failed
+    progress: float = 0.0  # 0–100
+    created_at: str = ""
+    completed_at: str | None = None  # when it became ready, or failed
+    title: str | None = None
+    duration: float | None = None  # seconds of audio
+    sample_rate: int | None = None  # Hz
+    channels: int | None = None
+    size: int | None = None  # bytes of the upload
+    upload_format: str | None = None
+    error: str | None = None
+    children: list[str] = []  # ids of the songs that go on from it
+
+    @property
+    def ended(self) -> bool:
+        """Whether the state is final."""
+        return self.status in ("ready", "failed")
+
+
+class Recordings(msgspec.Struct, frozen=True, kw_only=True):
+    """A page of the list of recordings."""
+
+    recordings: list[Recording]
+    next: str | None = None  # cursor of the next page; None on the last one
+
+
 class Version(msgspec.Struct, frozen=True, kw_only=True):
     """A song of a tree."""
 
@@ -89,10 +121,18 @@ class Version(msgspec.Struct, frozen=True, kw_only=True):
     created_at: str = ""
 
 
+class TreeRecording(msgspec.Struct, frozen=True, kw_only=True):
+    """The recording that the songs of a tree go back to."""
+
+    recording_id: str
+    title: str | None = None
+
+
 class Tree(msgspec.Struct, frozen=True, kw_only=True):
     """Songs that go on from one another."""
 
     root: str  # id of the song or recording from which all go on; its record may be gone
+    recording: TreeRecording | None = None  # the root, if it is one and is not gone
     songs: list[Version]
 
 
@@ -106,7 +146,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     id: str | None = None  # id in the service's event stream; None where the state was polled instead
     time: str | None = None
     stage: str | None = None
-    phase: int | None = None  # offload phase, 0–4
+    phase: int | None = None  # offload phase, 0–7
     queue_position: int | None = None
     eta: str | None = None
     done: int | None = None  # completed steps of the stage, out of `total`
@@ -176,6 +216,7 @@ class Queues(msgspec.Struct, frozen=True, kw_only=True):
 
     tokens: int | None = None
     decode: int | None = None
+    encode: int | None = None  # recordings
 
 
 class Devices(msgspec.Struct, frozen=True, kw_only=True):

@@ -6,13 +6,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from playwright.async_api import Browser
+from playwright.async_api import Browser, FilePayload
 
 from deploy.local.servers.embedded import ROLES, S3Server, free_port, nats_server, s3_server
 from shared.settings import Settings
 from tests.browser.visitor import Visitor, open_browser, open_page
 from tests.integration.flow import Flow, open_flow
 from tests.integration.gateway_fixtures import RunningGateway, running_gateway
+from tests.unit.recordings import file_of, music
 
 IMAGES = Path(__file__).parents[2] / "docs" / "images"
 DESKTOP: dict[str, Any] = {"viewport": {"width": 1280, "height": 1000}}
@@ -87,6 +88,7 @@ async def scenes(browser: Browser, gateway: RunningGateway, flow: Flow) -> None:
     await keep(visitor, "live")
 
     await versions(await open_page(browser, gateway.base, **DESKTOP), gateway, flow)
+    await recordings(await open_page(browser, gateway.base, **PHONE), gateway, flow)
 
     await gateway.stop()
     await visitor.page.locator("#banner:not([hidden])").wait_for()
@@ -107,6 +109,24 @@ async def versions(visitor: Visitor, gateway: RunningGateway, flow: Flow) -> Non
     await visitor.page.get_by_role("button", name="Go on from here").click()
     await visitor.page.locator("#fit:not(:empty)").wait_for()
     await keep(visitor, "versions")
+
+
+async def recordings(visitor: Visitor, gateway: RunningGateway, flow: Flow) -> None:
+    """Take a picture of a recording that was uploaded on a phone, with a song that goes on from it."""
+    wave = file_of("wav", music(24, 8000), 8000)
+    upload = FilePayload(name="Humming in the kitchen.wav", mimeType="audio/wav", buffer=wave)
+    await visitor.page.set_input_files("#file", upload)
+    row = visitor.song("Humming in the kitchen")
+    await row.locator(".state", has_text="Ready").wait_for()
+    (recording,) = (await gateway.http.get("/recordings")).json()["recordings"]
+    origin = {"recording_id": recording["recording_id"], "at_ms": 12_000}
+    asked = {"lyrics": RIVER, "title": "Kitchen Song", "tags": "folk,guitar", "max_duration_ms": 40_000}
+    await flow.ended(await gateway.submit(**asked, continue_from=origin))
+    await visitor.song("Kitchen Song").locator(".state", has_text="Finished").wait_for()
+    await row.get_by_role("button", name="Play").click()
+    await visitor.page.locator("#at", has_text="0:06").wait_for()
+    await visitor.page.locator("#library-title").evaluate("it => it.scrollIntoView()")
+    await keep(visitor, "recordings")
 
 
 async def main() -> int:

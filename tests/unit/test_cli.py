@@ -16,8 +16,9 @@ from click.testing import CliRunner, Result
 from rich.console import RenderableType
 
 from services.client.cli.commands import cli
-from services.client.cli.output import Display, devices_view, models_of, song_table, songs_table
+from services.client.cli.output import Display
 from services.client.cli.runtime import ExitStatus
+from services.client.cli.tables import devices_view, models_of, song_table, songs_table
 from services.client.client import Client
 from services.client.errors import Refused, ServiceFault, UnknownSong, error_from
 from services.client.responses import Device, Devices, Lease, Queues, Song, Songs, Worker, read_frame
@@ -141,14 +142,14 @@ def test_a_device_is_shown_with_memory_holder_queue_and_problems() -> None:
         resident=["heartcodec"],
         workers=[worker],
     )
-    found = Devices(available=True, gpus=[device], queue=Queues(tokens=4), problems=["no tokenizer worker"])
+    found = Devices(available=True, gpus=[device], queue=Queues(tokens=4, encode=2), problems=["no tokenizer worker"])
     shown = text(*devices_view(found))
     for words in (
         "6.0 GiB of 24.0 GiB",
         "codec c-1, phase 3",
         "heartcodec",
         "1 of 8 songs",
-        "4 for tokens, ? for audio",
+        "4 for tokens, ? for audio, 2 for the encoder",
     ):
         assert words in shown
     assert "problem: no tokenizer worker" in shown

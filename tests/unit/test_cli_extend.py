@@ -11,8 +11,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from services.client.cli.commands import cli
-from services.client.cli.output import Display, song_table, tree_view
-from services.client.responses import Parent, Song, Tree, Version
+from services.client.cli.output import Display
+from services.client.cli.tables import song_table, tree_view
+from services.client.responses import Parent, Song, Tree, TreeRecording, Version
 
 PARENT = {"job_id": "a", "status": "completed", "request": {"lyrics": "[Verse]\nold", "tags": "pop,piano"}}
 ACCEPTED = {"job_id": "b", "status": "queued", "status_url": "", "result_url": "", "events_url": ""}
@@ -44,14 +45,15 @@ class _Handler(BaseHTTPRequestHandler):
     server: Service
 
     def do_GET(self) -> None:
-        """A song whose id is `a`, and no other."""
+        """A song whose id is `a`, a recording whose id is `r`, and no other."""
         self.server.asked.append(self.path)
         if self.path == "/generate/a":
             self._answer(200, PARENT)
+        elif self.path == "/recordings/r":
+            self._answer(200, {"recording_id": "r", "status": "ready"})
         else:
-            self._answer(
-                404, {"type": "/problems/unknown-job", "title": "There is no such song", "detail": "it is gone"}
-            )
+            kind = "unknown-recording" if self.path.startswith("/recordings") else "unknown-job"
+            self._answer(404, {"type": f"/problems/{kind}", "title": "There is no such thing", "detail": "it is gone"})
 
     def do_POST(self) -> None:
         """Accept a song."""
@@ -96,21 +98,30 @@ def test_lyrics_and_tags_are_those_of_the_other_song_unless_given(service: Servi
     assert (sent["continue_from"], sent["min_new_ms"]) == ({"job_id": "a"}, 2500)
     assert (sent["max_duration_ms"], "seed" in sent) == (150_000, False)
 
-    service.asked.clear()
-    service.run("extend", "gone", "--lyrics", "new", "--tags", "", "--no-wait")  # nothing is asked that is given
-    assert (service.asked, service.sent[-1]["tags"]) == ([], "")
-
 
 def test_a_song_that_is_gone_is_named_before_anything_is_requested(service: Service) -> None:
     result = service.run("extend", "gone", "--no-wait")
-    assert (result.exit_code, "it is gone" in result.output, service.sent) == (4, True, [])
+    assert (result.exit_code, "no song or recording has this id" in result.output, service.sent) == (4, True, [])
+    assert service.asked == ["/generate/gone", "/recordings/gone"]
 
 
-def test_a_recording_needs_lyrics(service: Service) -> None:
-    result = service.run("extend", "r", "--recording", "--no-wait")
-    assert (result.exit_code, "no lyrics" in result.output) == (2, True)
-    assert service.run("extend", "r", "--recording", "--lyrics", "", "--tags", "jazz", "--no-wait").exit_code == 0
-    assert service.sent == [{"lyrics": "", "tags": "jazz", "continue_from": {"recording_id": "r"}}]
+@pytest.mark.parametrize("name", ["missing.wav", "takes/missing", "~/missing.wav", "."])
+def test_a_file_that_is_not_there_is_not_taken_for_an_id(service: Service, name: str) -> None:
+    result = service.run("extend", name, "--lyrics", "la")
+    assert result.exit_code == 2
+    assert f"{name!r} is neither a file that is there nor an id" in result.output
+    assert not service.asked
+    assert not service.sent
+
+
+@pytest.mark.parametrize("words", [["r"], ["r", "--recording"]])
+def test_a_recording_is_found_by_its_id_and_needs_lyrics(service: Service, words: list[str]) -> None:
+    result = service.run("extend", *words, "--no-wait")
+    assert (result.exit_code, "no lyrics" in result.output, service.sent) == (2, True, [])
+    service.asked.clear()
+    assert service.run("extend", *words, "--lyrics", "la", "--at", "9", "--no-wait").exit_code == 0
+    assert service.sent == [{"lyrics": "la", "tags": "", "continue_from": {"recording_id": "r", "at_ms": 9000}}]
+    assert bool(service.asked) == (words == ["r"])
 
 
 @pytest.mark.parametrize(
@@ -151,8 +162,15 @@ def test_a_tree_shows_who_goes_on_from_whom_and_when() -> None:
 
 def test_the_root_of_a_tree_may_be_gone() -> None:
     found = Tree(root="a", songs=TREE.songs[1:])
-    assert text(tree_view(found, "c")).splitlines()[0].rstrip() == "a  gone, or a recording"
+    assert text(tree_view(found, "c")).splitlines()[0].rstrip() == "a  gone"
     assert "└── b" in text(tree_view(found, "c"))
+
+
+def test_the_root_of_a_tree_may_be_a_recording() -> None:
+    found = Tree(root="a", recording=TreeRecording(recording_id="a", title="Humming"), songs=TREE.songs[1:])
+    shown = text(tree_view(found, "c"))
+    assert shown.splitlines()[0].rstrip() == "a  recording  Humming"
+    assert "└── b" in shown
 
 
 def test_a_song_names_its_parent_and_its_versions() -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from services.client import Client, Refused, ServiceFault, SongIncomplete, UnexpectedAnswer, UnknownSong, Unreachable
 from services.client import client as client_module
+from services.client import connection as connection_module
 from services.client import stream as stream_module
 from tests.unit.growing_songs import Connection, Service, Song
 
@@ -25,7 +26,7 @@ def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """The client does not wait long before it tries again."""
     monkeypatch.setattr(stream_module, "INTERVAL", 0.01)
     monkeypatch.setattr(stream_module, "RETRY_WAITS", (0.01, 0.01, 0.01))
-    monkeypatch.setattr(client_module, "RETRY_WAITS", (0.01, 0.01, 0.01))
+    monkeypatch.setattr(connection_module, "RETRY_WAITS", (0.01, 0.01, 0.01))
 
 
 async def received(client: Client, into: bytearray | None = None) -> bytes:

@@ -10,11 +10,15 @@ from services.client.cli.arguments import choose_format
 from services.client.cli.extend import extend, tree
 from services.client.cli.follow import follow, save
 from services.client.cli.generate import generate
-from services.client.cli.output import Display, devices_view, models_of, models_table, song_table, songs_table
+from services.client.cli.output import Display
 from services.client.cli.play import play_songs, playing
 from services.client.cli.player import player_option
+from services.client.cli.recordings import find, of_either, recordings, upload
 from services.client.cli.runtime import ExitStatus, connected, connection_options, remember
-from services.client.client import DEFAULT_URL, Client
+from services.client.cli.tables import devices_view, models_of, models_table, recording_table, song_table, songs_table
+from services.client.client import Client
+from services.client.connection import DEFAULT_URL
+from services.client.responses import Song
 from shared.schema.job import Status
 from shared.schema.request import AudioFormat
 
@@ -48,7 +52,7 @@ def cli() -> None:
     """
 
 
-for command in (generate, extend, tree):
+for command in (generate, extend, tree, upload, recordings):
     cli.add_command(command)
 
 
@@ -103,15 +107,16 @@ async def play(
 @click.argument("song")
 @connected
 async def status(client: Client, display: Display, song: str) -> ExitStatus:
-    """Show the state of a song. Exits with 1 if it failed or was cancelled.
+    """Show the state of a song or recording. Exits with 1 if it failed or was cancelled.
 
     \b
     Example:
       heartmula status 2f0c… --json
     """
-    found = await client.song(song)
-    display.emit(found) if display.json else display.show(song_table(found))
-    return ExitStatus.FAILED if found.ended and found.status != "completed" else ExitStatus.OK
+    found = await find(client, song)
+    table = song_table(found) if isinstance(found, Song) else recording_table(found)
+    display.emit(found) if display.json else display.show(table)
+    return ExitStatus.FAILED if found.ended and found.status not in ("completed", "ready") else ExitStatus.OK
 
 
 @cli.command("list")
@@ -167,13 +172,13 @@ async def cancel(client: Client, display: Display, song: str) -> ExitStatus:
 @click.argument("song")
 @connected
 async def delete(client: Client, display: Display, song: str) -> ExitStatus:
-    """Delete a song that has ended, and its audio.
+    """Delete a song that has ended, or a recording, and its audio.
 
     \b
     Example:
       heartmula delete 2f0c…
     """
-    await client.forget(song)
+    await of_either(client.forget(song), lambda: client.delete_recording(song))
     if display.json:
         display.emit({"job_id": song})
     else:
@@ -190,7 +195,7 @@ async def delete(client: Client, display: Display, song: str) -> ExitStatus:
 async def download(
     client: Client, display: Display, song: str, output: Path | None, form: AudioFormat | None
 ) -> ExitStatus:
-    """Save a finished song. An interrupted download is resumed.
+    """Save a finished song, or a recording. An interrupted download is resumed.
 
     \b
     Example:

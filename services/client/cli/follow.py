@@ -6,6 +6,7 @@ from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 
 from services.client.cli.output import Display, SongBar
+from services.client.cli.recordings import of_either
 from services.client.client import Client
 from services.client.errors import how_it_ended
 from services.client.responses import Song
@@ -62,15 +63,18 @@ async def save(
     output: Path | None,
     format: AudioFormat | None = None,  # noqa: A002
 ) -> Path:
-    """Download a completed song to the file or folder `output`; returns the file.
+    """Download a completed song, or a recording, to the file or folder `output`; returns the file.
 
     Raises a `ClientError`, and `OSError` where the file cannot be written.
     """
     try:
-        with display.file_bar() as bar:
-            saved = await client.download(job_id, output, format=format, on_progress=bar.update)
+        with display.file_bar("downloading") as bar:
+            saved = await of_either(
+                client.download(job_id, output, format=format, on_progress=bar.update),
+                lambda: client.download_recording(job_id, output, format=format, on_progress=bar.update),
+            )
     except asyncio.CancelledError:
-        display.say(f"the song is made. To resume the download: heartmula download {job_id}")
+        display.say(f"to resume the download: heartmula download {job_id}")
         raise
     if not display.json:
         display.show(str(saved))

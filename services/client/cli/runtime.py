@@ -14,7 +14,8 @@ from typing import Any, Concatenate, NoReturn, ParamSpec, TypeVar
 import click
 
 from services.client.cli.output import Display
-from services.client.client import DEFAULT_URL, Client
+from services.client.client import Client
+from services.client.connection import DEFAULT_URL
 from services.client.errors import ClientError, Refused, as_json
 
 P = ParamSpec("P")

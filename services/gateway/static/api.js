@@ -39,12 +39,17 @@ export async function ask(path, options = {}) {
   // /health has the same body with status 503 as with 200.
   if (response.ok || (path === "/health" && body.workers)) return body;
   if (response.status === 401) reportConnection("key");
-  let text = body.detail || `The server answered ${response.status} ${response.statusText}.`;
+  throw refusal(response.status, response.statusText, body, response.headers.get("Retry-After"));
+}
+
+/** The error for an answer of 400 and above, whose `body` is a problem, or {}. */
+export function refusal(status, statusText, body, retryAfter) {
+  let text = body.detail || `The server answered ${status} ${statusText}.`;
   if (body.field && text.startsWith(`${body.field}: `)) text = text.slice(body.field.length + 2);
   text = sentence(text);
-  const wait = Number(response.headers.get("Retry-After"));
-  if (response.status === 429 && wait) text += ` Try again in ${wait} s.`;
-  throw new Refused(response.status, text, body.field || "");
+  const wait = Number(retryAfter);
+  if (status === 429 && wait) text += ` Try again in ${wait} s.`;
+  return new Refused(status, text, body.field || "");
 }
 
 /** POST a JSON object. */

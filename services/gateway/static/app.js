@@ -1,10 +1,11 @@
 // Puts the parts of the page together, and says when the server does not answer or asks for a key.
 
 import { ask, onConnection } from "./api.js";
-import { compose, extend, reuse } from "./composer.js";
-import { beside, branch, library, look, mark } from "./library.js";
+import { begin, compose, extend, ready, reuse } from "./composer.js";
+import { begun, beside, branch, library, look, mark } from "./library.js";
 import { player } from "./player.js";
 import { showSystem } from "./system.js";
+import { upload } from "./upload.js";
 
 const LOOK_EVERY = 5_000; // ms
 const ONE_COLUMN = matchMedia("(max-width: 52rem)"); // as in style.css
@@ -47,6 +48,7 @@ compose(() => {
   // The new song is far below the form, or above the visible part of a long list.
   title.scrollIntoView({ block: ONE_COLUMN.matches ? "start" : "nearest" });
 });
-library({ extend, reuse });
+upload(begun);
+library({ begin, extend, ready, reuse });
 showSystem();
 setInterval(() => document.hidden || showSystem(), LOOK_EVERY);

@@ -202,6 +202,23 @@ export function extend({ id, name, request: wanted }, at_ms) {
   fill({ ...wanted, seed: null }, Math.max(wanted.max_duration_ms / 1000, lengthBeside(at_ms)));
 }
 
+/** Begin the song that the form asks for as a recording `{recording_id, name, at_ms}`. What it asks for stays. */
+export function begin(recording) {
+  setOrigin(recording);
+  const wanted = Math.max(Number(seconds.value), lengthBeside(recording.at_ms));
+  makeRoom(wanted);
+  seconds.value = wanted;
+  clearErrors();
+  changed();
+  document.querySelector("#moment").focus();
+  form.scrollIntoView({ block: "start" });
+}
+
+/** A recording is ready, which may be what the form begins as: what fits can be said now. */
+export function ready() {
+  changed();
+}
+
 function fill(wanted, length) {
   lyrics.value = wanted.lyrics;
   makeRoom(length);

@@ -1,7 +1,10 @@
-// The list of songs: a row each, kept up to date by their events, or by the list where there are too many to follow.
+// The list of songs and recordings: a row each, kept up to date by their events, or by the list where there are too many
+// to follow.
 
 import { ask } from "./api.js";
-import { Row, hooks, rows } from "./row.js";
+import { hooks, rows, search } from "./entry.js";
+import { RecordingRow } from "./recording.js";
+import { Row } from "./row.js";
 import { inTrees, relatives } from "./versions.js";
 import { ENDED } from "./words.js";
 
@@ -9,10 +12,10 @@ const PAGE = 20;
 const LOOK_EVERY = 5_000; // ms
 const DEEPEST = 4; // levels of a tree that are shown by indentation
 const list = document.querySelector("#songs");
-const search = document.querySelector("#search");
 const more = document.querySelector("#more");
 const empty = document.querySelector("#empty");
-let cursor = null; // of the page after the oldest that is shown
+const KINDS = { songs: "/generate", recordings: "/recordings" };
+const cursors = { songs: null, recordings: null }; // of the page after the oldest that is shown
 let first = true;
 
 /** Order the rows, each song above those that go on from it; hide those that the search does not match. */
@@ -29,52 +32,79 @@ function arrange() {
   empty.hidden = shown;
   if (first) empty.textContent = "Looking for songs…";
   else empty.textContent = rows.size ? "No song matches." : "No songs yet. The first one is a few words away.";
-  more.hidden = cursor === null;
+  more.hidden = Object.values(cursors).every((cursor) => cursor === null);
 }
 
-function take(songs) {
-  for (const song of songs) {
+function rowOf(song) {
+  return song.recording_id ? new RecordingRow(song) : new Row(song);
+}
+
+function take(found) {
+  for (const each of found) {
+    const song = each.recording_id ? { ...each, job_id: each.recording_id } : each;
     const row = rows.get(song.job_id);
-    if (!row) rows.set(song.job_id, new Row(song));
-    else if (!row.stop || ENDED.has(song.status)) row.update(song);
+    if (!row) rows.set(song.job_id, rowOf(song));
+    else if (song.recording_id || !row.stop || ENDED.has(song.status)) row.update(song);
   }
   arrange();
   for (const row of rows.values()) row.watch();
   completeTrees();
 }
 
-/** Load the songs that belong to the trees of those that are there. */
+/** Load what belongs to the trees of the songs that are there. */
 async function completeTrees() {
   const found = await relatives(rows);
   found.length ? take(found) : arrange();
 }
 
-/** Ask for the newest songs, which finds those made elsewhere and updates those that are not followed. */
+/** Ask for the newest songs and recordings, which finds those made elsewhere and updates those that are not followed. */
 export async function look() {
   try {
-    const page = await ask(`/generate?limit=${PAGE}`);
-    if (first) cursor = page.next;
+    const names = Object.keys(KINDS);
+    const pages = await Promise.all(names.map((name) => ask(`${KINDS[name]}?limit=${PAGE}`)));
+    const found = [];
+    names.forEach((name, at) => {
+      const page = pages[at];
+      if (first) cursors[name] = page.next;
+      removeGone(name, page);
+      found.push(...page[name]);
+    });
     first = false;
-    const oldest = page.next === null ? "" : page.songs.at(-1)?.created_at;
-    const there = new Set(page.songs.map((song) => song.job_id));
-    for (const row of [...rows.values()]) // removed elsewhere
-      if (row.song.created_at >= oldest && !there.has(row.song.job_id)) row.leave();
-    take(page.songs);
+    take(found);
   } catch {
     // the banner says it
+  }
+}
+
+/** Take away the rows of what was removed elsewhere, given the newest page of songs or of recordings. */
+function removeGone(name, page) {
+  const oldest = page.next === null ? "" : page[name].at(-1)?.created_at;
+  const there = new Set(page[name].map((each) => each.recording_id ?? each.job_id));
+  for (const row of [...rows.values()]) {
+    const { job_id, recording_id, created_at } = row.song;
+    if ((name === "recordings") === Boolean(recording_id) && created_at >= oldest && !there.has(job_id)) row.leave();
   }
 }
 
 async function lookFurther() {
   more.disabled = true;
   try {
-    const page = await ask(`/generate?limit=${PAGE}&cursor=${encodeURIComponent(cursor)}`);
-    cursor = page.next;
-    take(page.songs);
+    for (const name of Object.keys(KINDS)) {
+      if (cursors[name] === null) continue;
+      const page = await ask(`${KINDS[name]}?limit=${PAGE}&cursor=${encodeURIComponent(cursors[name])}`);
+      cursors[name] = page.next;
+      take(page[name]);
+    }
   } catch {
     // the button stays
   }
   more.disabled = false;
+}
+
+/** Show a recording that was uploaded here, and begin a song with it. */
+export function begun(recording) {
+  take([recording]);
+  rows.get(recording.recording_id).goOn();
 }
 
 /** The nearest song that can be played in the list above another (`step` -1) or below it (1), as the player takes it. */
@@ -101,7 +131,7 @@ export function mark(id, playing) {
   }
 }
 
-/** Set up the list; `form` has the functions `reuse` and `extend` of the composer. */
+/** Set up the list; `form` has the functions `reuse`, `extend`, `begin` and `ready` of the composer. */
 export function library(form) {
   Object.assign(hooks, form, { ended: look, left: arrange });
   search.oninput = arrange;

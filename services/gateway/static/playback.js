@@ -16,7 +16,7 @@ const FIRST_PAUSE = 500; // ms between two attempts, each time twice as long
 const LONGEST_PAUSE = 10_000; // ms
 const MOST_FAULTS = 3; // attempts in vain at a finished song that the server knows
 const SEEK_AFTER = 200; // ms in which the listener may go elsewhere still, where going there costs a request
-let song = null; // {id, status, playable, length}
+let song = null; // {id, status, playable, length, urls}
 let streams = false; // the source is the stream, not the file
 let start = 0; // second of the song at which the source begins
 let offset = 0; // seconds to add to the browser's clock: some begin at 0 with a source that begins in mid-song
@@ -72,7 +72,7 @@ export function silence() {
   return heard() ? "dry" : "early";
 }
 
-/** Open a song `{id, status, playable, length}` (in seconds) and play it from a second on. */
+/** Open a song `{id, status, playable, length, urls}` (in seconds) and play it from a second on. */
 export function open(wanted, from) {
   song = wanted;
   wish = true;
@@ -107,7 +107,7 @@ function load(seconds) {
   over = false;
   alive = { at: target, time: Date.now() };
   const from = start ? `?from=${start.toFixed(3)}` : "";
-  audio.src = streams ? `/generate/${song.id}/stream${from}` : `/generate/${song.id}/result`;
+  audio.src = streams ? `${song.urls.stream}${from}` : song.urls.file;
   if (wish) sound();
   changed();
 }
@@ -184,7 +184,7 @@ async function recover() {
   let state = null;
   let gone = false;
   try {
-    state = await ask(`/generate/${song.id}/status`);
+    state = await ask(song.urls.state);
   } catch (error) {
     gone = error.status === 404;
   }
@@ -193,7 +193,9 @@ async function recover() {
   if (gone) finish("gone");
   else if (state) {
     if (lost || !state.playable_seconds) faults = 1; // that a song cannot be heard yet is no fault
-    update({ status: state.status, playable: state.playable_seconds, length: state.duration ?? song.length });
+    // All of a recording can be heard, whatever its state.
+    const status = state.recording_id ? "completed" : state.status;
+    update({ status, playable: state.playable_seconds, length: state.duration ?? song.length });
     goOn(at);
   } else {
     lost = true;

@@ -11,7 +11,7 @@ const further = document.querySelector("#go-on");
 const STEP = 5; // seconds an arrow key moves
 const LOADING_AFTER = 700; // ms of silence without a word
 const ENDS = { gone: "The song was deleted.", unplayable: "The audio cannot be played." };
-let song = null; // {id, name, status, playable, length, join}
+let song = null; // {id, name, status, playable, length, join, whole, urls}
 let drawn = ""; // what the peaks that were asked for last are of
 let note = ""; // how the latest song ended, where that is worth a word
 let loading = 0; // since when
@@ -47,7 +47,7 @@ function show() {
   const join = song?.join ?? null;
   const begun = join === null ? "" : `, new from ${clock(join)} on`;
   wave.setAttribute("aria-valuetext", `${clock(at)} of ${clock(there)}${rest}${begun}`);
-  further.disabled = song?.status !== "completed";
+  further.disabled = !song?.whole;
   toggle.classList.toggle("playing", playing());
   toggle.setAttribute("aria-label", playing() ? "Pause" : "Play");
   draw(at, there, all, join);
@@ -63,7 +63,7 @@ async function fetchPeaks() {
   if (wanted === drawn || (song.status !== "completed" && !song.playable)) return;
   drawn = wanted;
   try {
-    const response = await fetch(`/generate/${song.id}/peaks`);
+    const response = await fetch(song.urls.peaks);
     const found = response.ok ? await response.json() : null;
     if (wanted === drawn) {
       if (found) setPeaks(found);
@@ -85,7 +85,10 @@ function start(wanted, from = 0) {
   fetchPeaks();
 }
 
-/** Play a song `{id, name, status, playable, length, join}` (in seconds), or pause the one that plays. */
+/**
+ * Play a song or recording `{id, name, status, playable, length, join, whole, urls}` (in seconds), or pause the one that
+ * plays. `whole`: a song can go on from it; `urls` has those of its `file`, `stream`, `peaks` and `state`.
+ */
 export function play(wanted) {
   note = "";
   if (song?.id !== wanted.id) start(wanted);

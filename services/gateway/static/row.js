@@ -1,56 +1,24 @@
 // A song in the list: what is said of it, its buttons, and following its events.
 
 import { ask, follow, sentence } from "./api.js";
-import { FRAME } from "./continuation.js";
+import { Entry, hooks, rows, search } from "./entry.js";
 import * as player from "./player.js";
 import { ENDED, FORMATS, clock, doing, exact, nameOf, place, until } from "./words.js";
 
 const FOLLOWED = 8; // songs with a socket of their own
-const SURE_FOR = 4_000; // ms in which a second press deletes
-const template = document.querySelector("#song");
-const search = document.querySelector("#search");
-export const rows = new Map(); // by id of the song
-/** What the rest of the page does: fill the form from a song, look at a song that ended, close the gap of one that left. */
-export const hooks = { reuse: () => {}, extend: () => {}, ended: () => {}, left: () => {} };
 
 /** A row of the list, which knows its song and keeps it up to date. */
-export class Row {
+export class Row extends Entry {
   constructor(song) {
-    this.song = song;
-    this.name = nameOf(song.request);
+    super(song, nameOf(song.request));
     this.stage = song.stage ?? null;
-    this.plays = false; // the player has it, and does not pause
-    this.item = template.content.cloneNode(true).querySelector("li");
-    this.item.id = `song-${song.job_id}`;
     const of = song.group ? ` · ${song.variant}` : "";
     this.part("h3").textContent = this.name + of;
-    this.part("progress").setAttribute("aria-label", `Progress of ${this.name}`);
-    const acts = { play: "play", extend: "goOn", reuse: "reuse", cancel: "cancel", delete: "remove" };
-    for (const [name, act] of Object.entries(acts)) {
-      this.part(`.${name}`).onclick = () => this[act]();
-      this.part(`.${name}`).setAttribute("aria-label", `${this.part(`.${name}`).textContent}: ${this.name}`);
-    }
+    this.part(".reuse").onclick = () => this.reuse();
+    this.part(".cancel").onclick = () => this.cancel();
     this.part(".join").onclick = () => player.playFromJoin(this.sound);
-    this.part(".menu summary").setAttribute("aria-label", `Download: ${this.name}`);
-    this.part(".menu ul").append(...FORMATS.map((format) => this.link(format)));
+    this.offer(`/generate/${song.job_id}/result`, FORMATS, song.format);
     this.show();
-  }
-
-  part(selector) {
-    return this.item.querySelector(selector);
-  }
-
-  link(format) {
-    const item = document.createElement("li");
-    const link = document.createElement("a");
-    link.href = `/generate/${this.song.job_id}/result?format=${format}`;
-    link.download = "";
-    link.textContent = format.toUpperCase() + (format === this.song.format ? " (as made)" : "");
-    link.onclick = () => {
-      this.part(".menu").open = false; // braces: a handler that returns false stops the download
-    };
-    item.append(link);
-    return item;
   }
 
   get ended() {
@@ -65,7 +33,17 @@ export class Row {
   get sound() {
     const { job_id: id, status, duration, playable_seconds: playable, request } = this.song;
     const longest = request.max_duration_ms == null ? null : request.max_duration_ms / 1000;
-    return { id, name: this.name, status, playable, length: status === "completed" ? duration : longest, join: this.join };
+    const place = `/generate/${id}`;
+    return {
+      id,
+      name: this.name,
+      status,
+      playable,
+      length: status === "completed" ? duration : longest,
+      join: this.join,
+      whole: status === "completed",
+      urls: { file: `${place}/result`, stream: `${place}/stream`, peaks: `${place}/peaks`, state: `${place}/status` },
+    };
   }
 
   /** The second at which it goes on from another song; null if it does not. */
@@ -73,10 +51,14 @@ export class Row {
     return this.song.parent ? this.song.parent.at_ms / 1000 : null;
   }
 
-  /** What it goes on from: the name of a song, or the id of one that is gone or is not loaded. */
+  /** What it goes on from: the name of a song or recording, or the id of one that is gone or is not loaded. */
   get origin() {
     const { job_id, recording_id } = this.song.parent ?? this.song.request.continue_from;
-    return rows.get(job_id)?.name ?? job_id ?? `recording ${recording_id}`;
+    return rows.get(job_id ?? recording_id)?.name ?? job_id ?? `recording ${recording_id}`;
+  }
+
+  get removal() {
+    return `/generate/${this.song.job_id}?forget=true`;
   }
 
   /** Apply a state or an event. */
@@ -98,11 +80,7 @@ export class Row {
 
   show() {
     const { status, progress, request } = this.song;
-    const word = doing(status, this.stage);
-    if (this.part(".state").textContent !== word) this.part(".state").textContent = word; // screen readers announce every change
-    this.item.dataset.status = status;
-    this.part("progress").hidden = this.ended;
-    this.part("progress").value = progress;
+    this.showState(status, doing(status, this.stage), progress, this.ended);
     const facts = [];
     if (status === "completed") facts.push(clock(this.song.duration), (this.song.format ?? request.format).toUpperCase());
     if (this.ended) facts.push(`seed ${this.song.seed ?? request.seed}`);
@@ -133,7 +111,7 @@ export class Row {
     this.part(".join").hidden = !parent || !this.playable || heard <= this.join;
     if (!parent) return;
     const at = exact(parent.at_ms);
-    const above = rows.get(parent.job_id);
+    const above = rows.get(parent.job_id ?? parent.recording_id);
     const words = `${this.origin} ${parent.exists} ${above ? "link" : ""}`;
     this.part(".join").textContent = `Play from ${clock(this.join)}`;
     this.part(".join").setAttribute("aria-label", `Play from ${clock(this.join)}: ${this.name}`);
@@ -143,24 +121,6 @@ export class Row {
     if (above) [name.type, name.className, name.onclick] = ["button", "link", () => above.reveal()];
     name.textContent = this.origin;
     this.part(".origin").replaceChildren("Goes on from ", name, parent.exists ? ` at ${at}` : `, which is gone, at ${at}`);
-  }
-
-  reveal() {
-    this.item.scrollIntoView({ block: "nearest" });
-    this.part("h3").focus();
-  }
-
-  label() {
-    // Of a song that somebody waits for, the first sound is made before the rest.
-    const word = this.plays ? "Pause" : this.playable ? "Play" : "Play when ready";
-    if (this.part(".play").textContent === word) return;
-    this.part(".play").textContent = word;
-    this.part(".play").setAttribute("aria-label", `${word}: ${this.name}`);
-  }
-
-  complain(text) {
-    this.part(".error").textContent = text;
-    this.part(".error").hidden = false;
   }
 
   /** Follow its events, if it plays or not too many songs are followed already. */
@@ -177,10 +137,6 @@ export class Row {
     );
   }
 
-  play() {
-    player.play(this.sound);
-  }
-
   reuse() {
     const { request } = this.song;
     hooks.reuse(request, request.continue_from && this.origin);
@@ -189,7 +145,7 @@ export class Row {
   /** Go on from a second of it, or from its end. */
   goOn(seconds = this.song.duration) {
     const { job_id: id, request } = this.song;
-    hooks.extend({ id, name: this.name, request }, Math.floor(Math.round(seconds * 1000) / FRAME) * FRAME);
+    hooks.extend({ id, name: this.name, request }, this.moment(seconds));
   }
 
   async cancel() {
@@ -200,34 +156,6 @@ export class Row {
       this.complain(error.message);
     }
     this.part(".cancel").disabled = false;
-  }
-
-  async remove() {
-    const button = this.part(".delete");
-    if (!button.classList.contains("sure")) {
-      button.classList.add("sure");
-      button.textContent = "Really delete?";
-      setTimeout(() => {
-        button.classList.remove("sure");
-        button.textContent = "Delete";
-      }, SURE_FOR);
-      return;
-    }
-    try {
-      await ask(`/generate/${this.song.job_id}?forget=true`, { method: "DELETE" });
-      this.leave();
-      document.querySelector("#library-title").focus();
-    } catch (error) {
-      this.complain(error.message);
-    }
-  }
-
-  leave() {
-    this.stop?.();
-    player.drop(this.song.job_id);
-    rows.delete(this.song.job_id);
-    this.item.remove();
-    hooks.left();
   }
 
   get matches() {

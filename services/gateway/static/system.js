@@ -91,6 +91,7 @@ export async function showSystem() {
       parts.push(...found.gpus.map(device));
       const queue = `Queue for tokens: ${counted(found.queue.tokens)}. Queue for audio: ${counted(found.queue.decode)}.`;
       parts.push(element("p", queue));
+      if (found.queue.encode) parts.push(element("p", `Recordings to be encoded: ${found.queue.encode}.`));
     }
     details.dataset.state = health.status;
     if (word.textContent !== summary) word.textContent = summary;

@@ -1,8 +1,9 @@
-// Songs that go on from one another: their order in the list, and those of a tree that the list has not loaded.
+// Songs that go on from one another, or from a recording: their order in the list, and what of a tree is not loaded.
 
 import { ask } from "./api.js";
 
 const MOST = 100; // songs of one answer
+const parentOf = (song) => song.parent?.job_id ?? song.parent?.recording_id;
 const asked = new Set(); // lists that were asked for already: what they did not have, they will not have
 
 /**
@@ -12,7 +13,7 @@ const asked = new Set(); // lists that were asked for already: what they did not
 export function inTrees(rows) {
   const below = new Map(); // by id of the parent; "" for those without one
   for (const row of rows.values()) {
-    const parent = row.song.parent?.job_id;
+    const parent = parentOf(row.song);
     const key = rows.has(parent) ? parent : "";
     below.set(key, [...(below.get(key) ?? []), row]);
   }
@@ -26,12 +27,12 @@ export function inTrees(rows) {
 
 const newestFirst = (one, other) => (one.newest < other.newest ? 1 : -1);
 
-/** Ask for the songs that are connected with those in `rows` and are not among them. Returns them; [] when all are. */
+/** Ask for what is connected with the songs in `rows` and not among them. Returns songs and recordings; [] for none. */
 export async function relatives(rows) {
   const found = [];
   for (const { song } of [...rows.values()]) {
     try {
-      if (song.parent?.job_id && song.parent.exists && !rows.has(song.parent.job_id)) found.push(...(await above(song)));
+      if (song.parent?.exists && !rows.has(parentOf(song))) found.push(...(await above(song)));
       const missing = (song.children ?? []).filter((id) => !rows.has(id));
       if (missing.length) found.push(...(await below(song, missing)));
     } catch {
@@ -43,7 +44,8 @@ export async function relatives(rows) {
 
 async function above(song) {
   try {
-    return [await ask(`/generate/${song.parent.job_id}`)];
+    const { job_id, recording_id } = song.parent;
+    return [await ask(job_id ? `/generate/${job_id}` : `/recordings/${recording_id}`)];
   } catch (error) {
     if (error.status !== 404) throw error;
     song.parent = { ...song.parent, exists: false };

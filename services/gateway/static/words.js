@@ -2,6 +2,7 @@
 
 export const ENDED = new Set(["completed", "failed", "cancelled"]);
 export const FORMATS = ["flac", "wav", "mp3", "ogg"];
+export const MP3_RATES = new Set([8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000]); // Hz: it has no others
 const STATUS = { queued: "Waiting", completed: "Finished", failed: "Failed", cancelled: "Cancelled" };
 const STAGES = {
   loading: "Loading the model",
@@ -24,6 +25,9 @@ export const PHASES = [
   "the models change places",
   "songs turn into sound",
   "the codec moves out",
+  "the encoder moves in",
+  "recordings are encoded",
+  "the encoder moves out",
 ];
 
 /** The state of a song in words. */
