@@ -14,7 +14,7 @@ from deploy.local.servers.embedded import Server
 from deploy.local.servers.watchdog import StoreProbe, nats_problem
 from shared.device.lease import read_leases
 from shared.errors import Unavailable
-from shared.nats.subjects import GPU_LOCK, decode_subject, lock_key, token_subject
+from shared.nats.subjects import GPU_LOCK, decode_subject, encode_subject, lock_key, token_subject
 from tests.chaos.observer import Observer
 from tests.chaos.stack import Part, Stack
 
@@ -149,10 +149,11 @@ class Injector:
     async def _purge_lease(self, fault: Fault) -> None:
         """Purge the key of the device's holder, as an operator might by mistake."""
         js = self._observer.js
+        holders = ("codec", "encoder") if fault.role == "codec" else (fault.role,)  # which are one process
         for _ in range(round(_HOLDER_SECONDS / 0.05)):
             try:
                 for view in await read_leases(js):
-                    if (view.state, view.role) == ("held", fault.role):
+                    if view.state == "held" and view.role in holders:
                         subject = f"$KV.{GPU_LOCK}.{lock_key(view.gpu, view.role, view.owner)}"
                         await js.publish(subject, b"", headers={"KV-Operation": "PURGE", "Nats-Rollup": "sub"})
                         self._record_fault(fault, f"of {view.role} {view.owner} on {view.gpu}")
@@ -165,7 +166,11 @@ class Injector:
     async def _publish_junk(self, fault: Fault) -> None:
         name = f"junk-{len(self.junk)}"
         self.junk.append(name)
-        for subject, data in ((token_subject("normal", name), b"{not json"), (decode_subject(name), b'{"job_id": 3}')):
+        for subject, data in (
+            (token_subject("normal", name), b"{not json"),
+            (decode_subject(name), b'{"job_id": 3}'),
+            (encode_subject(name), b"[]"),
+        ):
             while True:
                 try:
                     await self._observer.js.publish(subject, data)

@@ -33,7 +33,8 @@ async def serve(settings: Settings) -> None:
     checkpoint = open_checkpoint(settings.model_path, settings.model_version)
     placement = place(settings, checkpoint, Hardware(), "tokenizer")
     engine = PoisonedEngine(settings.trivial_step_ms, placement.slots, swap_ms=settings.trivial_swap_ms)
-    await WorkerProcess(settings, TokenStage(engine, Prompter(checkpoint), "trivial", settings), placement).run()
+    stage = TokenStage(engine, Prompter(checkpoint), "trivial", settings)
+    await WorkerProcess(settings, [stage], placement).run()
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import contextlib
 import signal
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,14 +21,16 @@ from tests.chaos.crashes import crash_repeatedly
 from tests.chaos.faults import DISK_FAULTS, SYSTEM_FAULTS, Injector, plan_faults
 from tests.chaos.listeners import Audience
 from tests.chaos.observer import Observer, connect, journals
+from tests.chaos.origins import Origins, plan_origins
+from tests.chaos.recordings import AcceptedRecording, PlannedRecording, plan_recordings, upload
 from tests.chaos.song_faults import SongFaultInjector
 from tests.chaos.songs import AcceptedSong, Client, PlannedSong, plan_listeners, plan_songs
+from tests.chaos.sound import judge_audio, judge_recordings
 from tests.chaos.stack import Stack, open_stack
 from tests.chaos.verdict import (
     Verdict,
     is_work,
     judge_accounts,
-    judge_audio,
     judge_devices,
     judge_events,
     judge_objects,
@@ -51,6 +53,9 @@ class Plan:
     settings: Settings
     poison: int = 0  # songs that cannot be made
     listened: float = 0.4  # share of the songs that somebody listens to
+    continued: float = 0.3  # share of the songs that go on from another one, or from a recording
+    recordings: int = 0
+    recorded: tuple[float, float] = (2.0, 40.0)  # length of recordings, seconds
     gateways: int = 1
     cards: tuple[str, ...] = ("card-a",)
     crashes: int = 0  # of the whole stack, with orderly restarts between; instead of other faults of the system
@@ -63,6 +68,8 @@ class Result:
     """The result of a run: its verdict, how often each fault happened, what listeners did, which processes crashed."""
 
     songs: int
+    continued: int  # of them go on from something
+    recordings: int
     verdict: Verdict
     faults: Counter[str]
     listening: Counter[str]  # as `judge_listeners` counts it
@@ -74,23 +81,29 @@ async def run(plan: Plan, seed: int, folder: Path) -> Result:
     random = Random(f"{seed} {plan.name}")
     planned_songs = plan_songs(random, plan.songs, plan.seconds, plan.length, plan.burst, plan.poison)
     planned_songs = plan_listeners(Random(f"{seed} {plan.name} listeners"), planned_songs, plan.listened)
+    others = Random(f"{seed} {plan.name} recordings")
+    planned_recordings = plan_recordings(others, plan.recordings, plan.seconds, plan.recorded)
+    planned_songs = plan_origins(others, planned_songs, planned_recordings, plan.continued)
     kinds = DISK_FAULTS if plan.disk_mb else SYSTEM_FAULTS
     faults = [] if plan.crashes else plan_faults(random, plan.seconds, plan.gap, plan.settings.lease_ttl, kinds)
     opening = open_stack(folder, plan.settings, gateways=plan.gateways, cards=plan.cards, disk_mb=plan.disk_mb)
     async with opening as stack, observing(stack) as (observer, client), listening(stack, observer) as audience:
         injector, song_faults = Injector(stack, observer), SongFaultInjector(client, observer, stack.log)
+        origins = Origins(observer)
         stack.log(f"{plan.name}: {len(planned_songs)} songs, {len(faults)} faults of the system in {plan.seconds:g} s")
-        songs, _, crashed = await asyncio.gather(
-            submit_all(planned_songs, client, song_faults, audience.admit),
+        songs, recordings, _, crashed = await asyncio.gather(
+            submit_all(planned_songs, client, song_faults, origins, audience.admit),
+            upload_all(planned_recordings, stack, client, origins),
             injector.run(faults),
             crash_repeatedly(stack, random, plan.crashes),
         )
         stack.log("all songs are accepted, all faults are over")
-        ended = await observer.until_ended([song.job_id for song in songs], plan.patience)
-        stack.log("all songs have ended" if ended else "songs are left")
+        accepted = [*(song.job_id for song in songs), *(recording.recording_id for recording in recordings)]
+        ended = await observer.until_ended(accepted, plan.patience)
+        stack.log("all songs and recordings have ended" if ended else "songs or recordings are left")
         await audience.finish()
         stack.log("all streams have ended")
-        verdict = await judge(stack, observer, client, songs, injector.junk, audience)
+        verdict = await judge(stack, observer, client, songs, injector.junk, recordings=recordings, audience=audience)
         verdict.others += song_faults.broken
         crashes = [line for part in stack.parts for line in part.crashes]
         for line in crashes:
@@ -99,6 +112,8 @@ async def run(plan: Plan, seed: int, folder: Path) -> Result:
             stack.log(f"{verdict.without_event} songs ended without an event")
         return Result(
             songs=len(songs),
+            continued=origins.continued,
+            recordings=len(recordings),
             verdict=verdict,
             faults=injector.done + crashed + song_faults.done + client.faults,
             listening=audience.counts,
@@ -130,6 +145,7 @@ async def submit_all(
     planned_songs: list[PlannedSong],
     client: Client,
     song_faults: SongFaultInjector,
+    origins: Origins,
     on_accepted: Callable[[AcceptedSong], None] = lambda _: None,
 ) -> list[AcceptedSong]:
     """Submit every song at its time; returns when all are accepted and the faults of each are over."""
@@ -137,7 +153,9 @@ async def submit_all(
 
     async def submit(planned: PlannedSong) -> AcceptedSong:
         await asyncio.sleep(began + planned.at - time.monotonic())
+        planned = await origins.resolve(planned)
         song = AcceptedSong(planned=planned, job_id=await client.submit(planned))
+        origins.add(song)
         on_accepted(song)
         await song_faults.inject(song)
         return song
@@ -147,19 +165,39 @@ async def submit_all(
     return [task.result() for task in asked]
 
 
+async def upload_all(
+    planned_recordings: list[PlannedRecording], stack: Stack, client: Client, origins: Origins
+) -> list[AcceptedRecording]:
+    """Upload every recording at its time; returns when all are accepted."""
+    began = time.monotonic()
+
+    async def accepted(planned: PlannedRecording) -> AcceptedRecording:
+        await asyncio.sleep(began + planned.at - time.monotonic())
+        recording = await upload(planned, stack.urls, client)
+        origins.add(recording)
+        return recording
+
+    async with asyncio.TaskGroup() as tasks:
+        asked = [tasks.create_task(accepted(planned)) for planned in planned_recordings]
+    return [task.result() for task in asked]
+
+
 async def judge(
     stack: Stack,
     observer: Observer,
     client: Client,
     songs: list[AcceptedSong],
     junk: list[str],
+    *,
+    recordings: Sequence[AcceptedRecording] = (),
     audience: Audience | None = None,
 ) -> Verdict:
     """Check every invariant after a run; stops the workers on the way."""
     verdict, states = Verdict(), observer.states
     judge_records(verdict, songs, states)
     keys = await _until_clean(observer, songs)
-    judge_objects(verdict, songs, states, keys)
+    judge_objects(verdict, songs, states, [key for key in keys if not key.startswith("recordings/")])
+    await judge_recordings(verdict, recordings, observer, keys)
     judge_queues(verdict, songs, await queued_messages(observer), await observer.dead_letters(), junk)
     judge_events(verdict, songs, await observer.events())
     await judge_audio(verdict, songs, observer, client)
@@ -182,6 +220,8 @@ async def _until_clean(observer: Observer, songs: list[AcceptedSong]) -> list[st
     tokens = {job.job_id: job.tokens_key for job in found}
 
     def is_left(key: str) -> bool:
+        if key.startswith("recordings/"):
+            return key.endswith(".part")
         folder, job_id, _ = key.split("/")
         return is_work(key) or job_id not in tokens or (folder == "tokens" and key != tokens[job_id])
 

@@ -36,6 +36,15 @@ class PlannedListener:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PlannedOrigin:
+    """What a song will go on from."""
+
+    kind: Literal["song", "recording"]
+    number: int  # of the song or recording
+    share: float  # of it that is kept
+
+
+@dataclass(frozen=True, kw_only=True)
 class PlannedSong:
     """A song that will be submitted, and the fault that will happen to it."""
 
@@ -48,6 +57,7 @@ class PlannedSong:
     delay: float = 0  # seconds after it was seen in that stage
     key: str = ""  # its idempotency key
     listeners: tuple[PlannedListener, ...] = ()
+    origin: PlannedOrigin | None = None
 
     @property
     def name(self) -> str:

@@ -29,6 +29,8 @@ PLAN = Plan(
     gap=1.4,
     burst=16,
     poison=1,
+    recordings=4,
+    recorded=(2, 35),
     cards=("card-a", "card-b"),
     settings=SETTINGS,
     patience=90,
@@ -42,6 +44,8 @@ async def test_no_song_is_lost_made_twice_by_two_models_at_once_or_heard_in_part
     assert not result.crashes
     assert result.songs == PLAN.songs
     kinds = {kind for kind, _ in SYSTEM_FAULTS} | set(SONG_FAULTS) | {"poison", "queue-full"}
-    assert set(result.faults) == kinds
+    assert set(result.faults) - {"upload-cut"} == kinds
     assert result.listening["compared"] > 0
     assert result.listening["returns"] > 0
+    assert result.continued > 0
+    assert result.recordings == PLAN.recordings

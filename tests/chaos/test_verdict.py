@@ -119,11 +119,15 @@ def test_what_was_heard_is_the_file_but_for_what_tells_its_length() -> None:
 def test_the_queues_are_empty_and_only_what_no_worker_could_use_was_dead_lettered() -> None:
     verdict = Verdict()
     judge_queues(
-        verdict, [song("poison")], {}, {f"dead.{name}": 1 for name in ("tokenizer.a", "tokenizer.j", "codec.j")}, ["j"]
+        verdict,
+        [song("poison")],
+        {},
+        {f"dead.{name}": 1 for name in ("tokenizer.a", "tokenizer.j", "codec.j", "encoder.j")},
+        ["j"],
     )
     assert not verdict.broken
     judge_queues(verdict, [song()], {"jobs.dec.a": 1}, {"dead.codec.a": 1}, ["j"])
-    assert len(verdict.broken) == 4
+    assert len(verdict.broken) == 5
 
 
 def test_models_on_a_device_together_are_found_and_dead_processes_hold_nothing() -> None:
@@ -137,6 +141,7 @@ def test_models_on_a_device_together_are_found_and_dead_processes_hold_nothing()
 
     first, second = move(1, 10, "heartmula"), move(3, 20, "heartcodec")
     assert overlaps(first, second) == 1
+    assert overlaps(second, move(4, 20, "encoder")) == 1
     assert overlaps(first, move(2, 10, "heartmula", "remove"), second) == 0
     assert overlaps(first, second, deaths={10: 2.5}) == 0
     assert overlaps(first, second, deaths={10: 3.5}) == 1

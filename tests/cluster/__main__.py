@@ -28,6 +28,7 @@ from deploy.setup import set_up
 from shared.nats.subjects import GPU_LOCK, JOBS, TOK
 from shared.settings import Settings
 from tests.chaos.observer import Observer
+from tests.chaos.origins import Origins
 from tests.chaos.run import judge, observing, submit_all
 from tests.chaos.song_faults import SongFaultInjector
 from tests.chaos.songs import plan_songs
@@ -123,7 +124,8 @@ async def faults(folder: Path, seed: int, minutes: float) -> bool:
     async with running_stack(folder, pairs=2, gateways=2) as (stack, nodes), observing(stack) as (observer, client):
         song_faults = SongFaultInjector(client, observer, stack.log)
         songs, done = await asyncio.gather(
-            submit_all(planned_songs, client, song_faults), disturb_leaders(nodes, observer, seconds, stack)
+            submit_all(planned_songs, client, song_faults, Origins(observer)),
+            disturb_leaders(nodes, observer, seconds, stack),
         )
         ended = await observer.until(lambda: all(observer.ended(song.job_id) for song in songs), PATIENCE)
         verdict = await judge(stack, observer, client, songs, [])
