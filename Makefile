@@ -30,8 +30,8 @@ help:
 	@echo 'make screenshots   pictures of the web page into docs/images (needs chromium)'
 	@echo 'make check-images   install what the container images hold, in empty environments'
 	@echo 'make models   fetch the official weights (22 GB) into $(MODELS); with ENCODER=1 what recordings need (2 GB) too'
-	@echo 'make train-demo   train ckpt/demo anew: an hour and a half on two cores; interrupted, it goes on where it was'
-	@echo 'make evaluate-demo   how well the demo follows tags and lyrics, and how near its sound is to the synthesiser'
+	@echo 'make train-demo   train ckpt/demo anew: two hours on two cores; interrupted, it goes on where it was'
+	@echo 'make evaluate-demo   how well the demo follows tags and lyrics, how near its sound is, what is read in recordings'
 	@echo 'make example  render docs/example.ogg and its spectrogram with ckpt/demo'
 	@echo 'make clean    remove what was built; .venv, data and ckpt stay'
 

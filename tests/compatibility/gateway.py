@@ -28,7 +28,7 @@ from shared.model.prompt import Prompter
 from shared.nats.connection import Connection
 from shared.settings import Settings
 from shared.storage.objects import ObjectStore
-from shared.worker.metrics import WorkerMetrics
+from shared.worker.metrics import Families, WorkerMetrics
 from tests.compatibility.compare import without_prose
 from tests.compatibility.stored import WORKING
 
@@ -44,7 +44,9 @@ _SERVERS = Settings(
 
 async def _gateway() -> Container:
     """A gateway that is connected to nothing. Has to be made in an event loop."""
-    return Container(_SERVERS, Connection(_SERVERS, None), ObjectStore(_SERVERS), cast("Prompter", None))
+    return Container(
+        _SERVERS, Connection(_SERVERS, None), ObjectStore(_SERVERS), cast("Prompter", None), can_encode=True
+    )
 
 
 async def _application() -> Litestar:
@@ -118,7 +120,9 @@ async def metrics() -> Any:
     """Every figure of gateway and worker: its type, its labels, and the values of labels that are known beforehand."""
     gateway = (await _gateway()).metrics
     gateway.text(_snapshot(), "")
-    return {"gateway": _families(gateway._registry), "worker": _families(WorkerMetrics("codec").registry)}
+    worker = Families()
+    WorkerMetrics("codec", worker)
+    return {"gateway": _families(gateway._registry), "worker": _families(worker.registry)}
 
 
 def _snapshot() -> Snapshot:
@@ -127,7 +131,7 @@ def _snapshot() -> Snapshot:
         nats=Server(ok=True),
         object_store=Server(ok=True),
         workers=[WORKING],
-        queue=QueueDepth(tokens=1, decode=1),
+        queue=QueueDepth(tokens=1, decode=1, encode=1),
         ages={"tokens": 1.0},
         decode_full=False,
     )

@@ -59,9 +59,11 @@ def _described(thing: Any) -> Any:
 
 
 def _members(kind: type) -> Any:
+    ours = [base for base in reversed(kind.__mro__) if base.__module__.startswith("services.")]
+    members = {name: member for base in ours for name, member in vars(base).items()}
     return {
         name: _signature(member) if inspect.isroutine(member) else type(member).__name__
-        for name, member in sorted(vars(kind).items())
+        for name, member in sorted(members.items())
         if not name.startswith("_") and not inspect.ismemberdescriptor(member)
     }
 

@@ -4,6 +4,7 @@ The bytes that were written for these values lie in `data/stored.json`, tokens b
 """
 
 import fcntl
+import hashlib
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -22,8 +23,9 @@ from services.gateway.submission.idempotency import digest_of, songs_of
 from shared.audio.peaks import PeaksBody, peaks_of
 from shared.device.lease_queue import LeaseView, read_view
 from shared.device.ledger import DeviceLedger
+from shared.jobs.recordings import recording_id
 from shared.nats.subjects import decode_subject, event_subject, job_subject, listen_subject, token_subject
-from shared.schema.base import CONTINUED_SCHEMA, UNFINISHED_SCHEMA, timestamp
+from shared.schema.base import CONTINUED_SCHEMA, RECORDING_SCHEMA, UNFINISHED_SCHEMA, timestamp
 from shared.schema.decoding import decode, read_event, read_heartbeat, read_listening, read_order, read_record
 from shared.schema.event import (
     AnyEvent,
@@ -37,10 +39,11 @@ from shared.schema.event import (
     Stage,
     cloud_event,
 )
-from shared.schema.job import AudioPart, AudioWebhook, Decode, DecodeJob, Job, Parent, TokenJob
+from shared.schema.job import AudioPart, AudioWebhook, Decode, DecodeJob, Job, Parent, Recording, TokenJob
 from shared.schema.listening import Listening
 from shared.schema.request import ContinueFrom, GenerateRequest
 from shared.schema.worker import GpuFigures, LeaseRecord, MemoryPlan, PhaseMemory, WorkerStatus
+from shared.storage.keys import recording_key, recording_tokens_key
 from shared.storage.token_file import EarlierWindow, TokenMeta, pack, unpack
 
 JOB, OTHER = "5f0c4f0a-9a37-42b0-8f6c-7d116d2ce1a5", "0b9c2f5e-1d3a-4c57-9e80-6a2f4b1c8d70"
@@ -136,11 +139,39 @@ RECORDS_WITHOUT_PARENTS = {
 CONTINUED = msgspec.structs.replace(
     _QUEUED, schema=CONTINUED_SCHEMA, parent=Parent(job_id=OTHER, frames=700, least_frames=825, seeds=(3, 2**53 - 1))
 )
-RECORDS = {
+RECORDS_WITHOUT_RECORDINGS = {
     **RECORDS_WITHOUT_PARENTS,
     "queued, goes on from a song": CONTINUED,
     "queued, goes on from a recording": msgspec.structs.replace(
         CONTINUED, parent=Parent(recording_id=OTHER, frames=1, least_frames=1)
+    ),
+}
+_SHA256 = hashlib.sha256(b"an upload").hexdigest()
+RECORDING = Job(
+    schema=RECORDING_SCHEMA,
+    job_id=recording_id("local", _SHA256),
+    tenant="local",
+    request=GenerateRequest(lyrics="", title="Humming", seed=0),
+    created_at=BEGAN,
+    recording=Recording(sha256=_SHA256, upload_bytes=9_000_000, upload_format="mp3", channels=2),
+    audio_key=recording_key("local", _SHA256),
+    audio_bytes=22_000_000,
+    duration_s=181.5,
+    sample_rate=44_100,
+)
+RECORDS = {
+    **RECORDS_WITHOUT_RECORDINGS,
+    "queued, a recording": RECORDING,
+    "generating, a recording": msgspec.structs.replace(
+        RECORDING, status="generating", started_at=BEGAN + 2, fencing_token=12, attempts=1, saved_frames=372
+    ),
+    "completed, a recording": msgspec.structs.replace(
+        RECORDING,
+        status="completed",
+        started_at=BEGAN + 2,
+        completed_at=BEGAN + 60,
+        frames=2268,
+        tokens_key=recording_tokens_key("local", _SHA256, "an encoder"),
     ),
 }
 
@@ -335,6 +366,10 @@ STORED: dict[str, Stored] = {
     **{
         f"record: {name}, before parents": replace(_record(job), earlier=True)
         for name, job in RECORDS_WITHOUT_PARENTS.items()
+    },
+    **{
+        f"record: {name}, before recordings": replace(_record(job), earlier=True)
+        for name, job in RECORDS_WITHOUT_RECORDINGS.items()
     },
     "token job": Stored(
         _TOKEN_JOB, msgspec.json.encode, lambda data: read_order(token_subject("high", JOB), data, TokenJob)

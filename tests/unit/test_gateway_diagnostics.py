@@ -32,6 +32,7 @@ def worker(place: str) -> WorkerStatus:
         ("tokenizer@A", ["no codec worker on A: songs wait after their tokens"]),
         ("codec@A codec@B", ["no tokenizer worker on A: songs wait", "no tokenizer worker on B: songs wait"]),
         ("tokenizer@A-host codec@A", []),  # hybrid mode
+        ("tokenizer@A-host codec@A encoder@A", []),  # the same, with recordings
         ("tokenizer@A codec@A tokenizer@B", ["no codec worker on B: its songs need another device"]),
         ("tokenizer@A codec@A codec@B", ["no tokenizer worker on B: its songs need another device"]),
     ],

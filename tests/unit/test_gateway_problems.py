@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import services.gateway
-from services.gateway.errors import PROBLEMS
+from services.gateway.errors import PROBLEMS, REFUSALS
 
 _DOCUMENT = Path(__file__).parents[2] / "docs" / "api.md"
 
@@ -20,4 +20,4 @@ def test_every_problem_that_is_sent_has_a_title() -> None:
     folder = Path(services.gateway.__file__).parent
     text = "\n".join(path.read_text() for path in folder.rglob("*.py"))
     sent = set(re.findall(r'(?:ApiError\(\s*\d+,\s*|\d+: |get\(status, )"([a-z-]+)"', text))
-    assert sent == set(PROBLEMS)
+    assert sent | set(REFUSALS.values()) == set(PROBLEMS)

@@ -37,7 +37,7 @@ async def test_a_song_that_waits_a_minute_for_memory_is_reported_all_the_time(mo
     memory = DeviceMemory(needed=50, share=60, taken=30, miscount=6, waits=5, stays=False)
     residency: Any = MagicMock(memory_used=0, enter=AsyncMock(), load=AsyncMock(), unload=AsyncMock())
     residency.obstacle.return_value, residency.memory_for.return_value = None, memory
-    draining: Any = SimpleNamespace(active=False, device_broken=None)
+    draining: Any = SimpleNamespace(active=False, device_broken=None, sleep=AsyncMock())
     held = MagicMock(alive=True, release=AsyncMock(side_effect=lambda: setattr(draining, "active", True)))
     parts: Any = {
         "residency": residency,
