@@ -116,7 +116,7 @@ class EncodeStage:
             log.info("%s: weights loaded in %.1f s", self.model, time.monotonic() - began)
 
     async def dry_in(self, worker: WorkerContext) -> float | None:
-        """Seconds until a listener to any song runs dry; None where none does soon: nobody listens to recordings."""
+        """Seconds until a listener to any song runs dry; None where none does soon: recordings have no listeners."""
         soonest = worker.listeners.soonest()
         return None if soonest is None or soonest > margin(worker.away()) else soonest
 

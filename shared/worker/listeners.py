@@ -57,7 +57,7 @@ class Listeners:
         return max(0.0, min(dry_at) - self._clock()) if dry_at else None
 
     def soonest(self) -> float | None:
-        """The least of `dry_in` of all songs; None where nobody listens."""
+        """The least of `dry_in` of all songs; None where no song has listeners."""
         found = [dry_in for job_id in self._dry_at if (dry_in := self.dry_in(job_id)) is not None]
         return min(found, default=None)
 
