@@ -38,7 +38,7 @@ def spare_bytes(root: Path = Path("/")) -> int:
 
 
 def shortage(needed: int, root: Path = Path("/")) -> int:
-    """Bytes that are missing for a process to take `needed` bytes; 0 where they are there, or nobody tells.
+    """Bytes that are missing for a process to take `needed` bytes; 0 where they are there, or cannot be counted.
 
     What is small beside the reserves may always be taken: that is what they are for.
     """

@@ -151,7 +151,7 @@ async def test_a_recording_is_heard_before_it_is_encoded(recorder: Recorder) -> 
     assert (head.headers["content-length"], head.content) == (str(len(whole.content)), b"")
     mp3 = await recorder.http.get(url, params={"format": "mp3"})
     assert mp3.headers["content-type"] == "audio/mpeg"
-    assert b"SEED" not in mp3.content  # nobody asked for one
+    assert b"SEED" not in mp3.content  # none was asked for
     assert soundfile.info(io.BytesIO(mp3.content)).samplerate == RATE
     assert (await recorder.http.get(url, params={"format": "aac"})).status_code == 422
     peaks = (await recorder.http.get(url.replace("/audio", "/peaks"))).json()

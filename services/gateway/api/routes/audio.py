@@ -37,23 +37,23 @@ _AUDIO = ETAG | {
     "Content-Length": ("bytes", NUMBER),
     "Content-Disposition": ("a file name", TEXT),
 }
+FILE_ANSWERS = {  # of a whole file, of songs and of recordings
+    200: Answer("the audio", _AUDIO, dict.fromkeys(CONTENT_TYPES.values(), BINARY)),
+    206: Answer(
+        "the part that was asked for",
+        _AUDIO | {"Content-Range": ("`bytes first-last/size`", TEXT)},
+        dict.fromkeys(CONTENT_TYPES.values(), BINARY),
+    ),
+    304: Answer("the audio is the same", ETAG),
+    416: Answer(headers={"Content-Range": ("`bytes */size`", TEXT)}),
+}
 
 
 @route(
     "/generate/{job_id:str}/result",
     http_method=GET_AND_HEAD,
     operation_class=operation(
-        answers={
-            200: Answer("the audio", _AUDIO, dict.fromkeys(CONTENT_TYPES.values(), BINARY)),
-            206: Answer(
-                "the part that was asked for",
-                _AUDIO | {"Content-Range": ("`bytes first-last/size`", TEXT)},
-                dict.fromkeys(CONTENT_TYPES.values(), BINARY),
-            ),
-            304: Answer("the audio is the same", ETAG),
-            409: Answer(headers={"Retry-After": ("seconds to wait before asking again", NUMBER)}),
-            416: Answer(headers={"Content-Range": ("`bytes */size`", TEXT)}),
-        },
+        answers=FILE_ANSWERS | {409: Answer(headers={"Retry-After": ("seconds to wait before asking again", NUMBER)})},
     ),
     responses=problems(404, 409, 410, 416, 422, 503),
     name="result",

@@ -11,7 +11,7 @@ from litestar.types import ASGIApp
 
 from services.gateway.api.audio_response import AudioResponses
 from services.gateway.api.conditional import Conditions
-from services.gateway.api.docs.openapi import BINARY, ETAG, NUMBER, TEXT, Answer, file_body, operation, problems
+from services.gateway.api.docs.openapi import ETAG, NUMBER, TEXT, Answer, file_body, operation, problems
 from services.gateway.api.http_protocol import at_own_pace, is_whole
 from services.gateway.api.parameters import (
     Cursor,
@@ -28,13 +28,13 @@ from services.gateway.api.parameters import (
     title_of,
 )
 from services.gateway.api.responses import GET_AND_HEAD, NO_STORE
+from services.gateway.api.routes.audio import FILE_ANSWERS
 from services.gateway.auth.api_keys import Caller
 from services.gateway.errors import ApiError, answer_error
 from services.gateway.recordings.removal import RecordingRemoval
 from services.gateway.recordings.status import RecordingBody, Recordings, RecordingsBody, place_of_recording
 from services.gateway.recordings.uploads import UploadRequest, Uploads
 from services.gateway.songs.index import place_of
-from shared.audio.files import CONTENT_TYPES
 from shared.audio.peaks import PeaksBody
 
 AnyRequest = Request[Any, Any, Any]
@@ -131,28 +131,10 @@ async def recording(
     return Response(body, status_code=200, headers=NO_STORE)
 
 
-_AUDIO = ETAG | {
-    "Accept-Ranges": ("`bytes`", TEXT),
-    "Content-Length": ("bytes", NUMBER),
-    "Content-Disposition": ("a file name", TEXT),
-}
-
-
 @route(
     "/recordings/{recording_id:str}/audio",
     http_method=GET_AND_HEAD,
-    operation_class=operation(
-        answers={
-            200: Answer("the audio", _AUDIO, dict.fromkeys(CONTENT_TYPES.values(), BINARY)),
-            206: Answer(
-                "the part that was asked for",
-                _AUDIO | {"Content-Range": ("`bytes first-last/size`", TEXT)},
-                dict.fromkeys(CONTENT_TYPES.values(), BINARY),
-            ),
-            304: Answer("the audio is the same", ETAG),
-            416: Answer(headers={"Content-Range": ("`bytes */size`", TEXT)}),
-        },
-    ),
+    operation_class=operation(answers=FILE_ANSWERS),
     responses=problems(404, 410, 416, 422, 503),
     name="recording_audio",
 )
