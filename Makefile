@@ -3,6 +3,7 @@ PYTHON ?= python3
 TORCH ?= 2.13.0
 MODELS := ckpt/official
 BIN := .venv/bin
+CLIENT := './services/client[cli,mcp]'
 # The reference, for comparison: its commit is the one of pyproject.toml's extra. A folder will do as well.
 HEARTLIB ?= $(shell sed -n 's/^heartlib = \["heartlib @ \(.*\)"\]$$/\1/p' pyproject.toml)
 REFERENCE_VENV := .venv-reference
@@ -10,13 +11,14 @@ REFERENCE_VENV := .venv-reference
 RUN := .venv/.installed
 DEV := .venv/.installed-dev
 
-.PHONY: help install run demo test test-reference chaos bench bench-flow bench-gateway bench-pairs bench-stream gpu \
-	cluster browser screenshots check-images lint models train-demo evaluate-demo example clean unsound
+.PHONY: help install run demo test test-real test-reference chaos bench bench-flow bench-gateway bench-pairs bench-stream gpu \
+	cluster browser screenshots check-images lint run-tests models train-demo evaluate-demo example clean unsound
 
 help:
 	@echo 'make run      install if needed, then start everything: web page, API, workers, NATS, object store'
 	@echo 'make demo     let the running stack make a song, and save it here'
-	@echo 'make test     lint, then all tests'
+	@echo 'make test     lint and all tests, beside one another'
+	@echo 'make test-real   the documentation with programs of others, as far as they are there: nats, aws, rclone, versitygw …'
 	@echo 'make test-reference   the engines beside the reference, heartlib, in an environment of its own'
 	@echo 'make lint     ruff, mypy, import-linter'
 	@echo 'make chaos    songs on a real stack while its parts are killed: MINUTES=5, SEED=random'
@@ -45,14 +47,14 @@ SOUND := $(shell ! test -e .venv/.incomplete && { \
 unsound:
 	@rm -rf .venv
 
-$(RUN): pyproject.toml constraints.txt $(if $(SOUND),,unsound)
+$(RUN): pyproject.toml services/client/pyproject.toml constraints.txt $(if $(SOUND),,unsound)
 	@echo 'installing what running needs into .venv; the first time takes a minute beside the download of PyTorch'
-	@$(PYTHON) deploy/install.py torch==$(TORCH) '.[worker,otel,local]'
+	@$(PYTHON) deploy/install.py torch==$(TORCH) $(CLIENT) '.[worker,otel,local]'
 	@touch $(RUN)
 
 $(DEV): $(RUN)
 	@echo 'installing what the tests need into .venv'
-	@$(PYTHON) deploy/install.py torch==$(TORCH) '.[worker,otel,local,dev]'
+	@$(PYTHON) deploy/install.py torch==$(TORCH) $(CLIENT) '.[worker,otel,local,dev]'
 	@touch $(DEV)
 
 run: install
@@ -69,11 +71,19 @@ browser:
 		apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends chromium; \
 	} >/dev/null || true
 
+# Beside one another: what reads the code takes little of the time in which tests wait. Both must pass.
+test: browser $(DEV)
+	@$(MAKE) --no-print-directory --jobs 2 lint run-tests
+
 # Four at once, because tests mostly wait. Without passive waiting torch's idle threads
 # take half of the processors' time.
 # Tests start hundreds of processes: without bytecode on the disk each would compile its packages anew.
-test: lint browser
+run-tests: $(DEV)
 	OMP_WAIT_POLICY=passive PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses 4 --dist loadfile $(PYTEST_ARGS)
+
+# Each line that was run is listed, and each that was not, with the reason.
+test-real: $(DEV)
+	@$(BIN)/python -m pytest tests/real -m real -rps $(PYTEST_ARGS)
 
 # heartlib pins older versions, which this project does not follow, and imports what it does not use here.
 $(REFERENCE_VENV)/.installed: pyproject.toml
@@ -145,5 +155,5 @@ example: $(DEV)
 	@$(BIN)/python -m ckpt.training example
 
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf build dist *.egg-info services/client/build services/client/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find shared services deploy ckpt tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,4 +1,4 @@
-"""Install this checkout into ``.venv``; make calls it: ``python deploy/install.py torch==VERSION '.[EXTRA,…]'``.
+"""Install this checkout into ``.venv``; make calls it: ``python deploy/install.py torch==VERSION '.[EXTRA,…]' …``.
 
 uv installs, in parallel; pip fetches uv, and installs where uv cannot be had or fails. Both follow pip's settings.
 torch comes in several builds, for processors and for versions of CUDA. The first of these that is there is taken:
@@ -142,8 +142,13 @@ def torch_backend(torch: str, env: dict[str, str]) -> list[str]:
     return []
 
 
-def install_with_uv(torch: str, project: str) -> bool:
-    """Install both with uv; False, with a line, where pip cannot fetch uv or uv fails. Raises CalledProcessError."""
+def editable(projects: list[str]) -> list[str]:
+    """Give the options that install projects from where they lie."""
+    return [option for project in projects for option in ("--editable", project)]
+
+
+def install_with_uv(torch: str, projects: list[str]) -> bool:
+    """Install all with uv; False, with a line, where pip cannot fetch uv or uv fails. Raises CalledProcessError."""
     fetch = [*PIP_INSTALL, *CONSTRAINTS, "--only-binary", "uv", "uv"]
     if subprocess.run(fetch, cwd=ROOT, capture_output=True, check=False).returncode:
         say("uv cannot be had here: pip installs instead, which takes longer")
@@ -155,28 +160,40 @@ def install_with_uv(torch: str, project: str) -> bool:
     if not is_installed(torch) and not install_from_folders(torch, folders, env):
         backend = torch_backend(torch, env)
     constraints = [option for file in settings.get("constraint", "").split() for option in ("--constraint", file)]
-    command = [*UV_INSTALL, *CONSTRAINTS, *constraints, *backend, torch, "--editable", project]
+    command = [*UV_INSTALL, *CONSTRAINTS, *constraints, *backend, torch, *editable(projects)]
     if subprocess.run(command, cwd=ROOT, env=env, check=False).returncode:
         say("uv failed: pip tries")
         return False
+    mend_soundfile()
     return True
 
 
-def install_with_pip(torch: str, project: str) -> None:
-    """Install both with pip. Raises CalledProcessError."""
+def mend_soundfile() -> None:
+    """Install soundfile with pip where uv took the wheel without libsndfile, and the system has no such library.
+
+    Of wheels of one version, uv takes those of the first index that has any, pip the one that fits this machine best.
+    Raises CalledProcessError.
+    """
+    if subprocess.run([PYTHON, "-I", "-c", "import soundfile"], cwd=ROOT, capture_output=True, check=False).returncode:
+        again = [*PIP_INSTALL, *CONSTRAINTS, "--force-reinstall", "--no-deps", "soundfile"]
+        subprocess.run(again, cwd=ROOT, check=True)
+
+
+def install_with_pip(torch: str, projects: list[str]) -> None:
+    """Install all with pip. Raises CalledProcessError."""
     subprocess.run([*PIP_INSTALL, torch], cwd=ROOT, check=True)
-    subprocess.run([*PIP_INSTALL, *CONSTRAINTS, "--editable", project], cwd=ROOT, check=True)
+    subprocess.run([*PIP_INSTALL, *CONSTRAINTS, *editable(projects)], cwd=ROOT, check=True)
 
 
-def main(torch: str, project: str) -> int:
-    """Install; 0 when everything is there, 1 when a step failed, 130 after Ctrl-C."""
+def main(torch: str, *projects: str) -> int:
+    """Install torch and projects of this checkout; 0 when all is there, 1 when a step failed, 130 after Ctrl-C."""
     if sys.version_info < (3, 11):  # noqa: UP036 - make takes whichever python3 comes first
         say(f"Python 3.11 or newer is needed, and {sys.executable} is older: make PYTHON=python3.12 run, say")
         return 1
     try:
         make_environment()
-        if not install_with_uv(torch, project):
-            install_with_pip(torch, project)
+        if not install_with_uv(torch, list(projects)):
+            install_with_pip(torch, list(projects))
         INCOMPLETE.unlink(missing_ok=True)
     except subprocess.CalledProcessError:
         return 1  # its output says why

@@ -4,10 +4,11 @@ set -eu
 cd "$(dirname "$0")/../.."
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-mkdir "$work/context" "$work/dependencies"
+mkdir -p "$work/context" "$work/dependencies/services/client"
 sed -n 's/^!//p' .dockerignore | while read -r name; do cp -R "$name" "$work/context/"; done
 cp pyproject.toml constraints.txt "$work/dependencies/"
-touch "$work/dependencies/README.md" "$work/dependencies/LICENSE"
+cp services/client/pyproject.toml "$work/dependencies/services/client/"
+for folder in . services/client; do touch "$work/dependencies/$folder/README.md" "$work/dependencies/$folder/LICENSE"; done
 torch=$(sed -n 's/^ARG TORCH=//p' deploy/docker/Dockerfile)
 
 install() { # environment, folder, arguments of pip
@@ -27,11 +28,11 @@ stage() { # environment, modules that its processes run
   done
 }
 
-install code context --no-deps .
+install code context --no-deps ./services/client .
 
 echo "== gateway"
-install gateway dependencies --constraint constraints.txt .
-stage gateway services.gateway.server deploy.setup deploy.store_setup services.client.cli
+install gateway dependencies --constraint constraints.txt './services/client[cli,mcp]' .
+stage gateway services.gateway.server services.gateway.mcp.server deploy.setup deploy.store_setup heartmula_client.cli
 if "$python" -I -c 'import torch' 2>/dev/null; then echo "torch is there" >&2; exit 1; fi
 test -f "$(cd "$work" && "$python" -I -c 'import deploy; print(*deploy.__path__)')/nats/roles.conf"
 

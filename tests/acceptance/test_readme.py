@@ -8,8 +8,6 @@ import re
 import shlex
 import signal
 import subprocess
-import sys
-import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,53 +18,9 @@ import pytest
 import soundfile
 import websockets
 
-from deploy.local.servers.embedded import S3Server, free_port
+from tests.acceptance.running_stack import ROOT, RunningStack
 
-ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
-
-
-class RunningStack:
-    """The local stack as `make run` starts it."""
-
-    def __init__(self, data: Path, **settings: str) -> None:
-        self.data = data
-        self.port = free_port()
-        env = {name: value for name, value in os.environ.items() if not name.startswith("HEARTMULA_")}
-        env |= {
-            "HEARTMULA_PORT": str(self.port),
-            "HEARTMULA_NATS_PORT": str(free_port()),
-            "HEARTMULA_S3_PORT": str(free_port(S3Server.ports)),
-            "HEARTMULA_DATA_DIR": str(data),
-            "HEARTMULA_OUTPUT_PATH": str(data / "songs"),
-        } | settings
-        self.log = data.parent / "stack.log"
-        with self.log.open("w") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "deploy.local"], cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT
-            )
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def until_ready(self) -> None:
-        """Wait for the line that the README names."""
-        with self.log.open() as log:
-            text = ""
-            while f"ready: {self.url}\n" not in text:
-                assert self.process.poll() is None, text
-                time.sleep(0.05)
-                text += log.read()
-
-    def processes(self) -> set[int]:
-        """Process ids of the stack and of all its descendants."""
-        table = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
-        parents = {int(pid): int(parent) for pid, parent in (line.split() for line in table.splitlines())}
-        found = {self.process.pid}
-        while more := {pid for pid, parent in parents.items() if parent in found} - found:
-            found |= more
-        return found
 
 
 @pytest.fixture(scope="module")
@@ -202,20 +156,17 @@ async def test_the_page_loads_nothing_from_other_hosts(client: httpx.AsyncClient
         assert (await client.get(link)).status_code == 200
 
 
-def test_ctrl_c_leaves_nothing_running(tmp_path: Path) -> None:
-    stack = RunningStack(tmp_path / "data")
-    try:
-        stack.until_ready()
-        processes = stack.processes()
-        assert len(processes) >= 6
-        credentials = stack.data / "credentials.json"
-        assert credentials.stat().st_mode & 0o777 == 0o600
-    finally:
-        stack.process.send_signal(signal.SIGINT)
+def test_ctrl_c_leaves_nothing_running(stack: RunningStack) -> None:
+    """The last of the tests that share the stack."""
+    processes = stack.processes()
+    assert len(processes) >= 6
+    credentials = stack.data / "credentials.json"
+    assert credentials.stat().st_mode & 0o777 == 0o600
+    stack.process.send_signal(signal.SIGINT)
     assert stack.process.wait(60) == 0
     alive = [pid for pid in processes if Path(f"/proc/{pid}").exists()]
     assert alive == []
-    assert {path.name for path in tmp_path.iterdir()} == {"data", "stack.log"}
+    assert {path.name for path in stack.data.parent.iterdir()} == {"data", "stack.log"}
 
 
 async def test_every_part_may_be_killed_and_the_song_in_work_is_made(tmp_path: Path) -> None:

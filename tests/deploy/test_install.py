@@ -13,12 +13,13 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 TORCH = "torch==2.13.0"
-PROJECT = ".[worker]"
+PROJECTS = ("./client[cli]", ".[worker]")
+EDITABLE = "--editable ./client[cli] --editable .[worker]"
 STAND_IN = """#!/bin/sh
 cd "$CHECKOUT"
 call="$(basename "$0") $*"
 echo "${UV_HTTP_RETRIES:+with $UV_HTTP_RETRIES retries: }$call" >> calls
-env | grep -E '^(UV|SSL)_' | sort > variables
+case "$call" in *"-c import"*) ;; *) env | grep -E '^(UV|SSL)_' | sort > variables ;; esac
 case "$call" in *"config list") cat settings ;; esac
 echo "$call" | grep -qE -e "$HANGING" && exec sleep 60
 echo "$call" | grep -qE -e "$FAILING" && { printf 'error: no\\n  cause: the index is away\\n' >&2; exit 1; }
@@ -29,9 +30,10 @@ PIP = "python -m pip install --quiet"
 FETCH_UV = f"{PIP} --constraint constraints.txt --only-binary uv uv"
 READ_SETTINGS = "python -m pip config list"
 PROBE = f"with 0 retries: {UV} --dry-run --no-deps --torch-backend auto {TORCH}"
-INSTALL = f"{UV} --constraint constraints.txt {TORCH} --editable {PROJECT}"
-INSTALL_FOR_DEVICE = f"{UV} --constraint constraints.txt --torch-backend auto {TORCH} --editable {PROJECT}"
-PIP_INSTALLS = [f"{PIP} {TORCH}", f"{PIP} --constraint constraints.txt --editable {PROJECT}"]
+INSTALL = f"{UV} --constraint constraints.txt {TORCH} {EDITABLE}"
+INSTALL_FOR_DEVICE = f"{UV} --constraint constraints.txt --torch-backend auto {TORCH} {EDITABLE}"
+CHECK = "python -I -c import soundfile"
+PIP_INSTALLS = [f"{PIP} {TORCH}", f"{PIP} --constraint constraints.txt {EDITABLE}"]
 
 
 @pytest.fixture
@@ -64,11 +66,12 @@ def script(checkout: Path) -> ModuleType:
 
 @pytest.fixture
 def calls(checkout: Path, script: ModuleType) -> Callable[[], list[str]]:
-    """Run the installation; returns the calls of pip and uv."""
+    """Run the installation; returns the calls of pip and uv, but for those that check what uv installed."""
 
     def run(status: int = 0) -> list[str]:
-        assert script.main(TORCH, PROJECT) == status
-        return (checkout / "calls").read_text().replace(script.PYTHON, "PYTHON").splitlines()
+        assert script.main(TORCH, *PROJECTS) == status
+        lines = (checkout / "calls").read_text().replace(script.PYTHON, "PYTHON").splitlines()
+        return [line for line in lines if line != CHECK]
 
     return run
 
@@ -147,6 +150,15 @@ def test_where_uv_fails_pip_tries_and_its_failure_is_the_installations(
     assert calls(1)[-2:] == PIP_INSTALLS
 
 
+def test_a_soundfile_without_its_library_is_replaced_by_pips_choice(
+    checkout: Path, calls: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert calls()[-1] == INSTALL_FOR_DEVICE
+    monkeypatch.setenv("FAILING", CHECK)
+    again = f"{PIP} --constraint constraints.txt --force-reinstall --no-deps soundfile"
+    assert calls()[-2:] == [INSTALL_FOR_DEVICE, again]
+
+
 def test_uv_follows_pips_settings_and_its_own_come_first(
     checkout: Path, calls: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -188,7 +200,7 @@ def test_a_python_without_ensurepip_gets_pip_from_the_systems(
         f"base-python -m pip --python {checkout}/.venv/bin/python install --quiet pip",
     ]
     monkeypatch.setenv("FAILING", "--python")
-    assert script.main(TORCH, PROJECT) == 1
+    assert script.main(TORCH, *PROJECTS) == 1
     assert "cannot install pip: give it pip or ensurepip" in capfd.readouterr().err
     assert script.INCOMPLETE.exists()
 
@@ -199,8 +211,9 @@ def test_a_sound_environment_is_kept_and_a_broken_one_is_created_again(checkout:
             ["make", "-n", "install"], cwd=checkout, capture_output=True, text=True, check=True
         ).stdout
 
-    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
-        shutil.copy(ROOT / name, checkout)
+    (checkout / "services" / "client").mkdir(parents=True)
+    for name in ("Makefile", "pyproject.toml", "constraints.txt", "services/client/pyproject.toml"):
+        shutil.copy(ROOT / name, checkout / name)
     (checkout / "shared").symlink_to(ROOT / "shared")
     python, stamp = checkout / ".venv" / "bin" / "python", checkout / ".venv" / ".installed"
     python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')

@@ -3,18 +3,20 @@
 import asyncio
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
 import soundfile
 
 from deploy.local.servers.embedded import NatsServer, S3Server, free_port
-from services.client import Client, Event, Refused, UnknownSong, Unreachable
+from heartmula_client import AsyncClient, Event, Refused, UnknownSong, Unreachable
 from shared.nats.subjects import TOK
 from shared.settings import Settings
 from tests.integration.flow import PATIENCE, open_flow
@@ -38,7 +40,7 @@ async def begin(url: str, *words: str, folder: Path | None = None) -> asyncio.su
     env = os.environ | {"HEARTMULA_URL": url, "PYTHONPATH": str(Path(__file__).parents[2])}
     pipe = asyncio.subprocess.PIPE
     return await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "services.client", *words, env=env, cwd=folder, stdin=pipe, stdout=pipe, stderr=pipe
+        sys.executable, "-m", "heartmula_client", *words, env=env, cwd=folder, stdin=pipe, stdout=pipe, stderr=pipe
     )
 
 
@@ -117,7 +119,7 @@ class Relay:
 
 async def test_a_song_from_the_request_to_the_file(settings: Settings, tmp_path: Path) -> None:
     async with running_gateway(settings, tmp_path) as gateway, open_flow(gateway.settings, "tokenizer", "codec"):
-        async with Client(gateway.base) as client:
+        async with AsyncClient(gateway.base) as client:
             accepted = await client.generate("[Verse]\nla", "pop", max_duration_ms=2000, title="Mädchen / 1")
             events = [event async for event in client.watch(accepted.job_id)]
             assert [events[0].kind, events[-1].kind] == ["snapshot", "completed"]
@@ -160,10 +162,31 @@ async def test_a_song_from_the_request_to_the_file(settings: Settings, tmp_path:
             assert (code, "tokenizer" in out, err) == (0, True, "")
 
 
+async def test_a_song_without_words_for_later(gateway: RunningGateway) -> None:
+    later = datetime.now().astimezone().replace(microsecond=0) + timedelta(days=1)
+    local = later.replace(tzinfo=None).isoformat(timespec="minutes")
+    words = ("--tags", "jazz", "--instrumental", "--not-before", local, "--no-wait")
+    code, out, err = await heartmula(gateway.base, "generate", *words)
+    assert (code, err) == (0, "")
+    async with AsyncClient(gateway.base) as client:
+        song = await client.song(out.strip())
+        assert song.not_before is not None
+        assert datetime.fromisoformat(song.not_before) == later.replace(second=0)
+        assert (song.request["instrumental"], song.request["tags"]) == (True, "jazz,instrumental")
+        accepted = await client.generate("[Intro]", instrumental=True, not_before=later)
+        assert datetime.fromisoformat(accepted.not_before or "") == later
+        with pytest.raises(Refused, match="line 1 has"):
+            await client.generate("la la", instrumental=True)
+        for job_id in (song.job_id, accepted.job_id):
+            await client.cancel(job_id)
+    shown = (await heartmula(gateway.base, "status", song.job_id))[1]
+    assert re.search(rf"not before +{local.replace('T', ' ')}:00", shown)
+
+
 async def test_a_song_is_heard_while_it_is_made_whatever_is_cut(settings: Settings, tmp_path: Path) -> None:
     settings = replace(settings, trivial_step_ms=15, trivial_window=(50, 25))
     async with running_gateway(settings, tmp_path) as gateway, open_flow(gateway.settings, "tokenizer", "codec"):
-        async with Relay(gateway.settings.port).serve() as relay, Client(relay.url) as client:
+        async with Relay(gateway.settings.port).serve() as relay, AsyncClient(relay.url) as client:
             job_id = (await client.generate("la", max_duration_ms=14_000)).job_id
             events = asyncio.create_task(_events(client.watch(job_id)))
             words = ["play", job_id, "--output", "song.mp3", "--player", "true"]  # which ends at once
@@ -192,7 +215,7 @@ async def test_a_request_whose_answer_was_lost_makes_one_song(gateway: RunningGa
     before = (await gateway.js.stream_info(TOK)).state.messages
     async with Relay(gateway.settings.port).serve() as relay:
         relay.lose_answers = 2
-        async with Client(relay.url) as client:
+        async with AsyncClient(relay.url) as client:
             accepted = await client.generate("[Verse]\nla la", max_duration_ms=4000)
         assert sum(request.startswith(b"POST") for request in relay.requests) == 3
     assert (await gateway.js.stream_info(TOK)).state.messages == before + 1
@@ -201,7 +224,7 @@ async def test_a_request_whose_answer_was_lost_makes_one_song(gateway: RunningGa
 
 async def test_watching_is_resumed_after_a_lost_connection(gateway: RunningGateway) -> None:
     job_id = await gateway.submit()
-    async with Relay(gateway.settings.port).serve() as relay, Client(relay.url) as client:
+    async with Relay(gateway.settings.port).serve() as relay, AsyncClient(relay.url) as client:
         events = client.watch(job_id)
         assert (await anext(events)).kind == "snapshot"
         await gateway.move_to(job_id, "generating")
@@ -217,7 +240,7 @@ async def test_watching_is_resumed_after_a_lost_connection(gateway: RunningGatew
 
 async def test_an_end_without_an_event_is_found_from_the_state(gateway: RunningGateway) -> None:
     job_id = await gateway.submit()
-    async with Relay(gateway.settings.port).serve() as relay, Client(relay.url) as client:
+    async with Relay(gateway.settings.port).serve() as relay, AsyncClient(relay.url) as client:
         events = client.watch(job_id)
         await anext(events)
         relay.cut()
@@ -230,7 +253,7 @@ async def test_a_download_is_resumed_where_it_was_cut(gateway: RunningGateway, t
     audio = os.urandom(3_000_000)
     job_id = await gateway.submit(title="Long")
     await gateway.complete(job_id, audio)
-    async with Relay(gateway.settings.port).serve() as relay, Client(relay.url) as client:
+    async with Relay(gateway.settings.port).serve() as relay, AsyncClient(relay.url) as client:
         relay.cut_after = [1_000_000, 1_000_000]
         path = await client.download(job_id, tmp_path / "long")
     assert path == tmp_path / "long.flac"
@@ -249,14 +272,14 @@ async def test_a_download_resumes_the_partial_file_of_an_earlier_one(gateway: Ru
     await gateway.complete(job_id, audio)
     async with Relay(gateway.settings.port).serve() as relay:
         relay.cut_after = [1_000_000] + [0] * 10
-        async with Client(relay.url) as client:
+        async with AsyncClient(relay.url) as client:
             with pytest.raises(Unreachable):
                 await client.download(job_id, tmp_path)
     (part,) = tmp_path.iterdir()
     begun = part.stat().st_size
     assert part.read_bytes() == audio[:begun]
     received: list[int] = []
-    async with Client(gateway.base) as client:
+    async with AsyncClient(gateway.base) as client:
         path = await client.download(job_id, tmp_path, on_progress=lambda done, _: received.append(done))
     assert (path.read_bytes(), list(tmp_path.iterdir())) == (audio, [path])
     assert 0 < begun < received[0]
@@ -264,7 +287,7 @@ async def test_a_download_resumes_the_partial_file_of_an_earlier_one(gateway: Ru
 
 async def test_errors_are_explained_and_have_their_exit_codes(gateway: RunningGateway, tmp_path: Path) -> None:
     job_id = await gateway.submit()
-    async with Client(gateway.base) as client:
+    async with AsyncClient(gateway.base) as client:
         with pytest.raises(UnknownSong) as unknown:
             await client.status(UNKNOWN)
         with pytest.raises(UnknownSong):
@@ -327,7 +350,7 @@ async def _statuses(events: AsyncIterator[Event]) -> list[str]:
 
 
 async def test_watching_is_resumed_when_the_gateway_comes_back(settings: Settings, tmp_path: Path) -> None:
-    async with running_gateway(settings, tmp_path) as gateway, Client(gateway.base) as client:
+    async with running_gateway(settings, tmp_path) as gateway, AsyncClient(gateway.base) as client:
         job_id = await gateway.submit()
         events = client.watch(job_id)
         await anext(events)
@@ -344,7 +367,7 @@ async def test_songs_are_listed_page_by_page(gateway: RunningGateway) -> None:
 
     async def listed() -> bool:
         found, cursor = set(), None
-        async with Client(gateway.base) as client:
+        async with AsyncClient(gateway.base) as client:
             while True:
                 page = await client.songs(limit=2, cursor=cursor)
                 assert len(page.songs) <= 2

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import soundfile
 
-from services.client import Client, ContinueFrom, Parent, Refused, UnknownSong
+from heartmula_client import AsyncClient, ContinueFrom, Parent, Refused, UnknownSong
 from shared.settings import Settings
 from tests.integration.flow import open_flow
 from tests.integration.gateway_fixtures import running_gateway
@@ -18,7 +18,7 @@ async def test_a_song_is_extended_and_shown_in_its_tree(settings: Settings, tmp_
         running_gateway(settings, tmp_path) as gateway,
         open_flow(gateway.settings, "tokenizer", "codec") as flow,
     ):
-        async with Client(gateway.base) as client:
+        async with AsyncClient(gateway.base) as client:
             first = (await client.generate("[Verse]\nla la", "pop,piano", max_duration_ms=4000)).job_id
             await flow.ended(first)
             came_from = ContinueFrom(job_id=first, at_ms=2050)
@@ -45,7 +45,7 @@ async def test_a_song_is_extended_and_shown_in_its_tree(settings: Settings, tmp_
             pytest.approx(6, abs=0.1),
         )
 
-        async with Client(gateway.base) as client:
+        async with AsyncClient(gateway.base) as client:
             tree = await client.tree(second)
             third = tree.songs[-1].job_id
             shown = [(song.job_id, song.parent, song.at_ms) for song in tree.songs]

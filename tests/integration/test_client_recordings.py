@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from services.client import Client, ContinueFrom, Parent, Refused, UnknownRecording
+from heartmula_client import AsyncClient, ContinueFrom, Parent, Refused, UnknownRecording
 from shared.settings import Settings
 from shared.storage.token_file import unpack
 from tests.integration.flow import Flow, open_flow
@@ -31,7 +31,7 @@ async def test_songs_go_on_from_a_file(settings: Settings, tmp_path: Path) -> No
     async with (
         running_gateway(settings, tmp_path, recording_mb=2) as gateway,
         open_flow(replace(gateway.settings, batch=2), "tokenizer", "codec") as flow,
-        Client(gateway.base) as client,
+        AsyncClient(gateway.base) as client,
     ):
         over: list[tuple[int, int]] = []
         uploaded = await client.upload(file, title="Tape", on_progress=lambda *share: over.append(share))

@@ -7,21 +7,24 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
 
 import httpx
+import msgspec
 import pytest
 from click.testing import CliRunner, Result
 from rich.console import RenderableType
 
-from services.client.cli.commands import cli
-from services.client.cli.output import Display
-from services.client.cli.runtime import ExitStatus
-from services.client.cli.tables import devices_view, models_of, song_table, songs_table
-from services.client.client import Client
-from services.client.errors import Refused, ServiceFault, UnknownSong, error_from
-from services.client.responses import Device, Devices, Lease, Queues, Song, Songs, Worker, read_frame
+from heartmula_client.cli.arguments import Time
+from heartmula_client.cli.commands import cli
+from heartmula_client.cli.output import Display, moment
+from heartmula_client.cli.runtime import ExitStatus
+from heartmula_client.cli.tables import devices_view, models_of, song_table, songs_table
+from heartmula_client.client import AsyncClient
+from heartmula_client.errors import Refused, ServiceFault, UnknownSong, error_from
+from heartmula_client.responses import Device, Devices, Lease, Queues, Song, Songs, Worker, read_frame
 
 COMMANDS = ["generate", "extend", "tree", "watch", "status", "list", "cancel", "download", "play", "gpu", "models"]
 
@@ -42,7 +45,7 @@ def test_help_names_every_command_and_each_has_an_example() -> None:
     help_text = run("--help").output
     assert all(f"\n  {name} " in help_text for name in COMMANDS)
     assert all(f"heartmula {name}" in run(name, "--help").output.partition("Example")[2] for name in COMMANDS)
-    assert run("--version").output == f"heartmula, version {version('heartmula-jetstream')}\n"
+    assert run("--version").output == f"heartmula, version {version('heartmula-client')}\n"
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
@@ -57,9 +60,12 @@ def test_commands_are_completed(shell: str) -> None:
     ("words", "said"),
     [
         ("generate --lyrics a --lyrics-file -", "either --lyrics or --lyrics-file"),
+        ("generate --tags techno", "or --instrumental"),
         ("generate --lyrics a --no-wait -o x.wav", "--output needs --wait"),
         ("generate --lyrics a --format mp3 -o x.wav", "ends with .wav"),
         ("generate --lyrics a --seconds 0", "--seconds"),
+        ("generate --lyrics a --not-before soon", "no time such as"),
+        ("generate --lyrics a --not-before 24:00", "no time such as"),
         ("generate --lyrics-file /nowhere/song.txt", "No such file"),
         ("generate --lyrics a --play --no-wait", "--play needs --wait"),
         ("generate --lyrics a --play --player x-y", "there is no program x-y"),
@@ -79,6 +85,28 @@ def test_wrong_usage_is_reported_before_anything_is_sent(words: str, said: str) 
     assert (result.exit_code, said in result.output) == (2, True), result.output
 
 
+@pytest.mark.parametrize(
+    ("words", "zone", "read"),
+    [
+        ("2026-01-31T22:00", "UTC-1", "2026-01-31T21:00:00+00:00"),  # POSIX: an hour east of Greenwich
+        ("2026-01-31T22:00:30+05:30", "UTC-1", "2026-01-31T16:30:30+00:00"),
+        ("2026-01-31 22:00Z", "UTC+9", "2026-01-31T22:00:00+00:00"),
+    ],
+)
+def test_a_time_without_a_zone_is_that_of_the_machine(
+    monkeypatch: pytest.MonkeyPatch, words: str, zone: str, read: str
+) -> None:
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+    try:
+        assert Time().convert(words, None, None) == datetime.fromisoformat(read)
+        ahead = Time().convert("22:00", None, None) - datetime.now().astimezone()
+        assert timedelta() < ahead <= timedelta(days=1)
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
 def test_players_are_completed() -> None:
     words = {"COMP_WORDS": "heartmula play 1 --player ff", "COMP_CWORD": "4"}
     assert run(_HEARTMULA_COMPLETE="bash_complete", **words).output.split(",")[-1].strip() == "ffplay"
@@ -92,7 +120,7 @@ def test_lyrics_that_are_not_utf_8_are_refused() -> None:
 def test_ctrl_c_while_lyrics_are_read_exits_with_130(tmp_path: Path) -> None:
     pipe = tmp_path / "lyrics"
     os.mkfifo(pipe)
-    command = [sys.executable, "-m", "services.client", "generate", "--lyrics-file", str(pipe)]
+    command = [sys.executable, "-m", "heartmula_client", "generate", "--lyrics-file", str(pipe)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
         with pipe.open("wb", buffering=0) as lyrics:  # which opens when the command opens it
@@ -115,7 +143,7 @@ def test_exit_codes_are_those_that_the_help_names() -> None:
 @pytest.mark.parametrize("url", ["", "localhost:8000", "ftp://x", "http://"])
 def test_an_invalid_address_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match="address"):
-        Client(url)
+        AsyncClient(url)
 
 
 def test_a_title_is_shown_unchanged() -> None:
@@ -127,6 +155,15 @@ def test_a_title_is_shown_unchanged() -> None:
         assert ("1:15" in shown, "0:09" in shown) == (True, False)
     growing = text(song_table(Song(job_id="1", status="generating", playable_seconds=51.2)))
     assert re.search(r"can be heard +0:51", growing)
+
+
+def test_the_list_says_for_what_time_a_song_waits() -> None:
+    due = "2026-01-31T22:00:00+00:00"
+    song = Song(job_id="1", status="queued", not_before=due)
+    listed = text(songs_table(Songs(songs=[song])))
+    assert f"queued, not before {moment(due)}" in listed
+    for over in ({"queue_position": 0}, {"status": "completed"}):
+        assert "not before" not in text(songs_table(Songs(songs=[msgspec.structs.replace(song, **over)])))
 
 
 def test_a_device_is_shown_with_memory_holder_queue_and_problems() -> None:

@@ -10,12 +10,17 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from services.client.cli.commands import cli
-from services.client.cli.output import Display
-from services.client.cli.tables import song_table, tree_view
-from services.client.responses import Parent, Song, Tree, TreeRecording, Version
+from heartmula_client.cli.commands import cli
+from heartmula_client.cli.output import Display
+from heartmula_client.cli.tables import song_table, tree_view
+from heartmula_client.responses import Parent, Song, Tree, TreeRecording, Version
 
 PARENT = {"job_id": "a", "status": "completed", "request": {"lyrics": "[Verse]\nold", "tags": "pop,piano"}}
+WORDLESS = {
+    "job_id": "i",
+    "status": "completed",
+    "request": {"lyrics": "[Intro]", "tags": "jazz,instrumental", "instrumental": True},
+}
 ACCEPTED = {"job_id": "b", "status": "queued", "status_url": "", "result_url": "", "events_url": ""}
 TREE = Tree(
     root="a",
@@ -45,10 +50,12 @@ class _Handler(BaseHTTPRequestHandler):
     server: Service
 
     def do_GET(self) -> None:
-        """A song whose id is `a`, a recording whose id is `r`, and no other."""
+        """A song whose id is `a`, one without words, `i`, a recording whose id is `r`, and no other."""
         self.server.asked.append(self.path)
         if self.path == "/generate/a":
             self._answer(200, PARENT)
+        elif self.path == "/generate/i":
+            self._answer(200, WORDLESS)
         elif self.path == "/recordings/r":
             self._answer(200, {"recording_id": "r", "status": "ready"})
         else:
@@ -97,6 +104,14 @@ def test_lyrics_and_tags_are_those_of_the_other_song_unless_given(service: Servi
     assert (sent["lyrics"], sent["tags"]) == ("new", "pop,piano")
     assert (sent["continue_from"], sent["min_new_ms"]) == ({"job_id": "a"}, 2500)
     assert (sent["max_duration_ms"], "seed" in sent) == (150_000, False)
+
+
+def test_a_song_without_words_goes_on_without_words_unless_lyrics_are_given(service: Service) -> None:
+    service.run("extend", "i", "--no-wait")
+    sent = service.sent.pop()
+    assert (sent["lyrics"], sent["tags"], sent.get("instrumental")) == ("[Intro]", "jazz,instrumental", True)
+    service.run("extend", "i", "--lyrics", "la", "--no-wait")
+    assert "instrumental" not in service.sent.pop()
 
 
 def test_a_song_that_is_gone_is_named_before_anything_is_requested(service: Service) -> None:

@@ -13,8 +13,8 @@ from random import Random
 import pytest
 from rich.console import Console
 
-from services.client.cli.output import Display
-from services.client.responses import Event
+from heartmula_client.cli.output import Display
+from heartmula_client.responses import Event
 from tests.unit.growing_songs import Connection, Service, Song
 
 AUDIO = Random(1).randbytes(300_000)
@@ -79,7 +79,7 @@ class Shell:
         return await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
-            "services.client",
+            "heartmula_client",
             *words,
             env=env | {"PATH": str(self._programs.folder)},
             cwd=self._folder,

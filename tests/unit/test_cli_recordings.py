@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from services.client import Client, ServiceFault, retries
-from services.client import recordings as client_recordings
-from services.client.cli.commands import cli
+from heartmula_client import AsyncClient, ServiceFault, retries
+from heartmula_client import recordings as client_recordings
+from heartmula_client.cli.commands import cli
 
 CREATED = "2026-11-27T10:00:00Z"
 AUDIO = bytes(range(256)) * 5000  # more than one block
@@ -121,7 +121,7 @@ def encoding(progress: float) -> dict[str, Any]:
 async def test_each_state_is_told_once_and_a_fault_that_passes_is_not(service: Service) -> None:
     service.states = [encoding(0), encoding(0), encoding(50), {"status": "ready", "progress": 100}]
     service.faults = [False, True, False, True]
-    async with Client(f"http://127.0.0.1:{service.server_port}") as client:
+    async with AsyncClient(f"http://127.0.0.1:{service.server_port}") as client:
         states = [(state.status, state.progress) async for state in client.watch_recording("r")]
         assert states == [("encoding", 0), ("encoding", 50), ("ready", 100)]
         service.faults = [True]

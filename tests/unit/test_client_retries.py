@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from services.client import Client, ClientError, Refused, ServiceFault
+from heartmula_client import AsyncClient, ClientError, Refused, ServiceFault
 
 QUEUED = b'{"job_id": "1", "status": "queued", "status_url": "", "result_url": "", "events_url": ""}'
 
@@ -39,11 +39,11 @@ class Server:
         writer.close()
 
     @asynccontextmanager
-    async def client(self) -> AsyncIterator[Client]:
+    async def client(self) -> AsyncIterator[AsyncClient]:
         """Create a client of this server, which listens meanwhile."""
         async with await asyncio.start_server(self._serve, "127.0.0.1", 0) as server:
             host, port = server.sockets[0].getsockname()
-            async with Client(f"http://{host}:{port}") as client:
+            async with AsyncClient(f"http://{host}:{port}") as client:
                 yield client
 
 

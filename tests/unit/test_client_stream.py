@@ -11,10 +11,18 @@ from typing import Literal
 import httpx
 import pytest
 
-from services.client import Client, Refused, ServiceFault, SongIncomplete, UnexpectedAnswer, UnknownSong, Unreachable
-from services.client import client as client_module
-from services.client import connection as connection_module
-from services.client import stream as stream_module
+from heartmula_client import (
+    AsyncClient,
+    Refused,
+    ServiceFault,
+    SongIncomplete,
+    UnexpectedAnswer,
+    UnknownSong,
+    Unreachable,
+)
+from heartmula_client import client as client_module
+from heartmula_client import connection as connection_module
+from heartmula_client import stream as stream_module
 from tests.unit.growing_songs import Connection, Service, Song
 
 AUDIO = Random(1).randbytes(50_000)
@@ -29,7 +37,7 @@ def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection_module, "RETRY_WAITS", (0.01, 0.01, 0.01))
 
 
-async def received(client: Client, into: bytearray | None = None) -> bytes:
+async def received(client: AsyncClient, into: bytearray | None = None) -> bytes:
     """Everything that the client yields of the song `one`; also where it raises at the end."""
     audio = bytearray() if into is None else into
     async for block in client.stream("one"):

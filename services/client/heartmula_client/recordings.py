@@ -11,16 +11,22 @@ from urllib.parse import quote
 
 import httpx
 
-from services.client.connection import Connection, read
-from services.client.download import fetch
-from services.client.errors import ServiceFault, Unreachable
-from services.client.responses import Recording, Recordings, RecordingStatus
-from services.client.retries import AWAY, INTERVAL
-from shared.schema.request import AudioFormat
+from heartmula_client.connection import Connection, read
+from heartmula_client.download import fetch
+from heartmula_client.errors import ServiceFault, Unreachable
+from heartmula_client.responses import Recording, Recordings
+from heartmula_client.retries import AWAY, INTERVAL
+from heartmula_client.schema import AudioFormat, RecordingStatus
 
+_LONGEST_TITLE = 300  # characters
 _BLOCK = 1 << 18  # bytes
 # Seconds for the service to answer once it has all of an upload: it decodes it first, and others may be before it.
 _PATIENCE = httpx.Timeout(30, connect=5, read=300)
+
+
+def title_of(file: Path) -> str:
+    """Return the title of a recording that is named after its file."""
+    return "".join(filter(str.isprintable, file.stem))[:_LONGEST_TITLE]
 
 
 class RecordingsClient(Connection):

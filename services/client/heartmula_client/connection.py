@@ -8,9 +8,9 @@ from typing import Any, Self, TypeVar
 import httpx
 import msgspec
 
-from services.client.address import authorization, host_of, is_loopback
-from services.client.errors import UnexpectedAnswer, Unreachable, cause, error_from
-from services.client.retries import RETRY_WAITS, TEMPORARY, wait_for
+from heartmula_client.address import authorization, host_of, is_loopback
+from heartmula_client.errors import UnexpectedAnswer, Unreachable, cause, error_from
+from heartmula_client.retries import RETRY_WAITS, TEMPORARY, wait_for
 
 log = logging.getLogger(__name__)
 
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 class Connection:
-    """A connection to the service at `url`, used in ``async with``."""
+    """A connection to the service at `url`, used in ``async with`` or closed with `aclose`."""
 
     def __init__(self, url: str = DEFAULT_URL, key: str | None = None) -> None:
         """`key` is the API key, where the service needs one. Raises `ValueError` for an invalid URL or key."""
@@ -37,6 +37,10 @@ class Connection:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        """Close the connections."""
+        await self.aclose()
+
+    async def aclose(self) -> None:
         """Close the connections."""
         await self._http.aclose()
 

@@ -11,8 +11,8 @@ from urllib.parse import unquote
 
 import httpx
 
-from services.client.errors import UnexpectedAnswer, Unreachable, cause, error_from
-from services.client.retries import RETRY_WAITS
+from heartmula_client.errors import UnexpectedAnswer, Unreachable, cause, error_from
+from heartmula_client.retries import RETRY_WAITS
 
 log = logging.getLogger(__name__)
 

@@ -1,12 +1,10 @@
 """Responses and events of the service. Fields that a newer service adds are ignored."""
 
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
-from shared.schema.job import ENDED
-
-RecordingStatus = Literal["queued", "encoding", "ready", "failed"]
+from heartmula_client.schema import ENDED
 
 
 class Accepted(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -17,6 +15,8 @@ class Accepted(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     status_url: str
     result_url: str
     events_url: str
+    stream_url: str = ""
+    not_before: str | None = None  # when it is queued, where that is later
     queue_position: int | None = None  # number of songs before it
     eta: str | None = None  # expected completion, RFC 3339 like all times here
     variants: list["Accepted"] = []  # all accepted songs, where several were requested
@@ -45,6 +45,7 @@ class Song(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     playable_seconds: float = 0.0  # of audio that `Client.stream` yields at once; 0 from a service that has no streams
     created_at: str = ""
     completed_at: str | None = None  # when it reached its final state, whichever that is
+    not_before: str | None = None  # when it is queued, or was, where that was to be later than it was accepted
     stage: str | None = None  # current step, while it runs
     queue_position: int | None = None
     eta: str | None = None
@@ -54,9 +55,10 @@ class Song(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     sample_rate: int | None = None  # Hz
     title: str | None = None
     format: str | None = None
-    group: str | None = None  # id of the first of its variants, where there are several
     # Set by `Client.song` and in lists, not by `Client.status`:
     request: dict[str, Any] = {}
+    group: str | None = None  # id of the first of its variants, where there are several
+    variant: int | None = None  # which of them it is, from 1
     parent: Parent | None = None  # of a song that goes on from another one
     children: list[str] = []  # ids of the songs that go on from it
 
@@ -119,6 +121,7 @@ class Version(msgspec.Struct, frozen=True, kw_only=True):
     title: str | None = None
     status: str
     created_at: str = ""
+    duration: float | None = None  # seconds of audio
 
 
 class TreeRecording(msgspec.Struct, frozen=True, kw_only=True):
@@ -126,6 +129,8 @@ class TreeRecording(msgspec.Struct, frozen=True, kw_only=True):
 
     recording_id: str
     title: str | None = None
+    created_at: str = ""
+    duration: float | None = None  # seconds of audio
 
 
 class Tree(msgspec.Struct, frozen=True, kw_only=True):
@@ -133,7 +138,8 @@ class Tree(msgspec.Struct, frozen=True, kw_only=True):
 
     root: str  # id of the song or recording from which all go on; its record may be gone
     recording: TreeRecording | None = None  # the root, if it is one and is not gone
-    songs: list[Version]
+    songs: list[Version]  # parents before children
+    left_out: int = 0  # further songs of a large tree
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -147,12 +153,19 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     time: str | None = None
     stage: str | None = None
     phase: int | None = None  # offload phase, 0–7
+    not_before: str | None = None  # of a song that waits: when it is queued
     queue_position: int | None = None
     eta: str | None = None
     done: int | None = None  # completed steps of the stage, out of `total`
     total: int | None = None
     rate: float | None = None  # steps per second
+    frames: int | None = None  # tokens made so far, 12.5 a second of music
+    memory_used: int | None = None  # bytes on the device
     playable_seconds: float | None = None  # of audio that can be heard
+    result_url: str | None = None  # of a completed song, as the next ones
+    duration_s: float | None = None
+    format: str | None = None
+    seed: int | None = None
     error: str | None = None
 
     @property
@@ -192,6 +205,7 @@ class Worker(msgspec.Struct, frozen=True, kw_only=True):
     slots: int = 1
     rate: float | None = None  # frames per second; 12.5 frames are a second of music
     problem: str | None = None
+    since: str = ""
 
 
 class Device(msgspec.Struct, frozen=True, kw_only=True):
@@ -217,6 +231,7 @@ class Queues(msgspec.Struct, frozen=True, kw_only=True):
     tokens: int | None = None
     decode: int | None = None
     encode: int | None = None  # recordings
+    intake: int | None = None  # requests that NATS clients have left, and that are not submitted yet
 
 
 class Devices(msgspec.Struct, frozen=True, kw_only=True):
@@ -266,6 +281,7 @@ def snapshot_of(song: Song) -> Event:
         status=song.status,
         progress=song.progress,
         stage=song.stage,
+        not_before=song.not_before,
         queue_position=song.queue_position,
         eta=song.eta,
         playable_seconds=song.playable_seconds or None,
@@ -275,5 +291,5 @@ def snapshot_of(song: Song) -> Event:
 
 def same_state(one: Event, other: Event | None) -> bool:
     """Whether two events show the same state."""
-    names = ("status", "progress", "stage", "queue_position", "eta", "playable_seconds")
+    names = ("status", "progress", "stage", "not_before", "queue_position", "eta", "playable_seconds")
     return other is not None and all(getattr(one, name) == getattr(other, name) for name in names)

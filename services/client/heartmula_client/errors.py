@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 import msgspec
 
-from services.client.responses import Song
+from heartmula_client.responses import Song
 
 
 class ClientError(Exception):

@@ -9,8 +9,8 @@ from contextlib import aclosing
 
 import httpx
 
-from services.client.download import file_name
-from services.client.errors import (
+from heartmula_client.download import file_name
+from heartmula_client.errors import (
     ClientError,
     ServiceFault,
     SongIncomplete,
@@ -19,8 +19,8 @@ from services.client.errors import (
     cause,
     error_from,
 )
-from services.client.responses import Song
-from services.client.retries import AWAY, INTERVAL, RETRY_WAITS, TEMPORARY, wait_for
+from heartmula_client.responses import Song
+from heartmula_client.retries import AWAY, INTERVAL, RETRY_WAITS, TEMPORARY, wait_for
 
 log = logging.getLogger(__name__)
 

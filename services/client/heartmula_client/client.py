@@ -6,6 +6,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -13,11 +14,11 @@ from urllib.parse import quote
 import msgspec
 import websockets
 
-from services.client.connection import read
-from services.client.download import MAX_HEADER, fetch, put_header
-from services.client.errors import ServiceFault, Unreachable
-from services.client.recordings import RecordingsClient
-from services.client.responses import (
+from heartmula_client.connection import read
+from heartmula_client.download import MAX_HEADER, fetch, put_header
+from heartmula_client.errors import ServiceFault, Unreachable
+from heartmula_client.recordings import RecordingsClient
+from heartmula_client.responses import (
     Accepted,
     Devices,
     Event,
@@ -29,18 +30,17 @@ from services.client.responses import (
     same_state,
     snapshot_of,
 )
-from services.client.retries import AWAY, INTERVAL
-from services.client.stream import AudioStream
-from shared.schema.job import Status
-from shared.schema.request import AudioFormat, ContinueFrom, Priority, WebhookEvent
+from heartmula_client.retries import AWAY, INTERVAL
+from heartmula_client.schema import AudioFormat, ContinueFrom, Priority, Status, WebhookEvent
+from heartmula_client.stream import AudioStream
 
 log = logging.getLogger(__name__)
 
 _SOCKET_ERRORS = (OSError, TimeoutError, websockets.WebSocketException, msgspec.MsgspecError, UnicodeDecodeError)
 
 
-class Client(RecordingsClient):
-    """Client of the service at `url`, used in ``async with``. Methods for recordings are those of its base.
+class AsyncClient(RecordingsClient):
+    """Client of the service at `url`, used in ``async with`` or closed with `aclose`.
 
     Every method raises a `ClientError`: `Unreachable`, `UnexpectedAnswer`, `Refused` or `ServiceFault`. After a lost
     connection and after answers 502, 503 and 504, it first makes up to three more attempts, each after the time that
@@ -65,12 +65,16 @@ class Client(RecordingsClient):
         webhook_events: Sequence[WebhookEvent] | None = None,
         continue_from: ContinueFrom | None = None,
         min_new_ms: int | None = None,
+        instrumental: bool | None = None,
+        not_before: datetime | None = None,
         key: str | None = None,
     ) -> Accepted:
         """Request a song. The service chooses what is None.
 
         `continue_from` begins it with another song or a recording, up to a moment of it; `lyrics` and `max_duration_ms`
         are those of the whole song then, and the model cannot end it before `min_new_ms` of it are new.
+        An `instrumental` song has no words: `lyrics` are empty or section marks alone. The song is queued at once, or
+        at the time `not_before`, which has a time zone and is at most six days ahead.
         `key` is the Idempotency-Key: repeating a request with its key returns the same song. Without `key` a new one
         is made for each call, so that a request that is repeated because its answer was lost makes no second song.
         """
@@ -90,6 +94,8 @@ class Client(RecordingsClient):
             "webhook_events": webhook_events,
             "continue_from": continue_from,
             "min_new_ms": min_new_ms,
+            "instrumental": instrumental,
+            "not_before": not_before,
         }
         body = msgspec.json.encode({name: value for name, value in fields.items() if value is not None})
         headers = {"Content-Type": "application/json", "Idempotency-Key": key or str(uuid.uuid4())}

@@ -1,5 +1,0 @@
-"""``python -m services.client``: the command line."""
-
-from services.client.cli import main
-
-main()
