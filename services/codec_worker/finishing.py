@@ -12,7 +12,7 @@ from services.codec_worker.song_in_work import SongInWork
 from services.codec_worker.song_record import StoredAudio
 from services.codec_worker.song_writer import FileBuilder, SongWriter
 from services.codec_worker.token_fetch import token_keys
-from shared.audio.files import CONTENT_TYPES
+from shared.audio.forms import CONTENT_TYPES
 from shared.audio.peaks import CONTENT_TYPE as PEAKS_TYPE
 from shared.audio.tags import SongTags
 from shared.errors import ObjectError, Unavailable

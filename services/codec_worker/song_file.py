@@ -11,6 +11,7 @@ import numpy as np
 from services.codec_worker.song_stream import Piece
 from shared.audio.files import AudioWriter
 from shared.audio.flac import decode_part, finished_header
+from shared.audio.forms import plain
 from shared.audio.tags import SongTags
 from shared.errors import ObjectError
 from shared.schema.job import AudioPart
@@ -37,7 +38,7 @@ class SongFile:
         self._open = ExitStack()
         self._writer: AudioWriter | None = None
         if audio_format != "flac":
-            self._writer = self._open.enter_context(AudioWriter(self.path, audio_format, sample_rate, tags))
+            self._writer = self._open.enter_context(AudioWriter(self.path, plain(audio_format), sample_rate, tags))
 
     def add(self, piece: Piece) -> None:
         """Append the next piece."""

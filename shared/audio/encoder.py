@@ -6,7 +6,7 @@ import numpy as np
 
 
 class Encoder(Protocol):
-    """Makes a file of 16-bit stereo: a header, and bytes that follow each other and never change.
+    """Makes a file of 16-bit samples: a header, and bytes that follow each other and never change.
 
     The same samples make the same bytes, however they are cut.
     """
@@ -14,7 +14,7 @@ class Encoder(Protocol):
     header: bytes  # what a file begins with while it grows; players take it for a stream of unknown length
 
     def encode(self, pcm: np.ndarray) -> bytes:
-        """Take the next int16 ``[samples, 2]``; returns the bytes that can be made by now."""
+        """Take the next int16 ``[samples, channels]``; returns the bytes that can be made by now."""
 
     def finish(self) -> tuple[bytes, bytes]:
         """Return the last bytes, and the header of the finished file, as long as `header`."""

@@ -10,32 +10,43 @@ import numpy as np
 
 from shared.audio.encoder import Encoder
 from shared.audio.flac import FlacEncoder
+from shared.audio.forms import Form
+from shared.audio.g711 import alaw, ulaw
 from shared.audio.mp3 import Mp3Encoder
 from shared.audio.ogg import OggEncoder
+from shared.audio.opus import OpusEncoder
 from shared.audio.pcm import pcm16
+from shared.audio.raw import RawEncoder
+from shared.audio.resampling import ConvertingEncoder
 from shared.audio.tags import SongTags
 from shared.audio.wav import WavEncoder
-from shared.schema.request import AudioFormat
-
-CONTENT_TYPES: dict[AudioFormat, str] = {
-    "flac": "audio/flac",
-    "wav": "audio/wav",
-    "mp3": "audio/mpeg",
-    "ogg": "audio/ogg",
-}
 
 
-def _encoder(audio_format: AudioFormat, sample_rate: int, tags: SongTags, first_block: int) -> Encoder:
-    match audio_format:
+def _encoder(form: Form, song_rate: int, tags: SongTags, first_block: int) -> Encoder:
+    if form.sample_rate is None:
+        return _own_encoder(form, song_rate, tags, first_block)
+    return ConvertingEncoder(_own_encoder(form, form.sample_rate, tags, 0), song_rate, form.sample_rate, form.channels)
+
+
+def _own_encoder(form: Form, sample_rate: int, tags: SongTags, first_block: int) -> Encoder:
+    match form.codec:
         case "flac":
             return FlacEncoder(sample_rate, tags, first_block)
         case "wav":
             return WavEncoder(sample_rate, tags)
         case "mp3":
-            return Mp3Encoder(sample_rate, tags)
+            return Mp3Encoder(sample_rate, tags, form.channels, form.bit_rate)
         case "ogg":
             return OggEncoder(sample_rate, tags)
-    assert_never(audio_format)
+        case "opus":
+            return OpusEncoder(sample_rate, tags, form.channels, form.bit_rate)
+        case "pcm":
+            return RawEncoder(lambda pcm: pcm.astype("<i2", copy=False))
+        case "ulaw":
+            return RawEncoder(ulaw)
+        case "alaw":
+            return RawEncoder(alaw)
+    assert_never(form.codec)
 
 
 @contextmanager
@@ -47,25 +58,24 @@ def _disk_errors(folder: Path) -> Iterator[None]:
 
 
 class AudioWriter:
-    """Writes one stereo file from 16-bit samples: FLAC or WAV, or MP3 or Ogg Vorbis at a variable bit rate.
+    """Writes one file in a `Form` from 16-bit stereo.
 
     Use as a context manager; leaving it without an error finishes the file. The same samples and arguments make the
     same bytes, however the samples are cut. A full disk is an `OSError`, from the opening to the end.
 
     Another thread may read the file while it grows, as far as it is long at the moment: it is a stream from its first
     byte on. Its bytes never change, but for the first `header_size` of them, once, at the end: FLAC's STREAMINFO,
-    WAV's sizes and MP3's info frame tell the length then. Up to a second of audio waits to be encoded.
+    WAV's sizes and MP3's info frame tell the length then. Up to two
+    seconds of audio wait to be encoded.
     """
 
-    def __init__(
-        self, path: Path, audio_format: AudioFormat, sample_rate: int, tags: SongTags, *, first_block: int = 0
-    ) -> None:
-        """Open the file.
+    def __init__(self, path: Path, form: Form, sample_rate: int, tags: SongTags, *, first_block: int = 0) -> None:
+        """Open the file, for audio of `sample_rate` Hz, which is changed where the form asks for it.
 
         `first_block` is the number of FLAC's first block, for audio that begins in mid-song: players show its time in
         the song. Other formats have no such number.
         """
-        self._encoder = _encoder(audio_format, sample_rate, tags, first_block)
+        self._encoder = _encoder(form, sample_rate, tags, first_block)
         self._folder = path.parent
         self.header_size = len(self._encoder.header)  # bytes
         with _disk_errors(self._folder):

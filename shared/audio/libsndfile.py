@@ -1,4 +1,4 @@
-"""libsndfile's encoders of MP3 and Ogg Vorbis, whose bytes are taken while a song goes on."""
+"""libsndfile's encoders of MP3, Vorbis and Opus, whose bytes are taken while a song goes on."""
 
 from io import SEEK_CUR, SEEK_END
 from typing import Literal
@@ -41,17 +41,25 @@ class LibsndfileStream:
     were seen to crash on whole songs.
     """
 
-    def __init__(self, sample_rate: int, container: Literal["MP3", "OGG"], level: float | None = None) -> None:
-        subtype = {"MP3": "MPEG_LAYER_III", "OGG": "VORBIS"}[container]
+    def __init__(
+        self,
+        sample_rate: int,
+        container: Literal["MP3", "OGG"],
+        codec: Literal["MPEG_LAYER_III", "VORBIS", "OPUS"],
+        channels: int = 2,
+        level: float | None = None,
+        mode: Literal["CONSTANT"] | None = None,
+    ) -> None:
+        """`level` is libsndfile's compression level, 0 to 1, and `mode` its bit rate mode; None for its defaults."""
         self._block = sample_rate
-        self._rest = np.empty((0, 2), np.int16)
+        self._rest = np.empty((0, channels), np.int16)
         self._sink = _Sink()
         self._file = soundfile.SoundFile(
-            self._sink, "w", sample_rate, 2, subtype, format=container, compression_level=level
+            self._sink, "w", sample_rate, channels, codec, format=container, compression_level=level, bitrate_mode=mode
         )
 
     def encode(self, pcm: np.ndarray) -> bytes:
-        """Take the next int16 ``[samples, 2]``; returns the bytes that the encoder made meanwhile."""
+        """Take the next int16 ``[samples, channels]``; returns the bytes that the encoder made meanwhile."""
         audio = np.concatenate([self._rest, pcm])
         whole = len(audio) - len(audio) % self._block
         for start in range(0, whole, self._block):

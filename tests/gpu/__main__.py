@@ -44,6 +44,7 @@ SYSTEM = {
     "pycparser": "pycparser",
     "cryptography": "cryptography",
     "soundfile": "soundfile",
+    "soxr": "soxr",
     "mutagen": "mutagen",
     "pynvml": "nvidia-ml-py",
     "urllib3": "urllib3",

@@ -18,6 +18,7 @@ from services.gateway.api.audio_response import AudioResponse
 from services.gateway.api.conditional import Conditions
 from services.gateway.errors import ApiError
 from shared.audio.files import AudioWriter
+from shared.audio.forms import plain
 from shared.audio.peaks import peaks_of
 from shared.audio.tags import SongTags
 from shared.jobs.store import change
@@ -54,7 +55,7 @@ async def finished(
     job_id = await gateway.submit(format=audio_format, title="Lied", seed=7)
     path = folder / "song"
     tags = SongTags.of((await gateway.job(job_id)).request)
-    with AudioWriter(path, audio_format, RATE, tags) as writer:
+    with AudioWriter(path, plain(audio_format), RATE, tags) as writer:
         writer.write(music(seconds))
     await gateway.complete(job_id, path.read_bytes())
     return job_id
@@ -93,7 +94,7 @@ async def test_formats_are_made_without_loss_where_the_song_has_its_flac(
 ) -> None:
     job_id = await finished(gateway, tmp_path, "mp3")
     path = tmp_path / "song.flac"
-    with AudioWriter(path, "flac", RATE, SongTags.of((await gateway.job(job_id)).request)) as writer:
+    with AudioWriter(path, plain("flac"), RATE, SongTags.of((await gateway.job(job_id)).request)) as writer:
         writer.write(music())
     await gateway.store.put_file(audio_key(job_id, 7, "flac"), path, "audio/flac")
     answer = await gateway.http.get(f"/generate/{job_id}/result", params={"format": "wav"})

@@ -62,7 +62,7 @@ async def test_an_encoding_that_fails_is_logged_and_serves_nobody_else(
     async with service(settings) as here, client() as http:
         await here.song.window(10)
         with monkeypatch.context() as faulty:
-            faulty.setattr(SongEncoder, "add", fail)
+            faulty.setattr(SongEncoder, "begin", fail)
             faulty.setattr(SongEncoder, "abandon", lambda _: closed.wait())
             try:
                 refused(await http.get(f"{here.url}?format=mp3"), words)
@@ -125,7 +125,7 @@ async def _another(here: Service) -> str:
 async def test_the_tag_of_new_audio_never_comes_with_the_old(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    add, begun, go_on = SongEncoder.add, threading.Event(), threading.Event()
+    begin, begun, go_on = SongEncoder.begin, threading.Event(), threading.Event()
     pieces: dict[SongEncoder, int] = {}
 
     def slow(encoder: SongEncoder, piece: Path) -> None:
@@ -133,9 +133,9 @@ async def test_the_tag_of_new_audio_never_comes_with_the_old(
         if len(pieces) == 1 and pieces[encoder] == 2:
             begun.set()
             go_on.wait()
-        add(encoder, piece)
+        begin(encoder, piece)
 
-    monkeypatch.setattr(SongEncoder, "add", slow)
+    monkeypatch.setattr(SongEncoder, "begin", slow)
     async with service(settings) as here, client() as http:
         url = f"{here.url}?format=wav"
         try:

@@ -8,14 +8,18 @@ import httpx
 import msgspec
 import numpy as np
 import pytest
+import soundfile
 
 from deploy.local.servers.embedded import NatsServer, S3Server
+from services.gateway.api.routes import audio
 from services.gateway.auth.api_keys import Caller
 from services.gateway.media import encodings
 from shared.audio.flac import BLOCK
+from shared.audio.forms import Form
 from shared.audio.reading import read_audio
 from shared.schema.request import AudioFormat
 from shared.settings import Settings
+from tests.integration.flow import PATIENCE
 from tests.integration.gateway_fixtures import RunningGateway, eventually, fresh_settings, in_process, running_gateway
 from tests.integration.growing_song import GrowingSong
 from tests.integration.test_gateway_stream import ENDLESS, Hearing, growing, problem, reported
@@ -207,3 +211,88 @@ async def test_all_who_hear_the_same_share_one_encoding_which_goes_after_the_las
 
         await eventually(gone, "encodings are left that nobody hears")
         assert len(gateway.growing_songs) == 0
+
+
+FORMS = (
+    Form("mp3", 44_100, 128),
+    Form("opus", 48_000, 96),
+    Form("pcm", 16_000, channels=1),
+    Form("ulaw", 8000, channels=1),
+)
+
+
+async def test_a_song_comes_in_forms_that_other_apis_name(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While it is made and afterwards. Our own route names formats alone: it is given the form here."""
+    monkeypatch.setattr(encodings, "LINGER_SECONDS", 0.0)  # a finished song is encoded anew
+    async with in_process(settings) as (gateway, _, base), httpx.AsyncClient(base_url=base, trust_env=False) as http:
+
+        async def submitted(body: bytes) -> tuple[GrowingSong, str]:
+            job_id = (await gateway.submission.submit(Caller("local"), body)).job.job_id
+            return GrowingSong(gateway.js, gateway.store, job_id, RATE), f"/generate/{job_id}/stream"
+
+        async def none_left() -> bool:
+            return not gateway.encodings and not gateway.growing_songs
+
+        async def one_listens() -> bool:
+            return len(gateway.growing_songs) == 1
+
+        for form in FORMS:
+            monkeypatch.setattr(audio, "plain", lambda _, form=form: form)
+            song, url = await submitted(b'{"lyrics": "la"}')
+            await song.window(20)  # 10.24 s
+            async with http.stream("GET", url) as growing:
+                hearing = Hearing(growing)
+                await hearing.up_to(20_000)  # before the song is finished
+                await song.finish(5000)
+                heard = await hearing.rest()
+            await eventually(none_left, "the encoding is left")
+            finished = await http.get(url)
+            for answer in (growing, finished):
+                assert (answer.status_code, answer.headers["content-type"]) == (200, form.content_type)
+                assert f'filename="{song.job_id}.{form.suffix}"' in answer.headers["content-disposition"]
+            begin = HEADERS.get(form.codec, 0)
+            assert heard[begin:] == finished.content[begin:]
+            length = int(len(song.pcm) * (form.sample_rate or 0) / RATE + 0.5)
+            frames = 3 * 1152 if form.codec == "mp3" else 0  # a stream does not tell how much of the last ones counts
+            assert length <= length_in(form, finished.content) <= length + frames
+            tag = finished.headers["etag"]
+            assert growing.headers["etag"] == tag
+            resumed = await http.get(url, headers={"Range": "bytes=10000-", "If-Range": tag})
+            assert (resumed.status_code, resumed.content) == (206, finished.content[10_000:])
+            monkeypatch.setattr(audio, "plain", lambda _: Form("pcm", 8000))
+            other = await http.get(url, headers={"Range": "bytes=10000-", "If-Range": tag})
+            assert (other.status_code, len(other.content)) == (200, 4 * len(song.pcm)), "a tag of another form"
+
+        await eventually(none_left, "encodings are left")
+        waited, url = await submitted(b'{"lyrics": "la", "format": "ogg"}')
+        asking = asyncio.create_task(http.get(url))
+        await eventually(one_listens, "the listener does not come")
+        await waited.finish_whole(3 * RATE)  # has no FLAC, and could not be heard before
+        assert len((await asking).content) == len((await http.get(url)).content) == 4 * 3 * RATE
+
+
+async def test_a_long_song_holds_up_no_other_one(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though a finished song is encoded from one file, and there are few threads."""
+    monkeypatch.setattr(encodings, "_THREADS", 1)
+    async with in_process(settings) as (gateway, _, _):
+        songs = []
+        for seconds in (120, 2):
+            job_id = (await gateway.submission.submit(Caller("local"), b'{"lyrics": "la"}')).job.job_id
+            songs.append(GrowingSong(gateway.js, gateway.store, job_id, RATE))
+            await songs[-1].finish(seconds * RATE)
+        long, short = [await song.job() for song in songs]
+        with gateway.encodings.listen(long, FORMS[0], 0.0) as encoded_long:
+            async with asyncio.timeout(PATIENCE):
+                await encoded_long.reach(20_000)
+                with gateway.encodings.listen(short, FORMS[0], 0.0) as encoded_short:
+                    await encoded_short.reach(20_000)
+            assert encoded_long.size is None
+
+
+def length_in(form: Form, file: bytes) -> int:
+    """Samples a channel."""
+    if form.codec in ("pcm", "ulaw"):
+        return len(file) // form.channels // {"pcm": 2, "ulaw": 1}[form.codec]
+    heard, rate = soundfile.read(io.BytesIO(file))
+    assert rate == form.sample_rate
+    return len(heard)

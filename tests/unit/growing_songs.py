@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 from urllib.parse import parse_qs, urlsplit
 
-from services.client import Client
+from heartmula_client import AsyncClient
 
 
 @dataclass
@@ -95,9 +95,9 @@ class Service:
         await self._server.wait_closed()
 
     @asynccontextmanager
-    async def client(self) -> AsyncIterator[Client]:
+    async def client(self) -> AsyncIterator[AsyncClient]:
         """Create a client of this service, which listens meanwhile."""
-        async with self.serve(), Client(self.url) as client:
+        async with self.serve(), AsyncClient(self.url) as client:
             yield client
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

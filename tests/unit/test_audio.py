@@ -12,6 +12,7 @@ import pytest
 import soundfile
 
 from shared.audio.files import AudioWriter
+from shared.audio.forms import plain
 from shared.audio.pcm import pcm16
 from shared.audio.reading import read_audio, sample_rate_of
 from shared.audio.tags import SongTags
@@ -32,7 +33,7 @@ def tone(seconds: float) -> np.ndarray:
 @pytest.mark.parametrize("audio_format", FORMATS)
 def test_what_was_written_can_be_read(tmp_path: Path, audio_format: AudioFormat) -> None:
     path, audio = tmp_path / f"song.{audio_format}", tone(3.3)
-    with AudioWriter(path, audio_format, RATE, TAGS) as writer:
+    with AudioWriter(path, plain(audio_format), RATE, TAGS) as writer:
         for block in np.array_split(audio, 7):
             writer.write(block)
         writer.write(audio[:0])
@@ -45,7 +46,7 @@ def test_what_was_written_can_be_read(tmp_path: Path, audio_format: AudioFormat)
 @pytest.mark.parametrize("audio_format", ["flac", "ogg"])
 def test_flac_and_ogg_carry_the_song(tmp_path: Path, audio_format: AudioFormat) -> None:
     path = tmp_path / f"song.{audio_format}"
-    with AudioWriter(path, audio_format, RATE, TAGS) as writer:
+    with AudioWriter(path, plain(audio_format), RATE, TAGS) as writer:
         writer.write(tone(0.1))
     tags = mutagen.File(path)
     assert tags["title"] == ["Grüße 🎵"]
@@ -57,7 +58,7 @@ def test_flac_and_ogg_carry_the_song(tmp_path: Path, audio_format: AudioFormat) 
 @pytest.mark.parametrize("audio_format", ["wav", "mp3"])
 def test_wav_and_mp3_carry_the_song(tmp_path: Path, audio_format: AudioFormat) -> None:
     path = tmp_path / f"song.{audio_format}"
-    with AudioWriter(path, audio_format, RATE, TAGS) as writer:
+    with AudioWriter(path, plain(audio_format), RATE, TAGS) as writer:
         writer.write(tone(0.1))
     tags = mutagen.File(path).tags
     assert str(tags["TIT2"]) == "Grüße 🎵"
@@ -69,7 +70,7 @@ def test_wav_and_mp3_carry_the_song(tmp_path: Path, audio_format: AudioFormat) -
 @pytest.mark.parametrize("audio_format", FORMATS)
 def test_louder_than_full_scale_is_clipped(tmp_path: Path, audio_format: AudioFormat) -> None:
     path = tmp_path / f"song.{audio_format}"
-    with AudioWriter(path, audio_format, RATE, TAGS) as writer:
+    with AudioWriter(path, plain(audio_format), RATE, TAGS) as writer:
         writer.write(4 * tone(0.5))
     read, _ = soundfile.read(path)
     assert np.abs(read).max() > 0.95
@@ -81,7 +82,10 @@ def test_louder_than_full_scale_is_clipped(tmp_path: Path, audio_format: AudioFo
 def test_audio_that_is_not_finite_fails_the_song(tmp_path: Path, bad: float) -> None:
     audio = tone(0.1)
     audio[5, 1] = bad
-    with pytest.raises(SongError, match="not finite"), AudioWriter(tmp_path / "song.mp3", "mp3", RATE, TAGS) as writer:
+    with (
+        pytest.raises(SongError, match="not finite"),
+        AudioWriter(tmp_path / "song.mp3", plain("mp3"), RATE, TAGS) as writer,
+    ):
         writer.write(audio)
 
 
@@ -100,14 +104,14 @@ def files_of_at_most(size: int) -> Iterator[None]:
 def test_a_full_disk_is_never_the_songs_fault(tmp_path: Path, audio_format: AudioFormat) -> None:
     path, audio = tmp_path / f"song.{audio_format}", tone(2)
     tags = SongTags(title=None, tags="pop", lyrics="la " * 3000, seed=1)  # longer than any padding for them
-    with AudioWriter(path, audio_format, RATE, tags) as writer:
+    with AudioWriter(path, plain(audio_format), RATE, tags) as writer:
         writer.write(audio)
     whole = path.stat().st_size
     for size in (0, 100, whole // 4, whole - 8500, whole - 1):  # opened, written to, tagged
         with (
             files_of_at_most(size),
             pytest.raises(OSError, match=r"could not be written|File too large"),
-            AudioWriter(path, audio_format, RATE, tags) as writer,
+            AudioWriter(path, plain(audio_format), RATE, tags) as writer,
         ):
             writer.write(audio)
 
@@ -115,7 +119,7 @@ def test_a_full_disk_is_never_the_songs_fault(tmp_path: Path, audio_format: Audi
 @pytest.mark.parametrize("audio_format", FORMATS)
 def test_audio_is_read_a_second_at_a_time_as_it_is_read_whole(tmp_path: Path, audio_format: AudioFormat) -> None:
     path = tmp_path / f"song.{audio_format}"
-    with AudioWriter(path, audio_format, RATE, TAGS) as writer:
+    with AudioWriter(path, plain(audio_format), RATE, TAGS) as writer:
         writer.write(tone(7.7))
     blocks = list(read_audio(path))
     assert {len(block) for block in blocks[:-1]} == {RATE}
@@ -129,7 +133,7 @@ def test_whole_numbers_are_written_as_they_are_and_as_fractions_are(tmp_path: Pa
     path, audio = tmp_path / f"song.{audio_format}", tone(3)
     files = []
     for each in (audio, pcm16(audio)):
-        with AudioWriter(path, audio_format, RATE, TAGS) as writer:
+        with AudioWriter(path, plain(audio_format), RATE, TAGS) as writer:
             writer.write(each)
         files.append(path.read_bytes())
     assert files[0] == files[1]
@@ -143,7 +147,7 @@ def test_a_song_that_is_given_up_raises_nothing_of_its_own(tmp_path: Path, audio
     """Neither what it was given up for is hidden, nor does the file stay open; on a disk that became full too."""
 
     def give_up(error: Exception) -> None:
-        with ExitStack() as disk, AudioWriter(tmp_path / "song", audio_format, RATE, TAGS) as writer:
+        with ExitStack() as disk, AudioWriter(tmp_path / "song", plain(audio_format), RATE, TAGS) as writer:
             writer.write(tone(1.5))
             disk.enter_context(files_of_at_most(1000))
             raise error

@@ -17,6 +17,7 @@ from mutagen.ogg import OggPage
 
 from shared.audio.files import AudioWriter
 from shared.audio.flac import BLOCK, encode_blocks, finished_header, stream_header
+from shared.audio.forms import plain
 from shared.audio.reading import read_audio
 from shared.audio.tags import SongTags
 from shared.schema.request import AudioFormat
@@ -46,7 +47,7 @@ CUTS: dict[str, Cut] = {
 
 
 def written(path: Path, audio_format: AudioFormat, rate: int, pieces: list[np.ndarray], tags: SongTags = TAGS) -> bytes:
-    with AudioWriter(path, audio_format, rate, tags) as writer:
+    with AudioWriter(path, plain(audio_format), rate, tags) as writer:
         for piece in pieces:
             writer.write(piece)
     return path.read_bytes()
@@ -87,7 +88,7 @@ def test_bytes_once_written_stay_and_sound_as_they_will_at_the_end(
 ) -> None:
     path, pcm = tmp_path / "song", music(rate)
     states = []
-    with AudioWriter(path, audio_format, rate, TAGS) as writer:
+    with AudioWriter(path, plain(audio_format), rate, TAGS) as writer:
         states.append((0, path.read_bytes()))
         for count, piece in enumerate(np.array_split(pcm, 20), start=1):
             writer.write(piece)
@@ -112,7 +113,7 @@ def test_bytes_once_written_stay_and_sound_as_they_will_at_the_end(
 def test_tags_come_first(tmp_path: Path, audio_format: AudioFormat) -> None:
     """And not behind the audio, where a player that plays to the end would take them for music."""
     path = tmp_path / "song"
-    with AudioWriter(path, audio_format, 8000, TAGS) as writer:
+    with AudioWriter(path, plain(audio_format), 8000, TAGS) as writer:
         writer.write(music(8000, 2))
         growing = path.read_bytes()
     for file in (growing, path.read_bytes()):
@@ -125,7 +126,7 @@ def test_tags_come_first(tmp_path: Path, audio_format: AudioFormat) -> None:
 
 def test_sizes_of_a_wav_file_are_unknown_while_it_grows_and_right_at_its_end(tmp_path: Path) -> None:
     path, pcm = tmp_path / "song", music(8000, 1)
-    with AudioWriter(path, "wav", 8000, TAGS) as writer:
+    with AudioWriter(path, plain("wav"), 8000, TAGS) as writer:
         writer.write(pcm)
         growing = path.read_bytes()
     finished = path.read_bytes()
@@ -169,7 +170,7 @@ def test_a_flac_file_is_the_finished_header_and_the_pieces(tmp_path: Path) -> No
 
 def test_flac_that_begins_in_mid_song_has_the_frames_of_the_whole_song(tmp_path: Path) -> None:
     pcm, path = music(48_000), tmp_path / "song"
-    with AudioWriter(path, "flac", 48_000, TAGS, first_block=30) as writer:
+    with AudioWriter(path, plain("flac"), 48_000, TAGS, first_block=30) as writer:
         for piece in CUTS["odd"](pcm[30 * BLOCK :]):
             writer.write(piece)
     assert path.read_bytes() == stream_header(48_000, TAGS) + encode_blocks(pcm[30 * BLOCK :], 30, 48_000)
@@ -185,7 +186,7 @@ def test_ffmpeg_hears_the_same_music_in_a_stream_as_in_the_file(
 ) -> None:
     """Sample for sample, from the first one on: in MP3 the encoder's delay is left out of both."""
     path, pcm = tmp_path / "song", music(rate)
-    with AudioWriter(path, audio_format, rate, TAGS) as writer:
+    with AudioWriter(path, plain(audio_format), rate, TAGS) as writer:
         begun = path.read_bytes()
         for piece in CUTS["odd"](pcm):
             writer.write(piece)

@@ -14,6 +14,7 @@ from services.codec_worker.song_file import SongFile
 from services.codec_worker.song_stream import Piece, SavedDecode, SongStream
 from shared.audio.files import AudioWriter
 from shared.audio.flac import BLOCK, finished_header, stream_header
+from shared.audio.forms import plain
 from shared.audio.peaks import Peaks, peaks_of
 from shared.audio.reading import read_audio
 from shared.audio.tags import SongTags
@@ -47,7 +48,7 @@ def pieces(*, again_at_each_window: bool) -> tuple[list[Piece], bytes]:
 
 def whole(folder: Path, audio_format: AudioFormat) -> Path:
     """The song, written at once."""
-    with AudioWriter(folder / f"whole.{audio_format}", audio_format, RATE, TAGS) as writer:
+    with AudioWriter(folder / f"whole.{audio_format}", plain(audio_format), RATE, TAGS) as writer:
         writer.write(SONG)
     return folder / f"whole.{audio_format}"
 

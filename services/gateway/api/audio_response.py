@@ -3,25 +3,29 @@
 import asyncio
 import contextlib
 import logging
+import time
 import unicodedata
 from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any, cast
 from urllib.parse import quote
 
+import msgspec
 from litestar.response.base import ASGIResponse
 from litestar.types import ASGIApp, Receive, Scope, Send
 
 from services.gateway.api.conditional import ByteRange, Conditions, NotSatisfiable, parse_range, tag_matches, tag_of
 from services.gateway.api.http_protocol import cut
-from services.gateway.api.responses import until_gone
+from services.gateway.api.responses import retry_seconds, until_gone
 from services.gateway.errors import ApiError, unknown_job
 from services.gateway.media.renditions import Renditions
 from services.gateway.tasks import BackgroundTasks
-from shared.audio.files import CONTENT_TYPES
+from shared.audio.forms import CONTENT_TYPES
 from shared.audio.peaks import CONTENT_TYPE as PEAKS_TYPE
+from shared.audio.peaks import PeaksBody
 from shared.errors import HeartMulaError, ObjectError
 from shared.jobs.store import JobStore
+from shared.schema.base import timestamp
 from shared.schema.job import Job
 from shared.schema.request import AudioFormat
 from shared.storage.keys import part_peaks_key
@@ -62,6 +66,11 @@ class AudioResponses:
         key = await _made(self._renditions.peaks(job, await self._audio_key(job)))
         return cast("ASGIApp", await self._respond(key, {"Content-Type": PEAKS_TYPE}, asked))
 
+    async def waveform(self, job: Job) -> PeaksBody:
+        """The peaks of a finished song, decoded. Raises `ApiError` where there are none, `ObjectError` if they go."""
+        key = await _made(self._renditions.peaks(job, await self._audio_key(job)))
+        return msgspec.json.decode(await self._store.get(key), type=PeaksBody)
+
     async def _peaks_so_far(self, job: Job) -> tuple[Job, bytes | None]:
         """The peaks of what can be heard of a song that is being made, None where there are none; and its record."""
         while job.decode is not None and job.decode.parts:
@@ -87,8 +96,7 @@ class AudioResponses:
                     await self._store.stat(job.audio_key)
                     return job.audio_key
             raise expired()
-        detail = f"the song is {job.status}; ask for its status until it is completed"
-        raise ApiError(409, "not-ready", detail, headers={"Retry-After": "2"})
+        raise not_ready(job, f"the song is {job.status}; ask for its status until it is completed")
 
     async def _respond(self, key: str, kind: dict[str, str], asked: Conditions) -> "AudioResponse":
         try:
@@ -148,6 +156,13 @@ async def _made(making: Coroutine[Any, Any, str]) -> str:
         raise ApiError(410, "no-audio", str(error)) from None
 
 
+def not_ready(job: Job, detail: str) -> ApiError:
+    """Build the 409 error for audio that there is none of yet. For a song for later, its time is the `detail`."""
+    if job.deferred and job.not_before is not None and job.not_before > time.time():
+        detail = f"the song waits until {timestamp(job.not_before)}, when it is queued; ask again after that"
+    return ApiError(409, "not-ready", detail, headers={"Retry-After": str(retry_seconds(job, 2))})
+
+
 def no_audio(job: Job) -> ApiError:
     """Build the 410 error for a song or recording that failed or was cancelled."""
     what = "song" if job.recording is None else "recording"
@@ -161,8 +176,8 @@ def expired() -> ApiError:
     return ApiError(410, "no-audio", EXPIRED)
 
 
-def disposition(job: Job, ending: AudioFormat) -> str:
-    """Content-Disposition of a song in a format, with a name that is safe on every file system (RFC 6266)."""
+def disposition(job: Job, ending: str) -> str:
+    """Content-Disposition of a song's file, with a name that is safe on every file system (RFC 6266)."""
     kept = (
         " " if c in '<>:"/\\|?*' or unicodedata.category(c)[0] in "CZ" else c for c in (job.request.title or "").strip()
     )

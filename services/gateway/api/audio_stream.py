@@ -8,14 +8,14 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, replace
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.gateway.api.audio_response import AudioResponses, disposition, expired, no_audio
 from services.gateway.api.conditional import Conditions, parse_growing_range
 from services.gateway.api.http_protocol import cut
-from services.gateway.api.responses import until_gone
+from services.gateway.api.responses import retry_seconds, until_gone
 from services.gateway.api.stream_parts import (
     ENDLESS,
     StreamPart,
@@ -33,7 +33,6 @@ from services.gateway.media.flac_stream import FlacStream
 from services.gateway.media.growing_songs import GrowingSong, GrowingSongs, StreamCut
 from services.gateway.media.listeners import Listener
 from shared.aio import end
-from shared.audio.files import CONTENT_TYPES
 from shared.errors import HeartMulaError, ObjectError
 from shared.schema.job import ENDED, Job
 from shared.storage.objects import ObjectStore
@@ -42,7 +41,7 @@ log = logging.getLogger(__name__)
 
 WAIT_SECONDS = 60.0  # for the first byte
 STALLED_SECONDS = 300.0  # a player that is paused reads nothing for a while
-_BLOCK = 256 * 1024  # bytes
+BLOCK = 256 * 1024  # bytes
 
 
 class Stream(Protocol):
@@ -71,7 +70,7 @@ class AudioStreams:
 
     def __init__(self, store: ObjectStore, songs: GrowingSongs, encodings: Encodings, audio: AudioResponses) -> None:
         self._store, self._songs, self._encodings, self._audio = store, songs, encodings, audio
-        self._serving: set[asyncio.Task[Job | None]] = set()
+        self._serving: set[asyncio.Task[Any]] = set()
         self._closing = False
 
     def close(self) -> None:
@@ -80,27 +79,36 @@ class AudioStreams:
         for task in self._serving:
             task.cancel()
 
-    async def stream(self, wanted: Wanted) -> ASGIApp:
-        """A song's audio. Raises `ApiError` where there is none and will be none."""
+    def require_open(self) -> None:
+        """Raise a 503 `ApiError` where this process ends."""
         if self._closing:
             raise ApiError(503, "unavailable", "the gateway is shutting down; try again", headers={"Retry-After": "2"})
-        if wanted.job.status == "completed" and not wanted.start:
+
+    async def stream(self, wanted: Wanted) -> ASGIApp:
+        """A song's audio. Raises `ApiError` where there is none and will be none."""
+        self.require_open()
+        if wanted.is_file(wanted.job):
             return await self.file(wanted)
         if wanted.job.status in ENDED and wanted.job.status != "completed":
             raise no_audio(wanted.job)
         if wanted.start and wanted.start >= length_of(wanted.job):
             raise beyond_end(wanted.job)
+        if retry_seconds(wanted.job, 0) > WAIT_SECONDS:  # it is not queued before the wait would be over
+            raise not_yet(wanted.job)
         return cast("ASGIApp", StreamResponse(self, wanted))
 
     async def file(self, wanted: Wanted) -> ASGIApp:
-        """The finished audio, also for somebody who goes on where its stream was cut. Raises `ApiError`."""
+        """The stored file, see `Wanted.is_file`; also for those who go on where its stream was cut.
+
+        Raises `ApiError`.
+        """
         asked = wanted.asked
         if asked.if_range is not None and asked.if_range == wanted.tag(wanted.job.edition):
             asked = Conditions(asked.method, asked.if_none_match, asked.range)
-        return cast("ASGIApp", await self._audio.audio(wanted.job, wanted.form, asked))
+        return cast("ASGIApp", await self._audio.audio(wanted.job, wanted.form.audio_format, asked))
 
     @contextlib.contextmanager
-    def serving(self, task: asyncio.Task[Job | None]) -> Iterator[None]:
+    def serving(self, task: asyncio.Task[Any]) -> Iterator[None]:
         """Cancel a task at the end of this process, while the context lasts."""
         self._serving.add(task)
         try:
@@ -109,18 +117,21 @@ class AudioStreams:
             self._serving.discard(task)
 
     @contextlib.asynccontextmanager
-    async def listen(self, wanted: Wanted) -> AsyncIterator[tuple[GrowingSong, Listener]]:
-        """Follow a song for a listener, who counts as one while the context lasts."""
+    async def listen(self, wanted: Wanted, *, live: bool = True) -> AsyncIterator[tuple[GrowingSong, Listener]]:
+        """Follow a song for a listener, who counts as one while the context lasts.
+
+        One who is not `live` waits for the end, and does not count: workers would hurry for nothing.
+        """
         listener = Listener()
         listener.begin(wanted.start)
         async with self._songs.follow(wanted.job) as song:
-            with song.listener(listener):
+            with song.listener(listener) if live else contextlib.nullcontext():
                 yield song, listener
 
     @contextlib.contextmanager
     def open(self, wanted: Wanted, song: GrowingSong) -> Iterator[Stream]:
         """Read the audio that a song has now. Raises a 503 `ApiError`."""
-        if wanted.form == "flac" and not wanted.start:
+        if wanted.form.audio_format == "flac" and not wanted.start:
             yield FlacStream(self._store, song, song.job.edition)
             return
         with self._encodings.listen(song.job, wanted.form, wanted.start) as encoding:
@@ -169,7 +180,7 @@ class StreamResponse:
             async with self.streams.listen(self.wanted) as (song, listener):
                 deadline = asyncio.get_running_loop().time() + WAIT_SECONDS
                 await self._audible(song, deadline)
-                if self._is_file(song.job):
+                if self.wanted.is_file(song.job):
                     return song.job
                 with self.streams.open(self.wanted, song) as stream:
                     part = await self._first_bytes(song, stream, deadline)
@@ -181,7 +192,7 @@ class StreamResponse:
                     await self._send(send, part, stream, listener)
         except (StreamCut, HeartMulaError, TimeoutError) as error:
             if not begun:
-                raise _refusal(error) from None
+                raise refusal(error) from None
             log.info("%s: a stream was cut: %s", self.wanted.job.job_id, str(error) or "its client does not read")
             await cut(scope)
         return None
@@ -196,9 +207,6 @@ class StreamResponse:
             raise not_yet(song.job) from None
         if song.job.status in ENDED and song.job.status != "completed":
             raise no_audio(song.job)
-
-    def _is_file(self, job: Job) -> bool:
-        return job.status == "completed" and not self.wanted.start
 
     async def _first_bytes(self, song: GrowingSong, stream: Stream, deadline: float) -> StreamPart | None:
         """Wait for the bytes that the response begins with; None where the song is a file by then.
@@ -221,10 +229,10 @@ class StreamResponse:
         except TimeoutError:
             pass
         except ObjectError:  # a finished song that never had parts has no FLAC beside its file
-            if not self._is_file(song.job):
+            if not self.wanted.is_file(song.job):
                 raise
         job = song.job
-        if self._is_file(job):
+        if self.wanted.is_file(job):
             return None
         if job.status in ENDED and job.status != "completed":
             raise no_audio(job)
@@ -240,8 +248,8 @@ class StreamResponse:
 
     async def _start(self, send: Send, part: StreamPart) -> None:
         headers = part.headers | {
-            "Content-Type": CONTENT_TYPES[self.wanted.form],
-            "Content-Disposition": disposition(self.wanted.job, self.wanted.form),
+            "Content-Type": self.wanted.form.content_type,
+            "Content-Disposition": disposition(self.wanted.job, self.wanted.form.suffix),
             "Accept-Ranges": "bytes",
             "Cache-Control": "no-store",
             "X-Accel-Buffering": "no",  # nginx would read ahead and hold audio back
@@ -253,23 +261,24 @@ class StreamResponse:
         """Send the body. Raises `TimeoutError` for a client that does not read, and what reading raises."""
         offset, stop = part.first, ENDLESS if part.last is None else part.last + 1
         while offset < stop and (size := await stream.reach(offset)) > offset:
-            block = await stream.read(offset, min(_BLOCK, size - offset, stop - offset))
+            block = await stream.read(offset, min(BLOCK, size - offset, stop - offset))
             if not block:
                 break
-            await _deliver(send, block)
+            await deliver(send, block)
             offset += len(block)
             listener.sent_to(stream.seconds(offset))
         if part.last is not None and offset < stop:
             raise StreamCut("the song ended within a part that was promised")
-        await _deliver(send, None)
+        await deliver(send, None)
 
 
-async def _deliver(send: Send, block: bytes | None) -> None:
+async def deliver(send: Send, block: bytes | None) -> None:
+    """Send a piece of a body; None ends it. Raises `TimeoutError` for a client that does not read."""
     async with asyncio.timeout(STALLED_SECONDS):
         await send({"type": "http.response.body", "body": block or b"", "more_body": block is not None})
 
 
-def _refusal(error: Exception) -> Exception:
+def refusal(error: Exception) -> Exception:
     """What a client is answered that was sent nothing yet."""
     match error:
         case StreamCut():

@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 
-from services.gateway.api.audio_response import requested_part
+from services.gateway.api.audio_response import not_ready, requested_part
 from services.gateway.api.conditional import Conditions, tag_of
 from services.gateway.errors import ApiError
+from shared.audio.forms import Form
 from shared.schema.job import Job
-from shared.schema.request import AudioFormat
 
 # The last byte of a part whose end is not known: a "very large value" of RFC 8673; Firefox refuses 2^53 - 1. A range
 # that a client ends as far out has no end either.
@@ -28,9 +28,13 @@ class Wanted:
     """What a client wants to hear of a song."""
 
     job: Job
-    form: AudioFormat
+    form: Form
     start: float  # seconds
     asked: Conditions
+
+    def is_file(self, job: Job) -> bool:
+        """Whether a stored file has it all; `job` is the song's record by now. Of other forms there is none."""
+        return job.status == "completed" and not self.start and self.form.audio_format is not None
 
     def tag(self, edition: str | None) -> str | None:
         """The entity tag: another one where decoding began again. None for audio that never grew."""
@@ -74,4 +78,4 @@ def beyond_end(job: Job) -> ApiError:
 def not_yet(job: Job) -> ApiError:
     """Build the 409 error for audio that did not come in time."""
     heard = f"; {job.playable_seconds:g} seconds of it can be heard" if job.playable_seconds else ""
-    return ApiError(409, "not-ready", f"the song is {job.status}{heard}; ask again", headers={"Retry-After": "2"})
+    return not_ready(job, f"the song is {job.status}{heard}; ask again")

@@ -10,16 +10,19 @@ import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 from services.gateway.errors import ApiError
 from services.gateway.media.flac_stream import FlacStream
 from services.gateway.media.growing_songs import StreamCut
 from services.gateway.media.song_encoder import SongEncoder
 from shared.audio.flac import stream_header
+from shared.audio.forms import Form
 from shared.audio.tags import SongTags
 from shared.errors import HeartMulaError
 from shared.schema.job import Job
-from shared.schema.request import AudioFormat
+
+_T = TypeVar("_T")
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +33,7 @@ _NO_TAGS = SongTags(title=None, tags="", lyrics="", seed=None)
 class Encoding:
     """The bytes of an encoding, as all of its listeners read them. Methods raise what ended the encoding."""
 
-    def __init__(self, job: Job, form: AudioFormat, start: float, threads: ThreadPoolExecutor) -> None:
+    def __init__(self, job: Job, form: Form, start: float, threads: ThreadPoolExecutor) -> None:
         """The song's audio of the edition that its record names; `start` in seconds of the song."""
         self._job, self._form, self._start, self._threads = job, form, start, threads
         self._size, self._marks = 0, [(0, start)]  # bytes, and the second of the song that each number of them reaches
@@ -125,7 +128,9 @@ class Encoding:
                 continue
             if not await self._fetch(source, piece, offset, size):
                 break
-            await self._in_thread(encoder.add, piece)
+            await self._in_thread(encoder.begin, piece)
+            while await self._in_thread(encoder.go_on):
+                pass
             offset = size
         await self._in_thread(encoder.finish)
 
@@ -142,8 +147,8 @@ class Encoding:
                 offset += len(block)
         return True
 
-    async def _in_thread(self, call: Callable[..., None], *arguments: Path) -> None:
-        await asyncio.wrap_future(self._threads.submit(call, *arguments))
+    async def _in_thread(self, call: Callable[..., _T], *arguments: Path) -> _T:
+        return await asyncio.wrap_future(self._threads.submit(call, *arguments))
 
     def _grow(self, path: Path, size: int, seconds: float) -> None:
         self._path, self._size = path, size

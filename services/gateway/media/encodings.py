@@ -14,15 +14,19 @@ from services.gateway.media.flac_stream import FlacStream
 from services.gateway.media.growing_songs import GrowingSongs
 from services.gateway.tasks import BackgroundTasks
 from shared.aio import end
+from shared.audio.forms import Form
 from shared.schema.job import Job
-from shared.schema.request import AudioFormat
 from shared.storage.objects import ObjectStore
 from shared.storage.tempdirs import scratch_folder
 
 MOST = 16  # at once
 LINGER_SECONDS = 30.0  # without a listener; one whose connection was cut comes back within
 _THREADS = 2
-_Key = tuple[str, str | None, AudioFormat, float]
+_Key = tuple[str, str | None, Form, float]
+
+
+class EncodersBusy(ApiError):
+    """There are as many encodings as may be, and all have listeners."""
 
 
 @dataclass
@@ -51,11 +55,11 @@ class Encodings:
             self._remove(key)
 
     @contextlib.contextmanager
-    def listen(self, job: Job, form: AudioFormat, start: float) -> Iterator[Encoding]:
-        """The encoding of a song in a format from a second on, while the context lasts.
+    def listen(self, job: Job, form: Form, start: float) -> Iterator[Encoding]:
+        """The encoding of a song in a form from a second on, while the context lasts.
 
         It is that of the audio which the record names, so there should be some: an encoding counts from now on.
-        Raises a 503 `ApiError` where there are as many as may be.
+        Raises `EncodersBusy` where there are as many as may be.
         """
         key = job.job_id, job.edition, form, start
         entry = self._entries.get(key)
@@ -87,7 +91,7 @@ class Encodings:
             detail = (
                 f"{MOST} songs are being converted for listeners, as many as may be; FLAC from the beginning needs none"
             )
-            raise ApiError(503, "unavailable", detail, headers={"Retry-After": "15"})
+            raise EncodersBusy(503, "unavailable", detail, headers={"Retry-After": "15"})
         self._remove(unheard)
 
     def _remove(self, key: _Key) -> None:

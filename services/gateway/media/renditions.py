@@ -14,8 +14,8 @@ from weakref import WeakValueDictionary
 import numpy as np
 
 from services.gateway.errors import ApiError
-from shared.audio.files import CONTENT_TYPES, AudioWriter
-from shared.audio.mp3 import SAMPLE_RATES
+from shared.audio.files import AudioWriter
+from shared.audio.forms import CONTENT_TYPES, MP3_BIT_RATES, plain
 from shared.audio.peaks import CONTENT_TYPE, peaks_of
 from shared.audio.reading import read_audio, sample_rate_of
 from shared.audio.tags import SongTags
@@ -58,9 +58,9 @@ class Renditions:
 
         def convert(source: Path, target: Path) -> None:
             rate = sample_rate_of(source)
-            if wanted == "mp3" and rate not in SAMPLE_RATES:
+            if wanted == "mp3" and rate not in MP3_BIT_RATES:
                 raise ApiError(422, "invalid-request", _no_mp3(rate), field="format")
-            with AudioWriter(target, wanted, rate, _tags_of(job)) as writer:
+            with AudioWriter(target, plain(wanted), rate, _tags_of(job)) as writer:
                 for block in self._blocks(source):
                     writer.write(block if block.shape[1] == 2 else block.repeat(2, axis=1))  # a recording may be mono
 

@@ -17,7 +17,7 @@ from nats.aio.client import Client
 
 from services.gateway.submission.outage import Outage
 from services.gateway.submission.rollback import withdraw
-from shared.audio.files import CONTENT_TYPES
+from shared.audio.forms import CONTENT_TYPES
 from shared.causes import NO_ANSWER
 from shared.errors import HeartMulaError, JobConflict, NewerRecord, ObjectError, Unavailable
 from shared.jobs.queues import queue_recording
