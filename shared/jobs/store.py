@@ -5,11 +5,11 @@
     queued ──▶ generating ──▶ decoding ──▶ completed
        └──────────┴──────────────┴──────▶ failed | cancelled
 
-A recording, whose audio is there from the beginning, is completed after generating.
-Decoding begins before a song is `decoding`: as soon as the tokens of a whole window are saved. `shared.jobs.claims` has
-the two stages' claims. A song whose tokens turn out to be damaged or gone goes back from decoding to queued. A record
-that has ended never changes again. Message redelivery and deduplication are conveniences; this is the guard that makes
-a song end exactly once.
+A song that waits for its time is queued, too, and in no queue. A recording, whose audio is there from the beginning, is
+completed after generating. Decoding begins before a song is `decoding`: as soon as the tokens of a whole window are
+saved. `shared.jobs.claims` has the two stages' claims. A song whose tokens turn out to be damaged or gone goes back
+from decoding to queued. A record that has ended never changes again. Message redelivery and deduplication are
+conveniences; this is the guard that makes a song end exactly once.
 """
 
 import time
@@ -23,6 +23,7 @@ from nats.js.api import RawStreamMsg
 from shared.errors import JobConflict, NewerRecord, NotFound, Unavailable, Unreadable, WrongSequence
 from shared.nats.errors import nats_errors
 from shared.nats.subjects import JOBS, TENANT, job_subject
+from shared.schema.base import CONTINUED_SCHEMA, SCHEMA
 from shared.schema.decoding import read_record
 from shared.schema.job import ENDED, Job, Status
 from shared.write_failures import write_failed
@@ -40,6 +41,8 @@ ALLOWED: dict[Status, frozenset[Status]] = {
 def change(job: Job, **changes: Any) -> Job:
     """A copy of the record with changes. Raises `JobConflict` when its state does not allow the new one."""
     new = msgspec.structs.replace(job, **changes)
+    if new.deferred and new.status != "queued":  # a worker was quicker than the gateway that queued it, or it has ended
+        new = released(new)
     encoded = job.recording is not None and (job.status, new.status) == ("generating", "completed")
     if new.status not in ALLOWED[job.status] and not encoded:
         raise JobConflict(f"the song is {job.status} and cannot become {new.status}")
@@ -53,6 +56,12 @@ def change(job: Job, **changes: Any) -> Job:
             first_part=new.edition,
         )
     return new
+
+
+def released(job: Job) -> Job:
+    """A copy of the record of a song that no longer waits for its time: earlier versions can read it, too."""
+    schema = SCHEMA if job.parent is None else CONTINUED_SCHEMA
+    return msgspec.structs.replace(job, schema=schema, deferred=False, repeated=False)
 
 
 def moved_to_decoding(job: Job, tokens_key: str, frames: int) -> Job:

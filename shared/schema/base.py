@@ -15,6 +15,8 @@ UNFINISHED_SCHEMA = 2
 CONTINUED_SCHEMA = 2
 # Of records of recordings, and of messages about them. A version that knows less would take one for a song.
 RECORDING_SCHEMA = 3
+# Of records of songs that wait for their time. A version that knows less would queue them at once.
+DEFERRED_SCHEMA = 4
 # Both become parts of subjects and keys: nothing in them may be a wildcard, a separator or a path.
 JOB_ID = re.compile(r"[0-9A-Za-z-]{1,64}")
 TENANT_NAME = re.compile(r"[0-9A-Za-z_-]{1,64}")

@@ -11,7 +11,14 @@ import msgspec
 from prometheus_client import Counter
 
 from shared.errors import Unreadable
-from shared.schema.base import JOB_ID, RECORDING_SCHEMA, SCHEMA, TENANT_NAME, UNFINISHED_SCHEMA
+from shared.schema.base import (
+    DEFERRED_SCHEMA,
+    JOB_ID,
+    RECORDING_SCHEMA,
+    SCHEMA,
+    TENANT_NAME,
+    UNFINISHED_SCHEMA,
+)
 from shared.schema.event import CloudEvent
 from shared.schema.job import DecodeJob, Job, Parent, Recording, TokenJob
 from shared.schema.listening import Listening
@@ -44,7 +51,7 @@ for _what, _ in _KNOWN.values():
     UNREADABLE.labels(_what)  # shown as 0 from the start
 # The newest schema that this version reads, of each kind; `SCHEMA` of the others.
 _NEWEST: dict[type, int] = {
-    Job: RECORDING_SCHEMA,
+    Job: DEFERRED_SCHEMA,
     TokenJob: RECORDING_SCHEMA,
     DecodeJob: UNFINISHED_SCHEMA,
 }
@@ -78,6 +85,8 @@ def read_record(subject: str, data: bytes | None) -> Job:
     if subject.split(".")[2:] != [job.tenant, job.job_id] or not TENANT_NAME.fullmatch(job.tenant):
         raise _unreadable("record", "it names another song than its subject")
     _require_id("record", job.job_id)
+    if job.deferred and job.not_before is None:
+        raise _unreadable("record", "it waits, but for no time")
     if job.parent is not None:
         _require_parent(job.parent)
     if job.recording is not None:

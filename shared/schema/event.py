@@ -19,8 +19,9 @@ class SongEvent(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind"):
 
 
 class Queued(SongEvent, frozen=True, kw_only=True, tag="queued"):
-    """The song is durably in the queue."""
+    """The song is durably in the queue, or waits for its time."""
 
+    not_before: str | None = None  # while it waits for its time: when it will be queued, RFC 3339
     queue_position: int | None = None  # songs before it
     eta: str | None = None  # when it is expected to be completed, RFC 3339
 
@@ -74,8 +75,8 @@ class Cancelled(SongEvent, frozen=True, kw_only=True, tag="cancelled"):
 AnyEvent = Queued | Stage | Progress | Audio | Completed | Failed | Cancelled
 
 
-class CloudEvent(msgspec.Struct, frozen=True, kw_only=True):
-    """CloudEvents 1.0, structured mode. On a websocket `id` is the stream sequence, so that a client can resume."""
+class Envelope(msgspec.Struct, frozen=True, kw_only=True):
+    """Attributes of every event: CloudEvents 1.0, structured mode."""
 
     specversion: str = "1.0"
     id: str
@@ -84,6 +85,11 @@ class CloudEvent(msgspec.Struct, frozen=True, kw_only=True):
     subject: str
     time: str
     datacontenttype: str = "application/json"
+
+
+class CloudEvent(Envelope, frozen=True, kw_only=True):
+    """CloudEvents 1.0, structured mode. On a websocket `id` is the stream sequence, so that a client can resume."""
+
     data: AnyEvent
 
 

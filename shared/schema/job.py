@@ -106,8 +106,12 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     job_id: str
     tenant: str
     # Of this song alone: max_duration_ms and seed filled in, tags tidied, one variant, without `webhook_events`,
-    # `continue_from` and `min_new_ms`, which versions that do not know them could not read.
+    # `continue_from`, `min_new_ms`, `instrumental` and `not_before`: versions that do not know them could not read it.
     request: GenerateRequest
+    instrumental: bool = False  # it was asked for without words; the request holds what the model reads for that
+    not_before: Seconds | None = None  # when it is to be queued, or was, where that was later than it was accepted
+    deferred: bool = False  # it waits for that time, in no queue; the record's schema is `DEFERRED_SCHEMA` then
+    repeated: bool = False  # while it waits: its request came again and was answered, so that no rollback removes it
     tags_sent: str | None = None  # tags as they came, where tidying changed them
     status: Status = "queued"
     created_at: Seconds

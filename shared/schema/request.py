@@ -1,5 +1,6 @@
 """A request for a song, as users send it. An unknown field is an error."""
 
+from datetime import datetime
 from typing import Annotated, Literal
 
 import msgspec
@@ -11,6 +12,8 @@ WebhookEvent = Literal["ended", "audio"]
 DEFAULT_DURATION_MS = 120_000
 DEFAULT_MIN_NEW_MS = 10_000
 MAX_DURATION_MS = 3_600_000
+MAX_BODY = 256 * 1024  # bytes of a request
+MAX_DAYS_AHEAD = 6  # of `not_before`: records are kept for a week, without a gateway too
 MAX_SEED = 2**53 - 1  # what JSON carries exactly everywhere
 
 
@@ -60,3 +63,13 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         ),
     ] = DEFAULT_MIN_NEW_MS
     variants: Annotated[int, Meta(ge=1, le=4, description="songs to make of it, with seeds in a row")] = 1
+    instrumental: Annotated[
+        bool, Meta(description="a song without words: lyrics are empty, or hold section marks alone")
+    ] = False
+    not_before: (
+        Annotated[
+            datetime,
+            Meta(tz=True, description=f"queue it at this time, at most {MAX_DAYS_AHEAD} days ahead; RFC 3339"),
+        ]
+        | None
+    ) = None

@@ -1,6 +1,7 @@
 """The web page in a real browser, on a real stack."""
 
 import re
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import soundfile
@@ -92,7 +93,34 @@ async def test_a_song_is_cancelled_deleted_and_requested_again(system: RunningSy
     await page.reload()
     await expect(visitor.song("la la la")).to_be_visible()
     await expect(row).to_have_count(0)
-    assert visitor.complaints == []
+
+    # A song without words, for later: the words stay in the form, and are not sent.
+    later = datetime.now().astimezone().replace(second=0, microsecond=0) + timedelta(days=1)
+    await page.get_by_label("Without words").check()
+    await page.locator("#advanced > summary").click()
+    await page.get_by_label("Not before").fill(later.strftime("%Y-%m-%dT%H:%M"))
+    await visitor.ask_for("[Intro]\nla la la\n[Outro]", 5, "Tomorrow")
+    row = visitor.song("Tomorrow")
+    await expect(row.locator(".state")).to_have_text("Waiting")
+    await expect(row.locator(".facts")).to_contain_text("not before")
+    await expect(page.get_by_label("Not before")).to_have_value("")  # the next song is not for later
+    songs = (await system.gateway.http.get("/generate")).json()["songs"]
+    assert datetime.fromisoformat(songs[0]["not_before"]) == later
+    assert (songs[0]["request"]["lyrics"], songs[0]["request"]["instrumental"]) == ("[Intro]\n[Outro]", True)
+    await visitor.require_accessible()
+    await page.get_by_label("Not before").fill(later.strftime("2999-%m-%dT%H:%M"))
+    await page.get_by_role("button", name="Make the song").click()
+    await expect(page.locator("#not_before-error")).to_contain_text("at most 6 days ahead")
+    await page.reload()
+    await expect(page.get_by_label("Without words")).to_be_checked()
+    await expect(page.get_by_label("Lyrics", exact=True)).to_have_value("[Intro]\nla la la\n[Outro]")
+    await row.get_by_role("button", name="Use again").click()
+    tag = page.get_by_role("button", name="Remove instrumental")  # which the service has added
+    await expect(tag).to_be_visible()
+    await page.get_by_label("Without words").uncheck()
+    await expect(tag).to_have_count(0)
+    (refused,) = visitor.complaints
+    assert "422" in refused
 
 
 async def test_a_reload_and_a_second_tab_show_the_same_song(system: RunningSystem) -> None:

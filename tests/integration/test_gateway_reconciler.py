@@ -23,7 +23,7 @@ from shared.jobs.recordings import recording_id
 from shared.jobs.store import JobStore
 from shared.nats.streams import bootstrap, streams
 from shared.nats.subjects import DEC, HOOKS_CONSUMER, JOBS, TENANT, TOK, decode_subject, encode_subject, token_subject
-from shared.schema.base import CONTINUED_SCHEMA, RECORDING_SCHEMA
+from shared.schema.base import CONTINUED_SCHEMA, DEFERRED_SCHEMA, RECORDING_SCHEMA
 from shared.schema.job import ENDED, AudioPart, Decode, DecodeJob, Job, Parent, Recording, Status, TokenJob
 from shared.schema.request import GenerateRequest, Priority
 from shared.settings import Settings
@@ -355,6 +355,22 @@ async def test_records_that_would_expire_are_written_again(
     assert await leftovers.jobs.get("done") == done
     message = await leftovers.js.get_msg(f"KV_{JOBS}", subject=f"$KV.{JOBS}.{TENANT}.waits")
     assert message.seq == before + 1
+
+
+async def test_a_song_that_waits_for_its_time_is_not_queued_but_kept_with_what_it_needs(
+    leftovers: Leftovers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parent = Parent(job_id="a", frames=1, least_frames=2)
+    later = await leftovers.song(
+        "later", "queued", schema=DEFERRED_SCHEMA, not_before=time.time() + 60, deferred=True, parent=parent
+    )
+    await leftovers.put(kept_tokens_key("later"))
+    assert await leftovers.reconciler.reconcile() == NOTHING
+    monkeypatch.setattr(reconciler, "RENEW_AFTER", -60.0)
+    assert await leftovers.reconciler.reconcile() == Reconciled(records=1)
+    assert await leftovers.jobs.get("later") == later
+    assert await leftovers.token_job("later") is None
+    assert await leftovers.keys() == {kept_tokens_key("later")}
 
 
 async def test_many_songs_and_two_reconcilers_at_once(leftovers: Leftovers) -> None:

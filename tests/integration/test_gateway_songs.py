@@ -10,8 +10,9 @@ import pytest
 from nats.js.errors import NotFoundError
 
 from deploy.local.servers.embedded import NatsServer, S3Server
+from services.gateway.submission.instrumental import MARKS
 from shared.jobs.queues import queue_windows
-from shared.nats.subjects import DEC, DEC_CONSUMERS, TENANT, decode_subject, submit_subject
+from shared.nats.subjects import DEC, DEC_CONSUMERS, JOBS, TENANT, decode_subject, job_subject, submit_subject
 from shared.schema.request import DEFAULT_DURATION_MS
 from tests.integration.gateway_fixtures import SONG, TINY, RunningGateway, eventually, fresh_settings, running_gateway
 
@@ -50,6 +51,28 @@ async def test_a_song_shows_its_request(gateway: RunningGateway) -> None:
     fits = (await gateway.http.post("/api/fit", json={"lyrics": "la"})).json()["longest_ms"]
     assert request["max_duration_ms"] == min(fits, DEFAULT_DURATION_MS)
     assert (await gateway.http.post("/generate", json=request)).status_code == 202
+
+
+async def test_an_instrumental_song_shows_that_it_is_one_and_what_the_model_reads(gateway: RunningGateway) -> None:
+    asked = {"lyrics": "", "tags": "piano, calm", "instrumental": True}
+    over_http = (await gateway.http.post("/generate", json=asked)).json()["job_id"]
+    answer = await gateway.nc.request(submit_subject(TENANT), json.dumps(asked).encode(), timeout=10)
+    for job_id in (over_http, json.loads(answer.data)["job_id"]):
+        request = (await gateway.http.get(f"/generate/{job_id}")).json()["request"]
+        assert request["instrumental"] is True
+        assert (request["tags"], request["lyrics"]) == ("piano,calm,instrumental", MARKS)
+        message = await gateway.js.get_msg(f"KV_{JOBS}", subject=job_subject(TENANT, job_id))
+        record = json.loads(message.data or b"")
+        assert record["instrumental"] is True
+        assert "instrumental" not in record["request"], "versions before know no such field there, and read no other"
+    assert (await gateway.http.post("/generate", json=request)).status_code == 202
+    sung = await gateway.http.post("/generate", json=asked | {"lyrics": "[Verse]\nla la"})
+    assert (sung.status_code, sung.json()["field"]) == (422, "lyrics")
+    fits = [
+        (await gateway.http.post("/api/fit", json=text)).json()
+        for text in (asked, {"lyrics": MARKS, "tags": "piano,calm,instrumental"})
+    ]
+    assert fits[0] == fits[1]
 
 
 async def test_tags_are_tidied_and_kept_as_they_were_sent_too(gateway: RunningGateway) -> None:

@@ -5,7 +5,7 @@ import pytest
 
 from shared.errors import Unreadable
 from shared.nats.subjects import decode_subject, event_subject, job_subject, token_subject
-from shared.schema.base import CONTINUED_SCHEMA, RECORDING_SCHEMA
+from shared.schema.base import CONTINUED_SCHEMA, DEFERRED_SCHEMA
 from shared.schema.decoding import UNREADABLE, decode, read_event, read_heartbeat, read_order, read_record
 from shared.schema.event import CloudEvent, Progress, cloud_event
 from shared.schema.job import DecodeJob, Job, Parent, TokenJob
@@ -45,7 +45,7 @@ def test_any_bytes_raise_one_error_and_it_is_counted(kind: type, data: bytes | N
 
 def test_a_newer_version_is_no_junk() -> None:
     before = counted("record"), counted("message")
-    newer = RECORDING_SCHEMA + 1
+    newer = DEFERRED_SCHEMA + 1
     for data in (
         msgspec.json.encode(msgspec.structs.replace(JOB, schema=newer)),
         f'{{"schema":{newer},"status":"resting"}}',
@@ -58,6 +58,14 @@ def test_a_newer_version_is_no_junk() -> None:
         read_order("jobs.tok.high.a", msgspec.json.encode(order), TokenJob)
     assert caught.value.newer
     assert (counted("record"), counted("message")) == before
+
+
+def test_a_song_that_waits_for_its_time_says_which() -> None:
+    later = msgspec.structs.replace(JOB, schema=DEFERRED_SCHEMA, not_before=5.0, deferred=True)
+    assert read_record("$KV.JOBS.local.a", msgspec.json.encode(later)) == later
+    with pytest.raises(Unreadable, match="for no time") as caught:
+        read_record("$KV.JOBS.local.a", msgspec.json.encode(msgspec.structs.replace(later, not_before=None)))
+    assert not caught.value.newer
 
 
 def test_a_song_that_goes_on_from_another_one_is_read_and_what_is_damaged_of_it_is_junk() -> None:

@@ -1,9 +1,9 @@
 """The reconciler: repairs what crashes leave behind.
 
-It deletes objects that no song needs, queues songs again that are in no queue, and renews records that would expire
-before their song has ended. A recording is a song to it, but for what `needed_objects` says. Every gateway runs one.
-What it deletes or queues it reads again just before; and when two reconcilers find the same song, the queues, which
-take one message a song, let one of them queue it.
+It deletes objects that no song needs, queues songs again that are in no queue and wait for no time, and renews records
+that would expire before their song has ended. A recording is a song to it, but for what `needed_objects` says. Every
+gateway runs one. What it deletes or queues it reads again just before; and when two reconcilers find the same song, the
+queues, which take one message a song, let one of them queue it.
 """
 
 import asyncio
@@ -125,7 +125,7 @@ class Reconciler:
             done.objects += await self._delete_unneeded(job.job_id, job.tenant, objects)
         if job.status in ENDED:
             return
-        if record.written < before and await self._queue_again(job):
+        if not job.deferred and record.written < before and await self._queue_again(job):
             done.songs += 1
         if record.written < time.time() - RENEW_AFTER:
             await self._jobs.update(job.job_id, job.tenant, _unchanged)

@@ -41,6 +41,11 @@ class Metrics:
         self.refused = Counter(
             "heartmula_songs_refused", "Songs refused by this gateway", ["reason"], registry=self._registry
         )
+        self.deferred = Gauge(
+            "heartmula_songs_deferred",
+            "Songs that wait for their time, in no queue: every gateway sees all",
+            registry=self._registry,
+        )
         self.recordings_accepted = Counter(
             "heartmula_recordings_accepted", "New recordings accepted by this gateway", registry=self._registry
         )
@@ -153,6 +158,9 @@ def _system(snapshot: Snapshot) -> Iterable[Metric]:
         if depth is not None:
             queued.add_metric([queue], depth)
     yield queued
+    if snapshot.queue.intake is not None:
+        words = "Requests of NATS clients that are stored, and not yet submitted"
+        yield GaugeMetricFamily("heartmula_intake_waiting", words, value=snapshot.queue.intake)
     oldest = GaugeMetricFamily(
         "heartmula_queue_oldest_seconds",
         "Age of the oldest message in a queue since it was published",

@@ -119,13 +119,13 @@ class EtaEstimator:
     async def estimate(self, job: Job, progress: Progress | None = None, playable: float | None = None) -> Expectation:
         """Estimate place and ETA of a song, given its latest progress and how many seconds of it can be heard.
 
-        None: as many as its record says. Raises `Unavailable`.
+        None: as many as its record says. Of a song that waits for its time nothing is known. Raises `Unavailable`.
         """
         current = pace(await self._workers.live())
         decoded = frames_nearest(job.playable_seconds if playable is None else playable)
         position, seconds = None, None
         match job.status:
-            case "queued":
+            case "queued" if not job.deferred:
                 position = await self._positions.position(job)
                 if position is not None:
                     kept = job.parent.frames if job.parent else 0
@@ -138,12 +138,13 @@ class EtaEstimator:
         return Expectation(position, None if seconds is None else time.time() + seconds)
 
     async def estimate_accepted(self, job: Job, sequence: int) -> Expectation:
-        """Estimate place and ETA of a song that was just accepted; `sequence` is that of its message in the queue.
+        """Estimate place and ETA of a song that was just accepted; `sequence` is that of its message, or 0 for none.
 
         Raises nothing: the song was accepted, whatever fails now.
         """
         try:
-            await self._positions.position(job, sequence)
+            if sequence:
+                await self._positions.position(job, sequence)
             return await self.estimate(job)
         except Unavailable as error:
             log.info("%s: accepted, its place is not known: %s", job.job_id, error)

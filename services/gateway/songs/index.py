@@ -45,6 +45,7 @@ class _Entry(NamedTuple):
     place: Place
     status: Status
     parent: str | None  # id of the song or recording that it goes on from
+    due: float | None  # when it is to be queued, while it waits for that, in seconds since the epoch
     written: float  # when its record was written last, seconds since the epoch by the server's clock
 
     @property
@@ -61,6 +62,7 @@ class SongIndex:
         self._order: dict[tuple[str, bool], list[Place]] = {}  # by tenant, songs and recordings apart
         self._children: dict[tuple[str, str], list[Place]] = {}  # by tenant, and by what they go on from
         self._songs: dict[str, _Entry] = {}
+        self._deferred: dict[str, float] = {}  # songs that wait for their time, and that time
         self._seen = 0  # sequence up to which the bucket was read
         self._advanced = asyncio.Condition()
         self._task: asyncio.Task[None] | None = None
@@ -112,6 +114,23 @@ class SongIndex:
         orders = (self._order.get((tenant, recordings), []) for recordings in (False, True))
         return sum(self._songs[job_id].status not in ENDED for order in orders for _, job_id in order)
 
+    async def count_deferred(self) -> int:
+        """Count all tenants' songs that wait for their time, by every record written before the call.
+
+        Raises `Unavailable`.
+        """
+        await self.catch_up()
+        return self.deferred_now()
+
+    def deferred_now(self) -> int:
+        """Count all tenants' songs that wait for their time, as far as the index has come."""
+        return len(self._deferred)
+
+    def due(self, now: float) -> list[tuple[str, str]]:
+        """Tenant and id of each song whose time has come, the earliest first."""
+        found = sorted((due, self._songs[job_id].place) for job_id, due in self._deferred.items() if due <= now)
+        return [(self._songs[job_id].tenant, job_id) for _, (_, job_id) in found]
+
     def belongs(self, job_id: str, tenant: str) -> bool:
         """Whether a song or recording is a tenant's. One that was accepted a moment ago may not be known yet."""
         return (known := self._songs.get(job_id)) is not None and known.tenant == tenant
@@ -135,6 +154,7 @@ class SongIndex:
 
     def forget(self, job_id: str) -> None:
         """Remove a song whose record has expired: the bucket does not announce that."""
+        self._deferred.pop(job_id, None)
         if known := self._songs.pop(job_id, None):
             _remove(self._order[known.tenant, known.is_recording], known.place)
             if known.parent is not None:
@@ -166,7 +186,7 @@ class SongIndex:
     async def _follow(self) -> None:
         last = (await self._js.stream_info(_STREAM)).state.last_seq
         if last < self._seen:  # the bucket was deleted and made again
-            self._order, self._children, self._songs, self._seen = {}, {}, {}, 0
+            self._order, self._children, self._songs, self._deferred, self._seen = {}, {}, {}, {}, 0
         async with ordered(self._nc, self._js, _STREAM, self._seen + 1) as messages:
             if not messages.pending:  # the last ones may have expired
                 await self._reached(last)
@@ -191,8 +211,9 @@ class SongIndex:
                 self.forget(job_id)
             return
         parent = job.parent.id if job.parent else None
+        due = job.not_before if job.deferred else None
         written = message.metadata.timestamp.timestamp()
-        entry = _Entry(tenant, job.recording is not None, (job.created_at, job_id), job.status, parent, written)
+        entry = _Entry(tenant, job.recording is not None, (job.created_at, job_id), job.status, parent, due, written)
         known = self._songs.get(job_id)
         if known is None or (known.place, known.parent) != (entry.place, entry.parent):
             self.forget(job_id)
@@ -200,6 +221,10 @@ class SongIndex:
             if parent is not None:
                 bisect.insort(self._children.setdefault((tenant, parent), []), entry.place)
         self._songs[job_id] = entry
+        if due is None:
+            self._deferred.pop(job_id, None)
+        else:
+            self._deferred[job_id] = due
 
 
 def _remove(places: list[Place], place: Place) -> None:

@@ -35,6 +35,7 @@ class StatusBody(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     created_at: str  # RFC 3339, as all times here
     completed_at: str | None  # when it ended, however it ended
     playable_seconds: Annotated[float, Meta(description="seconds from the song's beginning that can be heard")]
+    not_before: Annotated[str, Meta(description="when it is queued, or was")] | None = None
     stage: str | None = None  # what is being done, while it runs
     queue_position: int | None = None  # songs before it, while it waits
     eta: str | None = None  # when it is expected to be completed
@@ -61,12 +62,14 @@ class RequestBody(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     priority: Priority
     continue_from: ContinueFrom | None = None
     min_new_ms: int | None = None  # with continue_from
+    instrumental: bool = False
 
     @classmethod
     def of(cls, job: Job) -> "RequestBody":
         """The request of a song, from its record."""
-        fields = [name for name in cls.__struct_fields__ if name not in ("continue_from", "min_new_ms")]
-        body, parent = cls(**{name: getattr(job.request, name) for name in fields}), job.parent
+        elsewhere = ("continue_from", "min_new_ms", "instrumental")
+        fields = {name: getattr(job.request, name) for name in cls.__struct_fields__ if name not in elsewhere}
+        body, parent = cls(**fields, instrumental=job.instrumental), job.parent
         if parent is None:
             return body
         return msgspec.structs.replace(
@@ -153,6 +156,7 @@ class Songs:
             created_at=timestamp(job.created_at),
             completed_at=None if job.completed_at is None else timestamp(job.completed_at),
             playable_seconds=job.playable_seconds,
+            not_before=None if job.not_before is None else timestamp(job.not_before),
             stage=stage,
             queue_position=expected.position,
             eta=expected.eta,

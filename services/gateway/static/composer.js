@@ -9,6 +9,8 @@ const lyrics = form.elements.lyrics;
 const behind = document.querySelector(".behind");
 const chosen = document.querySelector("#tags");
 const entry = document.querySelector("#tag-entry");
+const instrumental = document.querySelector("#instrumental");
+const later = document.querySelector("#not_before");
 const seconds = document.querySelector("#seconds");
 const fit = document.querySelector("#fit");
 const LONGEST = Number(seconds.max); // seconds
@@ -16,6 +18,9 @@ let longest = LONGEST; // that can be chosen: more for a version of a longer son
 const NUMBERS = ["temperature", "cfg_scale", "topk", "seed"];
 const FIT_AFTER = 500; // ms without a key stroke
 const DRAFT = "heartmula-draft"; // keeps what was typed over a reload
+const SECTION = /^\s*\[[^\]]+\]\s*$/; // a line that begins one
+const HINTS = ["A line such as [Verse] begins a section.", "Words are left out; lines such as [Intro] are not."];
+const WORDLESS = "instrumental"; // the tag that the service adds to a song without words
 const MARK = " ✕"; // behind a chosen tag
 let tags = [...chosen.children].map((item) => item.textContent.trim().replace(MARK, ""));
 let measuring = 0;
@@ -25,11 +30,17 @@ let measured = 0; // the latest answer that was asked for
 function paint() {
   behind.replaceChildren();
   for (const line of lyrics.value.split("\n")) {
-    const part = document.createElement(/^\s*\[[^\]]+\]\s*$/.test(line) ? "mark" : "span");
+    const part = document.createElement(SECTION.test(line) ? "mark" : "span");
     part.textContent = line;
     behind.append(part, "\n");
   }
   behind.scrollTop = lyrics.scrollTop;
+}
+
+/** Lyrics as the song is to have them: section marks alone where it has no words. What was typed stays. */
+function words() {
+  const lines = lyrics.value.split("\n").filter((line) => !instrumental.checked || SECTION.test(line));
+  return instrumental.checked ? { lyrics: lines.join("\n"), instrumental: true } : { lyrics: lyrics.value };
 }
 
 function insert(section) {
@@ -85,6 +96,7 @@ function length(ms) {
 /** Show what fits, a moment after text or length have changed. */
 function changed() {
   paint();
+  document.querySelector("#lyrics-hint").textContent = HINTS[Number(instrumental.checked)];
   document.querySelector("#seconds-word").textContent = length(seconds.value * 1000);
   clearTimeout(measuring);
   measuring = setTimeout(measure, FIT_AFTER);
@@ -93,6 +105,7 @@ function changed() {
 
 function keep() {
   const draft = { lyrics: lyrics.value, title: form.elements.title.value, tags, seconds: seconds.value, origin: origin() };
+  draft.instrumental = instrumental.checked;
   try {
     localStorage.setItem(DRAFT, JSON.stringify(draft));
   } catch {
@@ -104,6 +117,7 @@ function recall() {
   try {
     const draft = JSON.parse(localStorage.getItem(DRAFT));
     lyrics.value = draft.lyrics;
+    instrumental.checked = Boolean(draft.instrumental);
     form.elements.title.value = draft.title;
     makeRoom(Number(draft.seconds));
     seconds.value = draft.seconds;
@@ -121,22 +135,22 @@ function makeRoom(wanted) {
 
 async function measure() {
   const turn = ++measured;
-  let words = "";
+  let said = "";
   try {
     const { continue_from } = originFields();
-    const answer = await post("/api/fit", { lyrics: lyrics.value, tags: tags.join(","), continue_from });
+    const answer = await post("/api/fit", { ...words(), tags: tags.join(","), continue_from });
     const most = answer.longest_ms;
     const problem = trouble(answer, seconds.value * 1000);
-    words = problem || `Up to ${length(most)} fit.`;
+    said = problem || `Up to ${length(most)} fit.`;
     if (most >= seconds.value * 1000) seconds.max = Math.max(seconds.min, Math.min(longest, Math.floor(most / 1000)));
     if (turn === measured) fit.classList.toggle("bad", Boolean(problem));
   } catch (error) {
     // otherwise the request for the song will be refused with a text
     if (error.status === 429 && turn === measured) measuring = setTimeout(measure, 2 * FIT_AFTER);
-    if (error.field?.startsWith("continue_from")) words = error.message;
-    if (turn === measured) fit.classList.toggle("bad", Boolean(words));
+    if (error.field?.startsWith("continue_from")) said = error.message;
+    if (turn === measured) fit.classList.toggle("bad", Boolean(said));
   }
-  if (turn === measured) fit.textContent = words;
+  if (turn === measured) fit.textContent = said;
 }
 
 /** Why a song of `wanted` ms does not fit; "" if it does. `answer` is that of /api/fit. */
@@ -153,7 +167,7 @@ function request() {
   takeEntry();
   const values = Object.fromEntries(new FormData(form));
   const body = {
-    lyrics: values.lyrics,
+    ...words(),
     tags: tags.join(","),
     max_duration_ms: seconds.value * 1000,
     format: values.format,
@@ -165,6 +179,8 @@ function request() {
     if (form.elements[name].validity.badInput) throw new Refused(0, "Give a number.", name); // read as empty otherwise
     if (values[name] !== "") body[name] = Number(values[name]);
   }
+  if (later.validity.badInput) throw new Refused(0, "Give a date and a time.", "not_before");
+  if (later.value) body.not_before = new Date(later.value).toISOString();
   return { ...body, ...originFields() };
 }
 
@@ -221,6 +237,8 @@ export function ready() {
 
 function fill(wanted, length) {
   lyrics.value = wanted.lyrics;
+  instrumental.checked = Boolean(wanted.instrumental);
+  later.value = "";
   makeRoom(length);
   seconds.value = Math.round(length);
   for (const name of ["title", "format", "priority", ...NUMBERS]) form.elements[name].value = wanted[name] ?? "";
@@ -237,6 +255,7 @@ export function compose(taken) {
   for (const chip of document.querySelectorAll("#sections .chip")) chip.onclick = () => insert(chip.textContent);
   setTags(tags);
   lyrics.oninput = seconds.oninput = changed;
+  instrumental.onchange = () => setTags(tags.filter((tag) => tag !== WORDLESS || instrumental.checked));
   form.elements.title.oninput = keep;
   continuation(changed);
   lyrics.onscroll = () => (behind.scrollTop = lyrics.scrollTop);
@@ -254,6 +273,7 @@ export function compose(taken) {
     submit.disabled = true;
     try {
       await post("/generate", request());
+      later.value = ""; // it was for that song
       taken();
     } catch (error) {
       showError(error);

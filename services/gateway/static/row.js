@@ -3,7 +3,7 @@
 import { ask, follow, sentence } from "./api.js";
 import { Entry, hooks, rows, search } from "./entry.js";
 import * as player from "./player.js";
-import { ENDED, FORMATS, clock, doing, exact, nameOf, place, until } from "./words.js";
+import { ENDED, FORMATS, clock, doing, exact, nameOf, notBefore, place, until } from "./words.js";
 
 const FOLLOWED = 8; // songs with a socket of their own
 
@@ -66,7 +66,7 @@ export class Row extends Entry {
     const known = { ...this.song };
     if (state.kind === "queued" || state.queue_position !== undefined) known.queue_position = state.queue_position;
     if (state.stage) this.stage = state.stage;
-    for (const name of ["status", "eta", "error", "duration", "playable_seconds", "completed_at", "seed", "format", "sample_rate"])
+    for (const name of ["status", "not_before", "eta", "error", "duration", "playable_seconds", "completed_at", "seed", "format", "sample_rate"])
       if (state[name] !== undefined) known[name] = state[name];
     if (state.duration_s) known.duration = state.duration_s;
     if (state.request) [known.parent, known.children] = [state.parent, state.children]; // which events do not tell
@@ -88,6 +88,7 @@ export class Row extends Entry {
     if (!this.ended) {
       facts.length = 0;
       if (status === "queued" && this.song.queue_position != null) facts.push(place(this.song.queue_position));
+      else if (status === "queued" && this.song.not_before) facts.push(notBefore(this.song.not_before));
       if (status !== "queued") facts.push(`${Math.round(progress)} %`);
       if (this.playable) facts.push(`${clock(this.song.playable_seconds)} can be heard`);
       if (this.song.eta && until(this.song.eta)) facts.push(until(this.song.eta));

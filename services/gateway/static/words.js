@@ -73,6 +73,11 @@ export function until(time) {
   return seconds < 90 ? `about ${Math.round(seconds)} s left` : `about ${Math.round(seconds / 60)} min left`;
 }
 
+/** A moment for which a song waits, in words. */
+export function notBefore(time) {
+  return `not before ${new Date(time).toLocaleString([], { dateStyle: "medium", timeStyle: "short" })}`;
+}
+
 /** What the player says of a song that will not be completed; "" for others. */
 export function brokenOff(status, name) {
   if (status === "failed") return `“${name}” failed: there is no more of it.`;

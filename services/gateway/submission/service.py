@@ -2,10 +2,9 @@
 
 import contextlib
 import logging
-import time
 import uuid
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -13,14 +12,16 @@ from nats.aio.client import Client
 
 from services.gateway.auth.api_keys import Caller
 from services.gateway.auth.quota import Quotas
+from services.gateway.background.deferred import DeferredSongs
 from services.gateway.background.webhooks.consumer import Webhooks
 from services.gateway.errors import to_api_error
 from services.gateway.monitoring.health import Health
 from services.gateway.monitoring.metrics import Metrics
 from services.gateway.songs.eta import EtaEstimator
 from services.gateway.submission.accepted import Accepted
-from services.gateway.submission.continuing import Continuation, Continuations
+from services.gateway.submission.continuing import Continuations
 from services.gateway.submission.idempotency import digest_of, removed, require_same, songs_of
+from services.gateway.submission.order import Order, is_deferred, new_record
 from services.gateway.submission.outage import Outage, RequestWait
 from services.gateway.submission.rollback import roll_back, roll_back_eventually
 from services.gateway.submission.validation import ModelLimits, decode_request
@@ -31,37 +32,16 @@ from shared.jobs.queues import queue_group, queue_tokens
 from shared.jobs.store import JobStore
 from shared.nats.errors import nats_errors
 from shared.nats.subjects import TOK, token_subject
-from shared.schema.base import CONTINUED_SCHEMA, SCHEMA
+from shared.schema.base import timestamp
 from shared.schema.event import Queued
 from shared.schema.job import Job
-from shared.schema.request import DEFAULT_MIN_NEW_MS, MAX_SEED, GenerateRequest
+from shared.schema.request import MAX_SEED
 from shared.storage.objects import ObjectStore
 from shared.tracing import span
 
 log = logging.getLogger(__name__)
 
-# What of a request a record says elsewhere; see `Job.request`.
-_ELSEWHERE = {
-    "variants": 1,
-    "webhook_events": GenerateRequest(lyrics="").webhook_events,
-    "continue_from": None,
-    "min_new_ms": DEFAULT_MIN_NEW_MS,
-}
 _CONFLICTS = 10  # in a row, after which a request is refused
-
-
-@dataclass
-class _Order:
-    """A validated request for songs, and the state of its steps."""
-
-    caller: Caller
-    asked: GenerateRequest
-    ids: list[str]  # of its songs
-    digest: str | None = None  # of the request, where it has a key
-    continuation: Continuation | None = None  # what its songs take over from another one
-    completed: GenerateRequest | None = None  # with every field filled in
-    counted: int = 0  # songs that were counted against the caller's quota
-    created: dict[str, Job] = field(default_factory=dict)  # records that this request created, or may have created
 
 
 class Submission:
@@ -71,7 +51,8 @@ class Submission:
     2. Find the records that exist already, made by the same request under its key or by an earlier attempt.
     3. Check the quota and the servers, for songs without a record.
     4. Record those songs; what one takes over from another song is stored first.
-    5. Publish: a message in the queue for each song that waits, all or none of them.
+    5. Publish: a message in the queue for each song that waits, all or none of them. A song that waits for its time
+       is accepted with its record.
     6. Answer with place and ETA, and send the event.
 
     Steps 2 to 6 are repeated after a conflict and while a server is away for a short time; each finds what the attempt
@@ -86,6 +67,7 @@ class Submission:
         limits: ModelLimits,
         continuations: Continuations,
         webhooks: Webhooks,
+        deferred: DeferredSongs,
         health: Health,
         outage: Outage,
         eta: EtaEstimator,
@@ -94,7 +76,7 @@ class Submission:
     ) -> None:
         self._nc, self._js = nc, nc.jetstream(timeout=5)
         self._store, self._continuations = store, continuations
-        self._quotas, self._limits, self._webhooks = quotas, limits, webhooks
+        self._quotas, self._limits, self._webhooks, self._deferred = quotas, limits, webhooks, deferred
         self._health, self._outage, self._eta, self._metrics = health, outage, eta, metrics
         self._jobs, self._events, self._spawn = JobStore(self._js), EventPublisher(self._js), spawn
 
@@ -116,15 +98,15 @@ class Submission:
                 raise
             raise found from error
 
-    def _validate(self, caller: Caller, data: bytes, key: str | None) -> _Order:
+    def _validate(self, caller: Caller, data: bytes, key: str | None) -> Order:
         """Step 1. Raises `InvalidRequest` or `ApiError`."""
         asked = decode_request(data)
         self._webhooks.check(asked)
         if key is None:
-            return _Order(caller, asked, [str(uuid.uuid4()) for _ in range(asked.variants)])
-        return _Order(caller, asked, songs_of(key, asked.variants, caller.tenant), digest_of(asked))
+            return Order(caller, asked, [str(uuid.uuid4()) for _ in range(asked.variants)])
+        return Order(caller, asked, songs_of(key, asked.variants, caller.tenant), digest_of(asked))
 
-    async def _submit(self, order: _Order, wait: RequestWait) -> Accepted:
+    async def _submit(self, order: Order, wait: RequestWait) -> Accepted:
         """Steps 2 to 6, and the rollback."""
         try:
             accepted = await self._accept_patiently(order, wait)
@@ -142,7 +124,7 @@ class Submission:
                 self._spawn(roll_back_eventually(self._js, self._store, job))
             raise
 
-    async def _accept_patiently(self, order: _Order, wait: RequestWait) -> Accepted:
+    async def _accept_patiently(self, order: Order, wait: RequestWait) -> Accepted:
         """Accept the songs, trying again after a conflict or while a server is away."""
         conflicts = 0
         while True:
@@ -159,7 +141,7 @@ class Submission:
             except Unavailable as error:
                 await wait.until_back(error)
 
-    async def _accept(self, order: _Order) -> Accepted:
+    async def _accept(self, order: Order) -> Accepted:
         """One attempt to accept all songs of a request. Raises `JobConflict` when a record came or went meanwhile."""
         known = [await self._find_record(order, job_id) for job_id in order.ids]
         if order.digest is not None:
@@ -172,11 +154,11 @@ class Submission:
         await self._publish(jobs, sequences)
         for index, job in enumerate(jobs):
             if job.job_id not in order.created and job.status == "queued":
-                jobs[index] = await self._jobs.update(job.job_id, job.tenant, _unchanged)
+                jobs[index] = await self._jobs.update(job.job_id, job.tenant, _found_again)
         taken = [await self._answer(order, job, seq) for job, seq in zip(jobs, sequences, strict=True)]
         return replace(taken[0], duplicate=not order.created, variants=tuple(taken) if len(taken) > 1 else ())
 
-    async def _find_record(self, order: _Order, job_id: str) -> Job | None:
+    async def _find_record(self, order: Order, job_id: str) -> Job | None:
         """Step 2: the record of a song that exists already, another request's or one whose writing was not answered."""
         written = order.created.get(job_id)
         if written is None and order.digest is None:
@@ -186,10 +168,12 @@ class Submission:
             del order.created[job_id]  # another request was quicker
         return job
 
-    async def _check_quota(self, order: _Order, known: list[Job | None]) -> None:
+    async def _check_quota(self, order: Order, known: list[Job | None]) -> None:
         """Step 3: count the songs without a record, fill in what was left open, and find what they go on from."""
         caller = order.caller
         self._quotas.check(caller, order.asked)
+        if is_deferred(order.asked):
+            await self._deferred.require_room(known.count(None))
         if (more := known.count(None) - order.counted) > 0:
             self._quotas.check_rate(caller, more)
         if order.continuation is None and order.asked.continue_from is not None:
@@ -202,7 +186,7 @@ class Submission:
             await self._quotas.take(caller, more)
             order.counted += more
 
-    async def _record(self, order: _Order, known: list[Job | None]) -> list[Job]:
+    async def _record(self, order: Order, known: list[Job | None]) -> list[Job]:
         """Step 4: the records of all variants. Missing ones are created, with seeds that follow from the others'."""
         found = next(((index, job.request) for index, job in enumerate(known) if job is not None), None)
         base, request = found or (0, order.completed)
@@ -212,12 +196,12 @@ class Submission:
             job = known[index]
             if job is None:
                 seed = ((request.seed or 0) + index - base) % (MAX_SEED + 1)
-                job = order.created.get(job_id) or _new_record(order, index, request, seed)
+                job = order.created.get(job_id) or new_record(order, index, request, seed)
                 await self._create(order, job)
             jobs.append(job)
         return jobs
 
-    async def _create(self, order: _Order, job: Job) -> None:
+    async def _create(self, order: Order, job: Job) -> None:
         """Create the record of one song. Raises `JobConflict` where another request was quicker."""
         order.created[job.job_id] = job
         if order.continuation is not None:
@@ -238,8 +222,9 @@ class Submission:
             return 0
 
     async def _publish(self, jobs: list[Job], sequences: list[int]) -> None:
-        """Step 5: queue the songs that wait and have no message, all or none; fills in their sequences."""
-        missing = [index for index, job in enumerate(jobs) if job.status == "queued" and not sequences[index]]
+        """Step 5: queue the songs that wait for no time and have no message, all or none; fills in their sequences."""
+        waiting = [index for index, job in enumerate(jobs) if job.status == "queued" and not job.deferred]
+        missing = [index for index in waiting if not sequences[index]]
         if len(missing) == 1:
             ack = await queue_tokens(self._nc, jobs[missing[0]])
             added = [ack.seq] if ack else None
@@ -250,7 +235,7 @@ class Submission:
         for index, sequence in zip(missing, added, strict=True):
             sequences[index] = sequence
 
-    async def _answer(self, order: _Order, job: Job, sequence: int) -> Accepted:
+    async def _answer(self, order: Order, job: Job, sequence: int) -> Accepted:
         """Step 6: what to expect of a song; its event is sent where this request created it."""
         expected = await self._eta.estimate_accepted(job, sequence)
         if job.job_id in order.created:
@@ -258,30 +243,17 @@ class Submission:
             log.info("%s: accepted, %d ms", job.job_id, job.request.max_duration_ms or 0)
             if job.status == "queued":  # after the events of a later state this one would be wrong
                 place, eta = expected.position, expected.eta
-                event = Queued(job_id=job.job_id, status="queued", progress=0, queue_position=place, eta=eta)
+                until = timestamp(job.not_before) if job.deferred and job.not_before else None
+                event = Queued(
+                    job_id=job.job_id, status="queued", progress=0, not_before=until, queue_position=place, eta=eta
+                )
                 self._spawn(self._events.publish(job.tenant, event))
         return Accepted(job, sequence, expected)
 
 
-def _new_record(order: _Order, index: int, request: GenerateRequest, seed: int) -> Job:
-    """The record of one of the songs of an order, from its request with every field filled in."""
-    asked, several = order.asked, len(order.ids) > 1
-    parent = order.continuation.parent(request, asked.min_new_ms) if order.continuation else None
-    return Job(
-        schema=SCHEMA if parent is None else CONTINUED_SCHEMA,
-        job_id=order.ids[index],
-        tenant=order.caller.tenant,
-        request=msgspec.structs.replace(request, seed=seed, **_ELSEWHERE),
-        webhook_events=asked.webhook_events,
-        tags_sent=asked.tags if asked.tags != request.tags else None,
-        created_at=time.time(),
-        group=order.ids[0] if several else None,
-        variant=index + 1 if several else None,
-        digest=order.digest,
-        parent=parent,
-    )
+def _found_again(job: Job) -> Job:
+    """A copy of a waiting song's record, so that it is written again: a rollback then finds a newer record.
 
-
-def _unchanged(job: Job) -> Job:
-    """A copy of a waiting song's record, so that it is written again: a rollback then finds a newer record."""
-    return msgspec.structs.replace(job) if job.status == "queued" else job
+    It finds no message of a deferred song; so this one's record says that it is not to be removed.
+    """
+    return msgspec.structs.replace(job, repeated=job.deferred) if job.status == "queued" else job

@@ -6,6 +6,7 @@ Everything that a user can do wrong is put into words here.
 import asyncio
 import re
 import secrets
+import time
 from typing import Annotated, TypeVar
 
 import msgspec
@@ -13,25 +14,29 @@ from msgspec import Meta
 
 from services.gateway.auth.quota import too_many
 from services.gateway.errors import ApiError
+from services.gateway.submission.instrumental import check_no_words, text_of
 from shared.errors import InvalidRequest
 from shared.frames import frames_within, milliseconds_of
 from shared.model.prompt import Prompt, Prompter
+from shared.nats.streams import DAY
 from shared.schema.request import (
     DEFAULT_DURATION_MS,
     DEFAULT_MIN_NEW_MS,
+    MAX_BODY,
+    MAX_DAYS_AHEAD,
     MAX_DURATION_MS,
     MAX_SEED,
     ContinueFrom,
     GenerateRequest,
 )
 
-MAX_BODY = 256 * 1024  # bytes
 _MEASURED_AT_ONCE = 4  # texts that wait to be measured, or are
 
 _DIVIDES = re.compile("[,\uff0c\u3001\n\r\u2028\u2029]")  # commas, those of Chinese among them, and line breaks
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # and halves of surrogate pairs
 _AT = re.compile(r" - at `\$(?:\.([\w.]+)(?:\[\d+\])?)?`$")
 _NAMED = re.compile(r"(?:unknown|required) field `(.*)`", re.DOTALL)
+_TIME = "a time with its zone, such as 2026-01-31T18:00:00Z or 2026-01-31T19:00:00+01:00"
 _TYPES = {"int": "a whole number", "float": "a number", "str": "text", "bool": "true or false", "null": "null"} | {
     "array": "a list",
     "object": "an object",
@@ -50,6 +55,7 @@ class FitRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     lyrics: Annotated[str, Meta(max_length=60_000)]
     tags: Annotated[str, Meta(max_length=4_000)] = ""
     continue_from: Annotated[ContinueFrom, Meta(description="what the song is to begin with")] | None = None
+    instrumental: Annotated[bool, Meta(description="a song without words")] = False
 
 
 class FitBody(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -78,11 +84,19 @@ def decode_request(data: bytes) -> GenerateRequest:
     """
     request = _decode(data, _request_decoder)
     check_text("title", request.title or "", "")
-    if not request.lyrics.strip() and not normalize_tags(request.tags):
+    if not (request.instrumental or request.lyrics.strip() or normalize_tags(request.tags)):
         raise InvalidRequest("lyrics", "give lyrics or tags; both are blank")
+    if request.not_before is not None and request.not_before.timestamp() > time.time() + MAX_DAYS_AHEAD * DAY:
+        words = f"is at most {MAX_DAYS_AHEAD} days ahead, because records are kept for a week; send it again later"
+        raise InvalidRequest("not_before", words)
     if request.continue_from is None and request.min_new_ms != DEFAULT_MIN_NEW_MS:
         raise InvalidRequest("min_new_ms", "goes with continue_from alone; leave it out, or name a song to go on from")
     return request
+
+
+def too_large() -> ApiError:
+    """Make the 413 error for a body of more than `MAX_BODY` bytes."""
+    return ApiError(413, "too-large", "the body may have at most 256 KiB")
 
 
 def normalize_tags(tags: str) -> str:
@@ -104,7 +118,7 @@ def decode_fit(data: bytes) -> FitRequest:
 
 def _decode(data: bytes, decoder: msgspec.json.Decoder[_Body]) -> _Body:
     if len(data) > MAX_BODY:
-        raise ApiError(413, "too-large", "the body may have at most 256 KiB")
+        raise too_large()
     if not data.strip():
         raise ApiError(400, "malformed-json", 'the body is empty; send an object such as {"lyrics": "la la la"}')
     try:
@@ -116,6 +130,8 @@ def _decode(data: bytes, decoder: msgspec.json.Decoder[_Body]) -> _Body:
         raise ApiError(400, "malformed-json", f"{what}; the body must be one JSON object in UTF-8") from None
     check_text("lyrics", request.lyrics, "\n\r\t")
     check_text("tags", request.tags, "\n\r\t")
+    if request.instrumental:
+        check_no_words(request.lyrics)
     _check_origin(request.continue_from)
     return request
 
@@ -131,16 +147,23 @@ def _in_words(message: str, kind: type[msgspec.Struct]) -> InvalidRequest:
         known = ", ".join((ContinueFrom if field else kind).__struct_fields__)
         name = named[1][:100]
         return InvalidRequest(f"{field}.{name}" if field else name, f"is not a field; there are {known}")
+    return InvalidRequest(field, plain_words(message, field))
+
+
+def plain_words(message: str, field: str) -> str:
+    """What msgspec says about a field, without its place, in words for a user."""
+    if "RFC3339" in message or "timezone component" in message or message.startswith("Expected `datetime"):
+        return f"must be {_TIME}"
     if wrong := re.fullmatch(r"Expected `([\w |]+)`, got `(\w+)`", message):
         wanted = " or ".join(_TYPES.get(name, name) for name in wrong[1].split(" | "))
-        return InvalidRequest(field, f"must be {wanted}, not {_TYPES.get(wrong[2], wrong[2])}")
-    if limit := re.fullmatch(r"Expected `(\w+)` (of length )?([<>]=) ([\d.]+)", message):
+        return f"must be {wanted}, not {_TYPES.get(wrong[2], wrong[2])}"
+    if limit := re.fullmatch(r"Expected `([\w |]+)` (of length )?([<>]=) ([\d.]+)", message):
         bound = "at most" if limit[3] == "<=" else "at least"
-        unit = _UNITS[limit[1]] if limit[2] else ""
-        return InvalidRequest(field, f"must {'have' if limit[2] else 'be'} {bound} {limit[4]}{unit}")
+        unit = _UNITS[limit[1].partition(" | ")[0]] if limit[2] else ""
+        return f"must {'have' if limit[2] else 'be'} {bound} {limit[4]}{unit}"
     if choice := re.fullmatch(r"Invalid enum value (.*)", message):
-        return InvalidRequest(field, f"must be {_CHOICES.get(field, 'another value')}, not {choice[1][:100]}")
-    return InvalidRequest(field, message)
+        return f"must be {_CHOICES.get(field, 'another value')}, not {choice[1][:100]}"
+    return message
 
 
 def _check_origin(asked: ContinueFrom | None) -> None:
@@ -169,12 +192,13 @@ class ModelLimits:
         self._measuring = 0  # texts that wait to be measured, or are
 
     async def complete(self, request: GenerateRequest, most_ms: int | None = None, kept: int = 0) -> GenerateRequest:
-        """Normalize the tags of a request, and fill in `seed` and `max_duration_ms` (at most `most_ms`).
+        """Write tags and lyrics as the model reads them, and fill in `seed` and `max_duration_ms` (at most `most_ms`).
 
         The song begins with so many `kept` frames of another one. Raises `InvalidRequest` when the model cannot fulfil
         the request.
         """
-        request = msgspec.structs.replace(request, tags=normalize_tags(request.tags))
+        tags, lyrics = _as_read(request)
+        request = msgspec.structs.replace(request, tags=tags, lyrics=lyrics)
         longest = self._prompter.longest_ms(await self._encode(request.tags, request.lyrics))
         if frames_within(longest) < 1:
             tokens = 1 - frames_within(longest)
@@ -206,7 +230,7 @@ class ModelLimits:
             raise too_many("other texts are being measured", 1)
         self._measuring += 1
         try:
-            prompt = await self._encode(normalize_tags(text.tags), text.lyrics)
+            prompt = await self._encode(*_as_read(text))
         finally:
             self._measuring -= 1
         longest = self._prompter.longest_ms(prompt)
@@ -220,9 +244,19 @@ class ModelLimits:
             latest_at_ms=milliseconds_of(min(of_frames, _most_kept(longest))),
         )
 
+    async def prompt_tokens(self, request: GenerateRequest) -> int:
+        """Positions of the model that the text of an accepted request takes."""
+        return (await self._encode(request.tags, request.lyrics)).length
+
     async def _encode(self, tags: str, lyrics: str) -> Prompt:
         async with self._free:
             return await asyncio.to_thread(self._prompter.encode, tags, lyrics)
+
+
+def _as_read(request: GenerateRequest | FitRequest) -> tuple[str, str]:
+    """Tags and lyrics as the model reads them."""
+    tags = normalize_tags(request.tags)
+    return text_of(tags, request.lyrics) if request.instrumental else (tags, request.lyrics)
 
 
 def _most_kept(longest_ms: int) -> int:

@@ -1,4 +1,7 @@
-"""Addresses of webhooks: how they may be written, which are public, and how names are looked up."""
+"""Addresses that users give: how they may be written, which are public, and how names are looked up.
+
+Webhooks go to them, and recordings are fetched from them.
+"""
 
 import asyncio
 import contextlib
@@ -37,8 +40,8 @@ def is_public(address: Address) -> bool:
     return address.is_global and not address.is_multicast and not any(address in net for net in _NEVER)
 
 
-def parse_url(url: str, *, private: bool) -> httpx.URL:
-    """Read the address of a webhook. Raises `InvalidRequest` for one that cannot be called.
+def parse_url(url: str, *, private: bool, field: str = "webhook_url") -> httpx.URL:
+    """Read an address that the request has in `field`. Raises `InvalidRequest` for one that cannot be called.
 
     `private`: whether private addresses may be called.
     """
@@ -46,22 +49,22 @@ def parse_url(url: str, *, private: bool) -> httpx.URL:
     try:
         target = httpx.URL(url)
     except (httpx.InvalidURL, ValueError) as error:
-        raise InvalidRequest("webhook_url", f"{words}: {str(error)[:200]}") from None
+        raise InvalidRequest(field, f"{words}: {str(error)[:200]}") from None
     if (
         not target.host
         or target.scheme not in ("http", "https")
         or any(c.isspace() or not c.isprintable() for c in url)
     ):
-        raise InvalidRequest("webhook_url", words)
+        raise InvalidRequest(field, words)
     if target.port is not None and not 0 < target.port < 65536:
-        raise InvalidRequest("webhook_url", f"{words}, with a port from 1 to 65535 if it has one")
+        raise InvalidRequest(field, f"{words}, with a port from 1 to 65535 if it has one")
     if target.userinfo:
-        raise InvalidRequest("webhook_url", "must hold no user and password; the signature proves who calls")
-    check_host(target.raw_host.decode(), private=private)
+        raise InvalidRequest(field, "must hold no user and password: this service sends none")
+    check_host(target.raw_host.decode(), private=private, field=field)
     return target
 
 
-def check_host(host: str, *, private: bool) -> None:
+def check_host(host: str, *, private: bool, field: str = "webhook_url") -> None:
     """Raise `InvalidRequest` for a host that cannot be called. Names are not looked up: their addresses may change.
 
     `host` is ASCII, as a URL has it after IDNA. `private`: whether private addresses may be called.
@@ -69,12 +72,22 @@ def check_host(host: str, *, private: bool) -> None:
     with contextlib.suppress(ValueError):
         if is_public(ipaddress.ip_address(host)) or private:
             return
-        raise InvalidRequest("webhook_url", "is a private address, which this service does not call")
+        raise InvalidRequest(field, "is a private address, which this service does not call")
     if not _NAME.fullmatch(host):
-        raise InvalidRequest("webhook_url", "has a host that is neither a name nor an address")
+        raise InvalidRequest(field, "has a host that is neither a name nor an address")
     # 8.8.8.010, 127.1, 0x7f000001: some programs take these for addresses, and not all for the same ones.
     if _NUMBER.fullmatch(host.removesuffix(".").rpartition(".")[2]):
-        raise InvalidRequest("webhook_url", "has an address as its host that is not written as four decimal numbers")
+        raise InvalidRequest(field, "has an address as its host that is not written as four decimal numbers")
+
+
+def port_of(url: httpx.URL) -> int:
+    """The port that an address leads to."""
+    return url.port or (443 if url.scheme == "https" else 80)
+
+
+def first_allowed(addresses: list[Address], *, private: bool) -> Address | None:
+    """The best address that may be called; `private`: whether private ones may. None where all are private."""
+    return next((address for address in addresses if private or is_public(address)), None)
 
 
 class LookUps:

@@ -6,7 +6,7 @@ import time
 
 import httpx
 
-from services.gateway.background.webhooks.addresses import Address, LookUps, is_public, parse_url
+from services.gateway.background.webhooks.addresses import Address, LookUps, first_allowed, parse_url, port_of
 from services.gateway.background.webhooks.payload import Call, sign
 from shared.errors import InvalidRequest
 from shared.settings import Settings
@@ -51,7 +51,7 @@ class Sender:
 
     async def send(self, call: Call, target: httpx.URL) -> None:
         """Deliver a webhook. Raises `DeliveryFailed`, httpx's errors or `OSError`."""
-        port = target.port or (443 if target.scheme == "https" else 80)
+        port = port_of(target)
         now = int(time.time())
         headers = {
             "Host": target.netloc.decode(),
@@ -80,7 +80,7 @@ class Sender:
         )
 
     async def _address(self, host: str, port: int) -> Address:
-        for address in await self._look_ups.find(host, port):
-            if self._private or is_public(address):
-                return address
-        raise DeliveryFailed("its address is a private one", final=True)
+        address = first_allowed(await self._look_ups.find(host, port), private=self._private)
+        if address is None:
+            raise DeliveryFailed("its address is a private one", final=True)
+        return address
