@@ -28,6 +28,7 @@ from shared.errors import NotFound, Refused, StreamFull, Unavailable, WrongSeque
 # Error codes of JetStream, from server/errors.json of nats-server.
 _WRONG_LAST_SEQUENCE = 10071
 _STREAM_FULL = 10077
+_NOT_DELETED = 10057  # for whatever reason; its description says which
 
 
 @contextmanager
@@ -42,6 +43,8 @@ def nats_errors(failure: str, refusal: str | None = None) -> Iterator[None]:
     except NotFoundError as error:
         raise NotFound(f"{refusal}: {describe_error(error)}") from error
     except APIError as error:
+        if error.err_code == _NOT_DELETED and error.description == "no message found":  # it was taken meanwhile
+            raise NotFound(f"{refusal}: {describe_error(error)}") from error
         if error.err_code == _WRONG_LAST_SEQUENCE:
             raise WrongSequence(f"{refusal}: {describe_error(error)}") from error
         if error.err_code == _STREAM_FULL:

@@ -6,6 +6,7 @@ Why each setting is what it is: docs/topology.md.
 
 import asyncio
 import contextlib
+from dataclasses import replace
 from typing import Any
 
 from nats.js import JetStreamContext
@@ -35,15 +36,18 @@ from shared.nats.subjects import (
     HOOKS_CONSUMER,
     HOOKS_DELIVERY,
     HOOKS_GROUP,
+    INTAKE,
+    INTAKE_CONSUMER,
     JOBS,
     TOK,
     TOK_CONSUMERS,
     WORKERS,
     decode_subject,
     encode_subject,
+    intake_queue_subject,
     token_subject,
 )
-from shared.schema.request import Priority
+from shared.schema.request import MAX_BODY, Priority
 from shared.settings import Settings
 
 DAY = 86400.0
@@ -51,10 +55,13 @@ DAY = 86400.0
 JOB_TTL = 7 * DAY  # records
 WORKER_TTL = 15.0
 LOCK_MARKER_TTL = 60
+INTAKE_MESSAGES = 1_000  # of a tenant that wait to be submitted
+INTAKE_ACK_WAIT = 60.0  # seconds; a submission takes eight while a server is away
+_HEADERS = 4 * 1024  # bytes, that a message may have beside its body
 LOCK_MAX_AGE = 60.0  # cuts TTLs: no shorter than that of a marker, nor than the longest HEARTMULA_LEASE_TTL
 # Streams that grow with the number of songs get a part of the account's storage, so that the rest, the lease above all,
 # always finds room. JetStream reserves what is asked for: where there is less, less is asked for.
-_SHARES = {f"KV_{JOBS}": 1 / 2, EVENTS: 1 / 4, FAULTS: 1 / 16}
+_SHARES = {f"KV_{JOBS}": 1 / 2, EVENTS: 1 / 4, FAULTS: 1 / 16, INTAKE: 1 / 16}
 _STORAGE = 2 << 30  # bytes, where the account has no limit of its own
 _LEAST_STORAGE = 32 << 20  # bytes
 _TOO_LITTLE_STORAGE = 10047
@@ -109,6 +116,19 @@ def _streams(queue_limit: int) -> list[StreamConfig]:
         _queue(TOK, ["jobs.tok.*.*"], queue_limit),
         # Larger than TOK: a song whose tokens were paid for must always find room.
         _queue(DEC, [*DEC_SUBJECTS.values(), ENC_SUBJECT], 4 * queue_limit),
+        StreamConfig(
+            name=INTAKE,
+            subjects=[intake_queue_subject("*")],
+            retention=RetentionPolicy.WORK_QUEUE,
+            storage=StorageType.FILE,
+            discard=DiscardPolicy.NEW,
+            max_msgs_per_subject=INTAKE_MESSAGES,
+            discard_new_per_subject=True,
+            max_msg_size=MAX_BODY + _HEADERS,
+            # Songs have ids that follow from their keys, for a week. This only spares repetitions the way there.
+            duplicate_window=120,
+            allow_direct=True,
+        ),
         StreamConfig(
             name=EVENTS,
             subjects=["events.*.*.*"],
@@ -167,7 +187,11 @@ def consumers(ack_wait: float) -> list[tuple[str, ConsumerConfig]]:
         max_deliver=-1,
         max_ack_pending=100_000,  # webhooks that wait for their next try are pending, and must not stop the others
     )
-    return [*lanes, (f"KV_{JOBS}", hooks)]
+    # Requests that wait for their next try are pending too, and must not stop those of other tenants.
+    intake = replace(
+        pull(INTAKE_CONSUMER, intake_queue_subject("*")), ack_wait=INTAKE_ACK_WAIT, max_ack_pending=100_000
+    )
+    return [*lanes, (f"KV_{JOBS}", hooks), (INTAKE, intake)]
 
 
 async def bootstrap(js: JetStreamContext, settings: Settings) -> None:

@@ -4,7 +4,7 @@ from shared.schema.request import Priority
 
 TENANT = "local"  # the tenant while no API keys are configured
 SERVICES = ("operator", "bootstrap", "gateway", "tokenizer", "codec")  # NATS users that are not clients
-TOK, DEC, EVENTS, FAULTS = "TOK", "DEC", "EVENTS", "FAULTS"
+TOK, DEC, EVENTS, FAULTS, INTAKE = "TOK", "DEC", "EVENTS", "FAULTS", "INTAKE"
 JOBS, GPU_LOCK, WORKERS = "JOBS", "GPU_LOCK", "WORKERS"
 TOK_CONSUMERS: dict[Priority, str] = {"high": "tok-high", "normal": "tok-normal"}
 DEC_CONSUMERS: dict[Priority, str] = {"high": "dec-live", "normal": "dec"}  # songs with listeners, and the others
@@ -12,6 +12,7 @@ DEC_SUBJECTS: dict[Priority, str] = {"normal": "jobs.dec.*", "high": "jobs.live.
 ENC_SUBJECT = "jobs.enc.*"
 ENC_CONSUMERS: dict[Priority, str] = {"normal": "enc"}  # recordings, in the stream DEC: the codec worker has both
 HOOKS_CONSUMER, HOOKS_DELIVERY, HOOKS_GROUP = "hooks", "ctl.hooks", "gateways"
+INTAKE_CONSUMER = "intake"  # of the gateways, which submit what waits there
 PROBE_SUBJECT = f"$KV.{JOBS}.probe"  # a key that no record has; a gateway writes it to see whether it can
 
 
@@ -70,6 +71,16 @@ def work_subject(stage: str) -> str:
 def submit_subject(tenant: str) -> str:
     """The subject on which NATS clients submit songs."""
     return f"submit.{subject_token(tenant)}"
+
+
+def intake_subject(tenant: str) -> str:
+    """The subject on which NATS clients leave requests that are submitted later; a gateway answers, no stream."""
+    return f"intake.{subject_token(tenant)}"
+
+
+def intake_queue_subject(tenant: str) -> str:
+    """The subject of a tenant's requests in the stream INTAKE; the tenant `*` means any tenant."""
+    return f"jobs.intake.{tenant if tenant == '*' else subject_token(tenant)}"
 
 
 def record_subject(tenant: str, job_id: str) -> str:

@@ -40,7 +40,7 @@ async def test_health_counts_live_workers_and_waiting_songs(settings: Settings) 
             "nats": {"ok": True},
             "object_store": {"ok": True},
             "workers": {"tokenizer": 0, "codec": 0},
-            "queue": {"tokens": 0, "decode": 0, "encode": 0},
+            "queue": {"tokens": 0, "decode": 0, "encode": 0, "intake": 0},
             "problems": [
                 "no tokenizer worker is running: songs wait",
                 "no codec worker is running: songs wait after their tokens",
@@ -51,7 +51,7 @@ async def test_health_counts_live_workers_and_waiting_songs(settings: Settings) 
         await gateway.heartbeat("codec")
         body = await eventually_status(gateway, "ok")
         assert body["workers"] == {"tokenizer": 1, "codec": 1}
-        assert body["queue"] == {"tokens": 1, "decode": 0, "encode": 0}
+        assert body["queue"] == {"tokens": 1, "decode": 0, "encode": 0, "intake": 0}
         assert body["problems"] == []
         await gateway.js.publish(f"$KV.{WORKERS}.codec.codec-1", b"", headers={"KV-Operation": "DEL"})
         body = await eventually_status(gateway, "degraded")
@@ -94,7 +94,7 @@ async def test_a_song_with_listeners_waits_for_its_audio_once(settings: Settings
             depths = [(await gateway.http.get(path)).json()["queue"] for path in ("/health", "/api/gpu")]
             metrics = (await gateway.http.get("/metrics")).text
             return (
-                all(depth == {"tokens": 0, "decode": 3, "encode": 0} for depth in depths)
+                all(depth == {"tokens": 0, "decode": 3, "encode": 0, "intake": 0} for depth in depths)
                 and 'heartmula_queue_songs{queue="decode"} 3.0' in metrics
             )
 
@@ -142,7 +142,7 @@ async def test_devices_are_listed_with_the_worker_that_holds_them_and_those_that
         assert (await gateway.http.get("/api/gpu")).json() == {
             "available": False,
             "gpus": [],
-            "queue": {"tokens": 0, "decode": 0, "encode": 0},
+            "queue": {"tokens": 0, "decode": 0, "encode": 0, "intake": 0},
             "problems": [
                 "no tokenizer worker is running: songs wait",
                 "no codec worker is running: songs wait after their tokens",

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -9,11 +10,20 @@ import httpx
 import nats
 import pytest
 from nats.js.errors import APIError, NotFoundError
+from nats.micro.request import Request
+from nats.micro.service import ServiceConfig
 
+from services.gateway.api.nats_service import Endpoint, NatsService
+from services.gateway.api.reply_subjects import ReplySubjects
 from services.gateway.auth.api_keys import digest_of_key
+from services.gateway.monitoring.metrics import Metrics
 from services.gateway.submission.idempotency import song_of
-from shared.nats.subjects import JOBS, TENANT, TOK, submit_subject, token_subject
+from services.gateway.tasks import BackgroundTasks
+from shared.errors import InvalidRequest
+from shared.nats.connection import connect
+from shared.nats.subjects import EVENTS, INTAKE, JOBS, TENANT, TOK, intake_subject, submit_subject, token_subject
 from shared.settings import Settings
+from tests.integration.flow import as_role
 from tests.integration.gateway_fixtures import SONG, RunningGateway, eventually, running_gateway
 
 SUBJECT = submit_subject(TENANT)
@@ -137,15 +147,61 @@ async def test_a_refused_song_leaves_its_key_free(settings: Settings) -> None:
 async def test_the_service_shows_itself(settings: Settings) -> None:
     async with running_gateway(settings, settings.data_dir) as gateway:
         info = json.loads((await gateway.nc.request("$SRV.INFO.heartmula", timeout=10)).data)
-        assert [endpoint["subject"] for endpoint in info["endpoints"]] == ["submit.*", "record.*.*"]
+        shown = {endpoint["subject"]: endpoint["metadata"] for endpoint in info["endpoints"]}
+        assert list(shown) == ["submit.*", "intake.*", "record.*.*"]
+        answer, schema = await ask(gateway, SONG), json.loads(shown["submit.*"]["response_schema"])
+        assert set(answer) <= set(schema["$defs"]["TakenBody"]["properties"])
+        assert set(SONG) <= set(
+            json.loads(shown["intake.*"]["request_schema"])["$defs"]["GenerateRequest"]["properties"]
+        )
+
+        for body in (b"{", b'{"lyrics": "la", "topk": 0}'):
+            await ask(gateway, body)
+        stats = json.loads((await gateway.nc.request("$SRV.STATS.heartmula", timeout=10)).data)
+        submit = stats["endpoints"][0]
+        assert (submit["num_requests"], submit["num_errors"]) == (3, 2)
+        assert submit["last_error"].startswith("422: topk")
+        assert submit["average_processing_time"] == submit["processing_time"] // 3
         await gateway.stop()
         with pytest.raises(nats.errors.NoRespondersError):
             await gateway.nc.request(SUBJECT, b"{}", timeout=10)
 
 
+async def test_statistics_of_the_service_are_those_of_its_answers(nats_settings: Settings) -> None:
+    nc = await connect(as_role(nats_settings, "gateway"), "test")
+    tasks, both, came, longest = BackgroundTasks(), asyncio.Event(), 0, 0
+
+    async def answer(request: Request) -> dict[str, str]:
+        nonlocal came, longest
+        began, came = time.perf_counter_ns(), came + 1
+        if came == 2:
+            both.set()
+        await both.wait()  # one answer awaits the other request: they are handled at the same time
+        longest = max(longest, time.perf_counter_ns() - began)
+        if request.data:
+            raise InvalidRequest("tags", "are\nünknown")
+        return {}
+
+    replies = ReplySubjects(as_role(nats_settings, "gateway"), Metrics().unanswered)
+    service = NatsService(nc, ServiceConfig(name="test", version="1.0.0"), replies, tasks.spawn)
+    await service.start([Endpoint("submit", "submit.*", answer, {"about": "a test"})])
+    client = await nats.connect(nats_settings.nats_url)
+    good, bad = await asyncio.gather(*(client.request(SUBJECT, body, timeout=10) for body in (b"", b"x")))
+    assert good.headers is None
+    assert (bad.headers or {})["Nats-Service-Error-Code"] == "422"
+    assert (bad.headers or {})["Nats-Service-Error"] == "tags: are ?nknown"
+    (shown,) = json.loads((await client.request("$SRV.STATS.test", timeout=10)).data)["endpoints"]
+    assert (shown["num_requests"], shown["num_errors"]) == (2, 1)
+    assert shown["processing_time"] >= longest
+    assert shown["average_processing_time"] == shown["processing_time"] // 2
+    await service.stop()
+    await client.close()
+    await nc.close()
+
+
 async def test_a_nats_client_watches_its_song(settings: Settings) -> None:
     async with running_gateway(settings, settings.data_dir) as gateway:
-        subscription = await gateway.nc.subscribe(f"events.{TENANT}.>")  # what `nats sub` in docs/clients.md does
+        subscription = await gateway.nc.subscribe(f"events.{TENANT}.>")  # what `nats sub` in docs/nats.md does
         await gateway.nc.flush()
         job_id = (await ask(gateway, SONG))["job_id"]
         await gateway.complete(job_id)
@@ -157,3 +213,26 @@ async def test_a_nats_client_watches_its_song(settings: Settings) -> None:
             assert message.subject == f"events.{TENANT}.{job_id}.{event['data']['kind']}"
             kinds.append(event["data"]["kind"])
         assert kinds[0] == "queued"
+
+
+async def test_a_tenant_at_its_limit_waits_and_holds_up_no_other(settings: Settings) -> None:
+    keys = settings.data_dir / "keys.toml"
+    keys.write_text(
+        f'[[tenant]]\nname = "alice"\nkeys = ["{digest_of_key("a")}"]\nsongs_per_minute = 20\nburst = 1\n'
+        f'[[tenant]]\nname = "bob"\nkeys = ["{digest_of_key("b")}"]\n'
+    )
+    async with running_gateway(replace(settings, api_keys=keys), settings.data_dir) as gateway:
+
+        async def intake_is_empty() -> bool:
+            return not (await gateway.js.stream_info(INTAKE)).state.messages
+
+        order = await gateway.nc.subscribe("events.*.*.queued")
+        await gateway.nc.flush()
+        for tenant in ("alice", "alice", "bob"):
+            ack = await gateway.js.publish(intake_subject(tenant), json.dumps(SONG).encode())
+            assert ack.stream == INTAKE
+        tenants = [(await order.next_msg(timeout=30)).subject.split(".")[1] for _ in range(3)]
+        assert (sorted(tenants[:2]), tenants[2]) == (["alice", "bob"], "alice")
+        with pytest.raises(NotFoundError):
+            await gateway.js.get_msg(EVENTS, subject="events.*.*.refused")
+        await eventually(intake_is_empty, "a request stays in the intake")

@@ -16,7 +16,7 @@ from nats.js.errors import NotFoundError
 from deploy.local.servers import nats as local_nats
 from deploy.local.servers.embedded import ROLES, NatsServer, S3Server, free_port
 from services.gateway.auth.api_keys import digest_of_key
-from shared.nats.subjects import TENANT, TOK, record_subject, submit_subject
+from shared.nats.subjects import INTAKE, TENANT, TOK, intake_subject, record_subject, submit_subject
 from tests.integration.flow import as_role
 from tests.integration.gateway_fixtures import SONG, RunningGateway, eventually, fresh_settings, running_gateway
 
@@ -31,6 +31,8 @@ ELSEWHERE = (
     "ctl.cancel.x",
     "dead.webhook.x",
     f"submit.{TENANT}",
+    f"intake.{TENANT}",
+    f"jobs.intake.{TENANT}",
     "$JS.API.STREAM.PURGE.KV_JOBS",
     "$JS.ACK.KV_JOBS.hooks.1.1.1.1.0",
     "_INBOX_gateway.x",
@@ -100,12 +102,14 @@ async def test_a_client_is_answered_in_inboxes_alone(gateway: RunningGateway, bo
     async with client_of(gateway) as client:
         before = (await gateway.js.stream_info(TOK)).state.messages
         assert await attack(gateway, client, submit_subject(TENANT), body) == []
+        assert await attack(gateway, client, intake_subject(TENANT), body) == []
         assert await attack(gateway, client, record_subject(TENANT, "a-song"), b"") == []
         for stream, subject in (("KV_JOBS", "$KV.JOBS.*.victim"), ("KV_GPU_LOCK", "$KV.GPU_LOCK.>"), ("EVENTS", ">")):
             with pytest.raises(NotFoundError):
                 await gateway.js.get_msg(stream, subject=subject)
         # What cannot be answered is not made: its sender would ask again and again.
         assert (await gateway.js.stream_info(TOK)).state.messages == before
+        assert (await gateway.js.stream_info(INTAKE)).state.last_seq == 0
         assert (await gateway.http.get("/health")).status_code == 200
 
 

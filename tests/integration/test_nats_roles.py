@@ -1,35 +1,33 @@
 """Rights that the users of ``deploy/nats/roles.conf`` do not have. All other tests use the rights that they have."""
 
 import asyncio
+import contextlib
 import json
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 import nats
 import pytest
 from nats.aio.client import Client
+from nats.js.errors import NotFoundError
 
 from deploy.local.servers.embedded import ROLES, NatsServer, Role, free_port
-from deploy.setup import main, set_up
+from deploy.setup import set_up
 from shared.device.lease import Lease
-from shared.errors import Unavailable
-from shared.nats.connection import connect
-from shared.nats.streams import LOCK_MAX_AGE, consumers, require_streams, streams
-from shared.nats.subjects import DEC, DEC_CONSUMERS, TENANT, decode_subject, listen_subject, record_subject
+from shared.nats.subjects import TENANT, decode_subject, listen_subject, record_subject
 from shared.schema.job import Job
 from shared.schema.listening import Listening
 from shared.schema.worker import LeaseRecord
 from shared.settings import Settings
 from shared.worker.listeners import Listeners
-from tests.integration.flow import as_role, environment, open_flow
+from tests.integration.flow import as_role
 from tests.integration.gateway_fixtures import SONG, eventually, running_gateway
 
 FORBIDDEN: dict[Role, tuple[str, ...]] = {
     "bootstrap": (
+        "intake.local",
         "$JS.API.STREAM.DELETE.TOK",
         "$JS.API.STREAM.PURGE.TOK",
         "$JS.API.STREAM.MSG.GET.KV_JOBS",
@@ -43,6 +41,8 @@ FORBIDDEN: dict[Role, tuple[str, ...]] = {
         "submit.local",
     ),
     "gateway": (
+        "$JS.API.STREAM.PURGE.INTAKE",
+        "$JS.API.STREAM.MSG.DELETE.INTAKE",
         "$JS.API.STREAM.CREATE.X",
         "$JS.API.STREAM.UPDATE.TOK",
         "$JS.API.STREAM.DELETE.TOK",
@@ -58,6 +58,9 @@ FORBIDDEN: dict[Role, tuple[str, ...]] = {
         *(f"_INBOX_{role}.x" for role in ("operator", "bootstrap", "gateway", "tokenizer", "codec")),
     ),
     "tokenizer": (
+        "intake.local",
+        "jobs.intake.local",
+        "$JS.API.CONSUMER.MSG.NEXT.INTAKE.intake",
         "$JS.API.STREAM.CREATE.X",
         "$JS.API.STREAM.DELETE.TOK",
         "$JS.API.STREAM.PURGE.KV_JOBS",
@@ -75,6 +78,9 @@ FORBIDDEN: dict[Role, tuple[str, ...]] = {
         "dead.codec.j",
     ),
     "codec": (
+        "intake.local",
+        "jobs.intake.local",
+        "$JS.API.CONSUMER.MSG.NEXT.INTAKE.intake",
         "$JS.API.STREAM.CREATE.X",
         "$JS.API.STREAM.DELETE.DEC",
         "$JS.API.STREAM.MSG.DELETE.DEC",
@@ -90,6 +96,9 @@ FORBIDDEN: dict[Role, tuple[str, ...]] = {
         "dead.tokenizer.j",
     ),
     "client": (
+        "intake.other",
+        "jobs.intake.local",
+        "$JS.API.CONSUMER.MSG.NEXT.INTAKE.intake",
         "submit.other",
         "events.local.j.completed",
         "jobs.tok.high.j",
@@ -120,6 +129,7 @@ FORBIDDEN_TO_HEAR = {
         "_INBOX_gateway.>",
         "_INBOX.>",
         "submit.*",
+        "intake.*",
         "$KV.>",
         "ctl.cancel.*",
         "ctl.listen.*",
@@ -174,6 +184,27 @@ async def test_a_role_cannot_subscribe_to_what_it_may_not_read(server: NatsServe
             await client.subscribe(subject)
             await _wait_for_denials(denied, 1)
             assert any(f'subscription to "{subject.lower()}' in line for line in denied), subject
+
+
+async def test_jetstream_answers_where_the_asker_may_not_write(server: NatsServer) -> None:
+    """Why a client has no right to JetStream's requests, `nats kv get` among them, nor to publish to a stream."""
+    async with denials(server, "gateway") as (gateway, denied):
+        js = gateway.jetstream()
+        await js.publish("$KV.JOBS.local.j", b"a record")
+        for number, (subject, body) in enumerate(
+            {"$JS.API.DIRECT.GET.KV_JOBS.$KV.JOBS.local.j": b"", "jobs.intake.local": b"{}"}.items()
+        ):
+            lock = f"$KV.GPU_LOCK.g.codec.{number}"
+            assert lock.replace(str(number), "i") in FORBIDDEN["gateway"]
+            await gateway.publish(subject, body, reply=lock)
+
+            async def written(lock: str = lock) -> bool:
+                with contextlib.suppress(NotFoundError):
+                    return bool((await js.get_msg("KV_GPU_LOCK", subject=lock)).data)
+                return False
+
+            await eventually(written, f"{subject} was not answered")
+        assert not denied
 
 
 @pytest.mark.parametrize("worker", ["tokenizer", "codec"])
@@ -246,57 +277,3 @@ async def test_a_client_asks_for_a_song_reads_its_record_and_follows_it(settings
         assert json.loads((await client.request(record, b"", timeout=10)).data)["status"] == "queued"
         await client.close()
         assert isinstance(await gateway.job(answer["job_id"]), Job)
-
-
-async def test_services_wait_until_nats_has_been_set_up(settings: Settings) -> None:
-    client = await connect(as_role(settings, "gateway"), "test")
-    with pytest.raises(Unavailable, match=r"python -m deploy\.setup"):
-        await require_streams(client.jetstream())
-    await client.close()
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "services.gateway"),
-        env=environment(settings, "gateway"),
-        stderr=asyncio.subprocess.PIPE,
-    )
-    assert process.stderr is not None
-    assert b"deploy.setup" in await process.stderr.readline()
-    process.kill()
-    await process.wait()
-    async with open_flow(settings):
-        pass
-
-
-async def test_a_queue_of_an_earlier_version_gets_its_second_lane_and_keeps_its_songs(server: NatsServer) -> None:
-    client = await nats.connect(server.url)
-    js = client.jetstream()
-    await js.delete_stream(DEC)
-    (queue,) = (stream for stream in streams(500) if stream.name == DEC)
-    await js.add_stream(replace(queue, subjects=["jobs.dec.*"]))
-    (lane,) = (consumer for _, consumer in consumers(20) if consumer.durable_name == DEC_CONSUMERS["normal"])
-    await js.add_consumer(DEC, lane)
-    await js.publish(decode_subject("old"), b"{}")
-    await set_up(Settings(nats_url=server.url_of("bootstrap")))
-    await js.publish(decode_subject("old", "high"), b"{}")
-    assert {info.name: info.num_pending for info in await js.consumers_info(DEC)} == {"dec": 1, "dec-live": 1, "enc": 0}
-    await client.close()
-
-
-async def test_setting_up_again_changes_what_was_set_otherwise(
-    server: NatsServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HEARTMULA_NATS_URL", server.url_of("bootstrap"))
-    monkeypatch.setenv("HEARTMULA_QUEUE_LIMIT", "33")
-    client = await nats.connect(server.url)
-    old = replace(next(stream for stream in streams(33) if stream.name == "KV_GPU_LOCK"), max_age=None)
-    await client.jetstream().delete_stream("KV_GPU_LOCK")
-    await client.jetstream().add_stream(old)
-    await client.close()
-    assert await asyncio.to_thread(main) == 0
-    client = await nats.connect(server.url)
-    assert (await client.jetstream().stream_info("TOK")).config.max_msgs == 33
-    assert (await client.jetstream().stream_info("KV_GPU_LOCK")).config.max_age == LOCK_MAX_AGE
-    assert len(await client.jetstream().streams_info()) == len(streams(33))
-    await client.close()
-    monkeypatch.setenv("HEARTMULA_NATS_URL", "")
-    assert await asyncio.to_thread(main) == 2

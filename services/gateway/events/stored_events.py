@@ -36,7 +36,9 @@ class StoredEvent:
 
 
 def stored_event(sequence: int, subject: str, data: bytes | None) -> StoredEvent | None:
-    """Decode an event; None for one that this version cannot read."""
+    """Decode an event; None for one that this version cannot read, or that is about no song."""
+    if subject.endswith(".refused"):  # about a request from the intake; NATS clients alone get it
+        return None
     try:
         return StoredEvent(sequence, read_event(subject, data))
     except Unreadable as error:

@@ -21,7 +21,7 @@ from shared.errors import HeartMulaError, NoRoom, NotFound, Unavailable
 from shared.nats.connection import Connection
 from shared.nats.errors import nats_errors
 from shared.nats.streams import recordings_queued, songs_in_lane
-from shared.nats.subjects import DEC, TOK
+from shared.nats.subjects import DEC, INTAKE, TOK
 from shared.schema.worker import WorkerStatus
 from shared.settings import Settings
 from shared.storage.objects import ObjectStore
@@ -56,10 +56,11 @@ class QueueDepth(msgspec.Struct, frozen=True, kw_only=True):
     tokens: int | None = None
     decode: int | None = None
     encode: int | None = None  # recordings
+    intake: int | None = None  # requests that are stored, and not yet submitted
 
     @property
     def all(self) -> int:
-        """All of them."""
+        """All songs and recordings."""
         return (self.tokens or 0) + (self.decode or 0) + (self.encode or 0)
 
 
@@ -204,7 +205,7 @@ class Health:
         try:
             with nats_errors("NATS does not answer"):
                 async with asyncio.timeout(PROBE_SECONDS):
-                    tok, dec = await asyncio.gather(self._js.stream_info(TOK), self._js.stream_info(DEC))
+                    tok, dec, intake = await asyncio.gather(*map(self._js.stream_info, (TOK, DEC, INTAKE)))
                     twice, encode = await self._in_both_lanes(), await recordings_queued(self._js)
                     ages = {"tokens": await self._age(TOK, tok.state), "decode": await self._age(DEC, dec.state)}
         except NotFound:
@@ -213,7 +214,7 @@ class Health:
         except Unavailable as error:
             return Server(ok=False, error=self._nc.trouble or str(error)), QueueDepth(), False, {}
         decode = max(0, dec.state.messages - twice - encode)
-        depth = QueueDepth(tokens=tok.state.messages, decode=decode, encode=encode)
+        depth = QueueDepth(tokens=tok.state.messages, decode=decode, encode=encode, intake=intake.state.messages)
         return Server(ok=True), depth, dec.state.messages >= (dec.config.max_msgs or math.inf), ages
 
     async def _in_both_lanes(self) -> int:
