@@ -15,8 +15,8 @@ import pytest
 import websockets
 
 from deploy.local.servers.embedded import NatsServer, S3Server
-from services.client.client import Client
-from services.client.errors import Refused
+from heartmula_client.client import AsyncClient
+from heartmula_client.errors import Refused
 from services.gateway.auth.api_keys import digest_of_key
 from tests.integration.gateway_fixtures import (
     SONG,
@@ -281,19 +281,19 @@ async def test_songs_at_once_length_and_priority_are_limited(gateway: RunningGat
 
 
 async def test_the_client_sends_its_key(gateway: RunningGateway) -> None:
-    async with Client(gateway.base) as without_key:
+    async with AsyncClient(gateway.base) as without_key:
         with pytest.raises(Refused) as refused:
             await without_key.songs()
     assert refused.value.status == 401
-    async with Client(gateway.base, key="key-of-mallory") as mallory:
+    async with AsyncClient(gateway.base, key="key-of-mallory") as mallory:
         with pytest.raises(Refused, match="not known"):
             await mallory.songs()
-    async with Client(gateway.base, key="key-of-alice") as alice:
+    async with AsyncClient(gateway.base, key="key-of-alice") as alice:
         accepted = await alice.generate("la la", max_duration_ms=4000)
         await alice.cancel(accepted.job_id)
         assert [event.status async for event in alice.watch(accepted.job_id)][-1] == "cancelled"
     env = os.environ | {"HEARTMULA_URL": gateway.base, "HEARTMULA_API_KEY": "key-of-alice"}
-    command = (sys.executable, "-m", "services.client", "status", accepted.job_id)
+    command = (sys.executable, "-m", "heartmula_client", "status", accepted.job_id)
     process = await asyncio.create_subprocess_exec(*command, env=env, stdout=asyncio.subprocess.PIPE)
     out, _ = await process.communicate()
     assert "cancelled" in out.decode()

@@ -7,7 +7,7 @@ import pytest
 import websockets
 
 from deploy.local.servers.embedded import NatsServer, S3Server
-from services.client.client import Client
+from heartmula_client.client import AsyncClient
 from tests.integration.gateway_fixtures import SONG, RunningGateway, fresh_settings, running_gateway
 
 LISTED = "https://songs.example"
@@ -79,7 +79,7 @@ async def test_the_services_own_pages_listed_origins_and_programs_notice_nothing
         assert (await gateway.http.get(f"/generate/{job_id}/events", headers=headers)).status_code == 200
     assert await handshake(gateway, job_id, Origin=gateway.base) == 101
     assert await handshake(gateway, job_id) == 101
-    async with Client(gateway.base) as client:
+    async with AsyncClient(gateway.base) as client:
         accepted = await client.generate("la la", max_duration_ms=4000)
         await client.cancel(accepted.job_id)
         assert [event.status async for event in client.watch(accepted.job_id)][-1] == "cancelled"

@@ -14,7 +14,7 @@ from litestar.di import NamedDependency
 from services.gateway.api.docs.openapi import problems
 from services.gateway.api.responses import NO_STORE
 from services.gateway.auth.api_keys import Caller, Limits
-from services.gateway.auth.authenticate import COOKIE, COOKIE_SECONDS
+from services.gateway.auth.authenticate import COOKIE, COOKIE_SECONDS, key_in_headers
 
 AnyRequest = Request[Any, Any, Any]
 
@@ -35,7 +35,7 @@ async def session(caller: NamedDependency[Caller]) -> Response[SessionBody]:
 @post("/api/session", status_code=204, responses=problems(401))
 async def begin(request: AnyRequest, caller: NamedDependency[Caller]) -> Response[None]:
     """Put the key of the Authorization header into a cookie."""
-    key = request.headers.get("authorization", "").partition(" ")[2].strip()
+    key = key_in_headers(request) or ""
     cookies = [_cookie(request, key, COOKIE_SECONDS)] if key else []
     return Response(None, headers=NO_STORE, cookies=cookies)
 

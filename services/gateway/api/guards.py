@@ -13,7 +13,7 @@ from litestar.handlers import BaseRouteHandler
 from litestar.types import Send
 
 from services.gateway.auth.api_keys import Caller
-from services.gateway.auth.authenticate import Authenticator
+from services.gateway.auth.authenticate import Authenticator, key_in_headers
 from services.gateway.auth.origins import Address, Origin
 from services.gateway.errors import MEDIA_TYPE, ApiError
 from shared.settings import Settings
@@ -82,8 +82,8 @@ class PageRules:
         return address is not None and (address.cannot_be_rebound or address.host in self._names)
 
     def _has_valid_header(self, connection: Connection) -> bool:
-        """Whether a valid key is in the Authorization header: a page can set it only if it knows the key."""
-        if not self._authenticator.keys_required or "authorization" not in connection.headers:
+        """Whether a valid key is in the headers: a page can set it there only if it knows the key."""
+        if not self._authenticator.keys_required or key_in_headers(connection) is None:
             return False
         try:
             self._authenticator.caller(connection)

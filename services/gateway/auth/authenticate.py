@@ -11,6 +11,7 @@ from shared.nats.subjects import TENANT
 
 COOKIE = "heartmula_key"
 COOKIE_SECONDS = 30 * 86400
+ELEVENLABS_HEADER = "xi-api-key"  # in which ElevenLabs' clients send their key
 
 Connection = ASGIConnection[Any, Any, Any, Any]
 
@@ -27,13 +28,11 @@ class Authenticator:
         return self._keys.required
 
     def caller(self, connection: Connection) -> Caller:
-        """The caller, by the Authorization header or else the cookie. Raises a 401 `ApiError`."""
+        """The caller, by a key in the headers or else in the cookie. Raises a 401 `ApiError`."""
         if not self.keys_required:
             return Caller(TENANT)
-        header = connection.headers.get("authorization")
-        if header is not None:
-            scheme, _, key = header.partition(" ")
-            return self._caller_with(key.strip() if scheme.lower() == "bearer" else "")
+        if (key := key_in_headers(connection)) is not None:
+            return self._caller_with(key)
         # Browsers send a cookie with requests that pages of others make; the header only a page of ours can set.
         # SameSite keeps other sites out, but not other ports of this host.
         if _is_from_elsewhere(connection):
@@ -56,6 +55,15 @@ class Authenticator:
         if caller is None:
             raise _unauthorized("this API key is not known")
         return caller
+
+
+def key_in_headers(connection: Connection) -> str | None:
+    """The key that the headers give, empty where they give one in another way; None without such a header."""
+    header = connection.headers.get("authorization")
+    if header is None:
+        return connection.headers.get(ELEVENLABS_HEADER)
+    scheme, _, key = header.partition(" ")
+    return key.strip() if scheme.lower() == "bearer" else ""
 
 
 def _is_from_elsewhere(connection: Connection) -> bool:

@@ -1,0 +1,1 @@
+"""ElevenLabs' API for music."""

@@ -1,0 +1,1 @@
+"""OpenAI's API for speech: its requests, its errors, its list of models."""
