@@ -178,7 +178,7 @@ class Settings:
         "HEARTMULA_WEBHOOK_SECRET", parse.webhook_secret, "", "whsec_…, signs webhooks; unset: no webhooks", secret=True
     )
     webhook_private: bool = _setting(
-        "HEARTMULA_WEBHOOK_PRIVATE", parse.flag, False, "whether webhooks may go to private addresses"
+        "HEARTMULA_WEBHOOK_PRIVATE", parse.flag, False, "whether webhooks may go to private addresses, as fetches may"
     )
     host: str = _setting("HEARTMULA_HOST", parse.text, "127.0.0.1", "address the gateway listens on")
     port: int = _setting("HEARTMULA_PORT", parse.integer(1, 65535), 8000, "port the gateway listens on")

@@ -20,9 +20,13 @@ from services.gateway.api.security_headers import secure
 from services.gateway.api.sse import event_stream
 from services.gateway.api.static_files import StaticFiles
 from services.gateway.api.websocket import events
+from services.gateway.compatible import errors as vendors
+from services.gateway.compatible import routes as compatible
+from services.gateway.compatible.browser_headers import REQUEST_HEADERS, RESPONSE_HEADERS
 from services.gateway.container import Container
 from services.gateway.errors import answer_error
-from services.gateway.submission.validation import MAX_BODY
+from services.gateway.mcp import route as mcp
+from shared.schema.request import MAX_BODY
 
 
 def create_app(container: Container) -> Litestar:
@@ -37,6 +41,7 @@ def create_app(container: Container) -> Litestar:
         "devices": container.devices,
         "event_feeds": container.event_feeds,
         "health": container.health,
+        "mcp_endpoint": container.mcp,
         "metrics": container.metrics,
         "model_limits": container.model_limits,
         "nats": container.nc,
@@ -44,6 +49,8 @@ def create_app(container: Container) -> Litestar:
         "recording_removal": container.recording_removal,
         "recordings": container.recordings,
         "rules": rules,
+        "served_model": container.served_model,
+        "song_answers": container.song_answers,
         "song_index": container.song_index,
         "songs": container.songs,
         "static_files": StaticFiles(),
@@ -57,8 +64,10 @@ def create_app(container: Container) -> Litestar:
         *audio.ROUTES,
         *recordings.ROUTES,
         *system.ROUTES,
+        *mcp.ROUTES,
         *session.ROUTES,
         *api_docs.ROUTES,
+        *compatible.ROUTES,
         event_stream,
     ]
     return Litestar(
@@ -76,20 +85,30 @@ def create_app(container: Container) -> Litestar:
                 "Idempotency-Key",
                 "If-None-Match",
                 "Last-Event-ID",
+                "Mcp-Method",
+                "Mcp-Name",
+                "Mcp-Protocol-Version",
                 "Range",
+                *REQUEST_HEADERS,
             ],
-            expose_headers=["ETag", "Location", "Retry-After", "Content-Range"],
+            expose_headers=["ETag", "Location", "Retry-After", "Content-Range", *RESPONSE_HEADERS],
         )
         if origins
         else None,
         guards=[rules.guard, need_key],
         state=State({"authenticator": container.authenticator, "outage": container.outage}),
         before_send=[secure],
-        exception_handlers={Exception: answer_error},
+        exception_handlers={Exception: _answer_error},
         request_max_body_size=MAX_BODY,
         logging_config=None,  # the process has its own; Litestar's would log bodies of errors
         openapi_config=openapi.config(),
     )
+
+
+def _answer_error(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
+    if request.scope["path"].startswith(vendors.PREFIX):
+        return vendors.answer_error(request, error)
+    return answer_error(request, error)
 
 
 def _always(part: object) -> Provide:

@@ -12,9 +12,16 @@ from services.gateway.api.reply_subjects import ReplySubjects
 from services.gateway.auth.api_keys import ApiKeys, read_keys
 from services.gateway.auth.authenticate import Authenticator
 from services.gateway.auth.quota import Quotas
+from services.gateway.background.deferred import DeferredSongs
 from services.gateway.background.reconciler import Reconciler
 from services.gateway.background.webhooks.consumer import Webhooks
+from services.gateway.compatible.requested_songs import RequestedSongs
+from services.gateway.compatible.served_model import ServedModel
+from services.gateway.compatible.song_answer import SongAnswers
 from services.gateway.events.broadcaster import Broadcaster
+from services.gateway.mcp.endpoint import McpEndpoint
+from services.gateway.mcp.fetching import Fetcher
+from services.gateway.mcp.parts import Parts
 from services.gateway.media.encodings import Encodings
 from services.gateway.media.growing_songs import GrowingSongs
 from services.gateway.media.listeners import ListenerReports
@@ -35,6 +42,7 @@ from services.gateway.songs.queue_position import QueuePositions
 from services.gateway.songs.status import Songs
 from services.gateway.songs.tree import Trees
 from services.gateway.submission.continuing import Continuations
+from services.gateway.submission.intake import Intake
 from services.gateway.submission.outage import Outage
 from services.gateway.submission.service import Submission
 from services.gateway.submission.validation import ModelLimits
@@ -60,7 +68,14 @@ class Container:
     """The parts of one gateway. Several gateways may run side by side: none keeps state that another would need."""
 
     def __init__(
-        self, settings: Settings, nc: Connection, store: ObjectStore, prompter: Prompter, *, can_encode: bool
+        self,
+        settings: Settings,
+        nc: Connection,
+        store: ObjectStore,
+        prompter: Prompter,
+        model: ServedModel,
+        *,
+        can_encode: bool,
     ) -> None:
         """`can_encode`: whether the codec worker has an encoder for recordings."""
         self.settings, self.nc, self.store = settings, nc, store
@@ -70,6 +85,7 @@ class Container:
         self.reconciler = Reconciler(nc, store, settings, self.metrics.reconciler)
         self.broadcaster = Broadcaster(nc, self.js, self.metrics.ended)
         self.song_index = SongIndex(nc, self.js)
+        self.metrics.deferred.set_function(self.song_index.deferred_now)
         self.webhooks = Webhooks(nc, settings, self.metrics.webhooks)
         keys = ApiKeys(settings.api_keys)
         self.authenticator, self.quotas = Authenticator(keys), Quotas(keys, self.song_index)
@@ -79,6 +95,9 @@ class Container:
         self.devices = Devices(self.js, self.health)
         self.outage = Outage(nc, self.health)
         self.eta = EtaEstimator(QueuePositions(nc, self.js), workers)
+        self.deferred = DeferredSongs(
+            nc, self.jobs, self.song_index, self.events, self.eta, settings.queue_limit, self.tasks.spawn
+        )
         self.songs = Songs(self.js, self.jobs, self.song_index, self.broadcaster, self.eta)
         self.trees = Trees(self.songs, self.song_index, self.jobs)
         self.canceller = Canceller(nc, self.songs, self.jobs, self.events, store, self.tasks)
@@ -99,20 +118,39 @@ class Container:
             self.model_limits,
             self.continuations,
             self.webhooks,
+            self.deferred,
             self.health,
             self.outage,
             self.eta,
             self.metrics,
             self.tasks.spawn,
         )
+        self.served_model = model
+        self.requested_songs = RequestedSongs(self.submission, self.canceller, self.tasks)
+        self.song_answers = SongAnswers(self.requested_songs, self.streams)
         self.recordings = Recordings(self.jobs, self.song_index)
         self.recording_removal = RecordingRemoval(nc, self.recordings, self.jobs, store)
         storing = RecordingStore(nc, self.jobs, store, self.outage)
         self.uploads = Uploads(
             settings, self.quotas, self.health, self.metrics, storing, self.outage, can_encode=can_encode
         )
+        self.mcp = McpEndpoint(
+            Parts(
+                submission=self.submission,
+                songs=self.songs,
+                canceller=self.canceller,
+                event_feeds=self.event_feeds,
+                recordings=self.recordings,
+                uploads=self.uploads,
+                outage=self.outage,
+                fetcher=Fetcher(settings),
+            )
+        )
         replies = ReplySubjects(settings, self.metrics.unanswered)
-        self.nats_requests = NatsRequests(nc, self.authenticator, self.submission, self.jobs, replies, self.tasks.spawn)
+        self.intake = Intake(nc, self.authenticator, self.submission, self.outage)
+        self.nats_requests = NatsRequests(
+            nc, self.authenticator, self.submission, self.intake, self.jobs, replies, self.tasks.spawn
+        )
 
     @classmethod
     async def open(cls, settings: Settings, patience: float = START_PATIENCE) -> "Container":
@@ -123,7 +161,7 @@ class Container:
         """
         if settings.api_keys:  # a mistake in the file is reported before anything is waited for
             read_keys(settings.api_keys)
-        prompter, can_encode = await asyncio.to_thread(_open_model, settings)
+        prompter, model, can_encode = await asyncio.to_thread(_open_model, settings)
         server, name = broker(settings), f"gateway-{host_name()[:24]}"
         on_reconnect: list[Callable[[], None]] = []
 
@@ -137,13 +175,15 @@ class Container:
         try:
             await wait_until_available(server, lambda: require_streams(nc.jetstream(timeout=5)), patience)
             await wait_until_available(store.where, store.ensure_bucket, patience)
-            container = cls(settings, nc, store, prompter, can_encode=can_encode)
+            container = cls(settings, nc, store, prompter, model, can_encode=can_encode)
             await wait_until_available(server, container.broadcaster.start, patience)
             await container.nats_requests.start()
             container.reconciler.start()
             container.health.start()
             container.song_index.start()
+            container.deferred.start()
             await container.webhooks.start()
+            container.intake.start()
         except BaseException:
             await nc.close()
             store.close()
@@ -155,10 +195,14 @@ class Container:
         """Accept no more songs, finish what was begun, and disconnect."""
         self.uploads.close()
         self.streams.close()
+        self.requested_songs.close()
         self.encodings.close()
         self.renditions.close()
+        await self.mcp.close()
         with contextlib.suppress(Unavailable):
             await self.nats_requests.stop()
+        await self.intake.close()
+        await self.deferred.close()
         await self.tasks.close(_CLOSE_PATIENCE)
         await self.reconciler.close()
         await self.health.close()
@@ -170,11 +214,11 @@ class Container:
         self.store.close()
 
 
-def _open_model(settings: Settings) -> tuple[Prompter, bool]:
-    """What the gateway needs of the checkpoint: its tokenizer, and whether recordings can be encoded."""
+def _open_model(settings: Settings) -> tuple[Prompter, ServedModel, bool]:
+    """What the gateway needs of the checkpoint: tokenizer, name, and whether recordings can be encoded."""
     checkpoint = open_checkpoint(settings.model_path, settings.model_version)
     can_encode = settings.engine == "trivial" or (settings.engine == "native" and checkpoint.encoder is not None)
     try:
-        return Prompter(checkpoint), can_encode
+        return Prompter(checkpoint), ServedModel.of(checkpoint), can_encode
     except Exception as error:  # the tokenizers library raises nothing narrower
         raise ConfigError(f"{checkpoint.tokenizer_path} cannot be read: {error}") from None
