@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from collections.abc import AsyncIterator, Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,13 @@ import pytest
 
 from deploy.local.servers.embedded import NatsServer, S3Server
 from shared.audio.files import AudioWriter
+from shared.audio.forms import plain
 from shared.audio.tags import SongTags
 from shared.schema.event import Failed
 from tests.integration.gateway_fixtures import RunningGateway, fresh_settings, running_gateway
 from tests.unit.recordings import file_of, music
 
-SECONDS = 20  # of random requests
+SECONDS = 12  # of random requests
 
 _CONFIG = """
 [dictionaries.songs]
@@ -98,7 +100,9 @@ async def run(folder: Path, *command: str) -> str:
 async def test_random_requests_are_answered_as_documented(gateway: RunningGateway, tmp_path: Path) -> None:
     waiting, running, completed, failed, cancelled = [await gateway.submit(title=f"{n}") for n in range(5)]
     await gateway.move_to(running, "generating")
-    with AudioWriter(tmp_path / "song", "flac", 8000, SongTags.of((await gateway.job(completed)).request)) as writer:
+    with AudioWriter(
+        tmp_path / "song", plain("flac"), 8000, SongTags.of((await gateway.job(completed)).request)
+    ) as writer:
         writer.write(np.zeros((8000, 2), np.float32))
     await gateway.complete(completed, (tmp_path / "song").read_bytes())
     await gateway.move_to(failed, "generating", "failed", error="no")
@@ -128,23 +132,21 @@ async def test_random_requests_are_answered_as_documented(gateway: RunningGatewa
     assert "Traceback" not in gateway.log.read_text()
 
 
-_CLIENT = """
-post_hooks: []
-content_type_overrides: {audio/flac: application/octet-stream, audio/wav: application/octet-stream,
-                         audio/mpeg: application/octet-stream, audio/ogg: application/octet-stream}
-"""
-
-
 async def test_a_generated_client_gets_a_song_made(
     gateway: RunningGateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "client.yml").write_text(_CLIENT)
+    (tmp_path / "client.yml").write_text("post_hooks: []")  # without a formatter
     options = ("--meta=none", "--output-path=songs_client", "--config=client.yml", "--fail-on-warning")
-    await run(tmp_path, "openapi_python_client", "generate", f"--url={gateway.base}/schema", *options)
+    said = await run(tmp_path, "openapi_python_client", "generate", f"--url={gateway.base}/schema", *options)
+    assert said == "Generating songs_client\n"
     monkeypatch.syspath_prepend(tmp_path)
-    client_module, models, generate, status, result = (
+    client_module, models, types, generate, status, result, stream, upload = (
         importlib.import_module(f"songs_client{name}")
-        for name in ("", ".models", ".api.songs.generate", ".api.songs.status", ".api.songs.result")
+        for name in (
+            *("", ".models", ".types"),
+            *(f".api.songs.{name}" for name in ("generate", "status", "result", "stream")),
+            ".api.recordings.upload_recording",
+        )
     )
     async with client_module.Client(base_url=gateway.base, httpx_args={"trust_env": False}) as client:
         accepted = await generate.asyncio(client=client, body=models.GenerateRequest(lyrics="la", seed=7))
@@ -158,10 +160,37 @@ async def test_a_generated_client_gets_a_song_made(
         assert (found.status, found.progress, found.seed) == ("completed", 100, 7)
         audio = await result.asyncio(job_id, client=client)
         assert audio.payload.read() == b"audio"
+        assert (await stream.asyncio(job_id, client=client)).payload.read() == b"audio"
         part = await result.asyncio_detailed(job_id, client=client, range_="bytes=1-2")
         assert (part.status_code, part.headers["content-range"], part.content) == (206, "bytes 1-2/5", b"ud")
         wrong = await generate.asyncio(client=client, body=models.GenerateRequest(lyrics=" "))
         assert (wrong.type_, wrong.field) == ("/problems/invalid-request", "lyrics")
+    recording = file_of("wav", music(1.5))
+    form = models.UploadRecordingFilesBody(file=types.File(BytesIO(recording), "hum.wav", "audio/wav"))
+    for body in (types.File(BytesIO(recording)), form):  # the function without asyncio: the other reads no file
+        with client_module.Client(base_url=gateway.base, httpx_args={"trust_env": False}) as client:
+            uploaded = await asyncio.to_thread(upload.sync, client=client, body=body)
+            assert (uploaded.status, uploaded.upload_format) == ("queued", "wav")
+
+
+@pytest.mark.parametrize(
+    ("accept", "kind"),
+    [
+        ("application/octet-stream", "application/octet-stream"),
+        ("application/json;q=0.1, Application/Octet-Stream;q=0.9", "application/octet-stream"),
+        ("application/octet-stream, audio/*", "audio/flac"),
+        ("application/octet-stream, */*;q=0.1", "audio/flac"),
+        ("text/html", "audio/flac"),
+    ],
+)
+async def test_audio_has_the_name_of_bytes_for_clients_that_know_no_audio(
+    gateway: RunningGateway, accept: str, kind: str
+) -> None:
+    job_id = await gateway.submit()
+    await gateway.complete(job_id)
+    for path in ("result", "stream"):
+        answer = await gateway.http.get(f"/generate/{job_id}/{path}", headers={"Accept": accept})
+        assert (answer.status_code, answer.headers["content-type"]) == (200, kind)
 
 
 # --- the documents

@@ -1,5 +1,6 @@
 """Static files: the files of the web page, read and compressed once, served with a strict content policy."""
 
+import functools
 import gzip
 import mimetypes
 from collections.abc import Collection, Mapping
@@ -43,19 +44,24 @@ def accepts_gzip(header: str) -> bool:
 
 
 class StaticFile:
-    """A response body that is the same for every client; text is compressed, once.
+    """A response body that is the same for every client; text is compressed once, for the first who asks.
 
     A body that holds secrets beside a client's input must not be served like this: its compressed length would give
     them away.
     """
 
     def __init__(self, data: bytes, media_type: str) -> None:
-        self._media_type = media_type
-        self._forms = {"": (data, tag_of(data))}
-        if media_type.startswith("text/") or media_type in _COMPRESSED:
-            small = gzip.compress(data, mtime=0)
-            if len(small) < len(data):
-                self._forms["gzip"] = small, tag_of(small)
+        self._data, self._media_type = data, media_type
+
+    @functools.cached_property
+    def _forms(self) -> dict[str, tuple[bytes, str]]:
+        """The body and its entity tag, by content encoding."""
+        forms = {"": (self._data, tag_of(self._data))}
+        if self._media_type.startswith("text/") or self._media_type in _COMPRESSED:
+            small = gzip.compress(self._data, mtime=0)
+            if len(small) < len(self._data):
+                forms["gzip"] = small, tag_of(small)
+        return forms
 
     def response(self, request: Request[Any, Any, Any], headers: Mapping[str, str] | None = None) -> Response[bytes]:
         """Respond with the file, compressed where the client accepts that, or with 304 where it has it already."""

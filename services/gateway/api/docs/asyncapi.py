@@ -5,40 +5,19 @@ from typing import Any, get_args
 
 import msgspec
 
-from services.gateway.api.nats_requests import ERROR_CODES
+from services.gateway.api.nats_bodies import ERROR_CODES, RefusedBody, StoredBody, TakenBody
 from services.gateway.songs.event_feed import SnapshotBody
-from services.gateway.submission.accepted import AcceptedBody
-from shared.nats.subjects import event_subject, record_subject, submit_subject
+from services.gateway.submission.refused import Refused, RefusedEvent
+from shared.nats.subjects import event_subject, intake_subject, record_subject, submit_subject
 from shared.schema.base import VERSION
 from shared.schema.event import AnyEvent, CloudEvent
 from shared.schema.job import Job
 from shared.schema.request import GenerateRequest
 
 _EVENTS: tuple[type[msgspec.Struct], ...] = get_args(AnyEvent)
+_REFUSED = str(Refused.__struct_config__.tag)
 _SCHEMAS = "#/components/schemas/"
 _MESSAGES = "#/components/messages/"
-
-
-class TakenBody(AcceptedBody, frozen=True, kw_only=True):
-    """The answer to a NATS client whose song was accepted: a PubAck and more."""
-
-    stream: str
-    seq: int
-    duplicate: bool
-
-
-class ErrorBody(msgspec.Struct, frozen=True, kw_only=True):
-    """An error in JetStream's form."""
-
-    code: int
-    err_code: int
-    description: str
-
-
-class RefusedBody(msgspec.Struct, frozen=True, kw_only=True):
-    """The answer to a NATS client whose request failed."""
-
-    error: ErrorBody
 
 
 @cache
@@ -70,13 +49,18 @@ def _document() -> dict[str, Any]:
             | {"bindings": {"ws": {"method": "GET", "query": {"type": "object", "properties": {"after": after}}}}},
             "stream": _channel("stream", address, ["snapshot", *kinds], _STREAM, ["job_id"]),
             "events": _channel(
-                "nats", event_subject("{tenant}", "{job_id}", "{kind}"), kinds, _SUBJECTS, ["tenant", "job_id", "kind"]
+                "nats",
+                event_subject("{tenant}", "{job_id}", "{kind}"),
+                [*kinds, "requestRefused"],
+                _SUBJECTS,
+                ["tenant", "job_id", "kind"],
             ),
             "submit": _channel("nats", submit_subject("{tenant}"), ["request"], _SUBMIT, ["tenant"]),
+            "intake": _channel("nats", intake_subject("{tenant}"), ["request"], _INTAKE, ["tenant"]),
             "lookup": _channel(
                 "nats", record_subject("{tenant}", "{job_id}"), ["lookup"], _LOOKUP, ["tenant", "job_id"]
             ),
-            "replies": _channel("nats", None, ["taken", "record", "refused"], _REPLIES, []),
+            "replies": _channel("nats", None, ["taken", "stored", "record", "refused"], _REPLIES, []),
         },
         "operations": {
             "tellSocket": _operation("send", "socket", "A client gets events over a websocket."),
@@ -84,6 +68,7 @@ def _document() -> dict[str, Any]:
             | {"bindings": {"http": {"method": "GET", "query": {"type": "object", "properties": {"after": after}}}}},
             "tellSubjects": _operation("send", "events", "The gateway and the workers publish events."),
             "takeSong": _operation("receive", "submit", "A NATS client asks for a song.") | _REPLY,
+            "storeRequest": _operation("receive", "intake", "A NATS client leaves a request for a song.") | _REPLY,
             "lookUpSong": _operation("receive", "lookup", "A NATS client asks for the record of a song.") | _REPLY,
         },
         "components": {"messages": _messages(), "schemas": _schemas()},
@@ -102,6 +87,10 @@ _STREAM = (
 )
 _SUBJECTS = "The stream EVENTS, as it is stored: `id` is the sender's there, the sequence of the message orders them."
 _SUBMIT = "A request, or a JetStream publish. The header Nats-Msg-Id makes a repeated request harmless."
+_INTAKE = (
+    "A JetStream publish, or a request. It is stored, answered, and submitted afterwards, however long that takes. "
+    "`job_id` is the id that the song will have; a request that cannot be fulfilled becomes the event `refused`."
+)
 _LOOKUP = "A request without a body, answered with the record of the song as it is now."
 _REPLIES = (
     "The reply subject of a request. It has to be an inbox: its first token is _INBOX, _INBOX_client, _INBOX_ with the "
@@ -119,7 +108,7 @@ _REPLY: dict[str, Any] = {
 _PARAMETERS: dict[str, Any] = {
     "job_id": {"description": "of the song"},
     "tenant": {"description": "whose song it is; `local` where there are no API keys", "default": "local"},
-    "kind": {"description": "of event", "enum": [str(event.__struct_config__.tag) for event in _EVENTS]},
+    "kind": {"description": "of event", "enum": [*(str(event.__struct_config__.tag) for event in _EVENTS), _REFUSED]},
 }
 
 
@@ -158,6 +147,8 @@ def _messages() -> dict[str, Any]:
         "record": _message(Job),
         "lookup": {"name": "Lookup", "summary": "An empty request.", "payload": {"type": "string", "maxLength": 0}},
         "refused": _message(RefusedBody),
+        "stored": _message(StoredBody),
+        "requestRefused": _message(RefusedEvent),
     }
     codes = ", ".join(f"{code} {kind}" for kind, code in ERROR_CODES.items())
     found["refused"]["description"] = f"`err_code`: {codes}."
@@ -183,7 +174,7 @@ def _message(kind: type[msgspec.Struct]) -> dict[str, Any]:
 
 
 def _schemas() -> dict[str, Any]:
-    kinds = [SnapshotBody, CloudEvent, GenerateRequest, TakenBody, Job, RefusedBody, *_EVENTS]
+    kinds = [SnapshotBody, CloudEvent, GenerateRequest, TakenBody, StoredBody, Job, RefusedBody, RefusedEvent, *_EVENTS]
     _, components = msgspec.json.schema_components(kinds, ref_template=_SCHEMAS + "{name}")
     return {name: _plain(schema) for name, schema in components.items()}
 

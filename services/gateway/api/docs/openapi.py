@@ -31,8 +31,9 @@ from litestar.routes import BaseRoute, HTTPRoute
 from litestar.types import Method
 
 from services.gateway.api.guards import is_for_own_pages
+from services.gateway.api.responses import BYTES
 from services.gateway.errors import MEDIA_TYPE, PROBLEMS, Problem
-from shared.audio.files import CONTENT_TYPES
+from shared.audio.forms import CONTENT_TYPES
 from shared.schema.base import VERSION
 from shared.schema.request import GenerateRequest
 
@@ -40,6 +41,7 @@ Marks = Mapping[tuple[str, str], Mapping[str, Any]]  # the marks of routes, by p
 TEXT = Schema(type=OpenAPIType.STRING)
 NUMBER = Schema(type=OpenAPIType.INTEGER, minimum=0)
 BINARY = Schema(type=OpenAPIType.STRING, format=OpenAPIFormat.BINARY)
+AUDIO = dict.fromkeys((*CONTENT_TYPES.values(), BYTES), BINARY)  # the content of a response with audio, by media type
 ETAG = {"ETag": ("for If-None-Match", TEXT)}
 _SCHEMAS = "#/components/schemas/"
 _EVERYWHERE = (500,)
@@ -164,11 +166,14 @@ def json_body(kind: type[msgspec.Struct], example: Mapping[str, Any]) -> Request
 
 
 def file_body() -> RequestBody:
-    """Document a body that is a file, or a form with one."""
+    """Document a body that is a file, or a form with one.
+
+    Any content type is taken. One is named: generated clients have a function, or a branch, for each.
+    """
     form = Schema(type=OpenAPIType.OBJECT, properties={"file": BINARY}, required=["file"])
-    kinds = dict.fromkeys((*CONTENT_TYPES.values(), "application/octet-stream"), BINARY)
     content = {
-        kind: OpenAPIMediaType(schema=schema) for kind, schema in (kinds | {"multipart/form-data": form}).items()
+        BYTES: OpenAPIMediaType(schema=BINARY),
+        "multipart/form-data": OpenAPIMediaType(schema=form),
     }
     return RequestBody(
         content=content,

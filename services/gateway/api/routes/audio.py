@@ -11,7 +11,7 @@ from litestar.types import ASGIApp
 from services.gateway.api.audio_response import AudioResponses
 from services.gateway.api.audio_stream import AudioStreams
 from services.gateway.api.conditional import Conditions
-from services.gateway.api.docs.openapi import BINARY, ETAG, NUMBER, TEXT, Answer, operation, problems
+from services.gateway.api.docs.openapi import AUDIO, ETAG, NUMBER, TEXT, Answer, operation, problems
 from services.gateway.api.parameters import (
     Format,
     From,
@@ -23,11 +23,11 @@ from services.gateway.api.parameters import (
     start_second,
     stream_format,
 )
-from services.gateway.api.responses import GET_AND_HEAD
+from services.gateway.api.responses import GET_AND_HEAD, named_as_asked
 from services.gateway.api.stream_parts import Wanted
 from services.gateway.auth.api_keys import Caller
 from services.gateway.songs.status import Songs
-from shared.audio.files import CONTENT_TYPES
+from shared.audio.forms import plain
 from shared.audio.peaks import PeaksBody
 
 AnyRequest = Request[Any, Any, Any]
@@ -38,11 +38,11 @@ _AUDIO = ETAG | {
     "Content-Disposition": ("a file name", TEXT),
 }
 FILE_ANSWERS = {  # of a whole file, of songs and of recordings
-    200: Answer("the audio", _AUDIO, dict.fromkeys(CONTENT_TYPES.values(), BINARY)),
+    200: Answer("the audio", _AUDIO, AUDIO),
     206: Answer(
         "the part that was asked for",
         _AUDIO | {"Content-Range": ("`bytes first-last/size`", TEXT)},
-        dict.fromkeys(CONTENT_TYPES.values(), BINARY),
+        AUDIO,
     ),
     304: Answer("the audio is the same", ETAG),
     416: Answer(headers={"Content-Range": ("`bytes */size`", TEXT)}),
@@ -75,7 +75,9 @@ async def result(
     """
     job = await songs.find(caller.tenant, job_id)
     conditions = Conditions(request.method, if_none_match, range_, if_range)
-    return cast("ASGIApp", await audio.audio(job, audio_format(format), conditions))
+    return named_as_asked(
+        request.headers.get("accept"), cast("ASGIApp", await audio.audio(job, audio_format(format), conditions))
+    )
 
 
 _LIVE = {
@@ -96,7 +98,7 @@ _LIVE = {
                 "the audio, as it is made: it ends cleanly when the song ends, however that ends. A connection that "
                 "is cut before can be taken up again with a range",
                 _LIVE,
-                dict.fromkeys(CONTENT_TYPES.values(), BINARY),
+                AUDIO,
             ),
             206: Answer(
                 "the audio from the byte that was asked for on",
@@ -108,7 +110,7 @@ _LIVE = {
                         TEXT,
                     )
                 },
-                dict.fromkeys(CONTENT_TYPES.values(), BINARY),
+                AUDIO,
             ),
             304: Answer("the audio of a finished song is the same", ETAG),
             409: Answer(
@@ -138,10 +140,10 @@ async def stream(
     Waits up to a minute for the first of it. FLAC is sent as it will be in the finished file, but for the first 42
     bytes. Byte ranges are served, several or the last bytes of a song only when it is finished.
     """
-    form, start = stream_format(format), start_second(from_)
+    form, start = plain(stream_format(format)), start_second(from_)
     job = await songs.find(caller.tenant, job_id)
     conditions = Conditions(request.method, if_none_match, range_, if_range)
-    return await streams.stream(Wanted(job, form, start, conditions))
+    return named_as_asked(request.headers.get("accept"), await streams.stream(Wanted(job, form, start, conditions)))
 
 
 @route(

@@ -27,7 +27,7 @@ from services.gateway.api.parameters import (
     recording_status_filter,
     title_of,
 )
-from services.gateway.api.responses import GET_AND_HEAD, NO_STORE
+from services.gateway.api.responses import GET_AND_HEAD, NO_STORE, named_as_asked
 from services.gateway.api.routes.audio import FILE_ANSWERS
 from services.gateway.auth.api_keys import Caller
 from services.gateway.errors import ApiError, answer_error
@@ -152,7 +152,9 @@ async def recording_audio(
     """The audio of a recording as FLAC, or converted; byte ranges are served. It can be heard from the beginning."""
     job = await recordings.find(caller.tenant, recording_id)
     conditions = Conditions(request.method, if_none_match, range_, if_range)
-    return cast("ASGIApp", await audio.audio(job, audio_format(format), conditions))
+    return named_as_asked(
+        request.headers.get("accept"), cast("ASGIApp", await audio.audio(job, audio_format(format), conditions))
+    )
 
 
 @route(

@@ -5,7 +5,6 @@ from typing import Any, cast
 import msgspec
 from litestar import Request, Response, delete, get, post, route
 from litestar.di import NamedDependency
-from litestar.exceptions import InternalServerException
 from litestar.params import FromPath
 
 from services.gateway.api.conditional import tag_matches, tag_of
@@ -23,10 +22,10 @@ from services.gateway.api.parameters import (
     status_filter,
     truth,
 )
-from services.gateway.api.responses import GET_AND_HEAD, NO_STORE
+from services.gateway.api.request_body import json_of
+from services.gateway.api.responses import GET_AND_HEAD, NO_STORE, retry_seconds
 from services.gateway.auth.api_keys import Caller
 from services.gateway.auth.quota import Quotas
-from services.gateway.errors import ApiError
 from services.gateway.songs.cancel import CancelledBody, Canceller
 from services.gateway.songs.index import place_of
 from services.gateway.songs.status import Song, Songs, SongsBody, StatusBody
@@ -66,8 +65,9 @@ async def generate(
 
     The same request with the same Idempotency-Key is answered with the same song, whatever became of the first answer.
     """
-    accepted = (await submission.submit(caller, await _json_of(request), idempotency_key)).body
-    return Response(accepted, headers=NO_STORE | {"Location": accepted.status_url, "Retry-After": "1"})
+    accepted = await submission.submit(caller, await json_of(request), idempotency_key)
+    retry = {"Retry-After": str(retry_seconds(accepted.job, 1))}
+    return Response(accepted.body, headers=NO_STORE | {"Location": accepted.body.status_url} | retry)
 
 
 @post(
@@ -85,25 +85,13 @@ async def fit(
 ) -> Response[FitBody]:
     """How long a song may be beside these lyrics and tags: prompt and frames share the model's positions."""
     quotas.take_text(caller, request.client.host if request.client else "")
-    text = decode_fit(await _json_of(request))
+    text = decode_fit(await json_of(request))
     kept, of_frames = None, 0
     if text.continue_from is not None:
         origin = await continuations.find(caller.tenant, text.continue_from)
         kept, of_frames = origin.frames, origin.all_frames
     body = await model_limits.measure(text, caller.limits.max_duration_ms, kept, of_frames)
     return Response(body, headers=NO_STORE)
-
-
-async def _json_of(request: AnyRequest) -> bytes:
-    """The bytes of a JSON body. `submission.validation` decodes them: strictly, and with errors in plain words."""
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    # This also keeps out what pages of other sites may send without a preflight request.
-    if media_type != "application/json":
-        raise ApiError(415, "unsupported-media-type", "send JSON, with Content-Type: application/json")
-    try:
-        return await request.body()
-    except InternalServerException:  # Litestar's error for a client that leaves before it has sent everything
-        raise ApiError(408, "refused", "the connection ended before the whole body was there") from None
 
 
 @get("/generate", responses=problems(422, 503))
