@@ -1,9 +1,9 @@
 """``make chaos``: songs on a real stack under faults: killed and stopped processes, lost data, junk.
 
-Nothing accepted may be lost, made twice or made by two models at once, and each listener to a song hears all of it,
-byte for byte. First the trivial engine on two cards, then the demo checkpoint on one, then the whole stack killed seven
-times, with orderly restarts between, then servers whose disk fills up (as root alone, since a volume is mounted). The
-schedule follows from the seed alone. The last line is JSON; exit 1 when anything broke.
+Nothing accepted may be lost, made twice, begun before its time or made by two models at once, and each listener to a
+song hears all of it, byte for byte. First the trivial engine on two cards, then the demo checkpoint on one, then the
+whole stack killed seven times, with orderly restarts between, then servers whose disk fills up (as root alone, since a
+volume is mounted). The schedule follows from the seed alone. The last line is JSON; exit 1 when anything broke.
 """
 
 import argparse
@@ -20,6 +20,7 @@ from random import randrange
 
 from shared.settings import Settings
 from tests.chaos.run import Plan, Result, run
+from tests.chaos.verdict import BROKEN
 
 BOTH = 60  # MB: room for either model of the trivial engine, not for both
 DEMO_BOTH = 116  # the same for the demo checkpoint, whose encoder takes 112
@@ -65,6 +66,9 @@ def plans(minutes: float) -> list[Plan]:
             burst=60,
             poison=5,
             recordings=max(20, round(5 * minutes)),
+            invalid=10,
+            speeches=8,
+            spoken=(1, 60),
             gateways=2,
             cards=("card-a", "card-b"),
             settings=trivial,
@@ -115,9 +119,12 @@ def summary(seed: int, results: list[Result]) -> dict[str, object]:
     broken = [line for verdict in verdicts for line in verdict.broken]
     found: dict[str, object] = {"songs": sum(result.songs for result in results)}
     found |= {status: ends[status] for status in ("completed", "failed", "cancelled")}
-    for name in ("lost", "duplicated", "overlaps"):
+    for name in BROKEN:
         found[name] = sum(len(getattr(verdict, name)) for verdict in verdicts)
     found["faults"] = dict(sorted(sum((result.faults for result in results), Counter[str]()).items()))
+    found["later"] = sum(verdict.later for verdict in verdicts)
+    found["refused"] = sum(verdict.refused for verdict in verdicts)
+    found["left"] = sum((verdict.left for verdict in verdicts), Counter[str]())
     found["continued"] = sum(result.continued for result in results)
     found["recordings"] = sum(result.recordings for result in results)
     found["resumed"] = sum(verdict.resumed for verdict in verdicts)

@@ -37,6 +37,11 @@ class Listener:
     def name(self) -> str:
         return f"the {self.planned.format} listener of {self.song.planned.name} ({self.song.job_id})"
 
+    @property
+    def later(self) -> set[int]:
+        """Answers after which the player tries again: a song in the intake is unknown until it is submitted."""
+        return _LATER | {404} if self.song.planned.via == "intake" else _LATER
+
 
 class Audience:
     """All listeners of a run."""
@@ -126,7 +131,7 @@ class Audience:
                     if 0 < listener.planned.hangs_up <= len(listener.data) - begin:
                         return
                 await self._end(listener, f"ended after {len(listener.data)} bytes")
-            elif answer.status_code not in _LATER or self._ended(listener):
+            elif answer.status_code not in listener.later or self._ended(listener):
                 await self._end(listener, f"was refused: {answer.status_code} {(await answer.aread())[:200]!r}")
 
     async def _end(self, listener: Listener, how: str) -> None:

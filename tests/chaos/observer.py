@@ -12,16 +12,19 @@ from typing import Any
 import msgspec
 import nats
 from nats.aio.client import Client
+from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 from nats.js.errors import APIError
 
-from shared.nats.subjects import EVENTS, FAULTS, JOBS
+from services.gateway.submission.refused import RefusedEvent
+from shared.nats.subjects import EVENTS, FAULTS, INTAKE, JOBS
 from shared.schema.event import AnyEvent, CloudEvent
 from shared.schema.job import ENDED, Job
 from shared.settings import Settings
 from shared.storage.objects import PROBES, ObjectStore
 
+_COLLECT_SECONDS = 0.03  # after a change, for more: looking at each of thousands would make the observer late
 _SILENCE = 2.5  # seconds without even a heartbeat after which the consumer is created again
 
 
@@ -74,6 +77,7 @@ class Observer:
             with suppress(TimeoutError):
                 async with asyncio.timeout(left):
                     await changed.wait()
+                    await asyncio.sleep(_COLLECT_SECONDS)
         return True
 
     async def until_ended(self, job_ids: Sequence[str], patience: float) -> bool:
@@ -136,14 +140,33 @@ class Observer:
             with suppress(nats.errors.Error, OSError):
                 await subscription.unsubscribe()
 
+    async def until_submitted(self, patience: float) -> bool:
+        """Wait until the intake is empty; returns whether it is."""
+        deadline = time.monotonic() + patience
+        while time.monotonic() < deadline:
+            with suppress(nats.errors.Error, APIError, TimeoutError):
+                if not await self.subjects(INTAKE):
+                    return True
+            await asyncio.sleep(0.2)
+        return False
+
     # --- afterwards
 
     async def events(self) -> dict[str, list[AnyEvent]]:
         """Every event of every song, in order."""
         found: dict[str, list[AnyEvent]] = {}
-        for data in await self._stored(EVENTS, "events.>"):
-            event = msgspec.json.decode(data, type=CloudEvent).data
-            found.setdefault(event.job_id, []).append(event)
+        for message in await self._stored(EVENTS, "events.>"):
+            if not message.subject.endswith(".refused"):  # these are about no song
+                event = msgspec.json.decode(message.data, type=CloudEvent).data
+                found.setdefault(event.job_id, []).append(event)
+        return found
+
+    async def refusals(self) -> dict[str, list[RefusedEvent]]:
+        """Every refusal of a request from the intake, by the id that its song would have had."""
+        found: dict[str, list[RefusedEvent]] = {}
+        for message in await self._stored(EVENTS, "events.*.*.refused"):
+            event = msgspec.json.decode(message.data, type=RefusedEvent)
+            found.setdefault(event.data.job_id, []).append(event)
         return found
 
     async def subjects(self, stream: str, subject: str = ">") -> Counter[str]:
@@ -163,10 +186,10 @@ class Observer:
         )
         return [key for key in found if not key.startswith(PROBES)]
 
-    async def _stored(self, stream: str, subject: str) -> list[bytes]:
+    async def _stored(self, stream: str, subject: str) -> list[Msg]:
         count = sum((await self.subjects(stream, subject)).values())
         subscription = await self.js.subscribe(subject, stream=stream, ordered_consumer=True)
-        found = [(await subscription.next_msg(timeout=10)).data for _ in range(count)]
+        found = [await subscription.next_msg(timeout=10) for _ in range(count)]
         await subscription.unsubscribe()
         return found
 

@@ -36,8 +36,11 @@ from tests.chaos.verdict import (
     judge_objects,
     judge_queues,
     judge_records,
+    judge_refusals,
+    judge_times,
     queued_messages,
 )
+from tests.chaos.ways import ask_for_speech, plan_invalid, plan_speeches, plan_ways, shorten_intake, speech_songs, timed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +60,9 @@ class Plan:
     recordings: int = 0
     recorded: tuple[float, float] = (2.0, 40.0)  # length of recordings, seconds
     gateways: int = 1
+    invalid: int = 3  # requests that are left in the intake and have to be refused
+    speeches: int = 3  # requests for speech whose clients leave
+    spoken: tuple[float, float] = (1.0, 4.0)  # length of their songs, seconds
     cards: tuple[str, ...] = ("card-a",)
     crashes: int = 0  # of the whole stack, with orderly restarts between; instead of other faults of the system
     disk_mb: int = 0  # size of a volume for the servers, which is filled now and then; 0: none
@@ -83,6 +89,10 @@ async def run(plan: Plan, seed: int, folder: Path) -> Result:
     planned_songs = plan_listeners(Random(f"{seed} {plan.name} listeners"), planned_songs, plan.listened)
     others = Random(f"{seed} {plan.name} recordings")
     planned_recordings = plan_recordings(others, plan.recordings, plan.seconds, plan.recorded)
+    ways = Random(f"{seed} {plan.name} ways")
+    planned_songs = plan_ways(ways, planned_songs)
+    planned_invalid = plan_invalid(ways, plan.songs, plan.invalid, plan.seconds)
+    planned_speeches = plan_speeches(ways, plan.songs + plan.invalid, plan.speeches, plan.seconds, plan.spoken)
     planned_songs = plan_origins(others, planned_songs, planned_recordings, plan.continued)
     kinds = DISK_FAULTS if plan.disk_mb else SYSTEM_FAULTS
     faults = [] if plan.crashes else plan_faults(random, plan.seconds, plan.gap, plan.settings.lease_ttl, kinds)
@@ -90,20 +100,32 @@ async def run(plan: Plan, seed: int, folder: Path) -> Result:
     async with opening as stack, observing(stack) as (observer, client), listening(stack, observer) as audience:
         injector, song_faults = Injector(stack, observer), SongFaultInjector(client, observer, stack.log)
         origins = Origins(observer)
+        await shorten_intake(observer.js)
         stack.log(f"{plan.name}: {len(planned_songs)} songs, {len(faults)} faults of the system in {plan.seconds:g} s")
-        songs, recordings, _, crashed = await asyncio.gather(
+        songs, invalid, recordings, _, _, crashed = await asyncio.gather(
             submit_all(planned_songs, client, song_faults, origins, audience.admit),
+            submit_all(planned_invalid, client, song_faults, origins),
             upload_all(planned_recordings, stack, client, origins),
+            ask_for_all_speeches(planned_speeches, stack, observer),
             injector.run(faults),
             crash_repeatedly(stack, random, plan.crashes),
         )
         stack.log("all songs are accepted, all faults are over")
+        submitted = await observer.until_submitted(plan.patience)
+        stack.log("the intake is empty" if submitted else "requests are left in the intake")
         accepted = [*(song.job_id for song in songs), *(recording.recording_id for recording in recordings)]
         ended = await observer.until_ended(accepted, plan.patience)
+        ended &= await observer.until(
+            lambda: all(observer.ended(song.job_id) for song in speech_songs(planned_speeches, observer.states)),
+            plan.patience,
+        )
         stack.log("all songs and recordings have ended" if ended else "songs or recordings are left")
+        songs += speech_songs(planned_speeches, observer.states)
         await audience.finish()
         stack.log("all streams have ended")
-        verdict = await judge(stack, observer, client, songs, injector.junk, recordings=recordings, audience=audience)
+        verdict = await judge(
+            stack, observer, client, songs, injector.junk, invalid=invalid, recordings=recordings, audience=audience
+        )
         verdict.others += song_faults.broken
         crashes = [line for part in stack.parts for line in part.crashes]
         for line in crashes:
@@ -111,7 +133,7 @@ async def run(plan: Plan, seed: int, folder: Path) -> Result:
         if verdict.without_event:
             stack.log(f"{verdict.without_event} songs ended without an event")
         return Result(
-            songs=len(songs),
+            songs=len(planned_songs),
             continued=origins.continued,
             recordings=len(recordings),
             verdict=verdict,
@@ -153,7 +175,7 @@ async def submit_all(
 
     async def submit(planned: PlannedSong) -> AcceptedSong:
         await asyncio.sleep(began + planned.at - time.monotonic())
-        planned = await origins.resolve(planned)
+        planned = timed(await origins.resolve(planned))
         song = AcceptedSong(planned=planned, job_id=await client.submit(planned))
         origins.add(song)
         on_accepted(song)
@@ -163,6 +185,19 @@ async def submit_all(
     async with asyncio.TaskGroup() as tasks:
         asked = [tasks.create_task(submit(planned)) for planned in planned_songs]
     return [task.result() for task in asked]
+
+
+async def ask_for_all_speeches(planned_speeches: list[PlannedSong], stack: Stack, observer: Observer) -> None:
+    """Ask for every speech at its time; returns when all clients have left."""
+    began = time.monotonic()
+
+    async def ask(planned: PlannedSong) -> None:
+        await asyncio.sleep(began + planned.at - time.monotonic())
+        await ask_for_speech(planned, stack.urls, observer)
+
+    async with asyncio.TaskGroup() as tasks:
+        for planned in planned_speeches:
+            tasks.create_task(ask(planned))
 
 
 async def upload_all(
@@ -189,12 +224,15 @@ async def judge(
     songs: list[AcceptedSong],
     junk: list[str],
     *,
+    invalid: Sequence[AcceptedSong] = (),
     recordings: Sequence[AcceptedRecording] = (),
     audience: Audience | None = None,
 ) -> Verdict:
     """Check every invariant after a run; stops the workers on the way."""
     verdict, states = Verdict(), observer.states
     judge_records(verdict, songs, states)
+    judge_times(verdict, songs, states)
+    judge_refusals(verdict, invalid, await observer.refusals())
     keys = await _until_clean(observer, songs)
     judge_objects(verdict, songs, states, [key for key in keys if not key.startswith("recordings/")])
     await judge_recordings(verdict, recordings, observer, keys)

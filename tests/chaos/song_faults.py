@@ -17,6 +17,7 @@ from tests.chaos.songs import AcceptedSong, Client
 
 _PATIENCE = 300.0  # for a song to reach a stage
 _LOOK_SECONDS = 0.02
+_ROOM_SECONDS = 0.3  # between two attempts to queue a song again
 
 
 class SongFaultInjector:
@@ -60,11 +61,15 @@ class SongFaultInjector:
         return not observer.ended(song.job_id)
 
     async def _cancel(self, song: AcceptedSong) -> None:
-        if await self._reaches_stage(song):
+        while await self._reaches_stage(song):
             self._record_fault(song)
             answer = await self._client.request("DELETE", f"/generate/{song.job_id}")
+            if answer.status_code == 404 and song.planned.via == "intake":  # it found the queue full, and comes again
+                await asyncio.sleep(_LOOK_SECONDS)
+                continue
             if answer.status_code not in (200, 409):  # 409: it was completed meanwhile
                 self.broken.append(f"{song.planned.name}: DELETE answered {answer.status_code} {answer.text}")
+            return
 
     async def _damage_tokens(self, song: AcceptedSong) -> None:
         """Delete or damage the song's tokens as soon as there are some, in the stage that the plan names or later."""
@@ -94,12 +99,13 @@ class SongFaultInjector:
 
     async def _queue_again(self, song: AcceptedSong) -> None:
         """Queue the song a second time, in the other lane: in its own there is room for one message a song."""
-        if not await self._reaches_stage(song):
-            return
         lane: Priority = "normal" if song.planned.request.priority == "high" else "high"
         order = TokenJob(job_id=song.job_id, tenant=TENANT)
-        try:
-            await self._observer.js.publish(token_subject(lane, song.job_id), msgspec.json.encode(order))
-            self._record_fault(song)
-        except (nats.errors.Error, APIError, TimeoutError):
-            self._log(f"duplicate-job: {song.planned.name} found no room")
+        while await self._reaches_stage(song):
+            try:
+                await self._observer.js.publish(token_subject(lane, song.job_id), msgspec.json.encode(order))
+                self._record_fault(song)
+                return
+            except (nats.errors.Error, APIError, TimeoutError):
+                self._log(f"duplicate-job: {song.planned.name} found no room")
+                await asyncio.sleep(_ROOM_SECONDS)

@@ -13,7 +13,7 @@ import msgspec
 import nats
 from nats.aio.client import Client as NatsClient
 
-from shared.nats.subjects import TENANT, submit_subject
+from shared.nats.subjects import TENANT, intake_subject, submit_subject
 from shared.schema.job import Status
 from shared.schema.request import AudioFormat, GenerateRequest
 from tests.chaos.poisoned import POISON_SEED
@@ -51,11 +51,12 @@ class PlannedSong:
     number: int
     at: float  # seconds after the begin
     request: GenerateRequest
-    via: Literal["http", "nats"]
+    via: Literal["http", "nats", "intake", "speech"]
     fault: str | None = None
     stage: Status = "queued"  # in which the fault hits it
     delay: float = 0  # seconds after it was seen in that stage
     key: str = ""  # its idempotency key
+    wait: float = 0  # seconds after its request before which it is not to be begun
     listeners: tuple[PlannedListener, ...] = ()
     origin: PlannedOrigin | None = None
 
@@ -135,6 +136,7 @@ class Client:
         self.faults: Counter[str] = Counter()
         self._urls, self._nc, self._log = list(urls), nc, log
         self._refused: set[int] = set()  # songs that found the queue full
+        self._unheard: set[int] = set()  # songs of which an acknowledgement was lost on its way
         # Connections are not kept: a gateway that is killed must not be remembered.
         self._http = httpx.AsyncClient(timeout=8, trust_env=False, limits=httpx.Limits(max_keepalive_connections=0))
 
@@ -148,7 +150,7 @@ class Client:
         while True:
             attempt += 1
             pause, job_id = await (
-                self._over_nats(planned) if planned.via == "nats" else self._over_http(planned, attempt)
+                self._over_http(planned, attempt) if planned.via == "http" else self._over_nats(planned)
             )
             if job_id:
                 return job_id
@@ -186,10 +188,14 @@ class Client:
         return _AGAIN_SECONDS, ""
 
     async def _over_nats(self, planned: PlannedSong) -> tuple[float, str]:
-        headers = {"Nats-Msg-Id": planned.key}
+        headers, intake = {"Nats-Msg-Id": planned.key}, planned.via == "intake"
+        subject, body = (intake_subject if intake else submit_subject)(TENANT), msgspec.json.encode(planned.request)
         try:
-            body = msgspec.json.encode(planned.request)
-            message = await self._nc.request(submit_subject(TENANT), body, timeout=5, headers=headers)
+            if intake and planned.number % 2 and planned.number not in self._unheard:
+                await self._nc.publish(subject, body, self._nc.new_inbox(), headers)
+                self._unheard.add(planned.number)
+                self.faults["ack-lost"] += 1
+            message = await self._nc.request(subject, body, timeout=5, headers=headers)
         except (nats.errors.Error, TimeoutError, OSError):
             return _AGAIN_SECONDS, ""
         answer: dict[str, Any] = json.loads(message.data)

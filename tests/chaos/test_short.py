@@ -43,9 +43,12 @@ async def test_no_song_is_lost_made_twice_by_two_models_at_once_or_heard_in_part
     assert broken == ""
     assert not result.crashes
     assert result.songs == PLAN.songs
-    kinds = {kind for kind, _ in SYSTEM_FAULTS} | set(SONG_FAULTS) | {"poison", "queue-full"}
+    kinds = {kind for kind, _ in SYSTEM_FAULTS} | set(SONG_FAULTS) | {"poison", "queue-full", "ack-lost"}
     assert set(result.faults) - {"upload-cut"} == kinds
     assert result.listening["compared"] > 0
     assert result.listening["returns"] > 0
     assert result.continued > 0
+    assert result.verdict.later > 0
+    assert result.verdict.left.total() > 0
+    assert result.verdict.refused == PLAN.invalid
     assert result.recordings == PLAN.recordings

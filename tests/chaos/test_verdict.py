@@ -1,13 +1,28 @@
 """The verdict on a run: a run that broke an invariant does not pass."""
 
+from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
+
+from services.gateway.errors import Problem
+from services.gateway.submission.refused import Refused, RefusedEvent
 from shared.schema.event import Cancelled, Completed, Progress, SongEvent, Stage
 from shared.schema.job import Job, Status
 from shared.schema.request import GenerateRequest
 from tests.chaos.listeners import difference
 from tests.chaos.songs import AcceptedSong, PlannedSong
-from tests.chaos.verdict import Verdict, judge_devices, judge_events, judge_objects, judge_queues, judge_records
+from tests.chaos.verdict import (
+    Verdict,
+    judge_devices,
+    judge_events,
+    judge_objects,
+    judge_queues,
+    judge_records,
+    judge_refusals,
+    judge_times,
+)
 
 REQUEST = GenerateRequest(lyrics="la", title="song 0", seed=1, max_duration_ms=1000)
 
@@ -37,6 +52,52 @@ def test_only_songs_that_end_once_and_without_an_error_pass() -> None:
     assert judged("queued", "completed", "completed").duplicated
     assert judged("queued", "completed", fault="poison").others
     assert judged("queued", "cancelled").others
+
+
+def test_a_song_may_end_unmade_where_its_client_left_and_not_otherwise() -> None:
+    verdict = Verdict()
+    judge_records(verdict, [song("leave")], {"a": [job("queued"), job("cancelled")]})
+    assert not verdict.broken
+    assert verdict.left == {"cancelled": 1}
+    judge_records(verdict, [song("leave")], {"a": [job("queued")]})
+    assert verdict.lost
+
+
+def test_a_song_that_is_begun_before_its_time_is_found() -> None:
+    asked = msgspec.structs.replace(REQUEST, not_before=datetime.fromtimestamp(100, UTC))
+    later = AcceptedSong(planned=replace(song().planned, request=asked), job_id="a")
+
+    def judged(*states: Job) -> Verdict:
+        verdict = Verdict()
+        judge_times(verdict, [later], {"a": states})
+        return verdict
+
+    waiting, made = job("queued", not_before=100.0), job("completed", not_before=100.0, started_at=100.5)
+    assert not judged(waiting, made).broken
+    assert judged(waiting, made).later == 1
+    assert not judged(waiting, job("cancelled", not_before=100.0)).broken
+    assert judged(waiting, job("generating", started_at=99.5), made).early
+    assert judged(job("completed", started_at=99.5)).early
+
+
+def test_an_invalid_request_is_refused_and_no_other_one() -> None:
+    def refused(event_id: str = "1", job_id: str = "a", field: str = "topk") -> RefusedEvent:
+        problem = Problem(type="", title="", status=422, detail="why", field=field)
+        data = Refused(job_id=job_id, key="k", problem=problem)
+        return RefusedEvent(id=event_id, type="", subject=job_id, time="", data=data)
+
+    def judged(*events: RefusedEvent, invalid: bool = True) -> Verdict:
+        verdict = Verdict()
+        judge_refusals(verdict, [song("invalid")] if invalid else [], {"a": events} if events else {})
+        return verdict
+
+    assert not judged(refused()).broken
+    assert judged(refused(), refused("2")).refused == 1
+    assert not judged(refused(), refused("2")).broken
+    assert judged().lost
+    assert judged(refused(), refused()).duplicated
+    assert judged(refused(field="lyrics")).others
+    assert judged(refused(), invalid=False).lost
 
 
 def test_a_second_song_made_for_one_request_is_found() -> None:

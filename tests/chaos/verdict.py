@@ -1,6 +1,7 @@
 """The invariants, checked after a run without a look into the services."""
 
 import fcntl
+import math
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -8,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from shared.nats.subjects import DEC, TOK, dead_subject
+from services.gateway.submission.refused import RefusedEvent
+from shared.nats.subjects import DEC, INTAKE, TOK, dead_subject
 from shared.schema.event import AnyEvent, Progress, Stage
 from shared.schema.job import ENDED, Job, Status
 from shared.storage.keys import keys_with_renditions
@@ -16,6 +18,7 @@ from tests.chaos.observer import Observer
 from tests.chaos.songs import AcceptedSong
 
 _MODELS = {"heartmula", "heartcodec", "encoder"}  # as the ledger names them
+BROKEN = ("lost", "duplicated", "early", "overlaps")  # invariants, as fields of a verdict
 _END_KINDS = {"completed", "failed", "cancelled"}
 
 
@@ -26,18 +29,22 @@ class Verdict:
     ends: Counter[Status] = field(default_factory=Counter)
     lost: list[str] = field(default_factory=list)
     duplicated: list[str] = field(default_factory=list)
+    early: list[str] = field(default_factory=list)
     overlaps: list[str] = field(default_factory=list)
     others: list[str] = field(default_factory=list)
     resumed: int = 0  # times that a song went on from frames made before
     wasted_frames: int = 0  # that were made again
     without_event: int = 0  # songs that ended without an event
     recordings: int = 0  # that are ready
+    later: int = 0  # songs that were accepted before their time
+    refused: int = 0  # invalid requests
+    left: Counter[Status] = field(default_factory=Counter)  # how songs ended whose clients left
 
     @property
     def broken(self) -> list[str]:
         """All lines, each of which names a broken invariant."""
         found = []
-        for name in ("lost", "duplicated", "overlaps"):
+        for name in BROKEN:
             found += [f"{name}: {line}" for line in getattr(self, name)]
         return found + self.others
 
@@ -57,12 +64,13 @@ def judge_records(verdict: Verdict, songs: Sequence[AcceptedSong], states: Mappi
             )
             continue
         verdict.ends[job.status] += 1
+        verdict.left[job.status] += song.planned.fault == "leave"
         poisoned = song.planned.fault == "poison"
         if job.status == "failed" and not poisoned:
             verdict.lost.append(f"{name} failed: {job.error}")
         if poisoned and (job.status != "failed" or not job.error):
             verdict.others.append(f"{name} is poison, but {job.status} with error {job.error}")
-        if job.status == "cancelled" and song.planned.fault != "cancel":
+        if job.status == "cancelled" and song.planned.fault not in ("cancel", "leave"):
             verdict.others.append(f"{name} was cancelled without a request")
         ended = [index for index, state in enumerate(history) if state.status in ENDED]
         if ended[0] != len(history) - 1:
@@ -75,6 +83,41 @@ def judge_records(verdict: Verdict, songs: Sequence[AcceptedSong], states: Mappi
         if job.job_id not in taken and job.recording is None:
             beside = " beside the one that was" if titles[str(job.request.title)] > 1 else ""
             verdict.others.append(f"{job.request.title}: {job.job_id} was never answered{beside}, it is {job.status}")
+
+
+def judge_times(verdict: Verdict, songs: Sequence[AcceptedSong], states: Mapping[str, Sequence[Job]]) -> None:
+    """No song was begun before its time."""
+    for song in songs:
+        moment, history = song.planned.request.not_before, states.get(song.job_id, [])
+        if moment is None or not history:
+            continue
+        verdict.later += history[-1].not_before is not None
+        begun = min((state.started_at for state in history if state.started_at is not None), default=math.inf)
+        if (ahead := moment.timestamp() - begun) > 0:
+            verdict.early.append(f"{song.planned.name} ({song.job_id}) was begun {ahead:.2f} s before its time")
+
+
+def judge_refusals(
+    verdict: Verdict, invalid: Sequence[AcceptedSong], refusals: Mapping[str, Sequence[RefusedEvent]]
+) -> None:
+    """Every invalid request from the intake was refused, for its fault, and no other one was.
+
+    A request of which NATS has forgotten that it had it may be refused a second time, by an event of another id.
+    """
+    for song in invalid:
+        found, name = refusals.get(song.job_id, []), f"{song.planned.name} ({song.job_id})"
+        verdict.refused += bool(found)
+        if not found:
+            verdict.lost.append(f"{name} is invalid, but was not refused")
+        if len(found) > len({event.id for event in found}):
+            verdict.duplicated.append(f"{name} was refused by the same event {len(found)} times")
+        verdict.others += [
+            f"{name} was refused for another reason: {event.data.problem.detail}"
+            for event in found
+            if event.data.problem.field != "topk"
+        ]
+    for job_id in set(refusals) - {song.job_id for song in invalid}:
+        verdict.lost.append(f"{job_id} was refused: {refusals[job_id][0].data.problem.detail}")
 
 
 def judge_events(verdict: Verdict, songs: Sequence[AcceptedSong], events: Mapping[str, Sequence[AnyEvent]]) -> None:
@@ -182,5 +225,5 @@ def judge_accounts(verdict: Verdict, folder: Path) -> None:
 
 
 async def queued_messages(observer: Observer) -> Counter[str]:
-    """How many messages each subject of both queues holds."""
-    return await observer.subjects(TOK) + await observer.subjects(DEC)
+    """How many messages each subject of both queues and of the intake holds."""
+    return await observer.subjects(TOK) + await observer.subjects(DEC) + await observer.subjects(INTAKE)

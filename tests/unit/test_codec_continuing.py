@@ -182,6 +182,16 @@ def test_the_trivial_codec_keeps_what_it_can(at: int) -> None:
     assert_begins_alike(TrivialCodec(0), child, grandchild, at + 20, ahead=0)
 
 
+@pytest.mark.parametrize("at", [10, 320, 340, 400, 670])
+def test_the_trivial_codec_keeps_no_more_of_the_oldest_song_than_the_next_one_left(at: int) -> None:
+    child = SongOf.first(700, seed=1).continued(at, 760, seed=2)
+    grandchild, parted = child.continued(at - 8, 760, seed=3), samples_of(at - 8, TrivialCodec.sample_rate)
+    alone = SongOf(grandchild.codes, job_of(3))
+    codec = TrivialCodec(0)
+    assert np.array_equal(grandchild.audio(codec)[:parted], child.audio(codec)[:parted])
+    assert np.array_equal(grandchild.audio(codec)[parted:], alone.audio(codec)[parted:])
+
+
 def test_a_song_of_the_demo_goes_on_at_30_db_or_more_and_without_a_click() -> None:
     """Its own noise would do here; what is taken over must not make a click of it."""
     codec, language = ready_codec(DEMO, 3), ready(DEMO)

@@ -119,10 +119,13 @@ class TrivialCodec:
 
     def _phases(self, seed: int, frames: range, kept: KeptWindows) -> np.ndarray:
         """Phases of the beeps of a song's `frames`, in radians, float64 ``[frames]``."""
-        hop = self._windows.hop
+        hop, earlier = self._windows.hop, kept.earlier
+        # A later song may have kept less than the one before it had of that one's own.
+        ends = [min(later.frames for later in earlier[number:]) for number in range(len(earlier))]
 
         def seed_at(frame: int) -> int:
-            before = (found.seed for found in kept.earlier if found.window * hop <= frame < found.frames)
+            songs = zip(earlier, ends, strict=True)
+            before = (found.seed for found, end in songs if found.window * hop <= frame < end)
             return next(before, kept.seed(frame // hop, seed))
 
         return np.array([_phase(seed_at(frame)) for frame in frames])
