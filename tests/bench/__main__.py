@@ -56,8 +56,8 @@ BENCHES: dict[str, Bench] = {
 def smoke(folder: Path, options: Options) -> None:
     """Run every measurement once on the golden checkpoint, which takes seconds."""
     checkpoint = checkpoints.golden(folder)
-    lm("golden", checkpoint, "float32", {1, 2} if options.reference else set(), [1, 2], 3, options)
-    codec("golden", checkpoint, 1, options)
+    lm("golden", checkpoint, "float32", {1} if options.reference else set(), [1], 3, options)
+    codec("golden", checkpoint, 1, options, ("bfloat16",))
     precision_rows("golden", checkpoint, 1)
     encoder("golden", open_checkpoint(checkpoints.GOLDEN_ENCODER), 1)
     joins_smoke(checkpoint)

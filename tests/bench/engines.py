@@ -66,9 +66,15 @@ def bandwidth(native: Worker, checkpoint: Checkpoint, dtype: str, rounds: int) -
     }
 
 
-def codec(config: str, checkpoint: Checkpoint, rounds: int, options: Options) -> None:
-    """Measure one window of 29.76 s: the native codec in either precision, heartlib's in float32."""
-    for dtype in ("bfloat16", "float32"):
+def codec(
+    config: str,
+    checkpoint: Checkpoint,
+    rounds: int,
+    options: Options,
+    dtypes: tuple[str, ...] = ("bfloat16", "float32"),
+) -> None:
+    """Measure one window of 29.76 s: the native codec in each precision, heartlib's in float32."""
+    for dtype in dtypes:
         with ExitStack() as stack:
             sides = [stack.enter_context(worker("native", "codec", checkpoint, dtype))]
             if options.reference:

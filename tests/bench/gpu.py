@@ -39,7 +39,10 @@ class Size:
     ratios: tuple[tuple[int, int], ...]
     small: tuple[tuple[int, int], ...]  # of those, which with int8 weights
     profiled: tuple[tuple[int, int], ...]
+    warm: int  # frames before the first that is timed: kernels are compiled and graphs recorded
     timed: int  # frames
+    compared: int  # frames of each way in a ratio
+    counted: int  # frames whose kernels are counted
     steps: int  # of the codec
     rounds: int  # windows
     window: int  # frames before the first sound
@@ -57,7 +60,10 @@ FULL = Size(
     ratios=((1, 2048), (8, 2048)),
     small=((1, 2048), (16, 2048), (1, 512)),
     profiled=((1, 2048), (16, 2048)),
+    warm=6,
     timed=24,
+    compared=12,
+    counted=2,
     steps=STEPS,
     rounds=3,
     window=372,
@@ -71,7 +77,10 @@ TINY = Size(
     ratios=((1, 50),),
     small=((1, 50),),
     profiled=((2, 50),),
-    timed=2,
+    warm=1,
+    timed=1,
+    compared=1,
+    counted=1,
     steps=1,
     rounds=0,
     window=12,
@@ -103,7 +112,7 @@ class Bench:
                 frames = partial(lm.frame, songs, position, "graphs", size.timed, profile=profile)
                 measure(f"frames of {songs} songs at {position}", frames, 4 + songs / 2)
             for songs, position in size.ratios:
-                measure(f"graphs, kernels, loop: {songs} songs", partial(lm.ratio, songs, position), 15)
+                measure(f"graphs, kernels, loop: {songs} songs", partial(lm.ratio, songs, position, size.compared), 15)
             measure("parking", partial(lm.parking, size.prompt + size.frames), 8)
             lm.engine.to_host()  # a small card has no room for both models
         if measure("the codec's checkpoint", self.write_codec, 20):
@@ -144,7 +153,15 @@ class Bench:
     def load_lm(self) -> None:
         size = self.size
         self.lm = LM(
-            self.device, self.report, self.lm_checkpoint, "bfloat16", size.slots, prompt=size.prompt, frames=size.frames
+            self.device,
+            self.report,
+            self.lm_checkpoint,
+            "bfloat16",
+            size.slots,
+            prompt=size.prompt,
+            frames=size.frames,
+            warm=size.warm,
+            counted=size.counted,
         )
         self.lm.copy_gb_per_s = self.copy_gb_per_s
         self.lm.load()

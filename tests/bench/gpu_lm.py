@@ -16,7 +16,6 @@ from tests.bench.gpu_report import Report, Row
 from tests.gpu.engines import Way, codes_of, prompt_of, take
 
 SPARE = 96  # frames that a song could still have at the end of a measurement
-WARM = 6  # frames before the first that is timed: kernels are compiled and graphs recorded
 PROFILED = 12  # kernels that a profile names, those that take longest
 
 
@@ -24,10 +23,21 @@ class LM:
     """An engine on the device and its measurements. Positions and songs are arguments: a test takes few."""
 
     def __init__(
-        self, device: Device, report: Report, checkpoint: Checkpoint, dtype: str, slots: int, prompt: int, frames: int
+        self,
+        device: Device,
+        report: Report,
+        checkpoint: Checkpoint,
+        dtype: str,
+        slots: int,
+        *,
+        prompt: int,
+        frames: int,
+        warm: int,
+        counted: int,
     ) -> None:
         self.device, self.report, self.checkpoint, self.dtype = device, report, checkpoint, dtype
         self.slots, self.prompt, self.frames = slots, prompt, frames
+        self.warm, self.counted = warm, counted
         self.copy_gb_per_s = 0.0  # of the device's own copies; 0 until it was measured
         self.engine = NativeEngine(checkpoint, device.name, dtype, slots)
         self.int8 = "off"
@@ -94,14 +104,14 @@ class LM:
                     for number in range(songs):
                         codes = codes_of(self.checkpoint, position - self.prompt, number)
                         self.engine.admit(f"song {number}", self._song(position, number), codes)
-                    first = [self.device.milliseconds(self.engine.step) for _ in range(WARM)]
+                    first = [self.device.milliseconds(self.engine.step) for _ in range(self.warm)]
                     taken = [self._step() for _ in range(timed)]
                 except DeviceFull as error:
                     what = f"frame of {songs} songs at {position}, {way}, int8 {self.int8}"
                     self.report.emit("skipped", what=what, why=str(error)[:160])
                     return 0.0
             peaks = self.device.peaks()
-            kernels = self.device.kernels(lambda: [self.engine.step() for _ in range(2)])
+            kernels = self.device.kernels(lambda: [self.engine.step() for _ in range(self.counted)])
         finally:
             for number in range(songs):
                 self.engine.drop(f"song {number}")
@@ -115,8 +125,8 @@ class LM:
             position=position,
             ms=round(ms, 3),
             songs_per_s=round(80 * songs / ms, 2),
-            launches=sum(count for count, _ in kernels.values()) // 2,
-            kernels_ms=round(sum(us for _, us in kernels.values()) / 2000, 3),
+            launches=sum(count for count, _ in kernels.values()) // self.counted,
+            kernels_ms=round(sum(us for _, us in kernels.values()) / self.counted / 1000, 3),
             gb=round(bytes_read / 1e9, 3),
             gb_per_s=round(reached, 1),
             of_copy=round(reached / self.copy_gb_per_s, 3) if self.copy_gb_per_s else 0.0,
@@ -128,13 +138,17 @@ class LM:
         if profile:
             longest = sorted(kernels.items(), key=lambda item: -item[1][1])[:PROFILED]
             for name, (count, us) in longest:
-                row: Row = {"kernel": name[:90], "a_frame": count // 2, "us_a_frame": round(us / 2, 1)}
+                row: Row = {
+                    "kernel": name[:90],
+                    "a_frame": count // self.counted,
+                    "us_a_frame": round(us / self.counted, 1),
+                }
                 self.report.emit("profile", way=way, songs=songs, position=position, **row)
         return ms
 
-    def ratio(self, songs: int, position: int) -> None:
+    def ratio(self, songs: int, position: int, timed: int) -> None:
         """Measure frames made in three ways, and the time of a plain loop relative to graphs and kernels."""
-        ms = {way: self.frame(songs, position, way, 12) for way in ("graphs", "kernels", "loop")}
+        ms = {way: self.frame(songs, position, way, timed) for way in ("graphs", "kernels", "loop")}
         if all(ms.values()):
             self.report.emit(
                 "ratio",

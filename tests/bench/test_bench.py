@@ -6,13 +6,18 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from tests.bench import checkpoints
+from tests.bench.__main__ import main
 from tests.bench.device import check_device
+from tests.bench.pair_side import codec, language_model
+from tests.bench.pairs import alternate, interval
 from tests.bench.sides import ROOT
 
 FIELDS = {
@@ -76,15 +81,19 @@ def test_a_peak_of_memory_is_the_process_own(tmp_path: Path) -> None:
     assert 200 < int(run.stdout) < 300
 
 
-def test_a_device_that_pytorch_lacks_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    command = [sys.executable, "-m", "tests.bench", "lm_mid"]
-    environment = {**os.environ, "BENCH_DEVICE": "cuda:7", "CUDA_VISIBLE_DEVICES": "none"}
-    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert run.returncode == 1
-    assert run.stdout == ""
-    assert "BENCH_DEVICE=cuda:7 needs" in run.stderr
-    assert "unset BENCH_DEVICE" in run.stderr
-    assert "Traceback" not in run.stderr
+def test_a_device_that_pytorch_lacks_is_reported(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("BENCH_DEVICE", "cuda:7")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "none")
+    monkeypatch.setattr(sys, "argv", ["tests.bench", "lm_mid"])
+    with pytest.raises(SystemExit, match=r"^1$"):
+        main()
+    printed = capfd.readouterr()
+    assert printed.out == ""
+    assert "BENCH_DEVICE=cuda:7 needs" in printed.err
+    assert "unset BENCH_DEVICE" in printed.err
+    assert "Traceback" not in printed.err
     for device in ("cpu", "cpu:0"):
         check_device(device)
     for device in ("gpu", "meta", "cuda:x"):
@@ -105,6 +114,7 @@ def test_a_device_that_pytorch_lacks_is_reported(monkeypatch: pytest.MonkeyPatch
         check_device("cuda:2")
 
 
+@pytest.mark.slow
 def test_pairs_compare_this_checkout_with_another() -> None:
     command = [sys.executable, "-m", "tests.bench.pairs", str(ROOT), "frame-float32-2", "--smoke", "--pairs", "7"]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -113,3 +123,23 @@ def test_pairs_compare_this_checkout_with_another() -> None:
     low, high = row["interval"]
     assert low <= row["ratio"] <= high
     assert run.returncode == int(row["slower"] is True)
+
+
+def test_a_side_of_a_pair_makes_frames_and_a_window(tmp_path: Path) -> None:
+    checkpoint = checkpoints.golden(tmp_path)
+    for part in ("prefill", "frame"):
+        language_model(checkpoint, "float32", 2, part)()
+    codec(checkpoint, "float32")()
+
+
+def test_pairs_change_their_order_and_their_interval_holds_the_median() -> None:
+    turns: list[str] = []
+
+    def side(name: str, ms: float) -> float:
+        turns.append(name)
+        return ms
+
+    assert alternate(partial(side, "here", 2.0), partial(side, "base", 1.0), 3) == [(2.0, 1.0)] * 3
+    assert turns == ["here", "base", "base", "here", "here", "base", "base", "here"]
+    low, high = interval([0.9, 1.0, 1.0, 1.1, 1.2, 1.3, 5.0])
+    assert 1.0 <= low <= 1.1 <= high <= 1.3

@@ -63,7 +63,7 @@ def test_the_aim_is_a_window_of_frames_a_window_for_each_listener_and_the_moves_
 
 
 def test_the_bench_of_streams_runs() -> None:
-    _, (stream, songs) = smoke("tests.bench.stream", "--base", str(ROOT))
+    _, (stream,) = smoke("tests.bench.stream", "offloaded")
     assert {
         "first_sound_s_worst",
         "whole_file_s",
@@ -76,4 +76,9 @@ def test_the_bench_of_streams_runs() -> None:
     assert (stream["listeners"], stream["models"]) == (2, "offloaded")
     assert stream["song_s"] == 8
     assert stream["moves"]["heartcodec"] > 0
+
+
+@pytest.mark.slow
+def test_the_bench_of_streams_compares_checkouts() -> None:
+    _, (songs,) = smoke("tests.bench.stream", "songs", "--base", str(ROOT))
     assert {"songs_per_s", "base_songs_per_s", "ratio", "interval", "slower"} <= songs.keys()

@@ -172,6 +172,7 @@ def test_buckets_and_rotations_are_the_references(golden_set: EncoderSet, model:
     assert torch.equal(rope_table(8, 10_000.0, 3)[0, :, 0, 0], torch.arange(3.0).cos())
 
 
+@pytest.mark.slow
 def test_in_bfloat16_codes_of_the_first_levels_stay_and_deeper_ones_move(
     golden_set: EncoderSet, model: HeartEncoder, encoded: dict[str, Encoded]
 ) -> None:

@@ -13,6 +13,7 @@ from nats.js import JetStreamContext
 
 from shared.audio.files import AudioWriter
 from shared.audio.flac import BLOCK, encode_blocks, finished_header, stream_header
+from shared.audio.forms import plain
 from shared.audio.tags import SongTags
 from shared.jobs.events import EventPublisher, audible, end_event
 from shared.jobs.store import JobStore, change
@@ -119,7 +120,7 @@ class GrowingSong:
         """The song's file in the format that was asked for."""
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "song"
-            with AudioWriter(path, job.request.format, self.rate, SongTags.of(job.request)) as writer:
+            with AudioWriter(path, plain(job.request.format), self.rate, SongTags.of(job.request)) as writer:
                 writer.write(self.pcm)
             return path.read_bytes()
 

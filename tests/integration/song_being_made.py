@@ -11,6 +11,7 @@ import numpy as np
 from services.codec_worker.engines.base import DecodeState, KeptWindows
 from services.codec_worker.engines.trivial import TrivialCodec
 from shared.audio.files import AudioWriter
+from shared.audio.forms import plain
 from shared.audio.tags import SongTags
 from shared.jobs.continuing import KeptTokens
 from shared.jobs.queues import queue_windows
@@ -126,7 +127,7 @@ class SongBeingMade:
         kept = KeptWindows(seeds=parent.seeds if parent else (), earlier=self._earlier)
         steps = codec.advance(state, self.codes, ended=True, kept=kept)
         path = folder / f"expected.{audio_format}"
-        with AudioWriter(path, audio_format, codec.sample_rate, SongTags.of(self.job.request)) as writer:
+        with AudioWriter(path, plain(audio_format), codec.sample_rate, SongTags.of(self.job.request)) as writer:
             writer.write(np.concatenate([step.audio for step in steps if step.audio is not None]))
         return path.read_bytes()
 

@@ -57,36 +57,35 @@ async def assert_whole(flow: Flow, song: SongBeingMade, folder: Path, settings: 
     assert set(await song.objects()) == {name.rpartition("/")[2] for name in kept}
 
 
-@pytest.mark.parametrize("audio_format", ["flac", "wav", "mp3", "ogg"])
-async def test_a_song_is_heard_while_it_is_made_and_is_the_same_song(
-    settings: Settings, tmp_path: Path, audio_format: AudioFormat
-) -> None:
+async def test_a_song_is_heard_while_it_is_made_and_is_the_same_song(settings: Settings, tmp_path: Path) -> None:
+    formats: tuple[AudioFormat, ...] = ("flac", "wav", "mp3", "ogg")
     async with open_flow(settings, "codec") as flow:
-        song = await SongBeingMade.begin(flow, FRAMES, audio_format)
-        stream = b""
-        for frames, windows in ((LENGTH, 1), (135, 3)):
-            await song.make(frames)
-            job = await song.parts(windows)
-            assert job.status == "generating", "its tokens are still being made"
-            assert job.decode is not None
-            assert job.decode.samples == windows * HOP * 640 // 4096 * 4096, "whole blocks"
-            await flow.until_empty(DEC)
-            assert (await song.stream()).startswith(stream), "what was heard has changed"
-            stream = await song.stream()
-            names = [name for name in await song.objects() if name.endswith((".state", ".peaks.json"))]
-            assert len(names) == 2, "only what the next window needs"
-        assert job.attempts == 1, "the tokenizer's"
-        await song.end()
-        await assert_whole(flow, song, tmp_path)
-        done = await song.record()
-        flac = await flow.store.get(converted_key(str(done.audio_key), "flac"))
-        assert flac[len(header(song)) :].startswith(stream[len(header(song)) :])
-        assert stream.startswith(header(song))
-        assert flac[42 : len(header(song))] == header(song)[42:], "they differ in STREAMINFO alone"
-        events = [event.data for event in await flow.events(song.job_id)]
-        heard = [event.playable_seconds for event in events if isinstance(event, Audio)]
-        assert heard == sorted(heard)
-        assert len(heard) == 4
+        for audio_format in formats:
+            song = await SongBeingMade.begin(flow, FRAMES, audio_format)
+            stream = b""
+            for frames, windows in ((LENGTH, 1), (135, 3)):
+                await song.make(frames)
+                job = await song.parts(windows)
+                assert job.status == "generating", "its tokens are still being made"
+                assert job.decode is not None
+                assert job.decode.samples == windows * HOP * 640 // 4096 * 4096, "whole blocks"
+                await flow.until_empty(DEC)
+                assert (await song.stream()).startswith(stream), "what was heard has changed"
+                stream = await song.stream()
+                names = [name for name in await song.objects() if name.endswith((".state", ".peaks.json"))]
+                assert len(names) == 2, "only what the next window needs"
+            assert job.attempts == 1, "the tokenizer's"
+            await song.end()
+            await assert_whole(flow, song, tmp_path)
+            done = await song.record()
+            flac = await flow.store.get(converted_key(str(done.audio_key), "flac"))
+            assert flac[len(header(song)) :].startswith(stream[len(header(song)) :])
+            assert stream.startswith(header(song))
+            assert flac[42 : len(header(song))] == header(song)[42:], "they differ in STREAMINFO alone"
+            events = [event.data for event in await flow.events(song.job_id)]
+            heard = [event.playable_seconds for event in events if isinstance(event, Audio)]
+            assert heard == sorted(heard)
+            assert len(heard) == 4
 
 
 async def test_nothing_is_told_of_a_song_that_is_being_made_but_what_can_be_heard(settings: Settings) -> None:
@@ -288,9 +287,10 @@ async def test_a_song_that_is_cancelled_between_its_windows_leaves_nothing(setti
 
 
 async def begun_again(flow: Flow, song: SongBeingMade, settings: Settings, tmp_path: Path, windows: int) -> None:
-    """Check that a song's decoding began again, after so many windows, and that nothing of the first time is left."""
+    """Check that a song's decoding begins again, after so many windows, and that nothing of the first time is left."""
     before = await song.record()
-    await flow.worker("codec")
+    if flow.processes[-1].returncode is not None:
+        await flow.worker("codec")
     await song.end()
     await assert_whole(flow, song, tmp_path, settings)
     assert (await song.record()).remade == before.remade
@@ -298,26 +298,38 @@ async def begun_again(flow: Flow, song: SongBeingMade, settings: Settings, tmp_p
     assert [event.playable_seconds for event in heard][windows] == heard[0].playable_seconds, "it went on"
 
 
-@pytest.mark.parametrize("harm", ["other engine", "other tokens", "damaged state", "no state"])
-async def test_a_song_that_cannot_go_on_begins_again(settings: Settings, tmp_path: Path, harm: str) -> None:
+async def test_a_song_for_another_engine_begins_again(settings: Settings, tmp_path: Path) -> None:
     async with open_flow(settings, "codec") as flow:
         song = await SongBeingMade.begin(flow, FRAMES)
         await song.make(100)
-        job = await song.parts(2)
+        await song.parts(2)
         assert await flow.stop(flow.processes[0]) == 0
-        assert job.decode is not None
-        state = state_key(job.decode.parts[-1].key)
-        if harm == "other engine":
-            flow.settings = settings = replace(settings, trivial_window=(LENGTH + 2, HOP))
-        elif harm == "other tokens":
-            song.codes[0, 3] += 1
-        elif harm == "damaged state":
-            data = bytearray(await flow.store.get(state))
-            data[-1] ^= 1
-            await flow.store.put(state, bytes(data))
-        else:
-            await flow.store.delete_one(state)
+        flow.settings = settings = replace(settings, trivial_window=(LENGTH + 2, HOP))
         await begun_again(flow, song, settings, tmp_path, 2)
+
+
+async def test_songs_that_cannot_go_on_begin_again(settings: Settings, tmp_path: Path) -> None:
+    async with open_flow(settings, "codec") as flow:
+        songs: dict[str, SongBeingMade] = {}
+        for harm in ("other tokens", "damaged state", "no state"):
+            songs[harm] = song = await SongBeingMade.begin(flow, FRAMES)
+            await song.make(100)
+            await song.parts(2)
+        assert await flow.stop(flow.processes[0]) == 0
+        for harm, song in songs.items():
+            job = await song.record()
+            assert job.decode is not None
+            state = state_key(job.decode.parts[-1].key)
+            if harm == "other tokens":
+                song.codes[0, 3] += 1
+            elif harm == "damaged state":
+                data = bytearray(await flow.store.get(state))
+                data[-1] ^= 1
+                await flow.store.put(state, bytes(data))
+            else:
+                await flow.store.delete_one(state)
+        for song in songs.values():
+            await begun_again(flow, song, settings, tmp_path, 2)
 
 
 async def test_a_song_whose_part_is_damaged_begins_again(settings: Settings, tmp_path: Path) -> None:

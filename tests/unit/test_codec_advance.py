@@ -17,6 +17,7 @@ from services.codec_worker.song_file import SongFile
 from services.codec_worker.song_stream import Piece, SavedDecode, SongStream
 from shared.audio.files import AudioWriter
 from shared.audio.flac import stream_header
+from shared.audio.forms import plain
 from shared.audio.peaks import Peaks
 from shared.audio.tags import SongTags
 from shared.errors import ObjectError
@@ -260,7 +261,7 @@ def test_the_files_of_a_song_that_was_decoded_bit_by_bit_are_those_of_the_whole_
     engine: NativeCodec = request.getfixturevalue(name)
     song, header, rate = made(engine, frames, cuts), begun(engine).header, engine.sample_rate
     for audio_format in formats:
-        with AudioWriter(tmp_path / "whole", audio_format, rate, TAGS) as writer:
+        with AudioWriter(tmp_path / "whole", plain(audio_format), rate, TAGS) as writer:
             writer.write(whole(engine, CODES[:, :frames]))
         with SongFile(tmp_path, "song", audio_format, header, rate, TAGS) as file:
             for index, piece in enumerate(song.pieces):

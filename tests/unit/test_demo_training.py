@@ -147,9 +147,8 @@ def test_what_is_trained_is_what_reads_recordings() -> None:
 def test_gradients_reach_all_that_is_learnt(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(language, "UNCONDITIONAL", 0.5)
     model, sound = language.untrained(0), codec.untrained(0)
-    for number in range(3):
-        language.loss(model.requires_grad_(True), np.random.default_rng((1, number))).backward()  # type: ignore[no-untyped-call]
-        codec.loss(sound.requires_grad_(True), np.random.default_rng((1, number))).backward()
+    language.loss(model.requires_grad_(True), np.random.default_rng((1, 0))).backward()  # type: ignore[no-untyped-call]
+    codec.loss(sound.requires_grad_(True), np.random.default_rng((1, 0))).backward()
     hearing = encoder.untrained(0, codec.codebooks())
     encoder.calibrate(hearing, np.random.default_rng(0))
     hearing.requires_grad_(True)

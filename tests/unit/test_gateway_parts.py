@@ -4,11 +4,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 
+import msgspec
 import pytest
 
 from services.gateway.api.audio_response import disposition
 from services.gateway.api.conditional import ByteRange, NotSatisfiable, parse_range, tag_matches
-from services.gateway.api.nats_requests import error_body
+from services.gateway.api.nats_bodies import ErrorBody
 from services.gateway.api.static_files import accepts_gzip
 from services.gateway.errors import to_api_error
 from services.gateway.events.broadcaster import SUBSCRIPTION_EVENTS, Subscription
@@ -149,4 +150,5 @@ def test_unexpected_errors_reveal_nothing() -> None:
 
 
 def test_errors_for_nats_clients_have_the_members_that_their_libraries_know() -> None:
-    assert error_body(to_api_error(QueueFull("full"))) == {"code": 429, "err_code": 10077, "description": "full"}
+    body = msgspec.to_builtins(ErrorBody.of(to_api_error(QueueFull("full"))))
+    assert body == {"code": 429, "err_code": 10077, "description": "full"}

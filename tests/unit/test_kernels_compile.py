@@ -45,8 +45,9 @@ def assert_fits(kernel: Compiled, capability: int) -> None:
     assert kernel.spilled <= SPILLED.get((kernel.name, capability), 0), kernel
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize(
+    ("dtype", "capability"), [(torch.float32, 80), (torch.float16, 80), (torch.bfloat16, 90)], ids=str
+)
 def test_kernels_compile_for_cards_and_fit_them(dtype: torch.dtype, capability: int) -> None:
     for kernel in compiled(dtype, capability, 1):
         assert_fits(kernel, capability)

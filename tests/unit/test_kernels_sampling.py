@@ -105,7 +105,9 @@ def test_guidance_and_temperature_are_rounded_as_by_pytorch(dtype: torch.dtype) 
     assert found.equal(expected)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    "dtype", [pytest.param(dtype, marks=pytest.mark.slow) for dtype in DTYPES[::2]] + [torch.bfloat16], ids=str
+)
 def test_before_its_least_length_a_song_has_no_codes_that_end_it(dtype: torch.dtype) -> None:
     """It draws as from a smaller vocabulary; songs at their least length draw as ever."""
     torch.manual_seed(8)

@@ -14,6 +14,8 @@ from shared.nats.errors import nats_errors
     ("raised", "kind", "message"),
     [
         (NotFoundError(code=404, description="no message found"), NotFound, "it failed: no message found"),
+        (APIError(code=500, err_code=10057, description="no message found"), NotFound, "it failed: no message found"),
+        (APIError(code=500, err_code=10057, description="disk is away"), Refused, "it failed: disk is away"),
         (BadRequestError(code=400, err_code=10071, description="wrong last"), WrongSequence, "it failed: wrong last"),
         (
             APIError(code=400, err_code=10077, description="maximum messages exceeded"),

@@ -8,6 +8,7 @@ import soundfile
 
 from shared.audio.decoding.messages import DecodingLimits
 from shared.audio.files import AudioWriter
+from shared.audio.forms import plain
 from shared.schema.request import AudioFormat
 from tests.unit.recordings import FORMATS, RATE, TAGS, decoded, file_of, id3, music, refused
 
@@ -108,7 +109,7 @@ async def test_a_stream_that_somebody_kept_is_decoded_to_its_end(
     loud_then_quiet = np.concatenate([np.random.default_rng(1).normal(0, 0.3, (2 * RATE, 2)), 0.1 * music(6)])
     song = loud_then_quiet.clip(-1, 0.999).astype(np.float32)
     path = tmp_path / "song"
-    writer = AudioWriter(path, audio_format, RATE, TAGS)
+    writer = AudioWriter(path, plain(audio_format), RATE, TAGS)
     with writer:
         writer.write(song)
         growing = path.read_bytes()
