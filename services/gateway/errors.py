@@ -79,7 +79,7 @@ REFUSALS: dict[RefusalReason, str] = {  # of recordings
 }
 _HTTP_KINDS = {404: "not-found", 405: "method-not-allowed", 413: "too-large", 415: "unsupported-media-type"}
 _HTTP_DETAILS = {
-    404: "check the address; the web page is at / and the API begins with /generate",
+    404: "check the address; the web page is at /, and /docs lists the routes of the API",
     413: "the body may have at most 256 KiB",
 }
 

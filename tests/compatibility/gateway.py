@@ -15,11 +15,12 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from services.gateway.api.docs.asyncapi import document as asyncapi_document
 from services.gateway.api.docs.openapi import complete, marks_of
-from services.gateway.api.nats_requests import ERROR_CODES
+from services.gateway.api.nats_bodies import ERROR_CODES
 from services.gateway.api.websocket import DONE, FAULT, RECONNECT, UNAUTHORIZED, UNKNOWN
 from services.gateway.api.websocket import REFUSED as WRONG_AFTER
 from services.gateway.app import create_app
 from services.gateway.auth.authenticate import COOKIE, COOKIE_SECONDS
+from services.gateway.compatible.served_model import ServedModel
 from services.gateway.container import Container
 from services.gateway.errors import MEDIA_TYPE, PROBLEMS, to_api_error
 from services.gateway.monitoring.health import QueueDepth, Server, Snapshot
@@ -45,7 +46,12 @@ _SERVERS = Settings(
 async def _gateway() -> Container:
     """A gateway that is connected to nothing. Has to be made in an event loop."""
     return Container(
-        _SERVERS, Connection(_SERVERS, None), ObjectStore(_SERVERS), cast("Prompter", None), can_encode=True
+        _SERVERS,
+        Connection(_SERVERS, None),
+        ObjectStore(_SERVERS),
+        cast("Prompter", None),
+        ServedModel("HeartMuLa-oss-3B", 0),
+        can_encode=True,
     )
 
 
@@ -131,7 +137,7 @@ def _snapshot() -> Snapshot:
         nats=Server(ok=True),
         object_store=Server(ok=True),
         workers=[WORKING],
-        queue=QueueDepth(tokens=1, decode=1, encode=1),
+        queue=QueueDepth(tokens=1, decode=1, encode=1, intake=1),
         ages={"tokens": 1.0},
         decode_full=False,
     )

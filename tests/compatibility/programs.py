@@ -2,14 +2,14 @@
 
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import click
 import msgspec
 
-from services import client
-from services.client.cli.commands import cli
-from services.client.cli.runtime import ExitStatus
+import heartmula_client
+from heartmula_client.cli.commands import cli
+from heartmula_client.cli.runtime import ExitStatus
 
 
 async def commands() -> Any:
@@ -45,10 +45,12 @@ def _parameters(command: click.Command) -> Any:
 
 async def python_client() -> Any:
     """Every public name of the Python client, with its parameters or fields."""
-    return {name: _described(getattr(client, name)) for name in sorted(client.__all__)}
+    return {name: _described(getattr(heartmula_client, name)) for name in sorted(heartmula_client.__all__)}
 
 
 def _described(thing: Any) -> Any:
+    if get_origin(thing) is Literal:
+        return get_args(thing)
     if not isinstance(thing, type):
         return thing
     if issubclass(thing, msgspec.Struct):
@@ -59,7 +61,7 @@ def _described(thing: Any) -> Any:
 
 
 def _members(kind: type) -> Any:
-    ours = [base for base in reversed(kind.__mro__) if base.__module__.startswith("services.")]
+    ours = [base for base in reversed(kind.__mro__) if base.__module__.startswith("heartmula_client.")]
     members = {name: member for base in ours for name, member in vars(base).items()}
     return {
         name: _signature(member) if inspect.isroutine(member) else type(member).__name__

@@ -8,6 +8,7 @@ import hashlib
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from datetime import datetime, timedelta, timezone
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,9 @@ from shared.audio.peaks import PeaksBody, peaks_of
 from shared.device.lease_queue import LeaseView, read_view
 from shared.device.ledger import DeviceLedger
 from shared.jobs.recordings import recording_id
+from shared.jobs.store import released
 from shared.nats.subjects import decode_subject, event_subject, job_subject, listen_subject, token_subject
-from shared.schema.base import CONTINUED_SCHEMA, RECORDING_SCHEMA, UNFINISHED_SCHEMA, timestamp
+from shared.schema.base import CONTINUED_SCHEMA, DEFERRED_SCHEMA, RECORDING_SCHEMA, UNFINISHED_SCHEMA, timestamp
 from shared.schema.decoding import decode, read_event, read_heartbeat, read_listening, read_order, read_record
 from shared.schema.event import (
     AnyEvent,
@@ -159,7 +161,8 @@ RECORDING = Job(
     duration_s=181.5,
     sample_rate=44_100,
 )
-RECORDS = {
+# And these before songs could be deferred, or were marked as instrumental.
+RECORDS_WITHOUT_TIMES = {
     **RECORDS_WITHOUT_RECORDINGS,
     "queued, a recording": RECORDING,
     "generating, a recording": msgspec.structs.replace(
@@ -173,6 +176,17 @@ RECORDS = {
         frames=2268,
         tokens_key=recording_tokens_key("local", _SHA256, "an encoder"),
     ),
+}
+DEFERRED = msgspec.structs.replace(
+    _QUEUED, schema=DEFERRED_SCHEMA, instrumental=True, not_before=BEGAN + 86_400, deferred=True
+)
+RECORDS = {
+    **RECORDS_WITHOUT_TIMES,
+    "queued, waits for its time": DEFERRED,
+    "queued, waits for its time and goes on from a song": msgspec.structs.replace(
+        CONTINUED, schema=DEFERRED_SCHEMA, not_before=BEGAN + 86_400, deferred=True, repeated=True
+    ),
+    "queued, its time has come": released(DEFERRED),
 }
 
 
@@ -194,6 +208,7 @@ _LISTENING = Listening(job_id=JOB, gateway="host-0a1b2c3d", listeners=2, buffere
 EVENTS: dict[str, AnyEvent] = {
     "queued": Queued(job_id=JOB, status="queued", progress=0, queue_position=3, eta=timestamp(BEGAN + 90)),
     "queued, place unknown": Queued(job_id=JOB, status="queued", progress=0),
+    "queued, waits for its time": Queued(job_id=JOB, status="queued", progress=0, not_before=timestamp(BEGAN + 86_400)),
     "stage": Stage(
         job_id=JOB, status="generating", progress=12.5, stage="generating", phase=2, frames=125, memory_used=6_000_000
     ),
@@ -371,6 +386,10 @@ STORED: dict[str, Stored] = {
         f"record: {name}, before recordings": replace(_record(job), earlier=True)
         for name, job in RECORDS_WITHOUT_RECORDINGS.items()
     },
+    **{
+        f"record: {name}, before times": replace(_record(job), earlier=True)
+        for name, job in RECORDS_WITHOUT_TIMES.items()
+    },
     "token job": Stored(
         _TOKEN_JOB, msgspec.json.encode, lambda data: read_order(token_subject("high", JOB), data, TokenJob)
     ),
@@ -388,6 +407,10 @@ STORED: dict[str, Stored] = {
     ),
     "listeners": Stored(_LISTENING, msgspec.json.encode, partial(read_listening, listen_subject(JOB))),
     **{f"event: {name}": _event(event) for name, event in EVENTS.items()},
+    **{
+        f"event: {name}, before times": replace(_event(EVENTS[name]), earlier=True)
+        for name in ("queued", "queued, place unknown")
+    },
     "heartbeat: idle": _heartbeat(_IDLE),
     "heartbeat: working": _heartbeat(WORKING),
     "heartbeat: idle, before plans": replace(_heartbeat(_IDLE), earlier=True),
@@ -459,6 +482,11 @@ def derived() -> dict[str, Any]:
         ),
         "digest of a request that goes on from a song's end": digest_of(
             msgspec.structs.replace(SHORT, continue_from=ContinueFrom(job_id=OTHER))
+        ),
+        "digest of a request for a song without words at a time": digest_of(
+            msgspec.structs.replace(
+                SHORT, instrumental=True, not_before=datetime(2026, 1, 31, 19, tzinfo=timezone(timedelta(hours=1)))
+            )
         ),
         "digest of an API key": digest_of_key("hm_example"),
         "signature of a webhook": sign(b"0123456789abcdef01234567", f"{JOB}-completed", 1_767_225_661, b"{}"),

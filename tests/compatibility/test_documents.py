@@ -45,7 +45,7 @@ def test_variables_of_other_programs_are_left_alone_and_unknown_ones_are_refused
         "deploy.local.__main__",
         "deploy.setup",
         "deploy.store_setup",
-        "services.client.__main__",
+        "heartmula_client.__main__",
         "services.codec_worker.__main__",
         "services.gateway.__main__",
         "services.gateway.keys",
@@ -57,7 +57,7 @@ def test_programs_start_under_their_documented_names(name: str) -> None:
 
 
 def test_the_command_line_is_installed_as_heartmula() -> None:
-    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    scripts = tomllib.loads((ROOT / "services/client/pyproject.toml").read_text())["project"]["scripts"]
     assert scripts.keys() == {"heartmula"}
     assert callable(resolve_name(scripts["heartmula"]))
 
