@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 import nats
+from nats.aio.client import Client
 from nats.js import JetStreamContext
 
 from deploy.local.servers.embedded import Role
@@ -38,6 +39,14 @@ def as_role(settings: Settings, role: Role) -> Settings:
     """Settings with the rights of one role: on the servers of tests all roles have one password."""
     user = urlsplit(settings.nats_url.partition(",")[0]).username
     return replace(settings, nats_url=settings.nats_url.replace(f"//{user}:", f"//{role}:")) if user else settings
+
+
+@asynccontextmanager
+async def connect_client(settings: Settings) -> AsyncIterator[Client]:
+    """Connect with the rights of the user `client`."""
+    client = await nats.connect(as_role(settings, "client").nats_url, inbox_prefix=b"_INBOX_client")
+    yield client
+    await client.close()
 
 
 def environment(settings: Settings, role: Role) -> dict[str, str]:

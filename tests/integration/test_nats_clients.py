@@ -17,7 +17,7 @@ from deploy.local.servers import nats as local_nats
 from deploy.local.servers.embedded import ROLES, NatsServer, S3Server, free_port
 from services.gateway.auth.api_keys import digest_of_key
 from shared.nats.subjects import INTAKE, TENANT, TOK, intake_subject, record_subject, submit_subject
-from tests.integration.flow import as_role
+from tests.integration.flow import connect_client
 from tests.integration.gateway_fixtures import SONG, RunningGateway, eventually, fresh_settings, running_gateway
 
 ROLES_CONF = Path(local_nats.__file__).parents[2] / "nats" / "roles.conf"
@@ -57,14 +57,6 @@ async def gateway(
         yield gateway
 
 
-@asynccontextmanager
-async def client_of(gateway: RunningGateway) -> AsyncIterator[Client]:
-    """Connect with the rights of the user `client`."""
-    client = await nats.connect(as_role(gateway.settings, "client").nats_url, inbox_prefix=b"_INBOX_client")
-    yield client
-    await client.close()
-
-
 async def refused(gateway: RunningGateway) -> float:
     """How many requests the gateway has left unanswered because of their reply subject."""
     figures = (await gateway.http.get("/metrics")).text
@@ -99,7 +91,7 @@ async def attack(gateway: RunningGateway, sender: Client, subject: str, data: by
 
 @pytest.mark.parametrize("body", [b"{", json.dumps(SONG).encode()])
 async def test_a_client_is_answered_in_inboxes_alone(gateway: RunningGateway, body: bytes) -> None:
-    async with client_of(gateway) as client:
+    async with connect_client(gateway.settings) as client:
         before = (await gateway.js.stream_info(TOK)).state.messages
         assert await attack(gateway, client, submit_subject(TENANT), body) == []
         assert await attack(gateway, client, intake_subject(TENANT), body) == []
@@ -121,7 +113,7 @@ async def test_the_service_shows_itself_in_inboxes_alone(gateway: RunningGateway
 
 
 async def test_a_client_asks_as_its_library_does(gateway: RunningGateway) -> None:
-    async with client_of(gateway) as client:
+    async with connect_client(gateway.settings) as client:
         answer = await ask(client, submit_subject(TENANT), SONG)
         old_style = await client.request(submit_subject(TENANT), json.dumps(SONG).encode(), timeout=10, old_style=True)
         ack = await client.jetstream().publish(submit_subject(TENANT), json.dumps(SONG).encode())
@@ -129,7 +121,7 @@ async def test_a_client_asks_as_its_library_does(gateway: RunningGateway) -> Non
 
 
 async def test_a_client_reads_the_records_of_its_tenant(gateway: RunningGateway) -> None:
-    async with client_of(gateway) as client:
+    async with connect_client(gateway.settings) as client:
         job_id = (await ask(client, submit_subject(TENANT), SONG))["job_id"]
         record = await ask(client, record_subject(TENANT, job_id))
         assert (record["job_id"], record["status"], record["request"]["tags"]) == (job_id, "queued", SONG["tags"])
@@ -158,7 +150,7 @@ async def test_a_client_reads_the_records_of_its_tenant(gateway: RunningGateway)
 async def test_a_message_that_nats_py_cannot_read_does_not_make_the_gateway_deaf(
     gateway: RunningGateway, reply: bytes, headers: bytes
 ) -> None:
-    async with client_of(gateway) as client:
+    async with connect_client(gateway.settings) as client:
         sizes = b"%d %d" % (len(headers), len(headers) + 1)
         command = b"HPUB" if headers else b"PUB"
         line = b"%s %s %s %s" % (command, submit_subject(TENANT).encode(), reply, sizes if headers else b"1")

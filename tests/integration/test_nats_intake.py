@@ -3,13 +3,11 @@
 import json
 import signal
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
-import nats
 import pytest
 from nats.aio.client import Client
 from nats.js.errors import APIError
@@ -19,7 +17,7 @@ from services.gateway.background import deferred
 from services.gateway.submission.idempotency import song_of
 from shared.nats.subjects import INTAKE, TENANT, TOK, intake_subject
 from shared.schema.request import MAX_BODY
-from tests.integration.flow import as_role
+from tests.integration.flow import connect_client
 from tests.integration.gateway_fixtures import (
     SONG,
     RunningGateway,
@@ -40,14 +38,6 @@ async def gateway(
     folder = tmp_path_factory.mktemp("intake")
     async with running_gateway(await fresh_settings(nats_server, s3_server, folder), folder) as gateway:
         yield gateway
-
-
-@asynccontextmanager
-async def client_of(gateway: RunningGateway) -> AsyncIterator[Client]:
-    """Connect with the rights of the user `client`."""
-    client = await nats.connect(as_role(gateway.settings, "client").nats_url, inbox_prefix=b"_INBOX_client")
-    yield client
-    await client.close()
 
 
 async def leave(client: Client, body: bytes, key: str | None = None, subject: str = SUBJECT) -> dict[str, Any]:
@@ -76,7 +66,7 @@ async def queued(gateway: RunningGateway) -> int:
 
 
 async def test_a_request_that_is_left_becomes_a_song_once(gateway: RunningGateway) -> None:
-    async with client_of(gateway) as client:
+    async with connect_client(gateway.settings) as client:
         key, before = "a.song.*.>", await queued(gateway)
         ack = await client.jetstream().publish(SUBJECT, BODY, headers={"Nats-Msg-Id": key})
         assert (ack.stream, ack.duplicate) == (INTAKE, False)
@@ -104,7 +94,7 @@ async def test_a_request_that_is_left_becomes_a_song_once(gateway: RunningGatewa
 
 
 async def test_what_cannot_be_stored_is_answered_at_once(gateway: RunningGateway) -> None:
-    async with client_of(gateway) as client:
+    async with connect_client(gateway.settings) as client:
         with pytest.raises(APIError, match="256 KiB") as refused:
             await client.jetstream().publish(SUBJECT, b" " * (MAX_BODY + 1))
         assert refused.value.err_code == 20003
@@ -114,7 +104,7 @@ async def test_what_cannot_be_stored_is_answered_at_once(gateway: RunningGateway
 
 
 async def test_a_request_that_cannot_be_fulfilled_becomes_an_event(gateway: RunningGateway) -> None:
-    async with client_of(gateway) as client:
+    async with connect_client(gateway.settings) as client:
         events = await client.subscribe(f"events.{TENANT}.*.refused")
         await client.flush()
         key = "wrong.*"
@@ -152,7 +142,7 @@ async def test_a_request_that_cannot_be_fulfilled_becomes_an_event(gateway: Runn
 async def test_a_refused_request_that_comes_again_is_judged_again(gateway: RunningGateway) -> None:
     parent = await gateway.submit()
     body = json.dumps(SONG | {"continue_from": {"job_id": parent}, "max_duration_ms": 8000}).encode()
-    async with client_of(gateway) as client:
+    async with connect_client(gateway.settings) as client:
         ack = await leave(client, body, "too-soon")
         await gateway.event(ack["job_id"], "refused")
         await submitted(gateway)
@@ -168,7 +158,7 @@ async def test_what_was_acknowledged_is_submitted_after_everything_was_killed(
     await gateway.submit()
     config = (await gateway.js.stream_info(TOK)).config
     await gateway.js.update_stream(replace(config, max_msgs=await queued(gateway)))
-    async with client_of(gateway) as client:
+    async with connect_client(gateway.settings) as client:
         kept = [(await leave(client, BODY))["job_id"] for _ in range(3)]
         refused = await gateway.http.post("/generate", json=SONG)
         assert refused.json()["type"] == "/problems/queue-full"
@@ -198,7 +188,8 @@ async def test_a_request_that_has_to_wait_alone_holds_no_other_back(
     await gateway.js.purge_stream(TOK)
     waits = await gateway.submit(**later)
     await gateway.stop()
-    async with client_of(gateway) as client, in_process(replace(gateway.settings, queue_limit=1)) as (_, _, base):
+    full = replace(gateway.settings, queue_limit=1)
+    async with connect_client(gateway.settings) as client, in_process(full) as (_, _, base):
         for_later = [await leave(client, json.dumps(later).encode()) for _ in range(30)]
         several = await leave(client, json.dumps(SONG | {"variants": 2}).encode())
         song = await leave(client, BODY)
