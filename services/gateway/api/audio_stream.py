@@ -5,10 +5,11 @@ Ranges are those of RFC 9110 §14, and of RFC 8673 where the end is not known ye
 
 import asyncio
 import contextlib
+import functools
 import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeVar, cast
 
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -42,6 +43,7 @@ log = logging.getLogger(__name__)
 WAIT_SECONDS = 60.0  # for the first byte
 STALLED_SECONDS = 300.0  # a player that is paused reads nothing for a while
 BLOCK = 256 * 1024  # bytes
+T = TypeVar("T")
 
 
 class Stream(Protocol):
@@ -107,14 +109,33 @@ class AudioStreams:
             asked = Conditions(asked.method, asked.if_none_match, asked.range)
         return cast("ASGIApp", await self._audio.audio(wanted.job, wanted.form.audio_format, asked))
 
-    @contextlib.contextmanager
-    def serving(self, task: asyncio.Task[Any]) -> Iterator[None]:
-        """Cancel a task at the end of this process, while the context lasts."""
-        self._serving.add(task)
+    async def serve(
+        self, scope: Scope, receive: Receive, send: Send, work: Callable[[Send], Coroutine[Any, Any, T]]
+    ) -> T | None:
+        """Do the work of a response while its client is there and this process goes on; returns its result.
+
+        None where it was cut. Raises what the work raises.
+        """
+        complete = False
+
+        async def noting(message: Message) -> None:
+            nonlocal complete
+            await send(message)
+            complete = message["type"] == "http.response.body" and not message["more_body"]
+
+        gone = asyncio.create_task(until_gone(receive))
+        serving = asyncio.create_task(work(noting))
+        self._serving.add(serving)
         try:
-            yield
+            await asyncio.wait({gone, serving}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            self._serving.discard(task)
+            self._serving.discard(serving)
+            await end(gone, serving)
+        if not serving.cancelled():
+            return serving.result()
+        if not complete:  # else its client is reported as gone too, and may still read, and ask for more
+            await cut(scope)
+        return None
 
     @contextlib.asynccontextmanager
     async def listen(self, wanted: Wanted, *, live: bool = True) -> AsyncIterator[tuple[GrowingSong, Listener]]:
@@ -150,27 +171,8 @@ class StreamResponse:
             await self._start(send, StreamPart(0, None, {}, 200))
             await send({"type": "http.response.body", "body": b"", "more_body": False})
             return
-        complete = False
-
-        async def noting(message: Message) -> None:
-            nonlocal complete
-            await send(message)
-            complete = message["type"] == "http.response.body" and not message["more_body"]
-
-        gone = asyncio.create_task(until_gone(receive))
-        serving = asyncio.create_task(self._serve(scope, noting))
-        try:
-            with self.streams.serving(serving):
-                await asyncio.wait({gone, serving}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            await end(gone)
-            if not serving.done():
-                await end(serving)
-        if serving.cancelled() and complete:  # its client is reported as gone too, and may still read, and ask for more
-            return
-        if serving.cancelled():
-            await cut(scope)
-        elif (finished := serving.result()) is not None:
+        finished = await self.streams.serve(scope, receive, send, functools.partial(self._serve, scope))
+        if finished is not None:
             await (await self.streams.file(replace(self.wanted, job=finished)))(scope, receive, send)
 
     async def _serve(self, scope: Scope, send: Send) -> Job | None:

@@ -5,25 +5,24 @@ byte are raised, for the route's exception handler to answer in the vendor's sha
 """
 
 import asyncio
+import functools
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
-from litestar.types import ASGIApp, Message, Receive, Scope, Send
+from litestar.types import ASGIApp, Receive, Scope, Send
 
 from services.gateway.api.audio_response import no_audio
 from services.gateway.api.audio_stream import BLOCK, AudioStreams, Stream, deliver, refusal
 from services.gateway.api.conditional import Conditions
 from services.gateway.api.http_protocol import cut
-from services.gateway.api.responses import until_gone
 from services.gateway.api.stream_parts import ENDLESS, Wanted
 from services.gateway.auth.api_keys import Caller
 from services.gateway.compatible.requested_songs import RequestedSong, RequestedSongs
 from services.gateway.media.encodings import EncodersBusy
 from services.gateway.media.growing_songs import GrowingSong, StreamCut
 from services.gateway.media.listeners import Listener
-from shared.aio import end
 from shared.audio.forms import Form
 from shared.errors import HeartMulaError
 from shared.schema.job import ENDED, Job
@@ -84,26 +83,9 @@ class _SongAnswer:
     answers: SongAnswers
     order: Order
     begun: bool = False
-    complete: bool = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def noting(message: Message) -> None:
-            await send(message)
-            self.begun = True
-            self.complete = message["type"] == "http.response.body" and not message["more_body"]
-
-        gone = asyncio.create_task(until_gone(receive))
-        serving = asyncio.create_task(self._serve(scope, noting))
-        try:
-            with self.answers.streams.serving(serving):
-                await asyncio.wait({gone, serving}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            await end(gone, serving)
-        if serving.cancelled():
-            if not self.complete:  # else its client is reported as gone too, and may ask for more
-                await cut(scope)
-            return
-        serving.result()
+        await self.answers.streams.serve(scope, receive, send, functools.partial(self._serve, scope))
 
     async def _serve(self, scope: Scope, send: Send) -> None:
         # As FLAC, from which every form is made.
@@ -162,6 +144,7 @@ class _SongAnswer:
         encoded = [(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()]
         head = await self.order.envelope.head(job)
         await send({"type": "http.response.start", "status": 200, "headers": encoded})
+        self.begun = True
         if head:
             await deliver(send, head)
 
