@@ -45,7 +45,6 @@ class _Entry(NamedTuple):
     place: Place
     status: Status
     parent: str | None  # id of the song or recording that it goes on from
-    due: float | None  # when it is to be queued, while it waits for that, in seconds since the epoch
     written: float  # when its record was written last, seconds since the epoch by the server's clock
 
     @property
@@ -211,9 +210,8 @@ class SongIndex:
                 self.forget(job_id)
             return
         parent = job.parent.id if job.parent else None
-        due = job.not_before if job.deferred else None
         written = message.metadata.timestamp.timestamp()
-        entry = _Entry(tenant, job.recording is not None, (job.created_at, job_id), job.status, parent, due, written)
+        entry = _Entry(tenant, job.recording is not None, (job.created_at, job_id), job.status, parent, written)
         known = self._songs.get(job_id)
         if known is None or (known.place, known.parent) != (entry.place, entry.parent):
             self.forget(job_id)
@@ -221,10 +219,10 @@ class SongIndex:
             if parent is not None:
                 bisect.insort(self._children.setdefault((tenant, parent), []), entry.place)
         self._songs[job_id] = entry
-        if due is None:
-            self._deferred.pop(job_id, None)
+        if job.deferred and job.not_before is not None:
+            self._deferred[job_id] = job.not_before
         else:
-            self._deferred[job_id] = due
+            self._deferred.pop(job_id, None)
 
 
 def _remove(places: list[Place], place: Place) -> None:
