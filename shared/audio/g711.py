@@ -27,7 +27,7 @@ def _samples() -> np.ndarray:
 
 
 def _exponent(magnitude: np.ndarray, bits: int) -> np.ndarray:
-    """By how many bits a magnitude is longer than `bits`; never less than 0."""
+    """Number of bits by which a magnitude is longer than `bits`, at least 0."""
     exponent: np.ndarray = np.maximum(np.frexp(magnitude)[1] - bits, 0)
     return exponent
 

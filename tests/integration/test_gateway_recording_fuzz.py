@@ -42,7 +42,7 @@ def hostile_files() -> Iterator[bytes]:
 
 
 def files(count: int, damaged: list[bytes]) -> Iterator[bytes]:
-    """The same ones in every run; every damaged one is another one in each round through them."""
+    """Files that do not differ from run to run; each damaged one differs from round to round."""
     yield from hostile_files()
     random = np.random.default_rng(3)
     for number in range(count - len(list(hostile_files()))):

@@ -94,7 +94,7 @@ def test_this_system_can_be_read() -> None:
 
 
 def test_what_is_missing_for_a_large_block_is_told(tmp_path: Path) -> None:
-    assert shortage(100 * GIB, tmp_path) == 0, "where nobody tells, nothing is known to be missing"
+    assert shortage(100 * GIB, tmp_path) == 0, "without figures, nothing is known to be missing"
     machine(tmp_path, total=32, available=7)
     assert [shortage(n * GIB, tmp_path) for n in (3, 5)] == [0, 2 * GIB]
     machine(tmp_path, total=32, available=1)
