@@ -6,7 +6,8 @@ from contextlib import asynccontextmanager
 
 import httpx
 
-from services.gateway.background.webhooks.addresses import LookUps, first_allowed, parse_url, port_of
+from services.gateway.background.webhooks.addresses import parse_url
+from services.gateway.background.webhooks.checked_client import CheckedClient, PrivateAddress
 from shared.errors import InvalidRequest, RecordingRefused
 from shared.settings import Settings
 
@@ -14,7 +15,6 @@ FIELD = "source"  # of the request, which holds the address
 CONNECT_SECONDS = 10.0  # for the answer to one request to begin
 _READ_SECONDS = 10.0
 _REDIRECTS = 3
-_USER_AGENT = "HeartMuLa-on-JetStream"
 
 
 class Fetcher:
@@ -22,15 +22,12 @@ class Fetcher:
 
     def __init__(self, settings: Settings) -> None:
         self._private, self._most_bytes = settings.webhook_private, settings.recording_mb * 1_000_000
-        self._look_ups = LookUps()
-        # See `webhooks.delivery`: no proxy, and no connection is used again.
-        unshared = httpx.Limits(max_connections=None, max_keepalive_connections=0)
         timeout = httpx.Timeout(_READ_SECONDS, connect=CONNECT_SECONDS)
-        self._http = httpx.AsyncClient(timeout=timeout, trust_env=False, follow_redirects=False, limits=unshared)
+        self._http = CheckedClient(timeout, private=self._private)
 
     async def close(self) -> None:
         """Close the HTTP client."""
-        await self._http.aclose()
+        await self._http.close()
 
     def check(self, url: str) -> None:
         """Raise `InvalidRequest` for an address that may not be asked. Names are not looked up."""
@@ -73,17 +70,8 @@ class Fetcher:
         raise InvalidRequest(FIELD, f"redirects more than {_REDIRECTS} times")
 
     async def _get(self, target: httpx.URL) -> httpx.Response:
-        name, port = target.raw_host.decode(), port_of(target)
-        headers = {
-            "Host": target.netloc.decode(),
-            "Accept-Encoding": "identity",
-            "User-Agent": _USER_AGENT,
-        }
-        async with asyncio.timeout(CONNECT_SECONDS):
-            address = first_allowed(await self._look_ups.find(name, port), private=self._private)
-            if address is None:
-                raise InvalidRequest(FIELD, "leads to a private address, which this service does not call")
-            # To the address that was checked, not to the name, which could lead to another one by now.
-            checked = target.copy_with(host=str(address), port=port, fragment=None)
-            request = self._http.build_request("GET", checked, headers=headers, extensions={"sni_hostname": name})
-            return await self._http.send(request, stream=True)
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                return await self._http.send("GET", target, {"Accept-Encoding": "identity"})
+        except PrivateAddress:
+            raise InvalidRequest(FIELD, "leads to a private address, which this service does not call") from None

@@ -6,7 +6,8 @@ import time
 
 import httpx
 
-from services.gateway.background.webhooks.addresses import Address, LookUps, first_allowed, parse_url, port_of
+from services.gateway.background.webhooks.addresses import parse_url
+from services.gateway.background.webhooks.checked_client import CheckedClient, PrivateAddress
 from services.gateway.background.webhooks.payload import Call, sign
 from shared.errors import InvalidRequest
 from shared.settings import Settings
@@ -28,11 +29,7 @@ class Sender:
     def __init__(self, settings: Settings) -> None:
         self._secret = base64.b64decode(settings.webhook_secret.removeprefix("whsec_"))
         self._private = settings.webhook_private
-        self._look_ups = LookUps()
-        # No proxy: it would resolve the name again, and reach hosts that must not be reached. No connection is used
-        # again: they are kept by address, and the certificate that one name has shown there says nothing about another.
-        unshared = httpx.Limits(max_connections=None, max_keepalive_connections=0)
-        self._http = httpx.AsyncClient(timeout=TIMEOUT, trust_env=False, follow_redirects=False, limits=unshared)
+        self._http = CheckedClient(TIMEOUT, private=self._private)
 
     @property
     def enabled(self) -> bool:
@@ -41,7 +38,7 @@ class Sender:
 
     async def close(self) -> None:
         """Close the HTTP client."""
-        await self._http.aclose()
+        await self._http.close()
 
     def target(self, url: str) -> httpx.URL:
         """Read an address. Raises `InvalidRequest` for one that cannot be called. Names are not looked up here."""
@@ -51,25 +48,19 @@ class Sender:
 
     async def send(self, call: Call, target: httpx.URL) -> None:
         """Deliver a webhook. Raises `DeliveryFailed`, httpx's errors or `OSError`."""
-        port = port_of(target)
         now = int(time.time())
         headers = {
-            "Host": target.netloc.decode(),
             "Content-Type": "application/json",
-            "User-Agent": "HeartMuLa-on-JetStream",
             "webhook-id": call.id,
             "webhook-timestamp": str(now),
             "webhook-signature": sign(self._secret, call.id, now, call.body),
         }
-        name = target.raw_host.decode()
-        async with asyncio.timeout(TIMEOUT):
-            # To the address that was checked, not to the name, which could lead to another one by now.
-            checked = target.copy_with(host=str(await self._address(name, port)), port=port)
-            request = self._http.build_request(
-                "POST", checked, content=call.body, headers=headers, extensions={"sni_hostname": name}
-            )
-            answer = await self._http.send(request, stream=True)
-            await answer.aclose()  # its body does not matter
+        try:
+            async with asyncio.timeout(TIMEOUT):
+                answer = await self._http.send("POST", target, headers, call.body)
+                await answer.aclose()  # its body does not matter
+        except PrivateAddress:
+            raise DeliveryFailed("its address is a private one", final=True) from None
         if answer.is_success:
             return
         pause = answer.headers.get("retry-after", "")
@@ -78,9 +69,3 @@ class Sender:
             pause=float(pause) if pause.isascii() and pause.isdigit() and len(pause) < 7 else 0.0,
             final=answer.status_code == 410,
         )
-
-    async def _address(self, host: str, port: int) -> Address:
-        address = first_allowed(await self._look_ups.find(host, port), private=self._private)
-        if address is None:
-            raise DeliveryFailed("its address is a private one", final=True)
-        return address
